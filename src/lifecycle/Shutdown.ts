@@ -1,0 +1,322 @@
+/**
+ * The one engine that ends processes, machines and services.
+ *
+ * Each stage is a race: the target ends, the request fails, or the grace passes. Whoever loses, the next stage takes
+ * over, until the target is gone or there is no harsher stage. It is the same shape as
+ * `polite.pipe(Effect.timeoutOrElse({ duration, orElse: () => harsher }))`, folded over the policy.
+ *
+ * ```
+ *   run ──▶ ended before? ──▶ AlreadyExited
+ *             │ no
+ *             ▼
+ *          stage 1 ──ended──▶ Graceful          deadline, failed request, or a harsher request
+ *             └────────────▶ stage 2 …  ──ended──▶ Forced
+ *                               └──────────────▶ Survivors | Unkillable
+ * ```
+ *
+ * All waiting is on `Clock`, and all deadlines are monotonic: a step of the wall clock moves nothing.
+ *
+ * @since 0.1.0
+ */
+import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
+import * as Data from "effect/Data"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Option from "effect/Option"
+import type { ExitStatus } from "./ExitStatus.ts"
+import { ShutdownOutcome, type StageReport, type Survivor } from "./ShutdownOutcome.ts"
+import type { ShutdownPolicy, Stage } from "./ShutdownPolicy.ts"
+
+/**
+ * What is left of a target: its own status once it has one, and everything that is still alive.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Remains {
+  readonly status: Option.Option<ExitStatus>
+  readonly survivors: ReadonlyArray<Survivor>
+}
+
+/**
+ * Something that can be asked to end.
+ *
+ * `ended` and `request` must be interruptible. "Ended" means all that the target's kill scope reaches, not only the
+ * process that was started.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ShutdownTarget<in R, out E> {
+  /** Has it ended by now? Must not wait. */
+  readonly poll: Effect.Effect<Option.Option<ExitStatus>>
+  /** Waits until it has ended. */
+  readonly ended: Effect.Effect<ExitStatus>
+  /** Asks it to end. Fails only when the request could not be made; a target that is gone is not a failure. */
+  readonly request: (request: R) => Effect.Effect<void, E>
+  /** Looks at what is there now, also where no request reaches. */
+  readonly remains: Effect.Effect<Remains>
+}
+
+/**
+ * How urgently somebody wants the end. Each field can only hasten a shutdown that runs already.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export interface ShutdownRequest {
+  /** Start with, or go at once to, the stage of this name; `"next"` is the one after the current one. */
+  readonly atLeast?: string | undefined
+  /** Reach the last stage within this time from now. */
+  readonly within?: Duration.Input | undefined
+}
+
+/**
+ * No stage has the name that a request gave.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class NoSuchStage extends Data.TaggedError("NoSuchStage")<{
+  readonly name: string
+  readonly stages: ReadonlyArray<string>
+}> {
+  override get message(): string {
+    return `No shutdown stage is called "${this.name}": use "next" or one of ${this.stages.join(", ")}`
+  }
+}
+
+/**
+ * What happens during a shutdown, for status lines and logs.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type ShutdownEvent = Data.TaggedEnum<{
+  StageStarted: { readonly stage: string; readonly grace: Duration.Duration }
+  StageEnded: { readonly report: StageReport }
+  Extended: { readonly stage: string; readonly by: Duration.Duration }
+}>
+
+/**
+ * A shutdown that can be run once, by any number of callers.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Shutdown {
+  /**
+   * Starts the shutdown, or joins the one that runs; all callers get the same outcome. A harsher request hastens it, a
+   * softer one changes nothing. It goes on when a caller is interrupted. Fails only for a stage name that is not there.
+   */
+  readonly run: (request?: ShutdownRequest) => Effect.Effect<ShutdownOutcome, NoSuchStage>
+  /**
+   * Asks for more time in the current stage. The answer is what was granted: zero when no stage runs, and never more
+   * than the stage's `maxExtension` in all, nor past the time that a caller has set by `within`.
+   */
+  readonly extend: (by: Duration.Input) => Effect.Effect<Duration.Duration>
+  /** The name of the running stage. */
+  readonly stage: Effect.Effect<Option.Option<string>>
+}
+
+class Escalate extends Data.TaggedError("Escalate")<{}> {}
+
+/**
+ * Makes the shutdown of a target by a policy. Nothing happens before `run`.
+ *
+ * ```ts import.meta.vitest
+ * import { ExitStatus, Shutdown, ShutdownPolicy } from "effect-microvm-runtime/lifecycle"
+ * import * as Deferred from "effect/Deferred"
+ * import * as Effect from "effect/Effect"
+ * import * as Option from "effect/Option"
+ *
+ * const program = Effect.gen(function*() {
+ *   const end = yield* Deferred.make<ExitStatus.ExitStatus>()
+ *   const shutdown = yield* Shutdown.make({
+ *     poll: Effect.succeed(Option.none()),
+ *     ended: Deferred.await(end),
+ *     request: (signal) => Deferred.succeed(end, ExitStatus.signaled(signal)),
+ *     remains: Effect.succeed({ status: Option.none(), survivors: [] })
+ *   }, ShutdownPolicy.defaults)
+ *   return (yield* shutdown.run())._tag
+ * })
+ * await Effect.runPromise(program) // => "Graceful"
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = <R, E>(
+  target: ShutdownTarget<R, E>,
+  policy: ShutdownPolicy<R>,
+  options: {
+    /** Told of every event, in order; its failures are ignored, its waits are not: keep it short. */
+    readonly onEvent?: ((event: ShutdownEvent) => Effect.Effect<void>) | undefined
+  } = {}
+): Effect.Effect<Shutdown> =>
+  Clock.clockWith((clock) =>
+    Effect.sync(() => {
+      const { stages } = policy
+      const last = stages.length - 1
+      const now = (): number => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
+      const tell = (event: ShutdownEvent): Effect.Effect<void> =>
+        options.onEvent === undefined ? Effect.void : Effect.ignoreCause(options.onEvent(event))
+
+      const outcome = Deferred.makeUnsafe<ShutdownOutcome>()
+      const reports: Array<StageReport> = []
+      let startedAt: number | undefined
+      let status: ExitStatus | undefined
+      // What callers want: both only ever get harsher.
+      let floor = 0
+      let lastStageBy = Infinity
+      // The running stage: its index, when it is over, and the farthest that this can be moved.
+      let current = -1
+      let deadline = 0
+      let cap = 0
+      let wake = Deferred.makeUnsafe<void>()
+      const rouse = (): void => {
+        Deferred.doneUnsafe(wake, Exit.void)
+      }
+
+      const hasEnded = Effect.map(target.poll, (polled) => {
+        if (Option.isSome(polled)) status = polled.value
+        return status !== undefined
+      })
+
+      const attempt = Effect.fnUntraced(function*(stage: Stage<R>, index: number, start: number) {
+        const began = now()
+        current = index
+        deadline = began + Duration.toMillis(stage.grace)
+        cap = deadline + Duration.toMillis(stage.maxExtension)
+        let failure: { readonly error: unknown } | undefined
+        const until = (): number => index === last ? deadline : Math.min(deadline, lastStageBy)
+        const deadlinePassed = Effect.map(hasEnded, (ended) => {
+          if (ended) return "ended" as const
+          if (until() === deadline) return "deadline" as const
+          floor = last
+          return "hastened" as const
+        })
+        const wait: Effect.Effect<StageReport["end"]> = Effect.suspend(() => {
+          if (status !== undefined) return Effect.succeed("ended" as const)
+          if (failure !== undefined) return Effect.map(hasEnded, (ended) => ended ? "ended" as const : "failed" as const)
+          if (floor > index) return Effect.succeed("hastened" as const)
+          // An end at the very deadline is in time: the target is asked, whichever timer came first.
+          if (until() <= now()) return deadlinePassed
+          wake = Deferred.makeUnsafe()
+          // The deadline may have moved while we slept, so look again in either case.
+          return Deferred.await(wake).pipe(
+            Effect.timeoutOrElse({ duration: until() - now(), orElse: () => Effect.void }),
+            Effect.andThen(wait)
+          )
+        })
+
+        yield* tell({ _tag: "StageStarted", stage: stage.name, grace: stage.grace })
+        // In a fiber of its own: a request that hangs, even while it is cancelled, must not hold up the next stage.
+        const request = yield* target.request(stage.request).pipe(
+          Effect.catchCause((cause) =>
+            Effect.sync(() => {
+              failure = { error: Cause.squash(cause) }
+              rouse()
+            })
+          ),
+          Effect.forkDetach({ startImmediately: true, uninterruptible: false })
+        )
+        const end = yield* wait
+        request.interruptUnsafe()
+        const report: StageReport = {
+          name: stage.name,
+          after: Duration.millis(began - start),
+          took: Duration.millis(now() - began),
+          end,
+          ...(failure === undefined ? {} : { error: failure.error })
+        }
+        reports.push(report)
+        yield* tell({ _tag: "StageEnded", report })
+        return end === "ended" ? stage : yield* new Escalate()
+      })
+
+      const conclude = Effect.fnUntraced(function*(stage: Stage<R> | undefined, start: number) {
+        const { status: found, survivors } = yield* target.remains
+        const ended = status ?? Option.getOrUndefined(found)
+        const common = { stages: reports, elapsed: Duration.millis(now() - start) }
+        if (ended === undefined) return ShutdownOutcome.cases.Unkillable.make({ ...common, survivors })
+        if (survivors.length > 0) return ShutdownOutcome.cases.Survivors.make({ ...common, status: ended, survivors })
+        if (reports.length === 0) return ShutdownOutcome.cases.AlreadyExited.make({ ...common, status: ended })
+        const name = (stage ?? stages[last] ?? stages[0]).name
+        return stage?.force === false
+          ? ShutdownOutcome.cases.Graceful.make({ ...common, status: ended, stage: name })
+          : ShutdownOutcome.cases.Forced.make({ ...common, status: ended, stage: name })
+      })
+
+      const ladder = (start: number): Effect.Effect<Stage<R> | undefined> =>
+        stages.reduceRight<Effect.Effect<Stage<R> | undefined>>(
+          (harsher, stage, index) =>
+            Effect.suspend(() =>
+              index < floor ? harsher : Effect.catch(attempt(stage, index, start), () => harsher)
+            ),
+          Effect.succeed(undefined)
+        )
+
+      const climb = (start: number): Effect.Effect<ShutdownOutcome> =>
+        Effect.gen(function*() {
+          if (yield* hasEnded) return yield* conclude(undefined, start)
+          const watcher = yield* target.ended.pipe(
+            Effect.map((seen) => {
+              status = seen
+              rouse()
+            }),
+            Effect.forkDetach({ startImmediately: true, uninterruptible: false })
+          )
+          const stage = yield* ladder(start)
+          watcher.interruptUnsafe()
+          current = -1
+          return yield* conclude(stage, start)
+        })
+
+      const run = (request: ShutdownRequest = {}): Effect.Effect<ShutdownOutcome, NoSuchStage> =>
+        Effect.uninterruptibleMask((restore) => {
+          const { atLeast, within } = request
+          if (atLeast !== undefined) {
+            const index = atLeast === "next"
+              ? Math.min(current + 1, last)
+              : stages.findIndex((stage) => stage.name === atLeast)
+            if (index < 0) {
+              return Effect.fail(new NoSuchStage({ name: atLeast, stages: stages.map((stage) => stage.name) }))
+            }
+            floor = Math.max(floor, index)
+          }
+          if (within !== undefined) {
+            lastStageBy = Math.min(lastStageBy, now() + Duration.toMillis(Duration.fromInputUnsafe(within)))
+          }
+          if (startedAt !== undefined) {
+            rouse()
+            return restore(Deferred.await(outcome))
+          }
+          startedAt = now()
+          return climb(startedAt).pipe(
+            Effect.exit,
+            Effect.map((exit) => Deferred.doneUnsafe(outcome, exit)),
+            Effect.withSpan("Shutdown.run"),
+            Effect.forkDetach({ startImmediately: true }),
+            Effect.andThen(restore(Deferred.await(outcome)))
+          )
+        })
+
+      const extend = (by: Duration.Input): Effect.Effect<Duration.Duration> =>
+        Effect.suspend(() => {
+          const stage = current === -1 ? undefined : stages[current]
+          if (stage === undefined) return Effect.succeed(Duration.zero)
+          const limit = current === last ? cap : Math.min(cap, lastStageBy)
+          const extended = Math.min(Math.max(deadline, now() + Duration.toMillis(Duration.fromInputUnsafe(by))), limit)
+          const granted = Duration.millis(Math.max(0, extended - deadline))
+          deadline = Math.max(deadline, extended)
+          rouse()
+          return Effect.as(tell({ _tag: "Extended", stage: stage.name, by: granted }), granted)
+        })
+
+      return { run, extend, stage: Effect.sync(() => Option.fromUndefinedOr(stages[current]?.name)) }
+    })
+  )
