@@ -1,0 +1,142 @@
+/** The same child, started and ended by each contestant. */
+import * as NodeServices from "@effect/platform-node/NodeServices"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
+import * as ManagedRuntime from "effect/ManagedRuntime"
+import * as ChildProcess from "effect/process/ChildProcess"
+import * as Scope from "effect/Scope"
+import { execa } from "execa"
+import { type ChildProcess as NodeChild, spawn, spawnSync } from "node:child_process"
+import { once } from "node:events"
+import { ShutdownPolicy } from "../src/lifecycle/index.ts"
+import { type KillScope, NodeProcessSpawner, ProcessSpawner } from "../src/process/index.ts"
+
+export const runtime = ManagedRuntime.make(Layer.mergeAll(NodeServices.layer, NodeProcessSpawner.layer))
+
+export interface Child {
+  readonly pid: number
+  /** SIGTERM, the grace, SIGKILL; resolves when the child is reaped. */
+  readonly stop: (graceMillis: number) => Promise<void>
+  /** Whatever there is to clear up after that. */
+  readonly close: () => Promise<void>
+}
+
+export interface Contender {
+  readonly name: string
+  readonly start: (command: string, args: ReadonlyArray<string>) => Promise<Child>
+}
+
+const nothing = (): Promise<void> => Promise.resolve()
+const reaped = (child: NodeChild): Promise<unknown> => once(child, "exit")
+
+const raw: Contender = {
+  name: "raw Node",
+  start: async (command, args) => {
+    const child = spawn(command, args, { stdio: "ignore" })
+    await once(child, "spawn")
+    return {
+      pid: child.pid ?? 0,
+      stop: async (grace) => {
+        const exit = reaped(child)
+        child.kill("SIGTERM")
+        const timer = setTimeout(() => child.kill("SIGKILL"), grace)
+        await exit
+        clearTimeout(timer)
+      },
+      close: nothing
+    }
+  }
+}
+
+const viaExeca: Contender = {
+  name: "execa",
+  start: async (command, args) => {
+    // Its grace is an option of the start, not of the stop.
+    const grace = Number(args.at(-1)?.match(/grace=(\d+)/)?.[1] ?? 2000)
+    const child = execa(command, args, { stdio: "ignore", reject: false, forceKillAfterDelay: grace })
+    await once(child, "spawn")
+    return {
+      pid: child.pid ?? 0,
+      stop: async () => {
+        child.kill()
+        await child
+      },
+      close: nothing
+    }
+  }
+}
+
+const viaEffect: Contender = {
+  name: "Effect's spawner",
+  start: async (command, args) => {
+    const scope = await runtime.runPromise(Scope.make())
+    const handle = await runtime.runPromise(
+      Scope.provide(
+        Effect.gen(function*() {
+          return yield* ChildProcess.make(command, args, { stdin: "ignore", stdout: "ignore", stderr: "ignore" })
+        }),
+        scope
+      )
+    )
+    return {
+      pid: handle.pid,
+      stop: async (grace) => {
+        await runtime.runPromise(handle.kill({ killSignal: "SIGTERM", forceKillAfter: grace }))
+      },
+      close: () => runtime.runPromise(Scope.close(scope, Exit.void))
+    }
+  }
+}
+
+export const ours = (killScope: KillScope.Choice, grace = 2000): Contender => ({
+  name: `this library, ${killScope}`,
+  start: async (command, args) => {
+    const scope = await runtime.runPromise(Scope.make())
+    const child = await runtime.runPromise(
+      Scope.provide(
+        Effect.flatMap(ProcessSpawner.ProcessSpawner, (spawner) =>
+          spawner.spawn(
+            ChildProcess.make(command, args, { stdin: "ignore", stdout: "ignore", stderr: "ignore" }),
+            { killScope, policy: ShutdownPolicy.signals({ grace }) }
+          )),
+        scope
+      )
+    )
+    return {
+      pid: child.pid,
+      stop: async () => {
+        // The engine's proof that nothing else is left comes after the end of the child; it is timed by itself.
+        await runtime.runPromise(Effect.andThen(Effect.forkDetach(child.shutdown(), { startImmediately: true }), child.exit))
+      },
+      close: () => runtime.runPromise(Effect.andThen(child.shutdown(), Scope.close(scope, Exit.void)))
+    }
+  }
+})
+
+const has = (command: string): boolean => spawnSync("sh", ["-c", `command -v ${command}`]).status === 0
+
+/** tini forwards the signal and has no escalation: only for children that obey. */
+const tini: Contender = {
+  name: "raw Node through tini",
+  start: (command, args) => raw.start("tini", ["-s", "--", command, ...args])
+}
+
+export const obedient: ReadonlyArray<Contender> = [
+  raw,
+  viaExeca,
+  viaEffect,
+  ...(has("tini") ? [tini] : []),
+  ours("process"),
+  ours("group"),
+  ours("cgroup")
+]
+
+export const escalating = (grace: number): ReadonlyArray<Contender> => [
+  raw,
+  viaExeca,
+  viaEffect,
+  ours("process", grace),
+  ours("group", grace),
+  ours("cgroup", grace)
+]

@@ -1,0 +1,73 @@
+// Builds `dist`: plain JavaScript with types for every module of `src`, and the command `microvm` as one file that starts fast.
+// The first argument, a digest of the sources, is left in dist/.stamp. `dist` changes in one step, at the end.
+import { build } from "esbuild"
+import { spawnSync } from "node:child_process"
+import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs"
+import { dirname, join } from "node:path"
+import { fileURLToPath } from "node:url"
+
+const root = join(dirname(fileURLToPath(import.meta.url)), "..")
+const [digest = ""] = process.argv.slice(2)
+const scratch = join(root, ".cache", "build")
+const fresh = join(scratch, "fresh")
+const replaced = join(scratch, "replaced")
+const dist = join(root, "dist")
+
+rmSync(scratch, { recursive: true, force: true })
+mkdirSync(fresh, { recursive: true })
+
+// Types are the business of `npm run types`: a set-up should not wait for them, nor a test run fail on them as a whole.
+const compile = ["-p", "tsconfig.build.json", "--noCheck", "--outDir", fresh]
+const { status } = spawnSync(join(root, "node_modules", ".bin", "tsc"), compile, { cwd: root, stdio: "inherit" })
+if (status !== 0) {
+  rmSync(scratch, { recursive: true, force: true })
+  process.exit(1)
+}
+
+const command = join(root, "src", "cli", "bin.ts")
+if (existsSync(command)) {
+  const outfile = join(fresh, "cli", "bin.js")
+  const { metafile } = await build({
+    absWorkingDir: root,
+    entryPoints: [command],
+    outfile,
+    bundle: true,
+    platform: "node",
+    format: "esm",
+    target: "node22",
+    sourcemap: "linked",
+    sourcesContent: false,
+    metafile: true,
+    logLevel: "warning",
+    banner: {
+      // Some CommonJS dependencies of dependencies call `require` for Node's own modules.
+      js:
+        `import { createRequire as __createRequire } from "node:module"\nconst require = __createRequire(import.meta.url)`
+    }
+  })
+  chmodSync(outfile, 0o755)
+  writeFileSync(join(fresh, "cli", "bin.LICENSES.txt"), licenses(Object.keys(metafile.inputs)))
+}
+
+writeFileSync(join(fresh, ".stamp"), digest)
+if (existsSync(dist)) renameSync(dist, replaced)
+renameSync(fresh, dist)
+rmSync(scratch, { recursive: true, force: true })
+
+/**
+ * The licence texts of the packages that went into a bundle, which their authors ask to be passed on.
+ *
+ * @param {ReadonlyArray<string>} inputs paths below the project
+ */
+function licenses(inputs) {
+  const packages = new Set(
+    inputs.flatMap((input) => /^(?:.*\/)?node_modules\/(?:@[^/]+\/)?[^/]+/.exec(input)?.[0] ?? [])
+  )
+  return [...packages].sort().map((folder) => {
+    const { license, name, version } = JSON.parse(readFileSync(join(root, folder, "package.json"), "utf8"))
+    const file = readdirSync(join(root, folder)).find((entry) => /^licen[cs]e/i.test(entry))
+    return `${name} ${version} (${license})\n\n${
+      file === undefined ? "" : readFileSync(join(root, folder, file), "utf8")
+    }`
+  }).join(`\n${"-".repeat(80)}\n\n`)
+}

@@ -1,0 +1,55 @@
+/**
+ * Which backend runs a machine, and why.
+ *
+ * @since 0.1.0
+ */
+import type * as Config from "effect/Config"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import type { MicroVmError } from "../microvm/MicroVmError.ts"
+import type { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
+import type { ProcessSpawner } from "../process/ProcessSpawner.ts"
+import * as QemuHost from "../qemu/QemuHost.ts"
+import * as QemuProvider from "../qemu/QemuProvider.ts"
+
+/**
+ * What was taken, for people: `"QEMU 7.2.22 with TCG, since the CPU shows neither vmx nor svm"`.
+ *
+ * @category services
+ * @since 0.1.0
+ */
+export class BackendDetail extends Context.Service<BackendDetail, string>()("effect-microvm-runtime/cli/BackendDetail") {}
+
+/**
+ * The phrase for a QEMU.
+ *
+ * @category conversions
+ * @since 0.1.0
+ */
+export const describe = ({ accelerator, because, version }: QemuHost.Setup): string =>
+  `QEMU ${QemuHost.formatVersion(version)} with ${accelerator === "kvm" ? "KVM" : "TCG"}, since ${because}`
+
+/**
+ * QEMU, with KVM where it is usable, as `MICROVM_QEMU_*` say.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer: Layer.Layer<
+  BackendDetail | MicroVmProvider,
+  Config.ConfigError | MicroVmError,
+  ProcessSpawner | QemuHost.QemuHost
+> = Layer.unwrap(Effect.gen(function*() {
+  const options = yield* QemuProvider.config
+  const host = yield* QemuHost.QemuHost
+  const observed = yield* host.observe(options)
+  const setup = yield* Effect.fromResult(QemuHost.choose(observed, options))
+  return Layer.merge(
+    QemuProvider.layerWith(options).pipe(
+      // Looked at once: the plan that is described is the plan that is run.
+      Layer.provide(Layer.succeed(QemuHost.QemuHost, { ...host, observe: () => Effect.succeed(observed) }))
+    ),
+    Layer.succeed(BackendDetail, describe(setup))
+  )
+}))

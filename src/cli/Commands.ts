@@ -1,0 +1,266 @@
+/**
+ * The command line of `microvm`.
+ *
+ * stdout belongs to the guest's command, or to what was asked for (`--json`, `--dry-run`, help); everything else goes to
+ * stderr. A handler does not exit: it hands its exit code to `ExitWith`, and the edge exits.
+ *
+ * @since 0.1.0
+ */
+import * as CliError from "effect/cli/CliError"
+import * as Argument from "effect/cli/Argument"
+import * as Command from "effect/cli/Command"
+import * as Flag from "effect/cli/Flag"
+import * as Config from "effect/Config"
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Ref from "effect/Ref"
+import * as Result from "effect/Result"
+import * as Schema from "effect/Schema"
+import * as Stdio from "effect/Stdio"
+import * as Stream from "effect/Stream"
+import * as ImageProgress from "../image/ImageProgress.ts"
+import { ImageStore } from "../image/ImageStore.ts"
+import * as ExitCode from "../lifecycle/ExitCode.ts"
+import * as ExitStatus from "../lifecycle/ExitStatus.ts"
+import { type RunEnd, RunReport } from "../lifecycle/RunReport.ts"
+import * as ShutdownOutcome from "../lifecycle/ShutdownOutcome.ts"
+import * as MachineSpec from "../microvm/MachineSpec.ts"
+import { MicroVmError } from "../microvm/MicroVmError.ts"
+import { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
+import * as Backend from "./Backend.ts"
+import * as Doctor from "./Doctor.ts"
+import { orSignal } from "./HostSignals.ts"
+import { formatTook, Reporter } from "./Reporter.ts"
+import * as Run from "./Run.ts"
+import * as RunOptions from "./RunOptions.ts"
+
+/**
+ * How the edge is to exit. The last that was set counts.
+ *
+ * @category services
+ * @since 0.1.0
+ */
+export class ExitWith extends Context.Service<ExitWith, Ref.Ref<{
+  readonly code: number
+  /** May the exit wait for whoever reads our output? Not when we are being ended. */
+  readonly patient: boolean
+}>>()("effect-microvm-runtime/cli/ExitWith") {
+  static readonly layer = Layer.effect(ExitWith, Ref.make<{ readonly code: number; readonly patient: boolean }>({ code: 0, patient: true }))
+}
+
+const exitWith = (code: number, patient = true) => Effect.flatMap(ExitWith, (ref) => Ref.set(ref, { code, patient }))
+
+/** For commands that have nothing of their own to end in order: the first signal interrupts them. */
+const untilSignal = <A, E, R>(self: Effect.Effect<A, E, R>) =>
+  Effect.flatMap(orSignal(self), (result) =>
+    Result.isSuccess(result) ? Effect.void : exitWith(ExitCode.fromSignal(result.failure), false))
+
+const print = (text: string) =>
+  Effect.flatMap(Stdio.Stdio, (stdio) => Effect.ignore(Stream.run(Stream.make(`${text}\n`), stdio.stdout())))
+
+const json = Flag.Boolean("json").pipe(Flag.withDefault(false), Flag.withDescription("Print the result as JSON on stdout"))
+
+const tell = (end: RunEnd): string | undefined => {
+  switch (end._tag) {
+    case "Completed":
+      return end.status._tag === "Exited" ? undefined : `the command was ${ExitStatus.format(end.status)}`
+    case "Interrupted":
+      return end.signal === "SIGPIPE" ? undefined : `ended by ${end.signal}`
+    case "TimedOut":
+      return `the command did not end within ${Duration.format(end.after)}`
+    case "MachineEnded":
+      return `the machine ended before the command: ${end.why}${
+        end.consoleTail === "" ? "" : `\n--- the end of its console ---\n${end.consoleTail.trimEnd()}\n---`
+      }`
+    case "Failed":
+    case "NoBackend":
+    case "Usage":
+      return end.message
+  }
+}
+
+const failedBefore = (options: RunOptions.RunOptions, id: string, end: RunEnd): typeof RunReport.Type => ({
+  id,
+  backend: options.backend,
+  backendDetail: "none",
+  command: options.command,
+  end,
+  exitCode: ExitCode.fromRun(end),
+  phases: []
+})
+
+const conclude = Effect.fnUntraced(function*(report: typeof RunReport.Type, asJson: boolean) {
+  const reporter = yield* Reporter
+  const text = tell(report.end)
+  if (text !== undefined) yield* reporter.line(text)
+  if (report.shutdown !== undefined && !ShutdownOutcome.isComplete(report.shutdown)) {
+    yield* reporter.line(`the machine could not be ended: ${ShutdownOutcome.format(report.shutdown)}`)
+  }
+  if (asJson) yield* print(JSON.stringify(yield* Effect.orDie(Schema.encodeEffect(RunReport)(report)), null, 2))
+  yield* exitWith(report.exitCode, report.end._tag === "Completed")
+})
+
+const toEnd = (error: Config.ConfigError | MicroVmError): RunEnd =>
+  error instanceof MicroVmError ? { _tag: "NoBackend", message: error.message } : { _tag: "Usage", message: error.message }
+
+const dryRun = Effect.fnUntraced(function*(options: RunOptions.RunOptions, asJson: boolean) {
+  const provider = yield* MicroVmProvider
+  const detail = yield* Backend.BackendDetail
+  const spec = yield* Effect.fromResult(
+    // The image is not built for a plan, so the plan names its files by their places.
+    MachineSpec.make(Run.toSpec("dry-run", options, { kernel: "/IMAGE/kernel", initramfs: "/IMAGE/initramfs" }))
+  )
+  const plan = yield* Effect.fromResult(provider.plan(spec))
+  yield* print(
+    asJson
+      ? JSON.stringify({ backend: plan.backend, detail, spec, description: plan.description, argv: plan.argv }, null, 2)
+      : [`${plan.backend}: ${detail}`, ...plan.description.map((line) => `- ${line}`), plan.argv.map(quote).join(" ")].join("\n")
+  )
+})
+
+const quote = (word: string): string => /^[A-Za-z0-9_@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`
+
+const runCommand = Command.make("run", {
+  backend: Flag.Literals("backend", ["auto", "firecracker", "qemu"]).pipe(
+    Flag.withFallbackConfig(Config.Literals(["auto", "firecracker", "qemu"], "MICROVM_BACKEND")),
+    Flag.withDefault("auto"),
+    Flag.withDescription("What runs the machine; auto takes the best that works here, and says why")
+  ),
+  name: Flag.String("name").pipe(Flag.optional, Flag.withDescription("The machine's id; made up when absent")),
+  vcpus: Flag.Int("vcpus").pipe(Flag.withDefault(1), Flag.withDescription("Virtual processors, 1 to 32")),
+  memory: Flag.Int("memory").pipe(
+    Flag.withMetavar("MiB"),
+    Flag.withDefault(256),
+    Flag.withDescription("Memory of the guest in MiB")
+  ),
+  image: Flag.String("image").pipe(Flag.withDefault("default"), Flag.withDescription("The guest image")),
+  env: Flag.String("env").pipe(
+    Flag.withMetavar("K=V"),
+    Flag.atLeast(0),
+    Flag.withDescription("A variable for the command; may be repeated")
+  ),
+  timeout: Flag.String("timeout").pipe(
+    Flag.withMetavar("DURATION"),
+    Flag.optional,
+    Flag.withDescription("End the command after this time, and exit with 124: 500ms, 30s, 5m, 2h")
+  ),
+  grace: Flag.String("grace").pipe(
+    Flag.withMetavar("DURATION"),
+    Flag.withDefault("5s"),
+    Flag.withDescription("How long the guest may take to power off before it is forced")
+  ),
+  network: Flag.Literals("network", ["none", "nat"]).pipe(Flag.withDefault("none"), Flag.withDescription("The guest's network")),
+  allow: Flag.String("allow").pipe(
+    Flag.withMetavar("RULE"),
+    Flag.atLeast(0),
+    Flag.withDescription("What the guest may reach; may be repeated")
+  ),
+  dryRun: Flag.Boolean("dry-run").pipe(
+    Flag.withDefault(false),
+    Flag.withDescription("Print what would be done, and do nothing")
+  ),
+  json,
+  command: Argument.String("command").pipe(
+    Argument.variadic(),
+    Argument.withDescription("The command and its arguments, after --")
+  )
+}, Effect.fnUntraced(function*(flags) {
+  const reporter = yield* Reporter
+  const parsed = RunOptions.fromFlags(flags)
+  if (Result.isFailure(parsed)) {
+    for (const fault of parsed.failure.faults) yield* reporter.line(fault)
+    return yield* exitWith(ExitCode.run.usage)
+  }
+  const options = parsed.success
+  yield* Effect.gen(function*() {
+    const backendDetail = yield* Backend.BackendDetail
+    if (flags.dryRun) return yield* dryRun(options, flags.json)
+    if (options.backend === "auto") yield* reporter.line(`backend qemu: ${backendDetail}`)
+    yield* conclude(yield* Run.run(options, { backendDetail, json: flags.json }), flags.json)
+  }).pipe(
+    Effect.provide(Backend.layer),
+    Effect.catch((error) => conclude(failedBefore(options, "", toEnd(error)), flags.json))
+  )
+})).pipe(
+  Command.withDescription(
+    "Run a command in a fresh microVM, end the machine in order, and exit with the command's exit code.\n\n" +
+      "Other exit codes: 124 --timeout passed, 125 the runtime failed, 126 the command could not be executed, " +
+      "127 the command was not found, 128+n ended by signal n, 64 bad command line, 69 no usable backend."
+  ),
+  Command.withShortDescription("Run a command in a fresh microVM"),
+  Command.withExamples([
+    { command: "microvm run -- uname -a", description: "See the guest's kernel" },
+    { command: "microvm run --timeout 30s -- sh -c 'make test'", description: "Give a command 30 seconds" }
+  ])
+)
+
+const doctor = Command.make("doctor", { json }, Effect.fnUntraced(function*({ json }) {
+  yield* Effect.gen(function*() {
+    const diagnosis = yield* Doctor.diagnose()
+    yield* print(json ? JSON.stringify(diagnosis, null, 2) : Doctor.format(diagnosis))
+    yield* exitWith(diagnosis.usable ? 0 : ExitCode.run.noBackend)
+  }).pipe(untilSignal)
+})).pipe(
+  Command.withDescription("Check what this host has for machines, with a remedy for what it lacks; exits with 69 when none can run")
+)
+
+const build = Command.make("build", {
+  name: Argument.String("name").pipe(Argument.withDefault("default"), Argument.withDescription("The image's name"))
+}, Effect.fnUntraced(function*({ name }) {
+  const store = yield* ImageStore
+  const reporter = yield* Reporter
+  let last = ""
+  const onProgress = (progress: ImageProgress.Progress): Effect.Effect<void> => {
+    // Bytes are for a live line; of the rest, each step is told once.
+    const text = progress._tag === "Downloading" ? "downloading packages" : ImageProgress.format(progress)
+    if (text === last) return Effect.void
+    last = text
+    return reporter.line(text)
+  }
+  yield* Effect.timed(store.ensure(name, { onProgress })).pipe(
+    Effect.flatMap(([took, image]) =>
+      last === "" ? Effect.void : reporter.line(`image ${image.name} built in ${formatTook(took)}`)
+    ),
+    Effect.catch((error) => Effect.andThen(reporter.line(error.message), exitWith(ExitCode.run.runtimeFailed))),
+    untilSignal
+  )
+})).pipe(Command.withDescription("Build a guest image, unless it is there already"))
+
+const image = Command.make("image").pipe(
+  Command.withDescription("Guest images"),
+  Command.withSubcommands([build])
+)
+
+/**
+ * The whole command line.
+ *
+ * @category main
+ * @since 0.1.0
+ */
+export const microvm = Command.make("microvm").pipe(
+  Command.withDescription("Run commands in microVMs, and leave nothing behind"),
+  Command.withSubcommands([runCommand, doctor, image])
+)
+
+/**
+ * Runs a command line. Never fails for what a user typed: that is told on stderr and exits with 64.
+ *
+ * @category main
+ * @since 0.1.0
+ */
+export const main = (version: string) => {
+  const run = Command.runWith(microvm, { version, renderErrors: false })
+  return (args: ReadonlyArray<string>) =>
+    Effect.catchIf(run(args), CliError.isCliError, (error) =>
+      Effect.gen(function*() {
+        const reporter = yield* Reporter
+        const errors = error._tag === "ShowHelp" ? error.errors : [error]
+        for (const { message } of errors) yield* reporter.line(message)
+        if (errors.length === 0) return
+        const path = error._tag === "ShowHelp" ? error.commandPath.join(" ") : "microvm"
+        yield* reporter.line(`see ${path} --help`)
+        yield* exitWith(ExitCode.run.usage)
+      }))
+}

@@ -1,0 +1,147 @@
+/**
+ * What this host has, what it lacks, and what to do about it: all checks at once.
+ *
+ * @since 0.1.0
+ */
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import * as Schema from "effect/Schema"
+import * as ChildProcess from "effect/process/ChildProcess"
+import { ImageStore } from "../image/ImageStore.ts"
+import * as KillScope from "../process/KillScope.ts"
+import { ProcessSpawner } from "../process/ProcessSpawner.ts"
+import * as QemuHost from "../qemu/QemuHost.ts"
+import * as QemuProvider from "../qemu/QemuProvider.ts"
+
+/**
+ * One check. `required`: without it no machine can run; the others make machines faster or safer.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const Check = Schema.Struct({
+  name: Schema.String,
+  ok: Schema.Boolean,
+  required: Schema.Boolean,
+  found: Schema.String,
+  remedy: Schema.optionalKey(Schema.String)
+})
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type Check = typeof Check.Type
+
+/**
+ * All checks, as `microvm doctor --json` prints them.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const Diagnosis = Schema.Struct({
+  /** Can a machine run here? */
+  usable: Schema.Boolean,
+  checks: Schema.Array(Check)
+})
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type Diagnosis = typeof Diagnosis.Type
+
+const passed = (name: string, required: boolean, found: string): Check => ({ name, ok: true, required, found })
+const failed = (name: string, required: boolean, found: string, remedy: string): Check => ({
+  name,
+  ok: false,
+  required,
+  found,
+  remedy
+})
+
+const qemu = Effect.gen(function*() {
+  const host = yield* QemuHost.QemuHost
+  const options = yield* QemuProvider.config
+  const observed = yield* host.observe(options)
+  const setup = yield* Effect.fromResult(QemuHost.choose(observed, options))
+  const checks: Array<Check> = [
+    passed("qemu", true, `${observed.binary}, version ${QemuHost.formatVersion(observed.version)}`),
+    observed.kvm._tag === "Usable"
+      ? passed("kvm", false, "usable")
+      : failed("kvm", false, observed.kvm.why, `${observed.kvm.remedy}; until then guests run emulated, and slowly`),
+    setup.user._tag === "Own" && observed.uid === 0
+      ? failed("privileges", false, `QEMU ${setup.user.why}`, "install util-linux, so that QEMU need not run as root")
+      : passed("privileges", false, setup.user._tag === "Own" ? `QEMU runs as ${setup.user.why}` : `QEMU runs as uid ${setup.user.uid}`)
+  ]
+  return checks
+}).pipe(
+  Effect.catch((error) => Effect.succeed([failed("qemu", true, error.message, "see above")]))
+)
+
+const killScope = Effect.gen(function*() {
+  const spawner = yield* ProcessSpawner
+  const process = yield* spawner.spawn(ChildProcess.make("true", [], { stdin: "ignore", stdout: "ignore" }))
+  yield* process.exit
+  return process.killScope._tag === "CGroup"
+    ? passed("cgroup", false, KillScope.format(process.killScope))
+    : failed(
+      "cgroup",
+      false,
+      KillScope.format(process.killScope),
+      "run as root, or in a delegated cgroup (systemd: Delegate=yes), so that nothing can escape from a process tree"
+    )
+}).pipe(
+  Effect.scoped,
+  Effect.catch((error) => Effect.succeed(failed("cgroup", false, error.message, "see above")))
+)
+
+const image = Effect.gen(function*() {
+  const store = yield* ImageStore
+  const images = yield* store.list
+  const built = images.find(({ names }) => names.includes("default"))
+  if (built !== undefined) return passed("image", true, `default is built, Linux ${built.kernelRelease}`)
+  const spawner = yield* ProcessSpawner
+  const apt = yield* Effect.option(Effect.scoped(
+    Effect.flatMap(
+      spawner.spawn(ChildProcess.make("apt-get", ["--version"], { stdin: "ignore", stdout: "ignore" })),
+      (process) => process.exit
+    )
+  ))
+  return Option.isSome(apt)
+    ? passed("image", true, "default is not built yet; the first run, or microvm image build, builds it with apt-get")
+    : failed(
+      "image",
+      true,
+      "default is not built, and there is no apt-get to build it with",
+      "build it on a Debian machine with microvm image build, and copy its cache directory here"
+    )
+}).pipe(Effect.catch((error) => Effect.succeed(failed("image", true, error.message, "see above"))))
+
+/**
+ * Runs all checks, also after one has failed.
+ *
+ * @category main
+ * @since 0.1.0
+ */
+export const diagnose = Effect.fn("Doctor.diagnose")(function*() {
+  const checks = (yield* Effect.all([qemu, Effect.map(killScope, (check) => [check]), Effect.map(image, (check) => [check])], {
+    concurrency: "unbounded"
+  })).flat()
+  return { usable: checks.every(({ ok, required }) => ok || !required), checks } satisfies Diagnosis
+})
+
+/**
+ * The checks for people, one line each.
+ *
+ * @category conversions
+ * @since 0.1.0
+ */
+export const format = ({ checks, usable }: Diagnosis): string =>
+  [
+    ...checks.flatMap(({ found, name, ok, remedy, required }) => [
+      `${ok ? "ok  " : required ? "FAIL" : "warn"}  ${name}: ${found}`,
+      ...(remedy === undefined ? [] : [`      → ${remedy}`])
+    ]),
+    usable ? "Machines can run here." : "No machine can run here."
+  ].join("\n")

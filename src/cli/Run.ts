@@ -1,0 +1,223 @@
+/**
+ * The main path: an image, a machine, its agent, a command, and the way back.
+ *
+ * ```
+ *   image ▸ launch ▸ boot ▸ command ▸ first of {command ends, machine ends, signal, deadline, broken pipe} ▸ stop ▸ report
+ * ```
+ *
+ * It never fails: whatever happens is a `RunReport`, and the exit code follows from it.
+ *
+ * @since 0.1.0
+ */
+import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import * as PlatformError from "effect/PlatformError"
+import * as Random from "effect/Random"
+import * as Scope from "effect/Scope"
+import * as Stdio from "effect/Stdio"
+import * as GuestAgent from "../guest/GuestAgent.ts"
+import * as GuestCommand from "../guest/GuestCommand.ts"
+import * as GuestError from "../guest/GuestError.ts"
+import * as GuestSlots from "../guest/GuestSlots.ts"
+import * as GuestStdio from "../guest/GuestStdio.ts"
+import { ImageError } from "../image/ImageError.ts"
+import { ImageStore } from "../image/ImageStore.ts"
+import * as ExitCode from "../lifecycle/ExitCode.ts"
+import type { Phase, RunEnd, RunReport } from "../lifecycle/RunReport.ts"
+import * as Machine from "../microvm/Machine.ts"
+import * as MachineEnd from "../microvm/MachineEnd.ts"
+import * as MachineSpec from "../microvm/MachineSpec.ts"
+import { MicroVmError } from "../microvm/MicroVmError.ts"
+import { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
+import { HostSignals } from "./HostSignals.ts"
+import { Reporter } from "./Reporter.ts"
+import type { RunOptions } from "./RunOptions.ts"
+
+/** A guest on an emulated processor of a busy host takes its time; what takes longer than this will never come. */
+const bootWithin = Duration.minutes(2)
+/** How long a machine may take to say that it has ended, once its channels have. */
+const machineEndWithin = Duration.seconds(2)
+
+/**
+ * The machine that a run needs. Pure: the same options and image give the same specification.
+ *
+ * @category conversions
+ * @since 0.1.0
+ */
+export const toSpec = (
+  id: string,
+  options: RunOptions,
+  image: { readonly kernel: string; readonly initramfs: string }
+): MachineSpec.MachineSpecOptions => ({
+  id,
+  vcpus: options.vcpus,
+  memoryMib: options.memoryMib,
+  kernel: image.kernel,
+  initramfs: image.initramfs,
+  hostname: id,
+  channels: [GuestAgent.channelName, ...Object.values(GuestStdio.portNames(0))]
+})
+
+const letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+
+/**
+ * An id for a machine that was given none.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const makeId: Effect.Effect<string> = Effect.map(
+  Effect.replicateEffect(Random.nextIntBetween(0, letters.length - 1), 12),
+  (indices) => `run-${indices.map((index) => letters.charAt(index)).join("")}`
+)
+
+/** What ended the run, when it was no answer of the command. */
+const endOf = (error: unknown): RunEnd => {
+  if (error instanceof MicroVmError) {
+    switch (error.reason._tag) {
+      case "BackendUnavailable":
+        return { _tag: "NoBackend", message: error.message }
+      case "InvalidSpec":
+        return { _tag: "Usage", message: error.message }
+      default:
+        return { _tag: "Failed", message: error.message }
+    }
+  }
+  if (error instanceof PlatformError.PlatformError) {
+    // Writing to our own stdout or stderr is all that is done through the platform here.
+    return { _tag: "Interrupted", signal: "SIGPIPE" }
+  }
+  return { _tag: "Failed", message: error instanceof Error ? error.message : String(error) }
+}
+
+/**
+ * Runs a command in a fresh machine and ends the machine again.
+ *
+ * The first signal ends the run in order; each further one goes to the next stage of the shutdown at once. Output goes to
+ * the `Stdio` service as it comes; with `json` the command's stdout goes to stderr, as stdout is the report's.
+ *
+ * @category main
+ * @since 0.1.0
+ */
+export const run = Effect.fn("Run.run")(function*(
+  options: RunOptions,
+  context: { readonly backendDetail: string; readonly json: boolean }
+): Effect.fn.Return<
+  RunReport,
+  never,
+  HostSignals | ImageStore | MicroVmProvider | Reporter | Stdio.Stdio
+> {
+  const { backend } = yield* MicroVmProvider
+  const images = yield* ImageStore
+  const reporter = yield* Reporter
+  const signals = yield* HostSignals
+  const stdio = yield* Stdio.Stdio
+  const id = Option.isSome(options.name) ? options.name.value : yield* makeId
+  const millis = Effect.map(Clock.monotonicTimeNanos, (nanos) => Number(nanos) / 1e6)
+  const phases: Array<Phase> = []
+  const phase = (name: string, label?: string) => <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+    Effect.flatMap(millis, (start) =>
+      (label === undefined ? effect : reporter.during(label)(effect)).pipe(
+        Effect.ensuring(Effect.map(millis, (end) => void phases.push({ name, took: Duration.millis(end - start) }))),
+        Effect.withSpan(`Run.${name}`)
+      ))
+
+  const { end, shutdown } = yield* Effect.scoped(Effect.gen(function*() {
+    const cut = yield* Deferred.make<RunEnd>()
+    let machine: Machine.Machine | undefined
+    let agent: GuestAgent.GuestAgent | undefined
+
+    yield* Effect.gen(function*() {
+      const signal = yield* signals.next
+      yield* Deferred.succeed(cut, { _tag: "Interrupted", signal })
+      yield* Effect.forever(Effect.andThen(
+        signals.next,
+        Effect.suspend(() =>
+          machine === undefined
+            ? Effect.void
+            : Effect.forkDetach(Effect.ignore(machine.shutdown({ request: { atLeast: "next" } })))
+        )
+      ))
+    }).pipe(Effect.forkScoped({ startImmediately: true }))
+
+    const body: Effect.Effect<RunEnd, GuestError.GuestError | ImageError | MicroVmError | PlatformError.PlatformError> =
+      Effect.gen(function*() {
+        const image = yield* phase("image", "preparing the guest image")(images.ensure(options.image))
+        const spec = yield* Effect.fromResult(MachineSpec.make(toSpec(id, options, image)))
+        const launched = yield* phase("launch", "starting the machine")(Machine.launch(spec))
+        machine = launched
+        const [ready, slots] = yield* phase("boot", "booting the guest")(Effect.gen(function*() {
+          const slots = yield* GuestSlots.fromChannels(1, launched.channel)
+          const socket = yield* launched.channel(GuestAgent.channelName)
+          yield* launched.start
+          return [yield* GuestAgent.make(socket, { within: bootWithin }), slots] as const
+        }))
+        agent = ready
+        const command = Effect.gen(function*() {
+          const [program, ...args] = options.command
+          const started = yield* GuestCommand.run(ready, slots, { command: program, args, env: options.env })
+          const stderr = stdio.stderr()
+          const status = yield* GuestCommand.connect(started, {
+            stdin: stdio.stdin,
+            stdout: context.json ? stderr : stdio.stdout(),
+            stderr
+          })
+          return { _tag: "Completed", status } satisfies RunEnd
+        })
+        return yield* phase("command")(
+          Option.match(options.timeout, {
+            onNone: () => command,
+            onSome: (after) =>
+              Effect.timeoutOrElse(command, {
+                duration: after,
+                orElse: () => Effect.succeed({ _tag: "TimedOut", after } satisfies RunEnd)
+              })
+          })
+        )
+      }).pipe(Effect.provideService(MicroVmProvider, yield* MicroVmProvider), Scope.provide(yield* Effect.scope))
+
+    const machineEnded = Effect.suspend(() =>
+      machine === undefined ? Effect.never : Effect.map(machine.ended, (ended): RunEnd => ({
+        _tag: "MachineEnded",
+        why: MachineEnd.format(ended),
+        consoleTail: ended.consoleTail
+      }))
+    )
+    const end = yield* body.pipe(
+      Effect.catchCause((cause) => {
+        const end = endOf(Cause.squash(cause))
+        // A machine that ends takes its channels along; what happened to it says more than that they are closed.
+        return end._tag !== "Failed" ? Effect.succeed(end) : Effect.timeoutOrElse(machineEnded, {
+          duration: machineEndWithin,
+          orElse: () => Effect.succeed(end)
+        })
+      }),
+      Effect.raceFirst(Deferred.await(cut))
+    )
+
+    if (machine === undefined) return { end, shutdown: undefined }
+    const { shutdown } = machine
+    const asked = agent
+    const outcome = yield* phase("stop", "stopping the machine")(
+      Effect.orDie(shutdown({
+        leading: asked === undefined ? [] : [{ name: "guest power-off", request: asked.powerOff, grace: options.grace }]
+      }))
+    )
+    return { end, shutdown: outcome }
+  })).pipe(Effect.catchCause((cause) => Effect.succeed({ end: endOf(Cause.squash(cause)), shutdown: undefined })))
+
+  return {
+    id,
+    backend,
+    backendDetail: context.backendDetail,
+    command: options.command,
+    end,
+    exitCode: ExitCode.fromRun(end, shutdown),
+    phases,
+    ...(shutdown === undefined ? {} : { shutdown })
+  }
+})

@@ -1,0 +1,129 @@
+/**
+ * What a user of `microvm run` wants, checked as a whole before anything is done.
+ *
+ * @since 0.1.0
+ */
+import * as Data from "effect/Data"
+import * as Duration from "effect/Duration"
+import * as Option from "effect/Option"
+import * as Result from "effect/Result"
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export interface RunOptions {
+  readonly backend: "auto" | "firecracker" | "qemu"
+  /** The machine's id. Absent: made up, `run-` and twelve random letters and digits. */
+  readonly name: Option.Option<string>
+  readonly vcpus: number
+  readonly memoryMib: number
+  readonly image: string
+  readonly env: Readonly<Record<string, string>>
+  /** How long the command may take, from its start in the guest. */
+  readonly timeout: Option.Option<Duration.Duration>
+  /** How long the guest may take to power off before it is forced. */
+  readonly grace: Duration.Duration
+  readonly command: readonly [string, ...ReadonlyArray<string>]
+}
+
+/**
+ * The command line is wrong: one sentence for each fault.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class UsageError extends Data.TaggedError("UsageError")<{ readonly faults: ReadonlyArray<string> }> {
+  override get message(): string {
+    return this.faults.join("\n")
+  }
+}
+
+const units: Readonly<Record<string, Duration.Unit>> = { ms: "millis", s: "seconds", m: "minutes", h: "hours", d: "days" }
+
+/**
+ * Reads a duration as people type it: `500ms`, `3s`, `1.5m`, `2h`, `1d`, or in words, `3 seconds`.
+ *
+ * @category conversions
+ * @since 0.1.0
+ */
+export const parseDuration = (text: string): Option.Option<Duration.Duration> => {
+  const match = /^(\d{1,9}(?:\.\d{1,3})?) ?(?:(ms|[smhd])|(milli|second|minute|hour|day)s?)$/.exec(text.trim())
+  const [, amount, short, long] = match ?? []
+  const unit = short === undefined ? long === undefined ? undefined : units[long === "milli" ? "ms" : long.charAt(0)] : units[short]
+  if (amount === undefined || unit === undefined) return Option.none()
+  return Option.some(Duration.fromInputUnsafe(`${Number(amount)} ${unit}`))
+}
+
+/**
+ * The flags of `microvm run` as they were typed.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface RunFlags {
+  readonly backend: "auto" | "firecracker" | "qemu"
+  readonly name: Option.Option<string>
+  readonly vcpus: number
+  readonly memory: number
+  readonly image: string
+  readonly env: ReadonlyArray<string>
+  readonly timeout: Option.Option<string>
+  readonly grace: string
+  readonly network: "none" | "nat"
+  readonly allow: ReadonlyArray<string>
+  readonly command: ReadonlyArray<string>
+}
+
+/**
+ * Checks the flags. All faults are reported together, each with the flag, the value and what to do.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const fromFlags = (flags: RunFlags): Result.Result<RunOptions, UsageError> => {
+  const faults: Array<string> = []
+  const positive = (flag: string, text: string): Duration.Duration => {
+    const duration = parseDuration(text)
+    if (Option.isSome(duration) && Duration.toMillis(duration.value) > 0) return duration.value
+    faults.push(`--${flag} ${JSON.stringify(text)} is no duration above zero: write 500ms, 30s, 5m or 2h`)
+    return Duration.zero
+  }
+  const env: Array<readonly [string, string]> = []
+  for (const pair of flags.env) {
+    const at = pair.indexOf("=")
+    const key = at === -1 ? pair : pair.slice(0, at)
+    if (at === -1) faults.push(`--env ${JSON.stringify(pair)} has no value: write ${pair}=VALUE`)
+    // The value may be a secret, so the name alone is told.
+    else if (!/^[A-Za-z_][A-Za-z0-9_]*$/.test(key)) {
+      faults.push(`--env name ${JSON.stringify(key)} is not valid: use letters, digits and _, no digit first`)
+    } else if (pair.includes("\0")) faults.push(`--env ${key} holds a NUL byte: remove it`)
+    else env.push([key, pair.slice(at + 1)])
+  }
+  if (flags.network === "nat") {
+    faults.push("--network nat is not available yet: leave it out, or write --network none")
+  }
+  if (flags.allow.length > 0) faults.push("--allow needs --network nat, which is not available yet: leave it out")
+  if (flags.backend === "firecracker") {
+    faults.push("--backend firecracker is not available yet: write --backend auto or --backend qemu")
+  }
+  const [program, ...args] = flags.command
+  if (program === undefined) faults.push("no command: write it after --, as in microvm run -- uname -a")
+  else if (program === "") faults.push("the command is empty: name a program after --")
+  if (flags.command.some((word) => word.includes("\0"))) faults.push("the command holds a NUL byte: remove it")
+  const timeout = Option.map(flags.timeout, (text) => positive("timeout", text))
+  const grace = positive("grace", flags.grace)
+  if (faults.length > 0 || program === undefined) return Result.fail(new UsageError({ faults }))
+  const { backend, image, memory, name, vcpus } = flags
+  return Result.succeed({
+    backend,
+    name,
+    vcpus,
+    memoryMib: memory,
+    image,
+    env: Object.fromEntries(env),
+    timeout,
+    grace,
+    command: [program, ...args]
+  })
+}

@@ -1,0 +1,341 @@
+/**
+ * A client of QEMU's guest agent (QGA) over any byte channel.
+ *
+ * The protocol has no frames and forgets nothing: what was sent to a guest that did not listen is answered later, and a
+ * reply that nobody read goes to whoever connects next. So requests go one at a time, and on every connect, after every
+ * timeout and after anything odd both ends first meet at a random number (`guest-sync-delimited`).
+ *
+ * The agent keeps at most 16 MiB of each output stream of a command and tells it at the end only; a command with streams is
+ * the business of `GuestCommand`.
+ *
+ * Source: "QEMU Guest Agent Protocol Reference".
+ *
+ * @since 0.1.0
+ */
+import * as Clock from "effect/Clock"
+import * as DateTime from "effect/DateTime"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Base64 from "effect/encoding/Base64"
+import * as Option from "effect/Option"
+import type * as Redacted from "effect/Redacted"
+import * as Result from "effect/Result"
+import type * as Scope from "effect/Scope"
+import type * as Sink from "effect/Sink"
+import type * as Socket from "effect/socket/Socket"
+import type * as Stream from "effect/Stream"
+import * as ExitStatus from "../lifecycle/ExitStatus.ts"
+import * as Signal from "../lifecycle/Signal.ts"
+import * as GuestAgentSchema from "./GuestAgentSchema.ts"
+import * as GuestError from "./GuestError.ts"
+import * as Connection from "./internal/connection.ts"
+import * as Files from "./internal/files.ts"
+import * as Programs from "./internal/programs.ts"
+
+/**
+ * The name that the agent looks for among a guest's channels.
+ *
+ * @category constants
+ * @since 0.1.0
+ */
+export const channelName = "org.qemu.guest_agent.0"
+
+/**
+ * What the agent says about itself.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface AgentInfo {
+  readonly version: string
+  /** Commands that it has and allows. */
+  readonly commands: ReadonlyArray<string>
+}
+
+/**
+ * A program to run in the guest, without a shell.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Program {
+  /** An absolute path, or a name that the agent looks up in its own PATH. */
+  readonly path: string
+  readonly args?: ReadonlyArray<string> | undefined
+  /** Replaces the whole environment. By default the program gets that of the agent. */
+  readonly env?: Readonly<Record<string, string | Redacted.Redacted>> | undefined
+  /** What it reads on its stdin, at most 16 MiB. By default nothing. */
+  readonly input?: Uint8Array | undefined
+}
+
+/**
+ * How a program ended and what it wrote.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ProgramEnd {
+  readonly status: ExitStatus.ExitStatus
+  readonly stdout: Uint8Array
+  readonly stderr: Uint8Array
+  /** The streams that are not whole, since the agent keeps their first 16 MiB only. */
+  readonly truncated: ReadonlyArray<"stdout" | "stderr">
+}
+
+/**
+ * An agent that has answered at least once.
+ *
+ * Each request fails with `Timeout` after the agent's `requestTimeout`, with `Busy` when too many wait, with `Closed` once
+ * the stream has ended, and with `AgentError` or `CommandNotFound` when the agent refuses.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface GuestAgent {
+  readonly ping: Effect.Effect<void, GuestError.GuestError>
+  readonly info: Effect.Effect<AgentInfo, GuestError.GuestError>
+  /**
+   * Runs a program and waits for its end, for as long as it takes: use `Effect.timeout`. Interruption kills it, in a
+   * second at most. A program that is not there is an `AgentError`.
+   */
+  readonly exec: (program: Program) => Effect.Effect<ProgramEnd, GuestError.GuestError>
+  /** Starts a program and gives its pid. Its output is kept for `poll` when `capture` is true. */
+  readonly spawn: (
+    program: Program,
+    options?: { readonly capture?: boolean | undefined }
+  ) => Effect.Effect<number, GuestError.GuestError>
+  /**
+   * How a program of `spawn` is doing; `None` while it runs. The agent tells an end once and forgets the process: the next
+   * call fails with `UnknownProcess`.
+   */
+  readonly poll: (pid: number) => Effect.Effect<Option.Option<ProgramEnd>, GuestError.GuestError>
+  /**
+   * Sends a signal to the process group of `pid`, or to the process alone when it leads none. One that is gone is not an
+   * error.
+   */
+  readonly kill: (pid: number, signal: Signal.Signal) => Effect.Effect<void, GuestError.GuestError>
+  /** The bytes of a file in the guest. */
+  readonly readFile: (path: string) => Stream.Stream<Uint8Array, GuestError.GuestError>
+  /** Makes a file in the guest, or empties it first; with `append` it goes on at the end. */
+  readonly writeFile: (
+    path: string,
+    options?: { readonly append?: boolean | undefined }
+  ) => Sink.Sink<void, Uint8Array, never, GuestError.GuestError>
+  /** Sets the guest's clock, by default to ours. */
+  readonly setTime: (time?: DateTime.DateTime) => Effect.Effect<void, GuestError.GuestError>
+  /**
+   * Asks the guest to power off. The agent says nothing when it does, so this is done when the stream ends, or when there
+   * was no refusal for two seconds: only the machine's end tells that it worked. An agent that hangs is a `Timeout`.
+   */
+  readonly powerOff: Effect.Effect<void, GuestError.GuestError>
+  /** Like `powerOff`, but the guest only stops: the machine goes on. */
+  readonly halt: Effect.Effect<void, GuestError.GuestError>
+  /** Like `powerOff`, but the guest starts again, unless the machine ends instead. */
+  readonly reboot: Effect.Effect<void, GuestError.GuestError>
+  /** Runs any command of the protocol. `within` replaces the agent's deadline. */
+  readonly request: <A, R>(
+    command: GuestAgentSchema.Command<A, R>,
+    args: A,
+    options?: { readonly within?: Duration.Input | undefined }
+  ) => Effect.Effect<R, GuestError.GuestError>
+  /** Waits for the end of the stream. */
+  readonly closed: Effect.Effect<GuestError.GuestError>
+}
+
+/**
+ * @category options
+ * @since 0.1.0
+ */
+export interface Options {
+  /** The longest wait for the first answer. Default 30 seconds. */
+  readonly within?: Duration.Input | undefined
+  /** The longest wait for the answer to any later request, its turn included. Default 10 seconds. */
+  readonly requestTimeout?: Duration.Input | undefined
+  /** How many requests may wait for their turn. Default 64. */
+  readonly maxWaiting?: number | undefined
+}
+
+/** An agent that refuses a shutdown does so at once. */
+const refusalWithin = Duration.seconds(2)
+const killWithin = Duration.seconds(1)
+const maxTold = 32
+
+// The shell's own kill, as an image need not have the program. A group first: it takes what the process has started along.
+const killScript = "kill -s \"$0\" -- \"-$1\" 2>/dev/null || kill -s \"$0\" \"$1\" 2>/dev/null"
+
+const decoded = (data: string | undefined): Result.Result<Uint8Array, unknown> => Base64.decode(data ?? "")
+
+const toStatus = (status: typeof GuestAgentSchema.guestExecStatus["returns"]["Type"]): ExitStatus.ExitStatus => {
+  if (status.exitcode !== undefined) return ExitStatus.exited(status.exitcode, "agent")
+  if (status.signal === undefined) return ExitStatus.lost("the agent told neither an exit code nor a signal", "agent")
+  const signal = Signal.fromNumber(status.signal)
+  return signal === undefined
+    ? ExitStatus.lost(`killed by signal ${status.signal}, which has no name`, "agent")
+    : ExitStatus.signaled(signal, { observedBy: "agent" })
+}
+
+const toEnd = (
+  status: typeof GuestAgentSchema.guestExecStatus["returns"]["Type"]
+): Result.Result<ProgramEnd, GuestError.GuestError> => {
+  const stdout = decoded(status["out-data"])
+  const stderr = decoded(status["err-data"])
+  if (Result.isFailure(stdout) || Result.isFailure(stderr)) {
+    const operation = GuestAgentSchema.guestExecStatus.execute
+    return Result.fail(GuestError.make(new GuestError.Protocol({ operation, problem: "output that is not base64" })))
+  }
+  return Result.succeed({
+    status: toStatus(status),
+    stdout: stdout.success,
+    stderr: stderr.success,
+    truncated: [
+      ...(status["out-truncated"] === true ? ["stdout" as const] : []),
+      ...(status["err-truncated"] === true ? ["stderr" as const] : [])
+    ]
+  })
+}
+
+/**
+ * Connects to the agent and waits until it answers: bytes that are sent early wait until the guest opens its end. Fails
+ * with `NotReady` at the deadline, and with `Closed` when the stream ends before. Closing the scope closes the connection;
+ * what still waits for an answer fails with `Closed`.
+ *
+ * ```ts import.meta.vitest
+ * import { GuestAgent } from "effect-microvm-runtime/guest"
+ * import { FakeGuestAgent } from "effect-microvm-runtime/testing"
+ * import * as Effect from "effect/Effect"
+ *
+ * const program = Effect.gen(function*() {
+ *   const guest = yield* FakeGuestAgent.make()
+ *   const agent = yield* GuestAgent.make(guest.socket, { within: "5 seconds" })
+ *   const { stdout } = yield* agent.exec({ path: "echo", args: ["hello"] })
+ *   return new TextDecoder().decode(stdout)
+ * })
+ * await Effect.runPromise(Effect.scoped(program)) // => "hello\n"
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = Effect.fn("GuestAgent.make")(function*(
+  socket: Socket.Socket,
+  options: Options = {}
+): Effect.fn.Return<GuestAgent, GuestError.GuestError, Scope.Scope> {
+  const requestTimeout = Duration.fromInputUnsafe(options.requestTimeout ?? "10 seconds")
+  const connection = yield* Connection.make(socket, {
+    within: Duration.fromInputUnsafe(options.within ?? "30 seconds"),
+    maxWaiting: options.maxWaiting ?? 64
+  })
+
+  const request: GuestAgent["request"] = (command, args, { within = requestTimeout } = {}) =>
+    connection.request(command, args, { within: Duration.fromInputUnsafe(within) })
+
+  // An end is told once. When it is told after its request was given up, it is kept for the next one.
+  const told = new Map<number, Result.Result<ProgramEnd, GuestError.GuestError>>()
+  const keep = (pid: number, end: Result.Result<ProgramEnd, GuestError.GuestError>): void => {
+    const [oldest] = told.keys()
+    if (told.size >= maxTold && oldest !== undefined) told.delete(oldest)
+    told.set(pid, end)
+  }
+
+  const spawn: GuestAgent["spawn"] = Effect.fn("GuestAgent.spawn")(function*(program, { capture = false } = {}) {
+    const { args = [], env, input, path } = program
+    yield* Programs.check({ names: { path }, args, env, input })
+    const { pid } = yield* request(GuestAgentSchema.guestExec, {
+      path,
+      arg: args,
+      "capture-output": capture,
+      ...(env === undefined
+        ? {}
+        : { env: Object.entries(env).map(([name, value]) => `${name}=${Programs.reveal(value)}`) }),
+      ...(input === undefined ? {} : { "input-data": Base64.encode(input) })
+    })
+    told.delete(pid)
+    return pid
+  })
+
+  const poll: GuestAgent["poll"] = Effect.fn("GuestAgent.poll")(function*(pid) {
+    const take = () => {
+      const end = told.get(pid)
+      told.delete(pid)
+      return end
+    }
+    const early = take()
+    if (early !== undefined) return Option.some(yield* Effect.fromResult(early))
+    const status = yield* connection.request(GuestAgentSchema.guestExecStatus, { pid }, {
+      within: requestTimeout,
+      onLate: (late) => {
+        if (late.exited) keep(pid, toEnd(late))
+      }
+    }).pipe(
+      // It may have been told while this request was on its way.
+      Effect.catchReason("GuestError", "AgentError", (reason, error) => {
+        const late = take()
+        if (late !== undefined) return Effect.map(Effect.fromResult(late), (end) => ({ exited: true as const, end }))
+        return /invalid parameter 'pid'/i.test(reason.desc)
+          ? Effect.fail(GuestError.make(new GuestError.UnknownProcess({ pid })))
+          : Effect.fail(error)
+      })
+    )
+    if (!status.exited) return Option.none()
+    return Option.some("end" in status ? status.end : yield* Effect.fromResult(toEnd(status)))
+  })
+
+  const awaitEnd = Effect.fnUntraced(function*(pid: number) {
+    let pause = 5
+    while (true) {
+      const end = yield* poll(pid)
+      if (Option.isSome(end)) return end.value
+      yield* Effect.sleep(pause)
+      pause = Math.min(pause * 1.5, 500)
+    }
+  })
+
+  const run = (program: Program, onInterrupt: (pid: number) => Effect.Effect<void>) =>
+    Effect.uninterruptibleMask((restore) =>
+      Effect.flatMap(
+        restore(spawn(program, { capture: true })),
+        (pid) => Effect.onInterrupt(restore(awaitEnd(pid)), () => onInterrupt(pid))
+      )
+    )
+
+  const kill: GuestAgent["kill"] = Effect.fn("GuestAgent.kill")(function*(pid, signal) {
+    const args = ["-c", killScript, signal.slice("SIG".length), String(pid)]
+    yield* run({ path: "/bin/sh", args }, () => Effect.void)
+  })
+
+  const exec: GuestAgent["exec"] = Effect.fn("GuestAgent.exec")(function*(program) {
+    return yield* run(program, (pid) =>
+      kill(pid, "SIGKILL").pipe(
+        // Reads its end too, or the agent would keep it for ever.
+        Effect.andThen(awaitEnd(pid)),
+        Effect.timeoutOption(killWithin),
+        Effect.ignore
+      ))
+  })
+
+  const shutdown = (mode: "powerdown" | "halt" | "reboot"): Effect.Effect<void, GuestError.GuestError> =>
+    connection.announce(GuestAgentSchema.guestShutdown, { mode }, { within: requestTimeout, quiet: refusalWithin })
+
+  return {
+    ping: Effect.asVoid(request(GuestAgentSchema.guestPing, {})),
+    info: Effect.map(request(GuestAgentSchema.guestInfo, {}), ({ supported_commands, version }) => ({
+      version,
+      commands: supported_commands.flatMap(({ enabled, name }) => enabled ? [name] : [])
+    })),
+    exec,
+    spawn,
+    poll,
+    kill,
+    readFile: (path) => Files.read(request, path),
+    writeFile: (path, { append = false } = {}) => Files.write(request, path, append ? "a" : "w"),
+    setTime: Effect.fn("GuestAgent.setTime")(function*(time) {
+      const millis = time === undefined ? yield* Clock.currentTimeMillis : DateTime.toEpochMillis(time)
+      yield* request(GuestAgentSchema.guestSetTime, { time: millis * 1e6 })
+    }),
+    powerOff: shutdown("powerdown"),
+    halt: shutdown("halt"),
+    reboot: shutdown("reboot"),
+    request,
+    closed: connection.closed
+  }
+})

@@ -1,0 +1,324 @@
+/**
+ * A command in the guest whose stdin, stdout and stderr are streams, with flow control from end to end.
+ *
+ * The agent starts the command and tells how it ended; its streams travel over the ports of a slot (`GuestStdio` has the
+ * picture). Not more than a few chunks of each stream are in memory, however much the command writes: when nobody reads, it
+ * waits. So read both streams, or let one go with `Stream.runDrain`.
+ *
+ * @since 0.1.0
+ */
+import type * as Arr from "effect/Array"
+import * as Cause from "effect/Cause"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Option from "effect/Option"
+import * as Pull from "effect/Pull"
+import * as Random from "effect/Random"
+import type * as Redacted from "effect/Redacted"
+import * as Result from "effect/Result"
+import type * as Scope from "effect/Scope"
+import * as Sink from "effect/Sink"
+import * as Stream from "effect/Stream"
+import * as ExitStatus from "../lifecycle/ExitStatus.ts"
+import type * as Signal from "../lifecycle/Signal.ts"
+import type { GuestAgent, ProgramEnd } from "./GuestAgent.ts"
+import * as GuestError from "./GuestError.ts"
+import type { GuestSlots, Slot } from "./GuestSlots.ts"
+import * as GuestStdio from "./GuestStdio.ts"
+import * as Programs from "./internal/programs.ts"
+import { pump } from "./internal/pump.ts"
+
+/**
+ * What to run.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export interface Options {
+  /** Looked up in the PATH of `env`. */
+  readonly command: string
+  readonly args?: ReadonlyArray<string> | undefined
+  /** Added to `PATH` and `HOME=/root`. Names that are no shell identifiers are dropped by the guest. */
+  readonly env?: Readonly<Record<string, string | Redacted.Redacted>> | undefined
+  /** The working directory. Default `/`. */
+  readonly cwd?: string | undefined
+  /**
+   * How long the streams may still wait for the guest once the command has ended, in all. They come to their end by
+   * themselves as long as no process that the command left behind holds them open. Default 1 second.
+   */
+  readonly drain?: Duration.Input | undefined
+  /** The longest that closing the scope may take. Default 2 seconds. */
+  readonly closeWithin?: Duration.Input | undefined
+}
+
+/**
+ * A command that was started.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface GuestCommand {
+  /** Its pid in the guest. */
+  readonly pid: number
+  /**
+   * Waits for its end. As in a shell, 127 says that the command was not found and 126 that it is not executable. Fails with
+   * `NotStarted` when its streams could not be set up, and with `Closed` when the machine ends first.
+   */
+  readonly exit: Effect.Effect<ExitStatus.ExitStatus, GuestError.GuestError>
+  /**
+   * Its stdin, for one run. The end of the run is the end of its input; it also ends when the command does. A command that
+   * reads waits for it: run `Stream.empty` for no input.
+   */
+  readonly stdin: Sink.Sink<void, Uint8Array, never, GuestError.GuestError>
+  /** For one run. Ends, at the latest, soon after the command has. */
+  readonly stdout: Stream.Stream<Uint8Array, GuestError.GuestError>
+  /** For one run. Ends, at the latest, soon after the command has. */
+  readonly stderr: Stream.Stream<Uint8Array, GuestError.GuestError>
+  /** Sends it a signal, with the processes of its group when it leads one. One that has ended is not an error. */
+  readonly kill: (signal: Signal.Signal) => Effect.Effect<void, GuestError.GuestError>
+}
+
+const defaultEnv = { PATH: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", HOME: "/root" }
+
+/** Milliseconds between two questions for the end, doubled each time, while the streams are open. */
+const slowPoll = { first: 100, longest: 2000 }
+/** The same once the streams have ended: the end is there, or about to be. */
+const quickPoll = { first: 1, longest: 500 }
+/** How many odd answers in a row are taken for a bad moment. */
+const maxFaults = 8
+
+const makeNonce = Effect.map(
+  Effect.replicateEffect(Random.nextIntBetween(0, 0xffffffff), 4),
+  (words) => words.map((word) => word.toString(16).padStart(8, "0")).join("")
+)
+
+/**
+ * Runs a command. Closing the scope kills it if it still runs (SIGKILL), and gives its slot back.
+ *
+ * ```ts import.meta.vitest
+ * import { GuestAgent, GuestCommand, GuestSlots } from "effect-microvm-runtime/guest"
+ * import { FakeGuestAgent } from "effect-microvm-runtime/testing"
+ * import * as Effect from "effect/Effect"
+ * import * as Stream from "effect/Stream"
+ *
+ * const program = Effect.gen(function*() {
+ *   const guest = yield* FakeGuestAgent.make()
+ *   const agent = yield* GuestAgent.make(guest.socket)
+ *   const slots = yield* GuestSlots.make([yield* guest.ports(0)])
+ *   const cat = yield* GuestCommand.run(agent, slots, { command: "cat" })
+ *   yield* Stream.make("hello").pipe(Stream.encodeText, Stream.run(cat.stdin))
+ *   return yield* Stream.mkString(Stream.decodeText(cat.stdout))
+ * })
+ * await Effect.runPromise(Effect.scoped(program)) // => "hello"
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const run = Effect.fn("GuestCommand.run")(function*(
+  agent: GuestAgent,
+  slots: GuestSlots,
+  options: Options
+): Effect.fn.Return<GuestCommand, GuestError.GuestError, Scope.Scope> {
+  const { args = [], command, cwd, env } = options
+  yield* Programs.check({ names: { command, ...(cwd === undefined ? {} : { cwd }) }, args, env })
+  return yield* Effect.uninterruptibleMask((restore) => start(agent, slots, options, restore))
+})
+
+const errorOf = <A>(exit: Exit.Exit<A, GuestError.GuestError>): GuestError.GuestError | undefined =>
+  Exit.isFailure(exit) ? Option.getOrUndefined(Cause.findErrorOption(exit.cause)) : undefined
+
+const start = Effect.fnUntraced(function*(
+  agent: GuestAgent,
+  slots: GuestSlots,
+  options: Options,
+  restore: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+): Effect.fn.Return<GuestCommand, GuestError.GuestError, Scope.Scope> {
+  const drain = Duration.toMillis(Duration.fromInputUnsafe(options.drain ?? "1 second"))
+  const closeWithin = Duration.fromInputUnsafe(options.closeWithin ?? "2 seconds")
+  const nonce = yield* makeNonce
+  const slot = yield* slots.take
+
+  const pid = yield* restore(agent.spawn({
+    path: GuestStdio.program,
+    args: [
+      ...(options.cwd === undefined ? [] : ["-C", options.cwd]),
+      String(slot.slot),
+      nonce,
+      "--",
+      options.command,
+      ...(options.args ?? [])
+    ],
+    env: { ...defaultEnv, ...options.env }
+  }, { capture: true })).pipe(
+    // Nobody has touched the ports when the agent says no. When it says nothing, the command may yet start.
+    Effect.onExit((exit) => {
+      if (Exit.isSuccess(exit)) return Effect.void
+      const reason = errorOf(exit)?.reason._tag
+      const refused = reason === "AgentError" || reason === "CommandNotFound" || reason === "Busy"
+      return slot.release(refused ? "clean" : "retire")
+    })
+  )
+  yield* Effect.addFinalizer(() => slot.release("retire"))
+  return yield* attach(agent, slot, { pid, nonce, drain, closeWithin })
+})
+
+const attach = Effect.fnUntraced(function*(
+  agent: GuestAgent,
+  slot: Slot,
+  options: {
+    readonly pid: number
+    readonly nonce: string
+    readonly drain: number
+    readonly closeWithin: Duration.Duration
+  }
+): Effect.fn.Return<GuestCommand, never, Scope.Scope> {
+  const { closeWithin, drain, nonce, pid } = options
+  const exit = yield* Deferred.make<ExitStatus.ExitStatus, GuestError.GuestError>()
+  const over = Effect.exit(Deferred.await(exit))
+  // What never started writes nothing.
+  const patience = Effect.map(over, (end) => Exit.isSuccess(end) ? drain : 0)
+  const stdout = yield* pump(slot.pullStdout, nonce, patience)
+  const stderr = yield* pump(slot.pullStderr, nonce, patience)
+  const streamsEnded = Effect.andThen(stdout.ended, stderr.ended)
+
+  yield* watch(agent, pid, streamsEnded).pipe(
+    Effect.exit,
+    Effect.flatMap((end) => Deferred.done(exit, end)),
+    Effect.forkScoped({ startImmediately: true })
+  )
+
+  yield* slot.post(GuestStdio.begin(nonce))
+  let inputEnded = false
+  const endInput = Effect.suspend(() => {
+    if (inputEnded) return Effect.void
+    inputEnded = true
+    return slot.post(GuestStdio.endOfInput)
+  })
+  const write = Effect.fnUntraced(function*(chunks: Arr.NonEmptyReadonlyArray<Uint8Array>) {
+    for (const chunk of chunks) {
+      for (const frame of GuestStdio.frames(chunk)) yield* slot.write(frame)
+    }
+  })
+
+  yield* Effect.addFinalizer(Effect.fnUntraced(function*() {
+    yield* Effect.gen(function*() {
+      yield* Effect.andThen(stdout.discard, stderr.discard)
+      if (!Deferred.isDoneUnsafe(exit)) yield* agent.kill(pid, "SIGKILL")
+      yield* endInput
+      yield* Effect.andThen(over, streamsEnded)
+    }).pipe(Effect.timeoutOption(closeWithin), Effect.ignore)
+    yield* Deferred.succeed(exit, ExitStatus.lost("its scope was closed before its end was known", "agent"))
+    if (stdout.clean() && stderr.clean() || (yield* isUntouched(over))) yield* slot.release("clean")
+  }))
+
+  return {
+    pid,
+    exit: Deferred.await(exit),
+    stdin: Sink.fromTransform<Uint8Array, void, GuestError.GuestError, never>((upstream) =>
+      upstream.pipe(
+        Effect.flatMap(write),
+        Effect.forever({ disableYield: true }),
+        Pull.catchDone(() => endInput),
+        Effect.raceFirst(over),
+        Effect.as([undefined] as const)
+      )
+    ),
+    stdout: stdout.stream,
+    stderr: stderr.stream,
+    kill: Effect.fn("GuestCommand.kill")(function*(signal) {
+      if (!Deferred.isDoneUnsafe(exit)) yield* agent.kill(pid, signal)
+    })
+  }
+})
+
+/** The program in the guest looks at the working directory before it opens a port. */
+const isUntouched = (over: Effect.Effect<Exit.Exit<ExitStatus.ExitStatus, GuestError.GuestError>>) =>
+  Effect.map(over, (end) => {
+    const reason = errorOf(end)?.reason
+    return reason?._tag === "NotStarted" && reason.code === 126
+  })
+
+/**
+ * Learns of the end. The streams come to theirs first, as a rule, so that is when to ask. A process that is left behind may
+ * hold them open, so the agent is also asked now and then.
+ */
+const watch = Effect.fnUntraced(function*(agent: GuestAgent, pid: number, streamsEnded: Effect.Effect<void>) {
+  let pace = slowPoll
+  let pause = pace.first
+  let faults = 0
+  while (true) {
+    if (pace === quickPoll) yield* Effect.sleep(pause)
+    else if (yield* Effect.raceFirst(Effect.as(streamsEnded, true), Effect.as(Effect.sleep(pause), false))) {
+      pace = quickPoll
+      pause = pace.first
+    }
+    const answer = yield* Effect.result(agent.poll(pid))
+    if (Result.isSuccess(answer)) {
+      faults = 0
+      if (Option.isSome(answer.success)) return yield* toExit(answer.success.value)
+    } else {
+      const { reason } = answer.failure
+      if (reason._tag === "UnknownProcess") return ExitStatus.lost(reason.message, "agent")
+      // A guest that stands still answers when it goes on; how long that may take is the caller's to say.
+      if (reason._tag !== "Timeout" && reason._tag !== "Busy") faults++
+      if (reason._tag === "Closed" || faults > maxFaults) return yield* answer.failure
+    }
+    pause = Math.min(pause * 2, pace.longest)
+  }
+})
+
+/** Once the command runs, its output goes to the ports only. What the agent has was said by the program that starts it. */
+const toExit = ({ status, stderr }: ProgramEnd): Effect.Effect<ExitStatus.ExitStatus, GuestError.GuestError> => {
+  const text = new TextDecoder().decode(stderr).trim()
+  return text !== "" && status._tag === "Exited" && (status.code === 125 || status.code === 126)
+    ? Effect.fail(GuestError.make(new GuestError.NotStarted({ code: status.code, text })))
+    : Effect.succeed(status)
+}
+
+/**
+ * Connects a command to streams of ours, waits for its end and gives its status. The command's input ends with `stdin`, which
+ * is given up when the command ends first. When one of the streams fails, as at a broken pipe, this fails with its error;
+ * then close the command's scope, which kills it.
+ *
+ * ```ts import.meta.vitest
+ * import { GuestAgent, GuestCommand, GuestSlots } from "effect-microvm-runtime/guest"
+ * import { ExitStatus } from "effect-microvm-runtime/lifecycle"
+ * import { FakeGuestAgent } from "effect-microvm-runtime/testing"
+ * import * as Effect from "effect/Effect"
+ * import * as Sink from "effect/Sink"
+ * import * as Stream from "effect/Stream"
+ *
+ * const program = Effect.gen(function*() {
+ *   const guest = yield* FakeGuestAgent.make()
+ *   const agent = yield* GuestAgent.make(guest.socket)
+ *   const slots = yield* GuestSlots.make([yield* guest.ports(0)])
+ *   const command = yield* GuestCommand.run(agent, slots, { command: "exit", args: ["7"] })
+ *   const status = yield* GuestCommand.connect(command, { stdin: Stream.empty, stdout: Sink.drain, stderr: Sink.drain })
+ *   return ExitStatus.toCode(status)
+ * })
+ * await Effect.runPromise(Effect.scoped(program)) // => 7
+ * ```
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const connect = Effect.fn("GuestCommand.connect")(function*<E1, R1, E2, R2, E3, R3>(
+  self: GuestCommand,
+  streams: {
+    readonly stdin: Stream.Stream<Uint8Array, E1, R1>
+    readonly stdout: Sink.Sink<unknown, Uint8Array, unknown, E2, R2>
+    readonly stderr: Sink.Sink<unknown, Uint8Array, unknown, E3, R3>
+  }
+): Effect.fn.Return<ExitStatus.ExitStatus, E1 | E2 | E3 | GuestError.GuestError, R1 | R2 | R3> {
+  const output = Effect.all([
+    Stream.run(self.stdout, streams.stdout),
+    Stream.run(self.stderr, streams.stderr),
+    self.exit
+  ], { concurrency: "unbounded" })
+  const input = Effect.andThen(Stream.run(streams.stdin, self.stdin), Effect.never)
+  const [, , status] = yield* Effect.raceFirst(output, input)
+  return status
+})

@@ -1,0 +1,47 @@
+import * as Effect from "effect/Effect"
+import * as Redacted from "effect/Redacted"
+import * as GuestError from "../GuestError.ts"
+
+/** @internal */
+export type Env = Readonly<Record<string, string | Redacted.Redacted>>
+
+const maxInputBytes = 16 * 1024 * 1024
+
+/** @internal */
+export const reveal = (value: string | Redacted.Redacted): string =>
+  Redacted.isRedacted(value) ? Redacted.value(value) : value
+
+const faultOf = (field: string, value: string): ReadonlyArray<string> =>
+  value.includes("\0") ? [`${field} is ${JSON.stringify(value)}: leave out the NUL`] : []
+
+/**
+ * Refuses what no program can be given.
+ *
+ * @internal
+ */
+export const check = (program: {
+  /** What must be there, by field. */
+  readonly names: Readonly<Record<string, string>>
+  readonly args: ReadonlyArray<string>
+  readonly env?: Env | undefined
+  readonly input?: Uint8Array | undefined
+}): Effect.Effect<void, GuestError.GuestError> => {
+  const { args, env = {}, input, names } = program
+  const faults = [
+    ...Object.entries(names).flatMap(([field, name]) =>
+      name === "" ? [`${field} is empty: give it a name`] : faultOf(field, name)
+    ),
+    ...args.flatMap((arg, index) => faultOf(`args[${index}]`, arg)),
+    ...Object.keys(env).flatMap((name) =>
+      /^[^=\0]+$/.test(name) ? [] : [`env has the name ${JSON.stringify(name)}: use one without = and NUL`]
+    ),
+    // The value itself is not told, as it may be a secret.
+    ...Object.entries(env).flatMap(([name, value]) =>
+      reveal(value).includes("\0") ? [`env ${name} has a value with a NUL: leave it out`] : []
+    ),
+    ...(input !== undefined && input.length > maxInputBytes
+      ? [`input has ${input.length} bytes: give at most ${maxInputBytes}`]
+      : [])
+  ]
+  return faults.length === 0 ? Effect.void : Effect.fail(GuestError.make(new GuestError.InvalidArgument({ faults })))
+}

@@ -1,0 +1,329 @@
+/**
+ * The programs of the guest's user land that are ours: shell scripts for busybox, kept as values so that they are part of
+ * an image's recipe. PID 1 itself is busybox's init: it reaps orphans, restarts what {@link inittab} lists with a pause of
+ * a second, and gives its children default signal dispositions (a shell would start them with SIGINT ignored).
+ *
+ * Facts these scripts rest on: busybox(1), init(8) of busybox, the kernel's `virtio_console` driver (a port can be opened
+ * once only, and data still queued when it is closed are dropped) and qemu-ga(8).
+ *
+ * @since 0.1.0
+ */
+import * as Cpio from "./Cpio.ts"
+
+/**
+ * What PID 1 runs: {@link setup} once, then the agent and the power button's reader for as long as the guest lives.
+ *
+ * @category scripts
+ * @since 0.1.0
+ */
+export const inittab = `::sysinit:/sbin/microvm-setup
+::respawn:/sbin/microvm-agent
+::respawn:/sbin/microvm-power-button
+::ctrlaltdel:/sbin/shutdown -r
+`
+
+/**
+ * Mounts the kernel's file systems, loads the modules and names the guest.
+ *
+ * Kernel argument: `microvm.hostname=NAME`, by default `microvm`.
+ *
+ * @category scripts
+ * @since 0.1.0
+ */
+export const setup = `#!/bin/busybox sh
+# No step may end the set-up: what fails is told on the console and passed over.
+say() { echo "microvm-setup: $*" >/dev/console; }
+
+# busybox runs its own commands through /proc/self/exe, so /proc comes first and is mounted by path.
+/bin/busybox mount -t proc -o nosuid,nodev,noexec proc /proc
+mount -t sysfs -o nosuid,nodev,noexec sys /sys
+mount -t devtmpfs -o nosuid,mode=755 dev /dev
+mkdir -p /dev/pts /dev/shm /dev/virtio-ports
+mount -t devpts -o nosuid,noexec,gid=5,mode=620,ptmxmode=666 devpts /dev/pts
+mount -t tmpfs -o nosuid,nodev,mode=1777 shm /dev/shm
+mount -t tmpfs -o nosuid,nodev,mode=755 run /run
+mount -t tmpfs -o nosuid,nodev,mode=1777 tmp /tmp
+# The kernel makes device nodes only; these names are the user land's.
+ln -s /proc/self/fd /dev/fd
+ln -s fd/0 /dev/stdin
+ln -s fd/1 /dev/stdout
+ln -s fd/2 /dev/stderr
+
+# Each line: the virtio device type that needs the module (- for every guest) and its path, in the order of dependence.
+while read -r type path; do
+  if [ "$type" != - ]; then
+    found=
+    for device in /sys/bus/virtio/devices/*/device; do
+      { read -r id <"$device"; } 2>/dev/null && [ "$id" = "$type" ] && found=yes
+    done
+    [ "$found" ] || continue
+  fi
+  insmod "/lib/modules/$path" || say "module $path was not loaded"
+done </lib/modules/microvm.list
+
+hostname=microvm
+read -r arguments </proc/cmdline
+for argument in $arguments; do
+  case $argument in microvm.hostname=?*) hostname=\${argument#*=} ;; esac
+done
+hostname "$hostname" || say "the host name $hostname was refused"
+ip link set lo up
+
+# The power keys of an attached keyboard go to init, not straight to the kernel's reset.
+echo 0 >/proc/sys/kernel/ctrl-alt-del
+# A link for each command of busybox, unless the image has a file of that name.
+/bin/busybox --install -s
+`
+
+/**
+ * \`microvm-port NAME SECONDS\`: waits until the virtio port NAME is there, at most SECONDS, and links it and all
+ * others found as \`/dev/virtio-ports/NAME\`, the way udev would. The kernel adds ports some time after their driver is loaded.
+ *
+ * @category scripts
+ * @since 0.1.0
+ */
+export const port = `#!/bin/busybox sh
+tries=$(($2 * 100))
+while :; do
+  for port in /sys/class/virtio-ports/*; do
+    # The attribute is made after its directory.
+    { read -r name <"$port/name"; } 2>/dev/null || continue
+    [ -e "/dev/virtio-ports/$name" ] || ln -s "../\${port##*/}" "/dev/virtio-ports/$name"
+  done
+  [ -e "/dev/virtio-ports/$1" ] && exit
+  tries=$((tries - 1))
+  [ "$tries" -gt 0 ] || exit 1
+  usleep 10000
+done
+`
+
+/**
+ * Runs QEMU's guest agent on its port. Init starts it again when it ends.
+ *
+ * @category scripts
+ * @since 0.1.0
+ */
+export const agent = `#!/bin/busybox sh
+# Nothing is started while the guest goes down.
+[ -d /run/shutdown ] && exit
+port=org.qemu.guest_agent.0
+microvm-port "$port" 10 || { echo "microvm-agent: there is no virtio port $port" >/dev/console; exit 1; }
+# What a command gets that is started without an environment.
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+exec qemu-ga -m virtio-serial -p "/dev/virtio-ports/$port" -t /run </dev/null
+`
+
+/**
+ * Powers the guest off when the ACPI power button is pressed.
+ *
+ * @category scripts
+ * @since 0.1.0
+ */
+export const powerButton = `#!/bin/busybox sh
+for input in /sys/class/input/event*; do
+  { read -r name <"$input/device/name"; } 2>/dev/null || continue
+  [ "$name" = "Power Button" ] || continue
+  # One struct input_event is 24 bytes; any event of this device is a press.
+  (dd bs=24 count=1 <"/dev/input/\${input##*/}" >/dev/null 2>&1 && exec /sbin/shutdown -P) &
+done
+wait
+# A guest without a button must not have init start this once a second.
+exec sleep 2147483647
+`
+
+/**
+ * \`shutdown [-P | -H | -r] …\`: ends all processes in order, then powers off (the default), halts or reboots. The agent
+ * calls it as \`shutdown -h -P +0 "reason"\`; the time is taken as now. The processes have a second to act on SIGTERM.
+ *
+ * @category scripts
+ * @since 0.1.0
+ */
+export const shutdown = `#!/bin/busybox sh
+how=poweroff
+for argument; do
+  case $argument in -P) how=poweroff ;; -H) how=halt ;; -r) how=reboot ;; esac
+done
+# One shutdown at a time; this also keeps the agent from being started again.
+mkdir /run/shutdown 2>/dev/null || exit 0
+
+# Does a process live but init and this one? Kernel threads and zombies have no command line.
+others() {
+  local process line self="$1"
+  for process in /proc/[0-9]*; do
+    case $process in /proc/1 | "/proc/$self") continue ;; esac
+    line=
+    { read -r line <"$process/cmdline"; } 2>/dev/null
+    [ "$line" ] && return 0
+  done
+  return 1
+}
+
+go_down() {
+  local self rest directory device mounts= tries=50
+  trap '' HUP INT TERM
+  read -r self rest </proc/self/stat
+  # kill(2) with -1 spares init and the caller. A stopped process can act on SIGTERM only once it goes on.
+  kill -TERM -1
+  kill -CONT -1
+  while others "$self" && [ "$tries" -gt 0 ]; do
+    tries=$((tries - 1))
+    usleep 20000
+  done
+  kill -KILL -1
+  sync
+  # Only what lies on a block device can lose data; the last mounted goes first.
+  while read -r device directory rest; do
+    case $device in /dev/*) mounts="$directory $mounts" ;; esac
+  done </proc/mounts
+  for directory in $mounts; do umount -r "$directory"; done
+  "$how" -f
+}
+
+# The agent waits for this command before it looks at its own SIGTERM, so the work is not this process's.
+go_down &
+`
+
+/**
+ * \`microvm-exec [-C DIR] SLOT NONCE -- COMMAND [ARGUMENT…]\`: becomes COMMAND, whose stdin, stdout and stderr travel over
+ * the virtio ports \`microvm.SLOT.stdin\`, \`.stdout\` and \`.stderr\`, with flow control from end to end. NONCE is 32
+ * lower-case hexadecimal digits, new for each run. The environment is the caller's; names that are no shell identifiers are
+ * dropped, and a PATH is added when there is none.
+ *
+ * - Output ports carry the bytes as they come, then \`\\0NONCE\\n\` once every writer has closed the stream.
+ * - The input port carries a line \`BEGIN NONCE\`, then frames: a line with the length in decimal, at most 262144, and that
+ *   many bytes. Length 0 is the end of input. When the command no longer reads, the port is closed in the guest.
+ *
+ * Its own faults are told on the caller's stderr: 125 (usage, ports absent or in use) and 126 (DIR). When COMMAND is not
+ * found (127) or not executable (126), the message is on the stderr port and all trailers still come.
+ *
+ * @category scripts
+ * @since 0.1.0
+ */
+export const exec = `#!/bin/busybox sh
+# Variables are local to functions: an environment that has the same names must reach the command as it was.
+fail() {
+  local status="$1"
+  shift
+  echo "microvm-exec: $*" >&2
+  exit "$status"
+}
+
+# Leaves a pump two descriptors: what it reads and what it writes. A port is busy, and a pipe has no end, for as long as
+# anyone else has it open.
+between() { exec <&"$1" >&"$2" 2>/dev/null 3<&- 4>&- 5>&- 6<&- 7<&- 8<&- 9>&-; }
+
+# To the host: all bytes, then the trailer. A shutdown signals every process at once, and the last words of the command
+# still have to get through, so it takes SIGKILL to stop this.
+drain() {
+  trap '' TERM
+  dd bs=64k
+  printf '\\0%s\\n' "$1"
+}
+
+# From the host: the frames after our BEGIN; those of a run that was cut short may lie before it. SIGPIPE ends this when
+# the command no longer reads.
+feed() {
+  local line
+  while :; do
+    IFS= read -r line || return
+    case $line in *"BEGIN $1") break ;; esac
+  done
+  while IFS= read -r line; do
+    case $line in '' | 0 | *[!0-9]* | ???????*) return ;; esac
+    dd bs="$line" count=1 iflag=fullblock || return
+  done
+}
+
+connect() {
+  local directory= slot nonce stream port tries=100
+  [ "$1" = -C ] && { directory=$2; shift 2; }
+  slot=$1 nonce=$2
+  case $slot in '' | *[!0-9]*) fail 125 "SLOT is a small integer, not '$slot'" ;; esac
+  case $nonce in *[!0-9a-f]*) nonce= ;; esac
+  [ \${#nonce} = 32 ] || fail 125 "NONCE is 32 lower-case hexadecimal digits"
+  [ "$3" = -- ] && [ $# -gt 3 ] || fail 125 "usage: microvm-exec [-C DIR] SLOT NONCE -- COMMAND [ARGUMENT...]"
+  [ -z "$directory" ] || cd -- "$directory" || exit 126
+  port=/dev/virtio-ports/microvm.$slot
+  for stream in stdin stdout stderr; do
+    # A redirection to a name that is missing would make a regular file of it.
+    [ -c "$port.$stream" ] || /sbin/microvm-port "microvm.$slot.$stream" 1 || fail 125 "there is no port $port.$stream"
+  done
+  # The pumps of the slot's last run may be about to end. The input port is opened last: what the host has sent is lost
+  # if it must be closed again.
+  until command exec 4>"$port.stdout" 5>"$port.stderr" 3<"$port.stdin"; do
+    exec 3<&- 4>&- 5>&-
+    [ "$tries" -gt 0 ] || break
+    tries=$((tries - 1))
+    usleep 10000
+  done 2>/dev/null
+  [ "$tries" -gt 0 ] || fail 125 "slot $slot is in use: its last command, or a child of it, still has a stream open"
+
+  # The command gets pipes, since a port could not be opened again as /dev/stderr. A here-document is an anonymous pipe
+  # in this shell; opening its descriptor again gives the end to write to. A named pipe would need a name, and would
+  # block whoever opens /dev/stdin again after the end of input.
+  exec 6<<-END 7<<-END 8<<-END
+	END
+	END
+	END
+  [ -p /proc/self/fd/8 ] || fail 125 "the shell makes no pipes of here-documents"
+  exec 9>/proc/self/fd/6 1>/proc/self/fd/7 2>/proc/self/fd/8
+  # Whatever user the command becomes can open them again.
+  chmod 666 /proc/self/fd/6 /proc/self/fd/7 /proc/self/fd/8
+  # The pumps are orphans, as the command must not have children that it never started.
+  (
+    { between 7 4; drain "$nonce"; } &
+    { between 8 5; drain "$nonce"; } &
+    { between 3 9; feed "$nonce"; } &
+  )
+  exec <&6 3<&- 4>&- 5>&- 6<&- 7<&- 8<&- 9>&-
+}
+
+# Finds the file of the command. Left to itself, the shell would run a command of busybox in this very process image,
+# under this script's name and whatever PATH says.
+locate() {
+  local IFS=: directory
+  microvm_exec_file=$1
+  case $1 in */*) return ;; esac
+  for directory in $PATH; do
+    [ -f "\${directory:-.}/$1" ] && [ -x "\${directory:-.}/$1" ] || continue
+    microvm_exec_file=\${directory:-.}/$1
+    return
+  done
+}
+
+set -f
+connect "$@"
+[ "$1" = -C ] && shift 2
+shift 3
+unset OLDPWD
+export PATH
+locate "$1"
+microvm_exec_name=$1
+shift
+exec -a "$microvm_exec_name" -- "$microvm_exec_file" "$@"
+`
+
+/**
+ * The scripts at their places, with the few files a user land expects.
+ *
+ * @category scripts
+ * @since 0.1.0
+ */
+export const entries: ReadonlyArray<Cpio.Entry> = [
+  Cpio.symlink("init", "bin/busybox"),
+  Cpio.symlink("bin/sh", "busybox"),
+  Cpio.file("sbin/microvm-setup", setup, 0o755),
+  Cpio.file("sbin/microvm-port", port, 0o755),
+  Cpio.file("sbin/microvm-agent", agent, 0o755),
+  Cpio.file("sbin/microvm-power-button", powerButton, 0o755),
+  Cpio.file("sbin/microvm-exec", exec, 0o755),
+  Cpio.file("sbin/shutdown", shutdown, 0o755),
+  Cpio.file("etc/inittab", inittab),
+  Cpio.file("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n"),
+  Cpio.file("etc/group", "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"),
+  Cpio.file("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"),
+  // The kernel opens it for its first process, before devtmpfs is mounted.
+  Cpio.charDevice("dev/console", 5, 1),
+  Cpio.directory("root", 0o700),
+  ...["proc", "sys", "run", "tmp", "usr/bin", "usr/sbin"].map((path) => Cpio.directory(path))
+]

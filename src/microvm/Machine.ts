@@ -1,0 +1,343 @@
+/**
+ * A handle on one machine, for one life: from its launch to the end of the scope it was launched in.
+ *
+ * The handle keeps the state, refuses what the state does not allow before the backend hears of it, notices an end
+ * that nobody asked for, and ends the machine in order:
+ *
+ * ```
+ *   leading stages ▸ power button ▸ SIGTERM ▸ SIGKILL
+ *   (an agent's power-off)          └── the guest has no say
+ * ```
+ *
+ * @since 0.1.0
+ */
+import * as Arr from "effect/Array"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Option from "effect/Option"
+import * as Scope from "effect/Scope"
+import * as Semaphore from "effect/Semaphore"
+import type * as Socket from "effect/socket/Socket"
+import type * as Stream from "effect/Stream"
+import * as Shutdown from "../lifecycle/Shutdown.ts"
+import * as ShutdownOutcome from "../lifecycle/ShutdownOutcome.ts"
+import * as ShutdownPolicy from "../lifecycle/ShutdownPolicy.ts"
+import { type Life, makeLife } from "./internal/life.ts"
+import type * as MachineEnd from "./MachineEnd.ts"
+import type { MachineSpec } from "./MachineSpec.ts"
+import * as MachineState from "./MachineState.ts"
+import * as MicroVmError from "./MicroVmError.ts"
+import { type Capabilities, type MachineRequest, MicroVmProvider, type Vmm } from "./MicroVmProvider.ts"
+
+/**
+ * A stage that the backend knows nothing of, put before the policy's own: the guest's agent is asked to power off. Its
+ * request is interrupted when the next stage comes.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type LeadingStage = ShutdownPolicy.StageOptions<Effect.Effect<void, unknown>>
+
+/**
+ * How a machine is to be ended. `leading`, `policy` and `onEvent` count when the call is the first: it starts the
+ * shutdown. Each later call can only hasten it, by `request`.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export interface ShutdownOptions {
+  /** Stages before those of the policy. Default none. */
+  readonly leading?: ReadonlyArray<LeadingStage> | undefined
+  /** Default: the policy of the launch. */
+  readonly policy?: ShutdownPolicy.ShutdownPolicy<MachineRequest> | undefined
+  readonly request?: Shutdown.ShutdownRequest | undefined
+  readonly onEvent?: ((event: Shutdown.ShutdownEvent) => Effect.Effect<void>) | undefined
+}
+
+/**
+ * A launched machine.
+ *
+ * Operations on it run one at a time, in the order of their calls; a shutdown waits for none of them. One that has
+ * begun is carried through when its caller is interrupted, and fails when the machine ends under it.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Machine {
+  readonly id: string
+  readonly spec: MachineSpec
+  readonly backend: string
+  readonly capabilities: Capabilities
+  /** The monitor's process, if there is one. */
+  readonly pid: Option.Option<number>
+  readonly state: Effect.Effect<MachineState.MachineState>
+  /** The state now, then each change; ends after `destroyed`. A reader more than 64 changes behind loses the oldest. */
+  readonly changes: Stream.Stream<MachineState.MachineState>
+  /** `created` → `running`. */
+  readonly start: Effect.Effect<void, MicroVmError.MicroVmError>
+  /** `running` → `paused`. */
+  readonly pause: Effect.Effect<void, MicroVmError.MicroVmError>
+  /** `paused` → `running`. */
+  readonly resume: Effect.Effect<void, MicroVmError.MicroVmError>
+  /** Keeps the machine as it is now under a name: letters, digits, `.`, `_`, `-`, and no `..`. */
+  readonly snapshot: (name: string) => Effect.Effect<void, MicroVmError.MicroVmError>
+  /** The host's end of a byte channel that the spec names. */
+  readonly channel: (name: string) => Effect.Effect<Socket.Socket, MicroVmError.MicroVmError>
+  /** The serial console from now on. Each run is a view of its own; one that reads too slowly loses the oldest. */
+  readonly console: Stream.Stream<Uint8Array>
+  /** The last 64 KiB of the serial console, also after the end. */
+  readonly consoleTail: Effect.Effect<string>
+  /** Waits for the end, whoever brings it about. */
+  readonly ended: Effect.Effect<MachineEnd.MachineEnd>
+  /** The end, if it has come. */
+  readonly poll: Effect.Effect<Option.Option<MachineEnd.MachineEnd>>
+  /**
+   * Ends the machine by stages, or joins the shutdown that runs. A paused guest is resumed so that it can hear; one that
+   * never ran is not asked. Goes on when a caller is interrupted. Fails only for stages that cannot be.
+   */
+  readonly shutdown: (
+    options?: ShutdownOptions
+  ) => Effect.Effect<ShutdownOutcome.ShutdownOutcome, Shutdown.NoSuchStage | ShutdownPolicy.ShutdownPolicyError>
+  /** Asks for more time in the current stage; the answer is what was granted. */
+  readonly extendShutdown: (by: Duration.Input) => Effect.Effect<Duration.Duration>
+}
+
+/**
+ * Power button and 5 seconds, where the backend has one; SIGTERM to the monitor and 1 second; SIGKILL and 2 seconds.
+ *
+ * ```ts import.meta.vitest
+ * import { Machine } from "effect-microvm-runtime/microvm"
+ * const { stages } = Machine.defaultPolicy({ powerButton: true })
+ * stages.map((stage) => stage.name) // => ["power button", "SIGTERM", "SIGKILL"]
+ * ```
+ *
+ * @category constants
+ * @since 0.1.0
+ */
+export const defaultPolicy = (
+  capabilities: Pick<Capabilities, "powerButton">
+): ShutdownPolicy.ShutdownPolicy<MachineRequest> => {
+  const terminate = { name: "SIGTERM", request: "Terminate", grace: "1 second", force: true } as const
+  const kill = { name: "SIGKILL", request: "Kill", grace: "2 seconds", force: true } as const
+  return ShutdownPolicy.makeUnsafe<MachineRequest>(
+    capabilities.powerButton
+      ? [{ name: "power button", request: "PowerButton", grace: "5 seconds" }, terminate, kill]
+      : [terminate, kill]
+  )
+}
+
+/**
+ * @category options
+ * @since 0.1.0
+ */
+export interface LaunchOptions {
+  /** How the machine ends when its scope closes, and when `shutdown` is given no other. Default `defaultPolicy`. */
+  readonly policy?: ShutdownPolicy.ShutdownPolicy<MachineRequest> | undefined
+}
+
+/**
+ * Brings a machine up with the backend at hand, up to `created`: its guest has not run yet.
+ *
+ * Closing the scope ends the machine by the policy and releases all that it held; so does a failure or an interruption
+ * on the way. To have the guest's agent asked at that time too, add a finalizer of your own after the launch that calls
+ * `shutdown` with leading stages: it runs first, and the machine's own joins it.
+ *
+ * ```ts import.meta.vitest
+ * import { Machine, MachineSpec, MemoryProvider } from "effect-microvm-runtime/microvm"
+ * import * as Effect from "effect/Effect"
+ * const program = Effect.scoped(Effect.gen(function*() {
+ *   const spec = yield* MachineSpec.decode({ id: "web-1", kernel: "/boot/vmlinux" })
+ *   const machine = yield* Machine.launch(spec)
+ *   yield* machine.start
+ *   return (yield* machine.shutdown())._tag
+ * }))
+ * await Effect.runPromise(program.pipe(Effect.provide(MemoryProvider.layer))) // => "Graceful"
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const launch: (
+  spec: MachineSpec,
+  options?: LaunchOptions
+) => Effect.Effect<Machine, MicroVmError.MicroVmError, MicroVmProvider | Scope.Scope> = Effect.fn("Machine.launch")(
+  (spec: MachineSpec, options: LaunchOptions = {}) =>
+    Effect.uninterruptibleMask((restore) =>
+      Effect.gen(function*() {
+        const provider = yield* MicroVmProvider
+        yield* Effect.fromResult(provider.plan(spec))
+        const scope = yield* Scope.fork(yield* Effect.scope)
+        const life = yield* makeLife()
+        yield* Scope.addFinalizer(scope, life.release)
+        const vmm = yield* restore(provider.launch(spec)).pipe(
+          Scope.provide(scope),
+          Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
+        )
+        const machine = yield* fromVmm(spec, provider, vmm, life, options)
+        yield* Effect.forkIn(machine.ended, scope, { startImmediately: true })
+        yield* Scope.addFinalizer(scope, endUnattended(machine))
+        return machine
+      })
+    )
+)
+
+/** Nobody is there to be told what is left, so it goes to the log. */
+const endUnattended = (machine: Machine): Effect.Effect<void> =>
+  machine.shutdown().pipe(
+    Effect.orDie,
+    Effect.flatMap((outcome) =>
+      ShutdownOutcome.isComplete(outcome)
+        ? Effect.void
+        : Effect.logWarning(`machine "${machine.id}": ${ShutdownOutcome.format(outcome)}`)
+    )
+  )
+
+const fromVmm = Effect.fnUntraced(function*(
+  spec: MachineSpec,
+  { backend, capabilities }: MicroVmProvider["Service"],
+  vmm: Vmm,
+  life: Life,
+  launched: LaunchOptions
+): Effect.fn.Return<Machine> {
+  const { id } = spec
+  const ended = Effect.tap(vmm.ended, life.settle)
+  const poll = Effect.tap(vmm.poll, Option.match({ onNone: () => Effect.void, onSome: life.settle }))
+  // What the guest does, whatever the state says: "stopping" hides whether it can hear.
+  let guest: "asleep" | "awake" | "paused" = "asleep"
+  const turn = yield* Semaphore.make(1)
+
+  const operate = (
+    operation: "start" | "pause" | "resume" | "snapshot",
+    supported: boolean,
+    action: Effect.Effect<void, MicroVmError.MicroVmError>
+  ): Effect.Effect<void, MicroVmError.MicroVmError> => {
+    const attempt = Effect.gen(function*() {
+      const from = life.state()
+      const refusal = () => {
+        const to = MachineState.goals[operation]
+        return MicroVmError.make(new MicroVmError.InvalidTransition({ id, from: life.state(), to }))
+      }
+      const to = MachineState.next(from, operation)
+      // A handle has one life: what starts a machine anew needs another launch.
+      if (Option.isNone(to) || MachineState.isOver(from)) return yield* refusal()
+      if (!supported) {
+        const remedy = "choose another backend, or do without"
+        return yield* MicroVmError.fail(new MicroVmError.Unsupported({ operation, backend, remedy }))
+      }
+      const lost = Effect.mapError(
+        life.gone,
+        (cause) => MicroVmError.make(new MicroVmError.OperationFailed({ id, operation, cause }))
+      )
+      yield* Effect.raceFirst(action, lost)
+      if (to.value === "running") guest = "awake"
+      if (to.value === "paused") guest = "paused"
+      // A shutdown may have begun meanwhile, or the machine have ended: that state stands.
+      if (life.state() !== from) return yield* refusal()
+      if (to.value !== from) yield* life.enter(to.value)
+    })
+    // A caller may leave, but what has begun must not stop half-way, so it has a fiber of its own.
+    return Effect.uninterruptibleMask((restore) =>
+      turn.withPermit(Effect.uninterruptible(attempt)).pipe(
+        Effect.forkDetach({ startImmediately: true, uninterruptible: false }),
+        Effect.flatMap((fiber) =>
+          restore(Fiber.join(fiber)).pipe(Effect.onInterrupt(() => Effect.sync(() => fiber.interruptUnsafe())))
+        ),
+        Effect.withSpan(`Machine.${operation}`)
+      )
+    )
+  }
+
+  const wake = turn.withPermit(Effect.gen(function*() {
+    if (guest !== "paused") return
+    yield* vmm.resume
+    guest = "awake"
+  }))
+  const target: Shutdown.ShutdownTarget<Effect.Effect<void, unknown>, unknown> = {
+    poll: Effect.map(poll, Option.map((end) => end.status)),
+    ended: Effect.map(ended, (end) => end.status),
+    request: (ask) => ask,
+    remains: vmm.remains
+  }
+  /** The one shutdown of this life, with the names of its stages, and which is the first that leaves the guest out. */
+  interface Ladder {
+    readonly shutdown: Shutdown.Shutdown
+    readonly names: ReadonlyArray<string>
+    readonly firstWithoutGuest: number
+  }
+  let ladder: Ladder | undefined
+  const makeLadder = Effect.fnUntraced(function*(
+    { leading = [], onEvent, policy = launched.policy ?? defaultPolicy(capabilities) }: ShutdownOptions
+  ) {
+    const asksGuest = (stage: { readonly request: MachineRequest }) => stage.request === "PowerButton"
+    const { stages } = yield* Effect.fromResult(ShutdownPolicy.make(Arr.appendAll(
+      leading.map((stage) => ({ ...stage, request: Effect.andThen(wake, stage.request) })),
+      Arr.map(policy.stages, (stage) => {
+        const ask: Effect.Effect<void, unknown> = vmm.request(stage.request)
+        return { ...stage, request: asksGuest(stage) ? Effect.andThen(wake, ask) : ask }
+      })
+    )))
+    const shutdown = yield* Shutdown.make(target, { stages }, {
+      onEvent: (event) =>
+        Effect.andThen(
+          event._tag === "StageStarted" && !life.wasAsked() ? life.stopping : Effect.void,
+          onEvent === undefined ? Effect.void : onEvent(event)
+        )
+    })
+    const unasked = policy.stages.findIndex((stage) => !asksGuest(stage))
+    return {
+      shutdown,
+      names: stages.map((stage) => stage.name),
+      firstWithoutGuest: unasked === -1 ? stages.length - 1 : leading.length + unasked
+    }
+  })
+
+  const shutdown = Effect.fn("Machine.shutdown")(function*(options: ShutdownOptions = {}) {
+    const made = ladder ?? (yield* makeLadder(options))
+    const current = ladder ??= made
+    const { atLeast, within } = options.request ?? {}
+    const { firstWithoutGuest, names } = current
+    // A guest that never ran has nothing to put in order, and cannot hear.
+    const skip = guest === "asleep" && !life.wasAsked() &&
+      (atLeast === undefined || atLeast === "next" || names.slice(0, firstWithoutGuest).includes(atLeast))
+    const outcome = yield* current.shutdown.run({ within, atLeast: skip ? names[firstWithoutGuest] : atLeast }).pipe(
+      // Nothing has begun, so the stages of this call are not to bind the next one.
+      Effect.tapErrorTag("NoSuchStage", () =>
+        Effect.sync(() => {
+          if (!life.wasAsked()) ladder = undefined
+        }))
+    )
+    yield* poll
+    return outcome
+  })
+
+  return {
+    id,
+    spec,
+    backend,
+    capabilities,
+    pid: vmm.pid,
+    state: Effect.sync(life.state),
+    changes: life.changes,
+    start: operate("start", true, vmm.start),
+    pause: operate("pause", capabilities.pause, vmm.pause),
+    resume: operate("resume", capabilities.pause, vmm.resume),
+    snapshot: (name) =>
+      operate("snapshot", capabilities.snapshot, Effect.andThen(checkSnapshotName(name), vmm.snapshot(name))),
+    channel: vmm.channel,
+    console: vmm.console,
+    consoleTail: vmm.consoleTail,
+    ended,
+    poll,
+    shutdown,
+    extendShutdown: (by) => ladder === undefined ? Effect.succeed(Duration.zero) : ladder.shutdown.extend(by)
+  }
+})
+
+const checkSnapshotName = (name: string): Effect.Effect<void, MicroVmError.MicroVmError> => {
+  if (/^(?!.*\.\.)[A-Za-z0-9._-]{1,64}$/.test(name)) return Effect.void
+  const remedy = "give 1 to 64 letters, digits, \".\", \"_\" and \"-\", without \"..\""
+  const faults = [{ field: "snapshot", value: name, remedy }]
+  return MicroVmError.fail(new MicroVmError.InvalidSpec({ faults }))
+}

@@ -1,0 +1,184 @@
+/**
+ * What a caller wants, checked before anything is done.
+ *
+ * @since 0.1.0
+ */
+import * as Arr from "effect/Array"
+import * as Effect from "effect/Effect"
+import * as Result from "effect/Result"
+import * as Schema from "effect/Schema"
+import * as SchemaIssue from "effect/SchemaIssue"
+import * as MicroVmError from "./MicroVmError.ts"
+
+/**
+ * Names a machine: letters, digits and `-`, 64 characters at most, the first no `-`. It is safe in file names, process
+ * names and cgroup names as it is.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const MachineId = Schema.String.check(Schema.isPattern(/^[A-Za-z0-9][A-Za-z0-9-]{0,63}$/))
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type MachineId = typeof MachineId.Type
+
+/**
+ * Names a byte channel to the guest: letters, digits, `.`, `_` and `-`, 64 characters at most.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const ChannelName = Schema.String.check(Schema.isPattern(/^[A-Za-z0-9._-]{1,64}$/))
+
+const AbsolutePath = Schema.String.check(Schema.isPattern(/^\/[^\0]+$/))
+const KernelArg = Schema.String.check(Schema.isPattern(/^[^\s\0]+$/))
+const Hostname = Schema.String.check(
+  Schema.isPattern(/^(?=.{1,64}$)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*$/)
+)
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export const MachineSpec = Schema.Struct({
+  id: MachineId,
+  /** 1 to 32. Default 1. */
+  vcpus: Schema.Int.check(Schema.isBetween({ minimum: 1, maximum: 32 })).pipe(
+    Schema.withDecodingDefaultKey(Effect.succeed(1))
+  ),
+  /** MiB of memory, 96 to 1048576. Default 256. */
+  memoryMib: Schema.Int.check(Schema.isBetween({ minimum: 96, maximum: 1 << 20 })).pipe(
+    Schema.withDecodingDefaultKey(Effect.succeed(256))
+  ),
+  /** Absolute path of a kernel image. */
+  kernel: AbsolutePath,
+  /** Absolute path of an initial RAM file system. */
+  initramfs: Schema.optionalKey(AbsolutePath),
+  /** Arguments for the kernel, beside those that a backend adds (`console=…`). Default none. */
+  kernelArgs: Schema.Array(KernelArg).pipe(Schema.withDecodingDefaultKey(Effect.succeed([]))),
+  /** Names of byte channels to the guest. Default none. */
+  channels: Schema.Array(ChannelName).check(Schema.isUnique()).pipe(
+    Schema.withDecodingDefaultKey(Effect.succeed([]))
+  ),
+  /** The guest's host name (hostname(7)). Default: the guest's own choice. */
+  hostname: Schema.optionalKey(Hostname)
+})
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type MachineSpec = typeof MachineSpec.Type
+
+/**
+ * A spec as it is written down: what has a default may be left out.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export type MachineSpecOptions = typeof MachineSpec.Encoded
+
+const remedies: { readonly [K in keyof MachineSpec]-?: string } = {
+  id: "1 to 64 letters, digits and \"-\", the first no \"-\"",
+  vcpus: "a whole number from 1 to 32",
+  memoryMib: `a whole number of MiB from 96 to ${1 << 20}`,
+  kernel: "the absolute path of a kernel image",
+  initramfs: "the absolute path of an initial RAM file system",
+  kernelArgs: "a list of arguments, none of them empty or with white space in it",
+  channels: "a list of names, no two alike, each of 1 to 64 letters, digits, \".\", \"_\" and \"-\"",
+  hostname: "a host name of at most 64 letters, digits, \"-\" and \".\""
+}
+
+const remedyOf = (field: PropertyKey | undefined): string => {
+  const found = Object.entries(remedies).find(([name]) => name === field)
+  if (found !== undefined) return `give ${found[1]}`
+  return field === undefined
+    ? `give an object with ${Object.keys(remedies).join(", ")}`
+    : `leave it out; there are ${Object.keys(remedies).join(", ")}`
+}
+
+const valueAt = (input: unknown, path: ReadonlyArray<PropertyKey>): unknown =>
+  path.reduce<unknown>(
+    (value, key) => typeof value === "object" && value !== null ? Reflect.get(value, key) : undefined,
+    input
+  )
+
+const nameOf = (path: ReadonlyArray<PropertyKey>): string =>
+  path.length === 0
+    ? "spec"
+    : path.map((key, index) => typeof key === "number" ? `[${key}]` : `${index === 0 ? "" : "."}${String(key)}`).join(
+      ""
+    )
+
+const issuesOf = SchemaIssue.makeFormatterStandardSchemaV1()
+
+const decodeResult = Schema.decodeUnknownResult(MachineSpec, { errors: "all", onExcessProperty: "error" })
+
+const check = (input: unknown): Result.Result<MachineSpec, MicroVmError.MicroVmError> =>
+  Result.mapError(decodeResult(input), ({ issue }) => {
+    const faults = issuesOf(issue).issues.map(({ path = [] }): MicroVmError.Fault => {
+      const keys = path.map((segment) => typeof segment === "object" ? segment.key : segment)
+      return { field: nameOf(keys), value: valueAt(input, keys), remedy: remedyOf(keys[0]) }
+    })
+    // A value that breaks two rules of its field is one fault: the remedy states all of them.
+    const distinct = Arr.dedupeWith(faults, (a, b) => a.field === b.field)
+    return MicroVmError.make(new MicroVmError.InvalidSpec({ faults: distinct }))
+  })
+
+/**
+ * Checks a spec. Fails with `InvalidSpec`, which names each fault with its field, its value and the remedy.
+ *
+ * ```ts import.meta.vitest
+ * import { MachineSpec } from "effect-microvm-runtime/microvm"
+ * import * as Result from "effect/Result"
+ * const spec = Result.getOrThrow(MachineSpec.make({ id: "web-1", kernel: "/boot/vmlinux" }))
+ * spec.memoryMib // => 256
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = (options: MachineSpecOptions): Result.Result<MachineSpec, MicroVmError.MicroVmError> =>
+  check(options)
+
+/**
+ * Like `make`, for input that nobody has looked at yet.
+ *
+ * ```ts import.meta.vitest
+ * import { MachineSpec } from "effect-microvm-runtime/microvm"
+ * import * as Effect from "effect/Effect"
+ * const faults = MachineSpec.decode({ id: "-", kernel: "/boot/vmlinux", vcpus: 0 }).pipe(
+ *   Effect.as(0),
+ *   Effect.catchReason("MicroVmError", "InvalidSpec", (reason) => Effect.succeed(reason.faults.length))
+ * )
+ * Effect.runSync(faults) // => 2
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const decode = (input: unknown): Effect.Effect<MachineSpec, MicroVmError.MicroVmError> =>
+  Effect.suspend(() => Effect.fromResult(check(input)))
+
+/**
+ * Checks an id alone.
+ *
+ * ```ts import.meta.vitest
+ * import { MachineSpec } from "effect-microvm-runtime/microvm"
+ * import * as Effect from "effect/Effect"
+ * const reason = MachineSpec.checkId("../etc").pipe(Effect.flip, Effect.map((error) => error.reason._tag))
+ * Effect.runSync(reason) // => "InvalidSpec"
+ * ```
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const checkId = (id: string): Effect.Effect<void, MicroVmError.MicroVmError> =>
+  Schema.is(MachineId)(id)
+    ? Effect.void
+    : MicroVmError.fail(
+      new MicroVmError.InvalidSpec({ faults: [{ field: "id", value: id, remedy: `give ${remedies.id}` }] })
+    )

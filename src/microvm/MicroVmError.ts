@@ -1,0 +1,265 @@
+/**
+ * What can go wrong with a machine: one error whose `reason` says what.
+ *
+ * ```ts import.meta.vitest
+ * import { MicroVmError } from "effect-microvm-runtime/microvm"
+ * import * as Effect from "effect/Effect"
+ * const program = MicroVmError.fail(new MicroVmError.MachineNotFound({ id: "web-1" })).pipe(
+ *   Effect.catchReason("MicroVmError", "MachineNotFound", ({ id }) => Effect.succeed(`no ${id}`))
+ * )
+ * Effect.runSync(program) // => "no web-1"
+ * ```
+ *
+ * @since 0.1.0
+ */
+import * as Data from "effect/Data"
+import * as Effect from "effect/Effect"
+import * as Formatter from "effect/Formatter"
+import * as ExitStatus from "../lifecycle/ExitStatus.ts"
+import * as MachineState from "./MachineState.ts"
+
+/**
+ * Another machine has this id.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export class MachineAlreadyExists extends Data.TaggedError("MachineAlreadyExists")<{ readonly id: string }> {
+  override get message(): string {
+    return `A machine with the id "${this.id}" already exists: choose another id, or destroy that one first`
+  }
+}
+
+/**
+ * No machine has this id.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export class MachineNotFound extends Data.TaggedError("MachineNotFound")<{ readonly id: string }> {
+  override get message(): string {
+    return `No machine has the id "${this.id}"`
+  }
+}
+
+/**
+ * The machine is in a state in which this cannot be done. `to` says what was asked for, in the words of
+ * `MachineState.goals`.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export class InvalidTransition extends Data.TaggedError("InvalidTransition")<{
+  readonly id: string
+  readonly from: MachineState.MachineState
+  readonly to: typeof MachineState.goals[MachineState.Operation]
+}> {
+  override get message(): string {
+    const possible = MachineState.possible(this.from).filter((operation) => MachineState.goals[operation] !== this.to)
+    const remedy = possible.length === 0 ? "nothing" : possible.join(", ")
+    return `Machine "${this.id}" is ${this.from} and cannot become ${this.to}; possible there: ${remedy}`
+  }
+}
+
+/**
+ * The machine has a snapshot of this name already.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export class SnapshotAlreadyExists extends Data.TaggedError("SnapshotAlreadyExists")<{
+  readonly id: string
+  readonly snapshot: string
+}> {
+  override get message(): string {
+    return `Machine "${this.id}" already has a snapshot "${this.snapshot}"`
+  }
+}
+
+/**
+ * There is no such snapshot.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export class SnapshotNotFound extends Data.TaggedError("SnapshotNotFound")<{
+  readonly id: string
+  readonly snapshot: string
+}> {
+  override get message(): string {
+    return `Machine "${this.id}" has no snapshot "${this.snapshot}"`
+  }
+}
+
+/**
+ * The backend cannot do this at all.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export class Unsupported extends Data.TaggedError("Unsupported")<{
+  readonly operation: string
+  readonly backend: string
+  readonly remedy: string
+}> {
+  override get message(): string {
+    return `The ${this.backend} backend does not support ${this.operation}: ${this.remedy}`
+  }
+}
+
+/**
+ * One thing that is wrong with what a caller wants.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Fault {
+  /** Where it is: `memoryMib`, `channels[1]`. */
+  readonly field: string
+  readonly value: unknown
+  /** What would be right. */
+  readonly remedy: string
+}
+
+const show = (value: unknown): string => {
+  const text = Formatter.format(value)
+  return text.length > 80 ? `${text.slice(0, 79)}…` : text
+}
+
+/**
+ * What the caller wants is not possible: every fault, not only the first.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export class InvalidSpec extends Data.TaggedError("InvalidSpec")<{ readonly faults: ReadonlyArray<Fault> }> {
+  override get message(): string {
+    const faults = this.faults.map(({ field, remedy, value }) => `${field} is ${show(value)}: ${remedy}`)
+    return `Invalid machine: ${faults.join("; ")}`
+  }
+}
+
+/**
+ * The backend cannot run here.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export class BackendUnavailable extends Data.TaggedError("BackendUnavailable")<{
+  readonly backend: string
+  readonly why: string
+  readonly remedy: string
+}> {
+  override get message(): string {
+    return `The ${this.backend} backend cannot be used, ${this.why}: ${this.remedy}`
+  }
+}
+
+const tails = (self: { readonly stderrTail: string; readonly consoleTail: string }): string =>
+  (self.stderrTail.trim() === "" ? "" : `\nstderr: ${self.stderrTail.trimEnd()}`) +
+  (self.consoleTail.trim() === "" ? "" : `\nconsole: ${self.consoleTail.trimEnd()}`)
+
+/**
+ * The machine could not be brought up. `stage` is the step that failed, in the backend's words; `status` is there when
+ * the monitor's process had ended.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export class LaunchFailed extends Data.TaggedError("LaunchFailed")<{
+  readonly id: string
+  readonly stage: string
+  readonly status?: ExitStatus.ExitStatus
+  readonly stderrTail: string
+  readonly consoleTail: string
+  readonly cause?: unknown
+}> {
+  override get message(): string {
+    const status = this.status === undefined ? "" : `; the monitor ${ExitStatus.format(this.status)}`
+    const cause = this.cause instanceof Error ? `: ${this.cause.message}` : ""
+    return `Machine "${this.id}" could not be launched, ${this.stage} failed${cause}${status}${tails(this)}`
+  }
+}
+
+/**
+ * An operation that is allowed did not work.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export class OperationFailed extends Data.TaggedError("OperationFailed")<{
+  readonly id: string
+  readonly operation: string
+  readonly cause: unknown
+}> {
+  override get message(): string {
+    const why = this.cause instanceof Error ? this.cause.message : show(this.cause)
+    return `Machine "${this.id}": ${this.operation} failed: ${why}`
+  }
+}
+
+/**
+ * The machine has no channel of this name.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export class ChannelUnavailable extends Data.TaggedError("ChannelUnavailable")<{
+  readonly id: string
+  readonly channel: string
+  readonly known: ReadonlyArray<string>
+}> {
+  override get message(): string {
+    const known = this.known.length === 0 ? "it has none" : `it has ${this.known.join(", ")}`
+    return `Machine "${this.id}" has no channel "${this.channel}": ${known}; name it in the spec's channels`
+  }
+}
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type Reason =
+  | MachineAlreadyExists
+  | MachineNotFound
+  | InvalidTransition
+  | SnapshotAlreadyExists
+  | SnapshotNotFound
+  | Unsupported
+  | InvalidSpec
+  | BackendUnavailable
+  | LaunchFailed
+  | OperationFailed
+  | ChannelUnavailable
+
+/**
+ * The one error of this folder. Use `Effect.catchReason` to handle one `reason`.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class MicroVmError extends Data.TaggedError("MicroVmError")<{
+  readonly reason: Reason
+  readonly cause?: unknown
+}> {
+  override get message(): string {
+    return this.reason.message
+  }
+}
+
+/**
+ * Wraps a reason; its cause becomes the cause of the error.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = (reason: Reason): MicroVmError =>
+  new MicroVmError(reason.cause === undefined ? { reason } : { reason, cause: reason.cause })
+
+/**
+ * Fails with a reason.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const fail = (reason: Reason): Effect.Effect<never, MicroVmError> => Effect.suspend(() => make(reason))

@@ -1,0 +1,111 @@
+/**
+ * What a backend has to be able to do: few primitives, from which all the rest is made.
+ *
+ * @since 0.1.0
+ */
+import * as Context from "effect/Context"
+import type * as Effect from "effect/Effect"
+import type * as Option from "effect/Option"
+import type * as Result from "effect/Result"
+import type * as Scope from "effect/Scope"
+import type * as Socket from "effect/socket/Socket"
+import type * as Stream from "effect/Stream"
+import type { Remains } from "../lifecycle/Shutdown.ts"
+import type { MachineEnd } from "./MachineEnd.ts"
+import type { MachineSpec } from "./MachineSpec.ts"
+import type { MicroVmError } from "./MicroVmError.ts"
+
+/**
+ * What a backend can do beyond the least.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Capabilities {
+  /** Can it stop the guest's processors and set them going again? */
+  readonly pause: boolean
+  readonly snapshot: boolean
+  /** Is nothing of a machine named after its id, so that a machine can be given another while it is there? */
+  readonly rename: boolean
+  /** Can it press a power button that the guest hears? */
+  readonly powerButton: boolean
+  /** Is a guest's kernel panic told from a power-off? */
+  readonly panicDetection: boolean
+}
+
+/**
+ * What a backend is going to do, for people to read. Making one has no side effect.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface LaunchPlan {
+  readonly backend: string
+  /** What will be claimed and done, one sentence each, in order. */
+  readonly description: ReadonlyArray<string>
+  /** The command line of the monitor; empty when there is none. */
+  readonly argv: ReadonlyArray<string>
+}
+
+/**
+ * What the host can ask of a machine, from the politest to the one that cannot be refused:
+ *
+ * - `PowerButton`: the guest is told that its power button was pressed.
+ * - `Terminate`: the monitor is asked to end (SIGTERM); the guest is not asked.
+ * - `Kill`: the monitor, and all that it has started, is killed (SIGKILL to its kill scope).
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type MachineRequest = "PowerButton" | "Terminate" | "Kill"
+
+/**
+ * One launched machine, as a backend hands it over: its monitor is up, its guest has not run yet.
+ *
+ * A backend need not check the order of calls: `Machine` does. All effects must be interruptible.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Vmm {
+  /** Sets the guest going. Called once at most with success. */
+  readonly start: Effect.Effect<void, MicroVmError>
+  readonly pause: Effect.Effect<void, MicroVmError>
+  readonly resume: Effect.Effect<void, MicroVmError>
+  readonly snapshot: (name: string) => Effect.Effect<void, MicroVmError>
+  /** Waits until all that `Kill` reaches is gone. */
+  readonly ended: Effect.Effect<MachineEnd>
+  /** Has it ended by now? Must not wait. */
+  readonly poll: Effect.Effect<Option.Option<MachineEnd>>
+  /** Fails only when the request could not be made; a machine that is gone is not a failure. */
+  readonly request: (request: MachineRequest) => Effect.Effect<void, MicroVmError>
+  /** What is there now, also where `Kill` does not reach. */
+  readonly remains: Effect.Effect<Remains>
+  /** The host's end of a byte channel of the spec. Fails with `ChannelUnavailable` when the spec does not name it. */
+  readonly channel: (name: string) => Effect.Effect<Socket.Socket, MicroVmError>
+  /** The serial console from now on. Each run is a view of its own; one that reads too slowly loses the oldest. */
+  readonly console: Stream.Stream<Uint8Array>
+  /** The last 64 KiB of the serial console, also after the end. */
+  readonly consoleTail: Effect.Effect<string>
+  /** The monitor's process, if there is one. */
+  readonly pid: Option.Option<number>
+}
+
+/**
+ * A backend.
+ *
+ * @category services
+ * @since 0.1.0
+ */
+export class MicroVmProvider extends Context.Service<MicroVmProvider, {
+  /** What people call it: `"qemu"`, `"memory"`. */
+  readonly backend: string
+  readonly capabilities: Capabilities
+  /** What `launch` would do. Fails where it would be sure to, with `InvalidSpec` or `Unsupported`. */
+  readonly plan: (spec: MachineSpec) => Result.Result<LaunchPlan, MicroVmError>
+  /**
+   * Claims all resources in the scope and brings the monitor up. Closing the scope kills whatever is left of it and
+   * releases everything; after a failure or an interruption nothing is left.
+   */
+  readonly launch: (spec: MachineSpec) => Effect.Effect<Vmm, MicroVmError, Scope.Scope>
+}>()("effect-microvm-runtime/microvm/MicroVmProvider") {}

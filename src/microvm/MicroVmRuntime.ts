@@ -1,0 +1,350 @@
+/**
+ * Many machines, by their ids.
+ *
+ * Each machine has a queue of its own and nothing is shared between two of them, so a slow or hung machine delays no
+ * other. Looking never waits. An id is taken before anything is done for it, so of two that create the same machine at
+ * once exactly one does.
+ *
+ * ```
+ *   create ▸ start ▸ pause ▸ resume ▸ snapshot ▸ rename   one at a time for each machine, in the order of the calls
+ *   stop, destroy                                         at once: they wait for nothing that may hang
+ *   get, list, listSnapshots                              at once
+ * ```
+ *
+ * @since 0.1.0
+ */
+import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import type * as Scope from "effect/Scope"
+import type { NoSuchStage } from "../lifecycle/Shutdown.ts"
+import * as ShutdownOutcome from "../lifecycle/ShutdownOutcome.ts"
+import type { ShutdownPolicyError } from "../lifecycle/ShutdownPolicy.ts"
+import { type Entry, giveUp, type Life, makeEntry, makeLauncher, release, stateOf } from "./internal/lives.ts"
+import { once } from "./internal/once.ts"
+import type * as Machine from "./Machine.ts"
+import type { MachineEnd } from "./MachineEnd.ts"
+import * as MachineSpec from "./MachineSpec.ts"
+import * as MachineState from "./MachineState.ts"
+import * as MicroVmError from "./MicroVmError.ts"
+import { MicroVmProvider } from "./MicroVmProvider.ts"
+
+/**
+ * What is known of a machine.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface MachineView {
+  readonly id: MachineSpec.MachineId
+  readonly state: MachineState.MachineState
+  readonly spec: MachineSpec.MachineSpec
+  readonly backend: string
+  /** The monitor's process, while there is one. */
+  readonly pid: Option.Option<number>
+  /** Names of snapshots, oldest first. */
+  readonly snapshots: ReadonlyArray<string>
+  /** How its latest life ended, if one has. */
+  readonly end: Option.Option<MachineEnd>
+}
+
+/**
+ * @category options
+ * @since 0.1.0
+ */
+export interface Options extends Machine.LaunchOptions {
+  /** How many destroyed machines are remembered, the latest ones. Default 64. */
+  readonly retain?: number | undefined
+}
+
+type StopError = MicroVmError.MicroVmError | NoSuchStage | ShutdownPolicyError
+
+/**
+ * Many machines, by their ids. An unknown id is `MachineNotFound`, an operation that the state does not allow is
+ * `InvalidTransition`.
+ *
+ * @category services
+ * @since 0.1.0
+ */
+export class MicroVmRuntime extends Context.Service<MicroVmRuntime, {
+  /**
+   * Launches a machine, up to `created`. The id must be free; that of a destroyed machine is. After a failure or an
+   * interruption nothing is left of it, and the id is free again.
+   */
+  readonly create: (
+    options: MachineSpec.MachineSpecOptions
+  ) => Effect.Effect<MachineView, MicroVmError.MicroVmError>
+  /** Sets the guest going. A machine that is `stopped` or `crashed` is launched afresh from its spec. */
+  readonly start: (id: string) => Effect.Effect<void, MicroVmError.MicroVmError>
+  readonly pause: (id: string) => Effect.Effect<void, MicroVmError.MicroVmError>
+  readonly resume: (id: string) => Effect.Effect<void, MicroVmError.MicroVmError>
+  /** The name must be new to the machine; it is listed once the snapshot is made. */
+  readonly snapshot: (id: string, name: string) => Effect.Effect<void, MicroVmError.MicroVmError>
+  /** Ends the machine by stages and releases what it held; it can be started again. Joins a stop that runs. */
+  readonly stop: (
+    id: string,
+    options?: Machine.ShutdownOptions
+  ) => Effect.Effect<ShutdownOutcome.ShutdownOutcome, StopError>
+  /**
+   * Ends the machine if it has not ended, releases all, and frees the id. A launch under way is broken off. The answer
+   * is how the shutdown went, if there was one; a machine that could not be killed is `OperationFailed` and can be
+   * destroyed again.
+   */
+  readonly destroy: (
+    id: string,
+    options?: Machine.ShutdownOptions
+  ) => Effect.Effect<Option.Option<ShutdownOutcome.ShutdownOutcome>, StopError>
+  /** Gives a machine another id; the same id changes nothing. `Unsupported` where the backend uses the id. */
+  readonly rename: (from: string, to: string) => Effect.Effect<void, MicroVmError.MicroVmError>
+  readonly get: (id: string) => Effect.Effect<Option.Option<MachineView>>
+  /** All machines in the byte order of their ids, also those destroyed of late. */
+  readonly list: Effect.Effect<ReadonlyArray<MachineView>>
+  readonly listSnapshots: (id: string) => Effect.Effect<Option.Option<ReadonlyArray<string>>>
+  /** The handle of the machine's present life, for its channels and its console; none when it has none. */
+  readonly machine: (id: string) => Effect.Effect<Option.Option<Machine.Machine>>
+}>()("effect-microvm-runtime/microvm/MicroVmRuntime") {}
+
+/**
+ * Makes a runtime over the backend at hand. When its scope closes, launches are broken off and all machines are ended
+ * at the same time, each by the policy.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = Effect.fnUntraced(function*(
+  options: Options = {}
+): Effect.fn.Return<MicroVmRuntime["Service"], never, MicroVmProvider | Scope.Scope> {
+  const { retain = 64 } = options
+  const provider = yield* MicroVmProvider
+  const entries = new Map<MachineSpec.MachineId, Entry>()
+  const buried: Array<Entry> = []
+  const launch = yield* makeLauncher(provider, options)
+
+  const find = (id: string): Effect.Effect<Entry, MicroVmError.MicroVmError> =>
+    Effect.suspend(() => {
+      const entry = entries.get(id)
+      return entry === undefined ? MicroVmError.fail(new MicroVmError.MachineNotFound({ id })) : Effect.succeed(entry)
+    })
+  const view = (entry: Entry): Effect.Effect<MachineView> =>
+    Effect.map(stateOf(entry), (state) => ({
+      id: entry.id,
+      state,
+      spec: entry.spec,
+      backend: provider.backend,
+      pid: entry.life === undefined ? Option.none() : entry.life.machine.pid,
+      snapshots: entry.snapshots,
+      end: entry.end
+    }))
+
+  const refuse = (entry: Entry, operation: MachineState.Operation) =>
+    Effect.flatMap(
+      stateOf(entry),
+      (from) =>
+        MicroVmError.fail(new MicroVmError.InvalidTransition({ id: entry.id, from, to: MachineState.goals[operation] }))
+    )
+  const allow = (entry: Entry, operation: MachineState.Operation) =>
+    Effect.flatMap(
+      stateOf(entry),
+      (from) => Option.isSome(MachineState.next(from, operation)) ? Effect.void : refuse(entry, operation)
+    )
+  /** Runs when all earlier operations on the machine are done, if the state then allows it. */
+  const inTurn = <A, E>(
+    id: string,
+    operation: MachineState.Operation,
+    run: (entry: Entry) => Effect.Effect<A, E>
+  ): Effect.Effect<A, E | MicroVmError.MicroVmError> =>
+    Effect.flatMap(find(id), (entry) =>
+      entry.turn.withPermit(Effect.gen(function*() {
+        // Its launch has failed meanwhile.
+        if (entry.state === "creating" && entries.get(entry.id) !== entry) yield* find(id)
+        yield* allow(entry, operation)
+        return yield* run(entry)
+      })))
+  const withLife = <A, E>(
+    entry: Entry,
+    operation: MachineState.Operation,
+    use: (machine: Machine.Machine, life: Life) => Effect.Effect<A, E>
+  ): Effect.Effect<A, E | MicroVmError.MicroVmError> =>
+    Effect.suspend((): Effect.Effect<A, E | MicroVmError.MicroVmError> =>
+      entry.life === undefined ? refuse(entry, operation) : use(entry.life.machine, entry.life)
+    )
+
+  const create = Effect.fn("MicroVmRuntime.create")(function*(wanted: MachineSpec.MachineSpecOptions) {
+    const spec = yield* MachineSpec.decode(wanted)
+    yield* Effect.fromResult(provider.plan(spec))
+    return yield* Effect.uninterruptibleMask((restore) =>
+      Effect.suspend(() => {
+        const { id } = spec
+        const taken = entries.get(id)
+        if (taken !== undefined && taken.state !== "destroyed") {
+          return MicroVmError.fail(new MicroVmError.MachineAlreadyExists({ id }))
+        }
+        const entry = makeEntry(spec)
+        entries.set(id, entry)
+        return entry.turn.withPermit(Effect.onError(
+          restore(launch(entry)),
+          () => giveUp(entry, () => entries.delete(id))
+        )).pipe(Effect.andThen(view(entry)))
+      })
+    )
+  })
+
+  const start = Effect.fn("MicroVmRuntime.start")((id: string) =>
+    inTurn(id, "start", (entry) => {
+      if (entry.life !== undefined) return entry.life.machine.start
+      return Effect.uninterruptibleMask((restore) => {
+        const { end, state } = entry
+        entry.state = "creating"
+        return Effect.onError(
+          restore(Effect.flatMap(launch(entry), ({ machine }) => machine.start)),
+          () => giveUp(entry, () => Object.assign(entry, { end, state }))
+        )
+      })
+    })
+  )
+
+  const snapshot = Effect.fn("MicroVmRuntime.snapshot")((id: string, name: string) =>
+    inTurn(id, "snapshot", (entry) =>
+      withLife(entry, "snapshot", (machine) => {
+        if (entry.snapshots.includes(name)) {
+          return MicroVmError.fail(new MicroVmError.SnapshotAlreadyExists({ id: entry.id, snapshot: name }))
+        }
+        // Listed even if the caller has left when it is made.
+        return once(Effect.andThen(
+          machine.snapshot(name),
+          Effect.sync(() => void (entry.snapshots = [...entry.snapshots, name]))
+        ))
+      }))
+  )
+
+  const end = (entry: Entry, how: Machine.ShutdownOptions): Effect.Effect<ShutdownOutcome.ShutdownOutcome, StopError> =>
+    withLife(entry, "stop", (machine, life) =>
+      Effect.gen(function*() {
+        const outcome = yield* machine.shutdown(how)
+        if (Option.isSome(yield* machine.poll)) yield* Deferred.await(life.reaped)
+        return outcome
+      }))
+  const stop = Effect.fn("MicroVmRuntime.stop")(function*(id: string, how: Machine.ShutdownOptions = {}) {
+    const entry = yield* find(id)
+    const state = yield* stateOf(entry)
+    return yield* Option.isSome(MachineState.next(state, "stop"))
+      ? end(entry, how)
+      : inTurn(id, "stop", (same) => end(same, how))
+  })
+
+  const bury = (entry: Entry): void => {
+    if (entries.get(entry.id) !== entry) return
+    entry.state = "destroyed"
+    buried.push(entry)
+    if (buried.length <= retain) return
+    const oldest = buried.shift()
+    if (oldest !== undefined && entries.get(oldest.id) === oldest) entries.delete(oldest.id)
+  }
+  const destroy = Effect.fn("MicroVmRuntime.destroy")(function*(id: string, how: Machine.ShutdownOptions = {}) {
+    const entry = yield* find(id)
+    yield* allow(entry, "destroy")
+    let outcome = Option.none<ShutdownOutcome.ShutdownOutcome>()
+    // Again when somebody has started it meanwhile.
+    for (;;) {
+      if (entry.launching !== undefined) yield* Fiber.interrupt(entry.launching)
+      const { life } = entry
+      if (life !== undefined) {
+        const shut = yield* life.machine.shutdown(how)
+        outcome = Option.some(shut)
+        if (!(yield* release(life))) {
+          const cause = new Error(ShutdownOutcome.format(shut))
+          return yield* MicroVmError.fail(
+            new MicroVmError.OperationFailed({ id: entry.id, operation: "destroy", cause })
+          )
+        }
+      }
+      const done = yield* entry.turn.withPermit(Effect.sync(() => {
+        if (entry.life !== undefined) return false
+        if (entry.state !== "destroyed") bury(entry)
+        return true
+      }))
+      if (done) return outcome
+    }
+  })
+
+  const rename = Effect.fn("MicroVmRuntime.rename")(function*(from: string, to: string) {
+    if (!provider.capabilities.rename) {
+      const { backend } = provider
+      const remedy = "destroy the machine and create it under the other id"
+      return yield* MicroVmError.fail(new MicroVmError.Unsupported({ operation: "rename", backend, remedy }))
+    }
+    yield* MachineSpec.checkId(to)
+    if (from === to) return
+    yield* inTurn(from, "rename", (entry) => {
+      const taken = entries.get(to)
+      if (taken !== undefined && taken.state !== "destroyed") {
+        return MicroVmError.fail(new MicroVmError.MachineAlreadyExists({ id: to }))
+      }
+      entries.delete(entry.id)
+      entry.id = to
+      entry.spec = { ...entry.spec, id: to }
+      entries.set(to, entry)
+      return Effect.void
+    })
+  })
+
+  return {
+    create,
+    start,
+    pause: Effect.fn("MicroVmRuntime.pause")((id: string) =>
+      inTurn(id, "pause", (entry) => withLife(entry, "pause", ({ pause }) => pause))
+    ),
+    resume: Effect.fn("MicroVmRuntime.resume")((id: string) =>
+      inTurn(id, "resume", (entry) => withLife(entry, "resume", ({ resume }) => resume))
+    ),
+    snapshot,
+    stop,
+    destroy,
+    rename,
+    get: (id) =>
+      Effect.suspend(() => {
+        const entry = entries.get(id)
+        return entry === undefined ? Effect.succeedNone : Effect.asSome(view(entry))
+      }),
+    // Ids are ASCII, so the order of UTF-16 code units is that of the bytes.
+    list: Effect.suspend(() => Effect.forEach([...entries.values()].toSorted((a, b) => a.id < b.id ? -1 : 1), view)),
+    listSnapshots: (id) => Effect.sync(() => Option.map(Option.fromUndefinedOr(entries.get(id)), (e) => e.snapshots)),
+    machine: (id) => Effect.sync(() => Option.fromUndefinedOr(entries.get(id)?.life?.machine))
+  }
+})
+
+/**
+ * A runtime over the backend at hand.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerWith = (options: Options): Layer.Layer<MicroVmRuntime, never, MicroVmProvider> =>
+  Layer.effect(MicroVmRuntime, make(options))
+
+/**
+ * A runtime over the backend at hand, with the defaults.
+ *
+ * ```ts import.meta.vitest
+ * import { MemoryProvider, MicroVmRuntime } from "effect-microvm-runtime/microvm"
+ * import * as Effect from "effect/Effect"
+ * import * as Layer from "effect/Layer"
+ * const program = Effect.gen(function*() {
+ *   const runtime = yield* MicroVmRuntime.MicroVmRuntime
+ *   yield* runtime.create({ id: "web-1", kernel: "/boot/vmlinux" })
+ *   yield* runtime.start("web-1")
+ *   yield* runtime.stop("web-1")
+ *   const [machine] = yield* runtime.list
+ *   return machine?.state
+ * })
+ * const layer = MicroVmRuntime.layer.pipe(Layer.provide(MemoryProvider.layer))
+ * await Effect.runPromise(program.pipe(Effect.provide(layer))) // => "stopped"
+ * ```
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer: Layer.Layer<MicroVmRuntime, never, MicroVmProvider> = layerWith({})

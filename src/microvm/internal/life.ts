@@ -1,0 +1,57 @@
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as PubSub from "effect/PubSub"
+import * as Stream from "effect/Stream"
+import * as MachineEnd from "../MachineEnd.ts"
+import * as MachineState from "../MachineState.ts"
+
+/**
+ * The state of one life of a machine, and what waits on it.
+ */
+export interface Life {
+  readonly state: () => MachineState.MachineState
+  readonly changes: Stream.Stream<MachineState.MachineState>
+  readonly enter: (to: MachineState.MachineState) => Effect.Effect<void>
+  /** A shutdown begins: an end from now on is one that was asked for. */
+  readonly stopping: Effect.Effect<void>
+  readonly wasAsked: () => boolean
+  /** The machine has ended. Only the first call counts. */
+  readonly settle: (end: MachineEnd.MachineEnd) => Effect.Effect<void>
+  readonly release: Effect.Effect<void>
+  /** Fails once the machine is gone, so that nothing that is under way outlives it. */
+  readonly gone: Effect.Effect<never, Error>
+}
+
+export const makeLife = Effect.fnUntraced(function*(): Effect.fn.Return<Life> {
+  let state: MachineState.MachineState = "created"
+  let asked = false
+  const gone = yield* Deferred.make<never, Error>()
+  const states = yield* PubSub.sliding<MachineState.MachineState>({ capacity: 64, replay: 1 })
+  const enter = (to: MachineState.MachineState): Effect.Effect<void> =>
+    Effect.suspend(() => {
+      state = to
+      return Effect.asVoid(PubSub.publish(states, to))
+    })
+  yield* enter(state)
+  return {
+    state: () => state,
+    changes: Stream.takeUntil(Stream.fromPubSub(states), (to) => to === "destroyed"),
+    enter,
+    stopping: Effect.suspend(() => {
+      asked = true
+      return MachineState.isOver(state) ? Effect.void : enter("stopping")
+    }),
+    wasAsked: () => asked,
+    settle: (end) =>
+      Effect.suspend(() =>
+        MachineState.isOver(state)
+          ? Effect.void
+          : Effect.andThen(
+            enter(asked || MachineEnd.isByGuest(end) ? "stopped" : "crashed"),
+            Deferred.fail(gone, new Error(MachineEnd.format(end)))
+          )
+      ),
+    release: Effect.andThen(enter("destroyed"), Deferred.fail(gone, new Error("the machine was released"))),
+    gone: Deferred.await(gone)
+  }
+})

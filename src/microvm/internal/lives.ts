@@ -1,0 +1,143 @@
+import * as Cause from "effect/Cause"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as FiberSet from "effect/FiberSet"
+import * as Option from "effect/Option"
+import * as Scope from "effect/Scope"
+import * as Semaphore from "effect/Semaphore"
+import * as Machine from "../Machine.ts"
+import type { MachineEnd } from "../MachineEnd.ts"
+import type { MachineId, MachineSpec } from "../MachineSpec.ts"
+import type { MachineState } from "../MachineState.ts"
+import * as MicroVmError from "../MicroVmError.ts"
+import { MicroVmProvider } from "../MicroVmProvider.ts"
+import { once } from "./once.ts"
+
+export interface Life {
+  readonly machine: Machine.Machine
+  /** Ends the machine if need be, and gives back what it held. */
+  readonly release: Effect.Effect<void>
+  /** Its end is in the record, and all is released. */
+  readonly reaped: Deferred.Deferred<void>
+}
+
+/** What is remembered under an id. `state` counts while there is no life. */
+export interface Entry {
+  id: MachineId
+  spec: MachineSpec
+  state: MachineState
+  end: Option.Option<MachineEnd>
+  snapshots: ReadonlyArray<string>
+  life: Life | undefined
+  launching: Fiber.Fiber<Life, MicroVmError.MicroVmError> | undefined
+  /** Settled when nothing of the last life is left. */
+  reaped: Effect.Effect<void>
+  readonly turn: Semaphore.Semaphore
+}
+
+export const makeEntry = (spec: MachineSpec): Entry => ({
+  id: spec.id,
+  spec,
+  state: "creating",
+  end: Option.none(),
+  snapshots: [],
+  life: undefined,
+  launching: undefined,
+  reaped: Effect.void,
+  turn: Semaphore.makeUnsafe(1)
+})
+
+export const stateOf = (entry: Entry): Effect.Effect<MachineState> =>
+  Effect.suspend(() =>
+    entry.life === undefined
+      ? Effect.succeed(entry.state)
+      // Released, yet not ended: it could not be killed.
+      : Effect.map(entry.life.machine.state, (state) => state === "destroyed" ? "stopping" : state)
+  )
+
+/** Ends the life and waits for the record of it. Did it end? */
+export const release = Effect.fnUntraced(function*(life: Life) {
+  yield* life.release
+  if (Option.isNone(yield* life.machine.poll)) return false
+  yield* Deferred.await(life.reaped)
+  return true
+})
+
+/** Ends the life that came of a launch, if one did; `then` puts back what was before it. */
+export const giveUp = (entry: Entry, then: () => void): Effect.Effect<void> =>
+  Effect.suspend(() =>
+    Effect.map(entry.life === undefined ? Effect.succeed(true) : release(entry.life), (ended) => {
+      // What could not be killed stays where it can be seen.
+      if (ended) then()
+    })
+  )
+
+/**
+ * Brings machines up and reaps them. When the scope closes, launches are broken off, then all machines are ended at the
+ * same time.
+ */
+export const makeLauncher = Effect.fnUntraced(function*(
+  provider: MicroVmProvider["Service"],
+  options: Machine.LaunchOptions
+) {
+  const lives = new Set<Life>()
+  // Closed in the reverse order: nothing new comes up, then all ends, then nobody is left to watch.
+  const reapers = yield* FiberSet.make<void>()
+  yield* Effect.addFinalizer(() =>
+    Effect.forEach([...lives], (life) => life.release, { concurrency: "unbounded", discard: true })
+  )
+  const launches = yield* FiberSet.make<Life, MicroVmError.MicroVmError>()
+
+  /** Waits for the end of a life, puts it on record, and gives back what the machine held. */
+  const reap = Effect.fnUntraced(function*(entry: Entry, life: Life) {
+    const end = yield* life.machine.ended
+    const state = yield* life.machine.state
+    entry.end = Option.some(end)
+    entry.state = state === "crashed" ? state : "stopped"
+    entry.reaped = Deferred.await(life.reaped)
+    entry.life = undefined
+    yield* life.release
+  })
+  const bringUp = (entry: Entry): Effect.Effect<Life, MicroVmError.MicroVmError> =>
+    Effect.uninterruptibleMask((restore) =>
+      Effect.gen(function*() {
+        yield* restore(entry.reaped)
+        const scope = yield* Scope.make()
+        const machine = yield* restore(Machine.launch(entry.spec, options)).pipe(
+          Effect.provideService(MicroVmProvider, provider),
+          Scope.provide(scope),
+          Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
+        )
+        const life: Life = {
+          machine,
+          release: once(Effect.andThen(Scope.close(scope, Exit.void), Effect.sync(() => lives.delete(life)))),
+          reaped: yield* Deferred.make<void>()
+        }
+        lives.add(life)
+        entry.life = life
+        yield* FiberSet.run(reapers, Effect.ensuring(reap(entry, life), Deferred.succeed(life.reaped, undefined)))
+        return life
+      })
+    )
+  /** Brings a life up in a fiber of the runtime, so that closing it, or destroying the machine, can break it off. */
+  const launch = (entry: Entry): Effect.Effect<Life, MicroVmError.MicroVmError> =>
+    Effect.uninterruptibleMask((restore) =>
+      Effect.gen(function*() {
+        const fiber = yield* FiberSet.run(launches, bringUp(entry))
+        entry.launching = fiber
+        const exit = yield* restore(Fiber.await(fiber)).pipe(
+          Effect.onInterrupt(() => Fiber.interrupt(fiber)),
+          Effect.ensuring(Effect.sync(() => {
+            entry.launching = undefined
+          }))
+        )
+        if (Exit.isSuccess(exit) || !Cause.hasInterruptsOnly(exit.cause)) return yield* exit
+        const cause = new Error("broken off: the machine was destroyed, or the runtime closed")
+        return yield* MicroVmError.fail(new MicroVmError.OperationFailed({ id: entry.id, operation: "launch", cause }))
+      })
+    )
+
+  return launch
+})

@@ -1,0 +1,204 @@
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Option from "effect/Option"
+import * as PubSub from "effect/PubSub"
+import * as Result from "effect/Result"
+import type * as Scope from "effect/Scope"
+import type * as Socket from "effect/socket/Socket"
+import * as Stream from "effect/Stream"
+import type * as Take from "effect/Take"
+import * as ExitStatus from "../../lifecycle/ExitStatus.ts"
+import { MachineEnd } from "../MachineEnd.ts"
+import type { MachineId, MachineSpec } from "../MachineSpec.ts"
+import type { LaunchStep, MemoryDriver, MemoryEvent, MemoryGuest, Script } from "../MemoryDriver.ts"
+import { obey } from "../MemoryDriver.ts"
+import * as MicroVmError from "../MicroVmError.ts"
+import type { Capabilities, MicroVmProvider, Vmm } from "../MicroVmProvider.ts"
+import { makeSocketPair } from "./socketPair.ts"
+
+const backend = "memory"
+const tailBytes = 64 * 1024
+const encoder = new TextEncoder()
+
+type Ended = "PoweredOff" | "Reset" | "Panicked" | "Stopped" | "Killed"
+
+/**
+ * The world of the in-memory backend: what is claimed in it, and what happened.
+ */
+export const makeMemoryHost = (capabilities: Capabilities): {
+  readonly provider: MicroVmProvider["Service"]
+  readonly driver: MemoryDriver["Service"]
+} => {
+  const scripts = new Map<string, Script>()
+  const guests = new Map<MachineId, MemoryGuest>()
+  const claims = new Map<string, { readonly life: number; readonly id: MachineId }>()
+  const events: Array<MemoryEvent> = []
+  let lives = 0
+
+  const launch = Effect.fnUntraced(function*(spec: MachineSpec): Effect.fn.Return<
+    Vmm,
+    MicroVmError.MicroVmError,
+    Scope.Scope
+  > {
+    const { id } = spec
+    const life = ++lives
+    const note = (what: string) => Effect.sync(() => void events.push({ life, id, what }))
+    const script = (): Script => scripts.get(id) ?? scripts.get("*") ?? {}
+
+    let consoleTail = ""
+    let pausedNow = false
+    const console = yield* PubSub.sliding<Take.Take<Uint8Array>>(256)
+    const over = yield* Deferred.make<MachineEnd>()
+    let end: MachineEnd | undefined
+    const poll = Effect.sync(() => Option.fromUndefinedOr(end))
+    const channels = new Map<string, Effect.Success<ReturnType<typeof makeSocketPair>>>()
+
+    const finish = (make: (tails: { readonly consoleTail: string; readonly stderrTail: string }) => MachineEnd) =>
+      Effect.suspend(() => {
+        if (end !== undefined) return Effect.void
+        end = make({ consoleTail, stderrTail: "" })
+        PubSub.endUnsafe(console, Exit.void)
+        channels.forEach((pair) => pair.close())
+        return Effect.andThen(note("ended"), Deferred.succeed(over, end))
+      })
+    const endBy = (tag: Ended, status: ExitStatus.ExitStatus = ExitStatus.exited(0)) =>
+      finish((tails) => MachineEnd.cases[tag].make({ ...tails, status }))
+
+    const channel =
+      (side: "host" | "guest") => (name: string): Effect.Effect<Socket.Socket, MicroVmError.MicroVmError> =>
+        Effect.suspend(() => {
+          const pair = channels.get(name)
+          if (pair !== undefined) return Effect.succeed(pair[side])
+          const known = spec.channels
+          return MicroVmError.fail(new MicroVmError.ChannelUnavailable({ id, channel: name, known }))
+        })
+
+    const scope = yield* Effect.scope
+    const guest: MemoryGuest = {
+      id,
+      spec,
+      life,
+      powerOff: endBy("PoweredOff"),
+      reboot: endBy("Reset"),
+      panic: endBy(capabilities.panicDetection ? "Panicked" : "Reset"),
+      quit: endBy("Stopped"),
+      kill: (signal) => endBy("Killed", ExitStatus.signaled(signal)),
+      crash: (why) => finish((tails) => MachineEnd.cases.Failed.make({ ...tails, status: ExitStatus.exited(1), why })),
+      print: (text) =>
+        Effect.suspend(() => {
+          consoleTail = (consoleTail + text).slice(-tailBytes)
+          return Effect.asVoid(PubSub.publish(console, [encoder.encode(text)]))
+        }),
+      channel: channel("guest"),
+      background: (effect) =>
+        Effect.asVoid(
+          Effect.forkIn(Effect.raceFirst(effect, Deferred.await(over)), scope, { startImmediately: true })
+        )
+    }
+
+    // Each step notes what it is about to do, then does what the script says, then takes effect.
+    const step = (name: LaunchStep) =>
+      Effect.andThen(
+        note(name),
+        Effect.suspend(() => script().launch?.(name) ?? Effect.void)
+      ).pipe(Effect.mapError((cause) =>
+        MicroVmError.make(
+          new MicroVmError.LaunchFailed({ id, stage: name, stderrTail: "", consoleTail, cause })
+        )
+      ))
+    yield* step("claim")
+    const key = capabilities.rename ? String(life) : id
+    const holder = claims.get(key)
+    if (holder !== undefined) {
+      const cause = new Error(`life ${holder.life} still holds it`)
+      return yield* MicroVmError.fail(
+        new MicroVmError.LaunchFailed({ id, stage: "claim", stderrTail: "", consoleTail, cause })
+      )
+    }
+    yield* Effect.acquireRelease(
+      Effect.sync(() => claims.set(key, { life, id })),
+      () =>
+        Effect.suspend(() => script().release ?? Effect.void).pipe(
+          Effect.andThen(note("released")),
+          Effect.andThen(Effect.sync(() => claims.delete(key)))
+        )
+    )
+    yield* step("spawn")
+    const request: Vmm["request"] = (wanted) =>
+      Effect.andThen(
+        note(wanted),
+        Effect.suspend(() => {
+          // A guest that stands still does not hear its power button.
+          if (wanted === "PowerButton" && pausedNow) return Effect.void
+          return (script().request ?? obey)(wanted, guest)
+        })
+      ).pipe(Effect.mapError((cause) => failed(wanted, cause)))
+    const failed = (operation: string, cause: unknown) =>
+      MicroVmError.make(new MicroVmError.OperationFailed({ id, operation, cause }))
+    yield* Effect.acquireRelease(
+      Effect.sync(() => guests.set(id, guest)),
+      () => Effect.suspend(() => end === undefined ? Effect.ignore(request("Kill")) : Effect.void)
+    )
+    yield* step("connect")
+    for (const name of spec.channels) channels.set(name, yield* makeSocketPair(16))
+    yield* note("launched")
+
+    const perform = (operation: "start" | "pause" | "resume" | "snapshot", then: Effect.Effect<void>) =>
+      Effect.andThen(
+        note(operation),
+        Effect.suspend(() => script()[operation] ?? Effect.void)
+      ).pipe(
+        Effect.mapError((cause) => failed(operation, cause)),
+        Effect.andThen(then)
+      )
+    const setPaused = (to: boolean) => Effect.sync(() => void (pausedNow = to))
+    const program = Effect.suspend(() => script().program?.(guest) ?? Effect.void).pipe(
+      Effect.catchCause(() => guest.panic)
+    )
+    return {
+      start: perform("start", guest.background(program)),
+      pause: perform("pause", setPaused(true)),
+      resume: perform("resume", setPaused(false)),
+      snapshot: () => perform("snapshot", Effect.void),
+      ended: Deferred.await(over),
+      poll,
+      request,
+      remains: Effect.sync(() => ({
+        status: Option.fromUndefinedOr(end?.status),
+        survivors: script().survivors ??
+          (end === undefined ? [{ pid: 0, command: `memory:${id}`, why: "does not react to SIGKILL" }] : [])
+      })),
+      channel: channel("host"),
+      console: Stream.fromPubSubTake(console),
+      consoleTail: Effect.sync(() => consoleTail),
+      pid: Option.none()
+    }
+  })
+
+  return {
+    provider: {
+      backend,
+      capabilities,
+      plan: (spec) =>
+        Result.succeed({
+          backend,
+          description: [`play a machine with ${spec.vcpus} vCPU and ${spec.memoryMib} MiB in memory`],
+          argv: []
+        }),
+      launch
+    },
+    driver: {
+      script: (id, script) => Effect.sync(() => void scripts.set(id, script)),
+      guest: (id) =>
+        Effect.suspend(() => {
+          const guest = guests.get(id)
+          return guest === undefined
+            ? MicroVmError.fail(new MicroVmError.MachineNotFound({ id }))
+            : Effect.succeed(guest)
+        }),
+      events: Effect.sync(() => [...events]),
+      claims: Effect.sync(() => [...claims.values()])
+    }
+  }
+}

@@ -1,0 +1,66 @@
+/**
+ * What dies with a process.
+ *
+ * @since 0.1.0
+ */
+import * as Schema from "effect/Schema"
+
+const reason = {
+  /** Why this one: `"asked for"`, or what automatic choice found. */
+  reason: Schema.String
+}
+
+/**
+ * How far a request to end reaches:
+ *
+ * - `Process`: the one process.
+ * - `Group`: its process group. A descendant that calls setsid(2) or setpgid(2) leaves it and survives.
+ * - `CGroup`: a control group (v2) of its own. Nothing leaves it, not by setsid, double fork or a change of user, and
+ *   "empty" is what the kernel says (`populated 0`), not what a search has not found.
+ *
+ * What outlives the scope is not killed, but it is named in the shutdown's outcome.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const KillScope = Schema.TaggedUnion({
+  Process: reason,
+  Group: { ...reason, pgid: Schema.Int },
+  CGroup: { ...reason, path: Schema.String }
+})
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type KillScope = typeof KillScope.Type
+
+/**
+ * What to ask for: `"auto"` takes a cgroup where the host lets us make one, else the group.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export type Choice = "auto" | "process" | "group" | "cgroup"
+
+/**
+ * One phrase for people.
+ *
+ * ```ts import.meta.vitest
+ * import { KillScope } from "effect-microvm-runtime/process"
+ * KillScope.format({ _tag: "Group", pgid: 12, reason: "asked for" }) // => "process group 12 (asked for)"
+ * ```
+ *
+ * @category conversions
+ * @since 0.1.0
+ */
+export const format = (self: KillScope): string => {
+  switch (self._tag) {
+    case "Process":
+      return `the process alone (${self.reason})`
+    case "Group":
+      return `process group ${self.pgid} (${self.reason})`
+    case "CGroup":
+      return `cgroup ${self.path} (${self.reason})`
+  }
+}

@@ -1,0 +1,129 @@
+/**
+ * The operating system through Node: `child_process`, `/proc` and cgroups (v2) of Linux.
+ *
+ * @since 0.1.0
+ */
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as NodeFs from "node:fs"
+import { isMainThread } from "node:worker_threads"
+import * as Signal from "../lifecycle/Signal.ts"
+import * as CGroup from "./internal/NodeCGroup.ts"
+import { attempt, errnoName } from "./internal/NodeErrno.ts"
+import * as Launch from "./internal/NodeLaunch.ts"
+import * as Locate from "./internal/NodeLocate.ts"
+import * as ProcTable from "./internal/NodeProcTable.ts"
+import { fromReason, ProcessErrorReason } from "./ProcessError.ts"
+import { type LaunchPlan, ProcessHost } from "./ProcessHost.ts"
+
+/** A program that says by its exit code whether a way to start programs works here. */
+const probe = (executable: string, args: ReadonlyArray<string>): LaunchPlan => ({
+  executable,
+  args,
+  env: {},
+  cwd: "/",
+  stdio: ["ignore", "ignore", "ignore"],
+  detached: true,
+  cgroup: undefined,
+  dieWithParent: false
+})
+
+const inherited = (): Record<string, string> => {
+  const env: Record<string, string> = {}
+  for (const [name, value] of Object.entries(process.env)) {
+    if (value !== undefined) env[name] = value
+  }
+  return env
+}
+
+/** Can no child of ours write a core file, whatever it does? (core(5)) */
+const neverDumps = (): boolean => {
+  const limits = attempt(() => NodeFs.readFileSync("/proc/self/limits", "latin1")) ?? ""
+  const pattern = attempt(() => NodeFs.readFileSync("/proc/sys/kernel/core_pattern", "latin1")) ?? "|"
+  return /^Max core file size +0 +0 /m.test(limits) && !pattern.startsWith("|")
+}
+
+const make = Effect.gen(function*() {
+  const bootId = NodeFs.readFileSync("/proc/sys/kernel/random/boot_id", "latin1").trim()
+  const startedAt = ProcTable.ticks()
+  const options = { setpriv: undefined, neverDumps: neverDumps() }
+
+  const run = (plan: LaunchPlan) =>
+    Launch.launch(plan, options).pipe(
+      Effect.flatMap((child) => child.exit),
+      Effect.map((status) => status._tag === "Exited" && status.code === 0)
+    )
+
+  /**
+   * setpriv(1) of util-linux, where it is there and knows --pdeathsig. The kernel binds that signal to the thread that
+   * forked, so a child of a worker thread would die with the worker: not used there.
+   */
+  const setpriv = yield* Effect.cached(Effect.gen(function*() {
+    const { executable, faults } = Locate.locate({ command: "setpriv", path: inherited()["PATH"], cwd: "/" })
+    if (!isMainThread || faults.length > 0) return undefined
+    const works = yield* run(probe(executable, ["--pdeathsig", "KILL", "--", "/bin/sh", "-c", "exit 0"]))
+    return works ? executable : undefined
+  }).pipe(Effect.catch(() => Effect.succeed(undefined))))
+
+  const root = CGroup.findRoot(`${process.pid}-${startedAt}-${Math.random().toString(36).slice(2, 8)}`)
+  const cgroupSupport = yield* Effect.cached(Effect.gen(function*() {
+    if ("why" in root) return { _tag: "Unusable", why: root.why } as const
+    const path = `${root.path}/probe`
+    const cgroup = yield* CGroup.make(path)
+    const works = yield* Effect.ensuring(
+      run({ ...probe("/bin/sh", ["-c", "exit 0"]), cgroup: path }),
+      cgroup.remove
+    )
+    return works
+      ? { _tag: "Usable", root: root.path } as const
+      : { _tag: "Unusable", why: `a process cannot enter a cgroup below ${root.path}` } as const
+  }).pipe(Effect.catch((error) => Effect.succeed({ _tag: "Unusable", why: error.message } as const))))
+
+  return ProcessHost.of({
+    bootId,
+    self: process.pid,
+    ticks: Effect.sync(ProcTable.ticks),
+    env: Effect.sync(inherited),
+    inspect: (pid) => Effect.sync(() => Option.fromUndefinedOr(ProcTable.read(pid))),
+    list: ProcTable.makeList(),
+    groupExists: (pgid) =>
+      Effect.sync(() => {
+        try {
+          return process.kill(-pgid, 0)
+        } catch (cause) {
+          return errnoName(cause) !== "ESRCH"
+        }
+      }),
+    kill: (target, signal) =>
+      Effect.try({
+        try: () => process.kill(target, Signal.toNumber(signal)),
+        catch: (cause) => ({ cause, code: errnoName(cause) })
+      }).pipe(Effect.catch(({ cause, code }) =>
+        code === "ESRCH" ? Effect.succeed(false) : Effect.fail(fromReason(
+          ProcessErrorReason.SignalFailed({
+            signal,
+            target: target < 0 ? `process group ${-target}` : `process ${target}`,
+            code
+          }),
+          cause
+        ))
+      )),
+    locate: (request) => Effect.sync(() => Locate.locate(request)),
+    launch: (plan) => Effect.flatMap(setpriv, (found) => Launch.launch(plan, { ...options, setpriv: found })),
+    cgroupRoot: "path" in root ? Option.some(root.path) : Option.none(),
+    cgroupSupport,
+    cgroup: CGroup.at,
+    makeCGroup: CGroup.make
+  })
+})
+
+/**
+ * The host that we run on. Looks round once, and changes nothing until the first spawn.
+ *
+ * Needs Linux with `/proc`; cgroups and setpriv(1) are used where they are there.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer: Layer.Layer<ProcessHost> = Layer.effect(ProcessHost, make)

@@ -1,0 +1,160 @@
+/**
+ * The guard as a small shell that hangs on a pipe from us: the kernel closes the pipe however we die.
+ *
+ * @since 0.1.0
+ */
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
+import * as NodeChildProcess from "node:child_process"
+import * as NodeCrypto from "node:crypto"
+import * as NodePath from "node:path"
+import type { Writable } from "node:stream"
+import { guardScript } from "./internal/guardScript.ts"
+import { errnoName } from "./internal/NodeErrno.ts"
+import { fromReason, type ProcessError, ProcessErrorReason } from "./ProcessError.ts"
+import { SupervisorGuard, Watched } from "./SupervisorGuard.ts"
+
+const guardFailed = (why: string, cause?: unknown): ProcessError =>
+  fromReason(ProcessErrorReason.GuardFailed({ why }), cause)
+
+const encode = (path: string): string =>
+  Array.from(Buffer.from(path), (byte) => {
+    const char = String.fromCharCode(byte)
+    return /[\w/.,:=@+-]/.test(char) ? char : `\\0${byte.toString(8).padStart(3, "0")}`
+  }).join("")
+
+const toLine: (what: Watched) => string = Watched.$match({
+  CGroup: ({ path }) => `cgroup ${encode(path)}`,
+  Group: ({ pgid, startTime }) => `group ${pgid} ${startTime}`,
+  File: ({ path }) => `file ${encode(path)}`,
+  Directory: ({ path }) => `directory ${encode(path)}`
+})
+
+/** It is going to be removed with all in it, without asking: it had better be meant. */
+const check = (what: Watched): Effect.Effect<void, ProcessError> => {
+  if (what._tag === "Group") return Effect.void
+  const { path } = what
+  const isMeant = NodePath.isAbsolute(path) && NodePath.normalize(path) === path && NodePath.dirname(path) !== path &&
+    !path.includes("\0")
+  return isMeant ? Effect.void : Effect.fail(fromReason(ProcessErrorReason.InvalidArgument({
+    field: "path",
+    why: `${JSON.stringify(path)} is no path to remove: give an absolute one in its plainest form`
+  })))
+}
+
+interface Guard {
+  readonly pipe: Writable
+  readonly gone: Deferred.Deferred<void>
+  readonly child: NodeChildProcess.ChildProcess
+}
+
+/** A guard that somebody kills is replaced, but not for ever. */
+const mostStarts = 4
+
+const make = Effect.gen(function*() {
+  const mark = NodeCrypto.randomBytes(8).toString("hex")
+  const watched = new Map<number, string>()
+  let guard: Guard | undefined
+  let starts = 0
+  let isClosing = false
+
+  const start = (): Guard => {
+    starts++
+    const child = NodeChildProcess.spawn("/bin/sh", ["-c", guardScript, "microvm-guard", mark], {
+      cwd: "/",
+      // Without the mark that a guard above us would look for: it has to outlive us.
+      env: { PATH: process.env["PATH"] ?? "/usr/bin:/bin" },
+      stdio: ["pipe", "ignore", "ignore"],
+      // A session of its own: what a terminal or a group kill sends to us does not reach it.
+      detached: true
+    })
+    const gone = Deferred.makeUnsafe<void>()
+    const pipe = child.stdin
+    const end = (): void => {
+      Deferred.doneUnsafe(gone, Exit.void)
+      if (guard?.child !== child) return
+      guard = undefined
+      if (!isClosing && watched.size > 0 && starts < mostStarts) guard = start()
+    }
+    child.once("exit", end).once("error", end)
+    pipe.on("error", () => {})
+    child.unref()
+    if ("unref" in pipe && typeof pipe.unref === "function") pipe.unref()
+    watched.forEach((line, slot) => pipe.write(`${slot} ${line}\n`))
+    return { pipe, gone, child }
+  }
+
+  const tell = (line: string): Effect.Effect<void, ProcessError> =>
+    Effect.callback((resume) => {
+      guard ??= starts < mostStarts ? start() : undefined
+      if (guard === undefined) {
+        resume(Effect.fail(guardFailed(`it has been killed ${mostStarts} times: see who does that`)))
+        return
+      }
+      const { pipe } = guard
+      pipe.write(line, (cause) => {
+        resume(cause ? Effect.fail(guardFailed(`it cannot be told: ${errnoName(cause)}`, cause)) : Effect.void)
+      })
+    })
+
+  yield* Effect.addFinalizer(() =>
+    Effect.suspend(() => {
+      isClosing = true
+      if (guard === undefined) return Effect.void
+      const { child, gone, pipe } = guard
+      pipe.end("bye\n")
+      return Deferred.await(gone).pipe(
+        Effect.timeoutOrElse({ duration: "2 seconds", orElse: () => Effect.sync(() => child.kill("SIGKILL")) }),
+        Effect.asVoid
+      )
+    })
+  )
+
+  const freeSlot = (): number => {
+    let slot = 1
+    while (watched.has(slot)) slot++
+    return slot
+  }
+
+  return SupervisorGuard.of({
+    mark,
+    watch: Effect.fn("SupervisorGuard.watch")(
+      function*(what: Watched): Effect.fn.Return<void, ProcessError, Scope.Scope> {
+        yield* check(what)
+        yield* Effect.acquireRelease(
+          Effect.suspend(() => {
+            const slot = freeSlot()
+            const line = toLine(what)
+            watched.set(slot, line)
+            return Effect.as(tell(`${slot} ${line}\n`), slot).pipe(
+              Effect.tapError(() => Effect.sync(() => watched.delete(slot)))
+            )
+          }),
+          (slot) => {
+            watched.delete(slot)
+            return guard === undefined ? Effect.void : Effect.ignore(tell(`${slot}\n`))
+          }
+        )
+      }
+    )
+  })
+})
+
+/**
+ * The guard for our process. It starts with the first thing to watch, keeps no event loop alive, and ends with the layer;
+ * what is still watched then is left alone, because we are there to see to it.
+ *
+ * Needs `/bin/sh` and the POSIX tools cat, find, grep, printf, rm, rmdir and sleep.
+ *
+ * **Gotchas**
+ *
+ * - `process.exit` without closing the layer counts as our death: the guard clears everything away.
+ * - Whoever kills a whole cgroup that we are in kills the guard with us; then the same hand has killed the children.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer: Layer.Layer<SupervisorGuard> = Layer.effect(SupervisorGuard, make)

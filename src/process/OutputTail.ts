@@ -1,0 +1,49 @@
+/**
+ * The last output of a process, kept for error messages.
+ *
+ * @since 0.1.0
+ */
+
+/**
+ * The end of one stream.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface StreamTail {
+  /** The last bytes, as UTF-8; what is not valid UTF-8 (or was cut in two) shows as U+FFFD. */
+  readonly text: string
+  /** How many bytes came before `text` and are not in it. */
+  readonly omittedBytes: number
+}
+
+/**
+ * The ends of both streams. A stream that was not piped has an empty text.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface OutputTail {
+  readonly stdout: StreamTail
+  readonly stderr: StreamTail
+}
+
+const formatStream = (name: string, { omittedBytes, text }: StreamTail): ReadonlyArray<string> => {
+  const trimmed = text.trimEnd()
+  if (trimmed === "") return []
+  return [omittedBytes > 0 ? `${name} (after ${omittedBytes} more bytes):` : `${name}:`, trimmed]
+}
+
+/**
+ * Both tails as text, stderr first; empty when there was no output.
+ *
+ * ```ts import.meta.vitest
+ * import { OutputTail } from "effect-microvm-runtime/process"
+ * OutputTail.format({ stdout: { text: "", omittedBytes: 0 }, stderr: { text: "no such disk\n", omittedBytes: 0 } }) // => "stderr:\nno such disk"
+ * ```
+ *
+ * @category conversions
+ * @since 0.1.0
+ */
+export const format = (self: OutputTail): string =>
+  [...formatStream("stderr", self.stderr), ...formatStream("stdout", self.stdout)].join("\n")

@@ -1,0 +1,155 @@
+import * as Effect from "effect/Effect"
+import * as NodeFs from "node:fs"
+import * as NodePath from "node:path"
+import * as Signal from "../../lifecycle/Signal.ts"
+import { fromReason, type ProcessError, ProcessErrorReason } from "../ProcessError.ts"
+import type { CGroup } from "../ProcessHost.ts"
+import { attempt, errnoName } from "./NodeErrno.ts"
+
+/** First part of the name of every cgroup under which children are kept. */
+const prefix = "effect-microvm-"
+
+/** Mount points stand in `/proc/self/mountinfo` with space, tab, newline and backslash as octal escapes. */
+const unescapePath = (path: string): string =>
+  path.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)))
+
+/** Our own cgroup (v2) as a path of the file system, or why there is none (cgroups(7), proc_pid_mountinfo(5)). */
+const findOwn = (): { readonly path: string } | { readonly why: string } => {
+  const own = attempt(() => NodeFs.readFileSync("/proc/self/cgroup", "utf8"))?.split("\n")
+    .find((line) => line.startsWith("0::"))?.slice(3)
+  const mounts = attempt(() => NodeFs.readFileSync("/proc/self/mountinfo", "utf8"))?.split("\n") ?? []
+  for (const mount of mounts) {
+    const [left = "", right = ""] = mount.split(" - ")
+    const [root, point] = left.split(" ").slice(3, 5)
+    if (own === undefined || root === undefined || point === undefined || !right.startsWith("cgroup2 ")) continue
+    const below = NodePath.posix.relative(unescapePath(root), own)
+    if (!below.startsWith("..")) return { path: NodePath.join(unescapePath(point), below) }
+  }
+  return { why: "no cgroup v2 file system is mounted" }
+}
+
+/** Where the cgroups of this process may be made, or why none can be. Makes nothing. */
+export const findRoot = (name: string): { readonly path: string } | { readonly why: string } => {
+  const own = findOwn()
+  if ("why" in own) return own
+  for (const file of [own.path, `${own.path}/cgroup.procs`]) {
+    try {
+      NodeFs.accessSync(file, NodeFs.constants.W_OK)
+    } catch (cause) {
+      return { why: `${file} is not writable (${errnoName(cause)}): have the cgroup delegated to this user` }
+    }
+  }
+  return { path: `${own.path}/${prefix}${name}` }
+}
+
+const failed = (path: string, operation: string) => (cause: unknown): ProcessError =>
+  fromReason(ProcessErrorReason.CGroupFailed({ path, operation, code: errnoName(cause) }), cause)
+
+const directories = (path: string): ReadonlyArray<string> =>
+  (attempt(() => NodeFs.readdirSync(path, { withFileTypes: true })) ?? [])
+    .flatMap((entry) => entry.isDirectory() ? [`${path}/${entry.name}`] : [])
+
+const members = (path: string): ReadonlyArray<number> => [
+  ...(attempt(() => NodeFs.readFileSync(`${path}/cgroup.procs`, "latin1"))?.split("\n") ?? [])
+    .map(Number).filter((pid) => pid > 0),
+  ...directories(path).flatMap(members)
+]
+
+/** A cgroup can be removed when nothing lives in it and nothing is below it. */
+const remove = (path: string): boolean => {
+  directories(path).forEach(remove)
+  try {
+    NodeFs.rmdirSync(path)
+    return true
+  } catch (cause) {
+    return errnoName(cause) === "ENOENT"
+  }
+}
+
+const watch = (path: string) =>
+  Effect.map(
+    Effect.acquireRelease(
+      Effect.sync(() => {
+        let hasChanged = false
+        let wake = (): void => {}
+        const watcher = attempt(() =>
+          NodeFs.watch(`${path}/cgroup.events`, () => {
+            hasChanged = true
+            wake()
+          })
+        )
+        // The kernel ends the watch when the cgroup is removed; a host out of watches is looked at by the clock.
+        watcher?.on("error", () => {})
+        const changed = Effect.callback<void>((resume) => {
+          wake = () => {
+            if (!hasChanged) return
+            hasChanged = false
+            resume(Effect.void)
+          }
+          wake()
+          return Effect.sync(() => {
+            wake = () => {}
+          })
+        })
+        return { changed, watcher }
+      }),
+      ({ watcher }) => Effect.sync(() => watcher?.close())
+    ),
+    ({ changed }) => changed
+  )
+
+/** The cgroup of this path, whether it is there or not. */
+export const at = (path: string): CGroup => ({
+  path,
+  members: Effect.sync(() => members(path)),
+  populated: Effect.sync(() =>
+    attempt(() => NodeFs.readFileSync(`${path}/cgroup.events`, "latin1"))?.includes("populated 1") === true
+  ),
+  watch: watch(path),
+  signal: (signal, except) =>
+    Effect.suspend(() => {
+      const reached: Array<number> = []
+      let refusal: unknown
+      for (const pid of members(path)) {
+        if (except.has(pid)) continue
+        try {
+          process.kill(pid, Signal.toNumber(signal))
+          reached.push(pid)
+        } catch (cause) {
+          if (errnoName(cause) !== "ESRCH") refusal = cause
+        }
+      }
+      return reached.length === 0 && refusal !== undefined
+        ? Effect.fail(fromReason(
+          ProcessErrorReason.SignalFailed({ signal, target: `the members of ${path}`, code: errnoName(refusal) }),
+          refusal
+        ))
+        : Effect.succeed(reached)
+    }),
+  kill: Effect.try({
+    try: () => NodeFs.writeFileSync(`${path}/cgroup.kill`, "1"),
+    catch: failed(path, "kill")
+  }).pipe(
+    Effect.catchIf(
+      (error) => error.reason._tag === "CGroupFailed" && error.reason.code === "ENOENT",
+      () => Effect.void
+    )
+  ),
+  remove: Effect.sync(() => {
+    const isRemoved = remove(path)
+    const parent = NodePath.dirname(path)
+    // The last child to go takes the common parent away; while others are there, the kernel refuses.
+    if (isRemoved && NodePath.basename(parent).startsWith(prefix)) attempt(() => NodeFs.rmdirSync(parent))
+    return isRemoved
+  })
+})
+
+export const make = (path: string): Effect.Effect<CGroup, ProcessError> =>
+  Effect.try({
+    try: () => {
+      NodeFs.mkdirSync(path, { recursive: true })
+      NodeFs.accessSync(`${path}/cgroup.kill`, NodeFs.constants.W_OK)
+      return at(path)
+    },
+    catch: failed(path, "create")
+  }).pipe(Effect.tapError(() => Effect.sync(() => remove(path))))

@@ -1,0 +1,195 @@
+import { fromDuplex } from "@effect/platform-node/NodeSocket"
+import { fromWritable } from "@effect/platform-node/NodeSink"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Option from "effect/Option"
+import * as NodeChildProcess from "node:child_process"
+import { Duplex, type Readable } from "node:stream"
+import * as ExitStatus from "../../lifecycle/ExitStatus.ts"
+import * as Signal from "../../lifecycle/Signal.ts"
+import { fromReason, type ProcessError, ProcessErrorReason } from "../ProcessError.ts"
+import type { Child, LaunchPlan, OutputSource } from "../ProcessHost.ts"
+import { errnoName } from "./NodeErrno.ts"
+import * as ProcTable from "./NodeProcTable.ts"
+
+/**
+ * Runs in the new process: $1 is the cgroup to enter, $2 the pid of the parent to die with, or nothing. Entering from
+ * inside leaves no moment in which a first fork could stay outside. The kernel's word on the parent's death only counts
+ * from when it was asked for, hence the look at $PPID.
+ */
+const enterCGroup = [
+  `[ -z "$2" ] || [ "$PPID" = "$2" ] || exit 125`,
+  `{ echo 0 > "$1/cgroup.procs"; } 2>/dev/null || { echo "cannot enter cgroup $1" >&2; exit 125; }`,
+  "shift 2"
+].join("\n")
+
+/** Variables that a shell sets on its own account. */
+const shellVariables = ["PATH", "PWD", "OLDPWD", "SHLVL"]
+
+const isIdentifier = (name: string): boolean => /^[A-Za-z_][A-Za-z0-9_]*$/.test(name)
+
+/** The command line that starts a plan: by way of setpriv(1) and a shell, which both become the program in the end. */
+const commandLine = (plan: LaunchPlan, setpriv: string | undefined): readonly [string, ReadonlyArray<string>] => {
+  const dies = setpriv !== undefined && plan.dieWithParent
+  const before = dies ? [setpriv, "--pdeathsig", "KILL", "--"] : []
+  const program = [plan.executable, ...plan.args]
+  const inside = plan.cgroup === undefined ? program : [
+    "/bin/sh",
+    "-c",
+    [enterCGroup, ...shellVariables.flatMap((name) => name in plan.env ? [] : [`unset ${name}`]), `exec "$@"`].join("\n"),
+    "sh",
+    plan.cgroup,
+    dies ? String(process.pid) : "",
+    // Some shells drop variables that they cannot name.
+    ...oddVariables(plan),
+    ...program
+  ]
+  const [file = plan.executable, ...args] = [...before, ...inside]
+  return [file, args]
+}
+
+const oddVariables = (plan: LaunchPlan): ReadonlyArray<string> => {
+  const odd = Object.entries(plan.env).flatMap(([name, value]) => isIdentifier(name) ? [] : [`${name}=${value}`])
+  return odd.length === 0 ? [] : ["/usr/bin/env", ...odd]
+}
+
+const toStatus = (code: number | null, signal: NodeJS.Signals | null, neverDumps: boolean): ExitStatus.ExitStatus => {
+  if (signal === null) return ExitStatus.exited(code ?? 0)
+  const name = Signal.fromString(signal)
+  if (name === undefined) return ExitStatus.lost(`killed by ${signal}, which has no number here`, "wait")
+  return neverDumps || !Signal.dumpsCore.has(name)
+    ? ExitStatus.signaled(name, { coreDumped: false })
+    : ExitStatus.signaled(name)
+}
+
+const streamFailed = (stream: string) => (cause: unknown): ProcessError =>
+  fromReason(ProcessErrorReason.StreamFailed({ stream, code: errnoName(cause) }), cause)
+
+const toSource = (name: string, readable: Readable): OutputSource => {
+  let failure: ProcessError | undefined
+  const waiting = new Set<() => void>()
+  const wake = (): void => waiting.forEach((resume) => resume())
+  // A listener of "readable" also keeps Node from discarding what is unread when the child exits.
+  readable.on("readable", wake).on("end", wake).on("close", wake).on("error", (cause) => {
+    failure ??= streamFailed(name)(cause)
+    wake()
+  })
+  const isDone = (): boolean => readable.readableEnded || readable.destroyed
+  return {
+    take: () => {
+      const chunk: unknown = readable.read()
+      if (chunk instanceof Uint8Array) return chunk
+      return failure === undefined && isDone() ? "end" : undefined
+    },
+    ready: Effect.callback<void, ProcessError>((resume) => {
+      const look = (): void => {
+        if (readable.readableLength > 0 || isDone()) {
+          waiting.delete(look)
+          resume(failure === undefined ? Effect.void : Effect.fail(failure))
+        }
+      }
+      waiting.add(look)
+      look()
+      return Effect.sync(() => waiting.delete(look))
+    })
+  }
+}
+
+/** Starts a plan. All that a caller must not miss is listened for before this returns. */
+export const launch = (
+  plan: LaunchPlan,
+  options: { readonly setpriv: string | undefined; readonly neverDumps: boolean }
+): Effect.Effect<Child, ProcessError> =>
+  Effect.suspend(() => {
+    const spawnFailed = (cause: unknown): ProcessError =>
+      fromReason(ProcessErrorReason.SpawnFailed({ command: plan.executable, code: errnoName(cause) }), cause)
+    const [file, args] = commandLine(plan, options.setpriv)
+    let child: NodeChildProcess.ChildProcess
+    try {
+      child = NodeChildProcess.spawn(file, args, {
+        env: plan.env,
+        stdio: [...plan.stdio],
+        detached: plan.detached,
+        ...(plan.cwd === undefined ? {} : { cwd: plan.cwd })
+      })
+    } catch (cause) {
+      return Effect.fail(spawnFailed(cause))
+    }
+    const { pid } = child
+    if (pid === undefined) {
+      return Effect.callback<never, ProcessError>((resume) => {
+        child.once("error", (cause) => resume(Effect.fail(spawnFailed(cause))))
+      })
+    }
+    // Node has reaped nobody since the fork, so the line is there, be the child dead already.
+    const startTime = ProcTable.read(pid)?.startTime
+    if (startTime === undefined) {
+      child.kill("SIGKILL")
+      return Effect.fail(spawnFailed(new Error(`/proc/${pid}/stat cannot be read: mount /proc`)))
+    }
+
+    const exit = Deferred.makeUnsafe<ExitStatus.ExitStatus>()
+    let status: ExitStatus.ExitStatus | undefined
+    let reapedAt: number | undefined
+    child.on("exit", (code, signal) => {
+      reapedAt = ProcTable.ticks()
+      status = toStatus(code, signal, options.neverDumps)
+      Deferred.doneUnsafe(exit, Exit.succeed(status))
+    })
+    child.on("error", () => {})
+
+    const streams = child.stdio.map((stream) => {
+      // Each user of a stream listens for itself; without any listener an error would end our process.
+      stream?.on("error", () => {})
+      return stream ?? undefined
+    })
+    const duplexes = streams.map((stream, fd) => fd >= 3 && stream instanceof Duplex ? stream : undefined)
+    duplexes.forEach((stream) => {
+      if (stream === undefined) return
+      stream.allowHalfOpen = true
+      stream.on("readable", () => {})
+    })
+    const sources = [undefined, child.stdout, child.stderr].map((readable, fd) =>
+      readable ? toSource(fd === 1 ? "stdout" : "stderr", readable) : undefined
+    )
+
+    return Effect.succeed<Child>({
+      pid,
+      startTime,
+      reapedAt: () => reapedAt,
+      poll: Effect.sync(() => Option.fromUndefinedOr(status)),
+      exit: Deferred.await(exit),
+      signal: (signal) =>
+        Effect.try({
+          try: () => {
+            // Not `child.kill`: that one reports a refusal as an event.
+            if (status === undefined) process.kill(pid, Signal.toNumber(signal))
+          },
+          catch: (cause) =>
+            fromReason(
+              ProcessErrorReason.SignalFailed({ signal, target: `process ${pid}`, code: errnoName(cause) }),
+              cause
+            )
+        }),
+      input: (fd, end) => {
+        const writable = fd === 0 ? child.stdin : duplexes[fd]
+        return writable
+          ? fromWritable({ evaluate: () => writable, onError: streamFailed(fd === 0 ? "stdin" : `fd${fd}`), endOnDone: end })
+          : undefined
+      },
+      output: (fd) => sources[fd],
+      channel: (fd) => {
+        const duplex = duplexes[fd]
+        return duplex && fromDuplex(Effect.acquireRelease(Effect.succeed(duplex), close))
+      },
+      release: Effect.sync(() => streams.forEach((stream) => stream?.destroy()))
+    })
+  })
+
+/** Lets what was written go out first. */
+const close = (duplex: Duplex) =>
+  Effect.sync(() => {
+    if (duplex.destroyed) return
+    duplex.end(() => duplex.destroy())
+  })

@@ -1,0 +1,66 @@
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as NodeFs from "node:fs"
+import * as Mark from "../Mark.ts"
+import type { ProcessInfo } from "../ProcessHost.ts"
+import { attempt } from "./NodeErrno.ts"
+import * as ProcStat from "./procStat.ts"
+
+const readMark = (pid: number): string | undefined => {
+  const environ = attempt(() => NodeFs.readFileSync(`/proc/${pid}/environ`, "latin1"))
+  const prefix = `${Mark.variable}=`
+  return environ?.split("\0").find((entry) => entry.startsWith(prefix))?.slice(prefix.length)
+}
+
+/** What the kernel says of a process now, its mark included. */
+export const read = (pid: number): ProcessInfo | undefined => {
+  const stat = attempt(() => NodeFs.readFileSync(`/proc/${pid}/stat`, "utf8"))
+  const info = stat === undefined ? undefined : ProcStat.parse(stat)
+  return info && { ...info, mark: readMark(pid) }
+}
+
+/** `/proc/uptime` has seconds with two decimals, `/proc/PID/stat` counts hundredths (USER_HZ is 100 on Linux). */
+export const ticks = (): number => Math.round(Number(NodeFs.readFileSync("/proc/uptime", "latin1").split(" ")[0]) * 100)
+
+/** Some 5 ms of file reads; then others have their turn. */
+const slice = 64
+
+/**
+ * The whole table. All who ask while a look is under way share the next one, and each look lets the event loop go on after
+ * a few milliseconds, so a hundred children that end together cost two looks, not a hundred.
+ */
+export const makeList = (): Effect.Effect<ReadonlyArray<ProcessInfo>> => {
+  let next: Deferred.Deferred<ReadonlyArray<ProcessInfo>> | undefined
+  let isLooking = false
+
+  const look = (): void => {
+    const waiting = next
+    isLooking = waiting !== undefined
+    if (waiting === undefined) return
+    next = undefined
+    const pids = (attempt(() => NodeFs.readdirSync("/proc")) ?? []).filter((name) => /^\d+$/.test(name)).map(Number)
+    const found: Array<ProcessInfo> = []
+    const go = (from: number): void => {
+      for (const pid of pids.slice(from, from + slice)) {
+        const info = read(pid)
+        if (info !== undefined) found.push(info)
+      }
+      if (from + slice < pids.length) setImmediate(go, from + slice)
+      else {
+        Deferred.doneUnsafe(waiting, Exit.succeed(found))
+        look()
+      }
+    }
+    go(0)
+  }
+
+  return Effect.suspend(() => {
+    next ??= Deferred.makeUnsafe()
+    if (!isLooking) {
+      isLooking = true
+      setImmediate(look)
+    }
+    return Deferred.await(next)
+  })
+}

@@ -1,0 +1,82 @@
+import * as Mark from "../Mark.ts"
+
+/**
+ * The program of the guard, for any POSIX sh. Its first argument is the mark to look for at the end.
+ *
+ * It reads lines `SLOT KIND ARGUMENT…` (remember), `SLOT` (forget) and `bye` (all is well); anything else is passed over.
+ * The end of the input without a `bye` is our death. Then it goes round until nothing was found several times in a row:
+ * a child that was being made at that moment carries its mark only from its execve(2) on. Paths come with unusual bytes as
+ * octal escapes, so that no path can break a line.
+ */
+export const guardScript = `
+set -u -f
+trap '' HUP INT QUIT TERM PIPE USR1 USR2 ALRM TSTP TTIN TTOU
+mark=$1
+last=0
+
+while IFS= read -r line; do
+  [ "$line" = bye ] && exit 0
+  slot=\${line%% *}
+  case $slot in '' | *[!0-9]* | ????????*) continue ;; esac
+  case $line in
+    *' '*) eval "watched_$slot=\\\${line#* }" ;;
+    *) eval "watched_$slot=" ;;
+  esac
+  [ "$slot" -le "$last" ] || last=$slot
+done
+
+kill_cgroup() {
+  [ -d "$1" ] || return 0
+  found=1
+  echo 1 > "$1/cgroup.kill"
+  find "$1" -depth -type d -exec rmdir {} ';'
+}
+
+kill_group() {
+  stat=$(cat "/proc/$1/stat") || return 0
+  pgid=$1 since=$2
+  set -- \${stat##*) }
+  [ "\${20}" = "$since" ] || return 0
+  [ "$1" = Z ] || found=1
+  kill -s KILL -- "-$pgid"
+}
+
+kill_marked() {
+  set +f
+  files=$(grep -lsF -e "${Mark.variable}=$mark." /proc/[0-9]*/environ)
+  set -f
+  for file in $files; do
+    pid=\${file#/proc/}
+    kill -s KILL "\${pid%/environ}" && found=1
+  done
+}
+
+clear() {
+  slot=0
+  while [ "$slot" -lt "$last" ]; do
+    slot=$((slot + 1))
+    eval "entry=\\\${watched_$slot-}"
+    set -- "$1" $entry
+    path=$(printf '%b.' "\${3-}")
+    path=\${path%.}
+    case "$1 \${2-}" in
+      'processes cgroup') kill_cgroup "$path" ;;
+      'processes group') kill_group "$3" "$4" ;;
+      'paths file') rm -f -- "$path" ;;
+      'paths directory') rm -rf -- "$path" ;;
+    esac
+  done
+}
+
+quiet=0
+rounds=0
+while [ "$quiet" -lt 6 ] && [ "$rounds" -lt 200 ]; do
+  found=0
+  clear processes
+  kill_marked
+  if [ "$found" = 0 ]; then quiet=$((quiet + 1)); else quiet=0; fi
+  rounds=$((rounds + 1))
+  sleep 0.05 || sleep 1
+done
+clear paths
+`

@@ -1,0 +1,129 @@
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import type { ExitStatus } from "../../lifecycle/ExitStatus.ts"
+import type { Signal } from "../../lifecycle/Signal.ts"
+import type { ProcessError } from "../ProcessError.ts"
+import { type CGroup, isAlive, type ProcessHost, type ProcessInfo } from "../ProcessHost.ts"
+
+/** The process that a kill scope belongs to. */
+export interface Leader {
+  readonly pid: number
+  readonly poll: Effect.Effect<Option.Option<ExitStatus>>
+  readonly exit: Effect.Effect<ExitStatus>
+  readonly signal: (signal: Signal) => Effect.Effect<void, ProcessError>
+  /** Up to this tick its pid belonged to it for certain; `undefined` while it has not been seen to be gone. */
+  readonly pinnedUntil: () => number | undefined
+}
+
+/** A kill scope at work. */
+export interface Reach {
+  readonly request: (signal: Signal) => Effect.Effect<void, ProcessError>
+  /** What is alive in it. */
+  readonly members: Effect.Effect<ReadonlyArray<ProcessInfo>>
+  /** Is nothing alive in it, once the leader has ended? */
+  readonly isEmpty: Effect.Effect<boolean>
+  readonly awaitEmpty: Effect.Effect<void>
+}
+
+/** What a stopped process needs beside a signal to act on it; signals that stop, kill or continue go alone. */
+const isFollowedByContinue = (signal: Signal): boolean =>
+  !["SIGKILL", "SIGSTOP", "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGCONT"].includes(signal)
+
+/** Sends `signal`, and then SIGCONT where it takes one to be heard. */
+export const withContinue = <A>(
+  send: (signal: Signal) => Effect.Effect<A, ProcessError>
+) =>
+(signal: Signal): Effect.Effect<A, ProcessError> =>
+  isFollowedByContinue(signal) ? Effect.tap(send(signal), () => send("SIGCONT")) : send(signal)
+
+/**
+ * Looks again and again: when the event comes, and anyway after pauses that grow (milliseconds), for an event can be lost
+ * and many states have none.
+ */
+export const pollUntil = (
+  check: Effect.Effect<boolean>,
+  options: { readonly event?: Effect.Effect<void>; readonly longest?: number } = {}
+): Effect.Effect<void> => {
+  const { event = Effect.never, longest = 50 } = options
+  const look = (pause: number): Effect.Effect<void> =>
+    Effect.flatMap(check, (holds) =>
+      holds
+        ? Effect.void
+        : Effect.andThen(Effect.raceFirst(event, Effect.sleep(pause)), look(Math.min(longest, pause * 1.5))))
+  return look(5)
+}
+
+const alone = (host: ProcessHost["Service"], leader: Leader): Reach => ({
+  request: withContinue(leader.signal),
+  members: Effect.flatMap(leader.poll, (status) =>
+    Option.isSome(status)
+      ? Effect.succeed([])
+      : Effect.map(host.inspect(leader.pid), (info) => Option.toArray(info).filter(isAlive))),
+  isEmpty: Effect.succeed(true),
+  awaitEmpty: Effect.void
+})
+
+const group = (host: ProcessHost["Service"], leader: Leader, pgid: number, mark: string | undefined): Reach => {
+  /**
+   * Live members, if the group is the one we made. Its number cannot be given away while a member is there, dead or
+   * alive; so it is ours while the leader is not reaped, and later as long as one member started before that or carries
+   * our mark.
+   */
+  const members = Effect.gen(function*() {
+    if (!(yield* host.groupExists(pgid))) return []
+    const all = (yield* host.list).filter((info) => info.group === pgid)
+    const pinnedUntil = leader.pinnedUntil()
+    const isOurs = pinnedUntil === undefined ||
+      all.some((info) => info.startTime < pinnedUntil || (mark !== undefined && info.mark === mark))
+    return isOurs ? all.filter(isAlive) : []
+  })
+  const isEmpty = Effect.map(members, (found) => found.length === 0)
+  const send = withContinue((signal) => host.kill(-pgid, signal))
+  return {
+    request: (signal) =>
+      Effect.flatMap(leader.poll, (status) => Option.isNone(status) ? Effect.succeed(false) : isEmpty).pipe(
+        Effect.flatMap((gone) => gone ? Effect.void : send(signal))
+      ),
+    members,
+    isEmpty,
+    awaitEmpty: pollUntil(isEmpty)
+  }
+}
+
+/** A group that forks faster than this many rounds of signals is left to the next stage. */
+const mostRounds = 10
+
+const controlGroup = (host: ProcessHost["Service"], leader: Leader, cgroup: CGroup): Reach => {
+  const isEmpty = Effect.map(cgroup.populated, (populated) => !populated)
+
+  const signalAll = Effect.fnUntraced(function*(signal: Signal) {
+    const reached = new Set<number>()
+    for (let round = 0; round < mostRounds; round++) {
+      const fresh = yield* cgroup.signal(signal, reached)
+      if (fresh.length === 0) break
+      fresh.forEach((pid) => reached.add(pid))
+      if (isFollowedByContinue(signal)) yield* cgroup.signal("SIGCONT", new Set())
+    }
+    // At its very start it may not have entered yet.
+    if (!reached.has(leader.pid)) yield* leader.signal(signal)
+  })
+
+  const awaitEmpty = Effect.scoped(Effect.gen(function*() {
+    if (yield* isEmpty) return
+    const event = yield* cgroup.watch
+    yield* pollUntil(isEmpty, { event, longest: 500 })
+  }))
+
+  return {
+    request: (signal) => signal === "SIGKILL" ? Effect.andThen(leader.signal(signal), cgroup.kill) : signalAll(signal),
+    members: Effect.flatMap(cgroup.members, (pids) =>
+      Effect.map(
+        Effect.forEach(pids, (pid) => host.inspect(pid)),
+        (found) => found.flatMap(Option.toArray).filter(isAlive)
+      )),
+    isEmpty,
+    awaitEmpty
+  }
+}
+
+export { alone, controlGroup, group }

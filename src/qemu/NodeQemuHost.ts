@@ -1,0 +1,106 @@
+/**
+ * The host as Node sees it.
+ *
+ * @since 0.1.0
+ */
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as ChildProcess from "effect/process/ChildProcess"
+import * as NodeFs from "node:fs/promises"
+import * as MicroVmError from "../microvm/MicroVmError.ts"
+import type { ProcessError } from "../process/ProcessError.ts"
+import { ProcessSpawner } from "../process/ProcessSpawner.ts"
+import { type Architecture, type FileFacts, type Kvm, parseVersion, QemuHost } from "./QemuHost.ts"
+
+const unavailable = (why: string, remedy: string): MicroVmError.MicroVmError =>
+  MicroVmError.make(new MicroVmError.BackendUnavailable({ backend: "qemu", why, remedy }))
+
+const architectureOf: { readonly [arch: string]: Architecture } = { x64: "x86_64", arm64: "aarch64" }
+
+const packageOf: { readonly [A in Architecture]: string } = { x86_64: "qemu-system-x86", aarch64: "qemu-system-arm" }
+
+const codeOf = (error: unknown): string =>
+  typeof error === "object" && error !== null && "code" in error ? String(error.code) : String(error)
+
+/** The device must open, which also loads the module on some hosts, and the processor must have what KVM needs. */
+const lookAtKvm = async (architecture: Architecture): Promise<Kvm> => {
+  const device = "/dev/kvm"
+  try {
+    await using handle = await NodeFs.open(device, "r+")
+    // A para-virtual KVM opens as well, but guests hang in it.
+    if (architecture === "x86_64" && !/^flags\s*:.*\b(vmx|svm)\b/m.test(await NodeFs.readFile("/proc/cpuinfo", "utf8"))) {
+      const remedy = "turn on (nested) virtualization for this machine"
+      return { _tag: "Unusable", why: "the CPU shows neither vmx nor svm", remedy }
+    }
+    const { gid, mode, uid } = await handle.stat()
+    return { _tag: "Usable", gid, mode: mode & 0o777, uid }
+  } catch (error) {
+    const code = codeOf(error)
+    return code === "EACCES" || code === "EPERM"
+      ? { _tag: "Unusable", why: `${device} may not be opened by us`, remedy: "join its group, mostly kvm" }
+      : { _tag: "Unusable", why: `${device} cannot be opened: ${code}`, remedy: "load the kvm modules of the kernel" }
+  }
+}
+
+const lookAtFile = async (path: string): Promise<FileFacts> => {
+  try {
+    // A pipe without a writer would hold up the open.
+    await using handle = await NodeFs.open(path, NodeFs.constants.O_RDONLY | NodeFs.constants.O_NONBLOCK)
+    const stat = await handle.stat()
+    const worldReadable = (stat.mode & 0o004) !== 0
+    return stat.isFile() ? { path, worldReadable } : { path, worldReadable, fault: "it is no regular file" }
+  } catch (error) {
+    return { path, worldReadable: false, fault: `it cannot be opened: ${codeOf(error)}` }
+  }
+}
+
+/**
+ * Looks at the real host. QEMU is asked for its version, and is given 10 seconds to answer.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer: Layer.Layer<QemuHost, never, ProcessSpawner> = Layer.effect(
+  QemuHost,
+  Effect.gen(function*() {
+    const spawner = yield* ProcessSpawner
+    const firstLine = (program: string): Effect.Effect<string, ProcessError> =>
+      Effect.scoped(Effect.gen(function*() {
+        const child = yield* spawner.spawn(ChildProcess.make(program, ["--version"], { stdin: "ignore" }))
+        yield* child.exit
+        const { stderr, stdout } = yield* child.tail
+        return `${stdout.text}${stderr.text}`.split("\n", 1)[0] ?? ""
+      }))
+
+    const observe: QemuHost["Service"]["observe"] = Effect.fn("QemuHost.observe")(function*(options) {
+      const architecture = architectureOf[process.arch]
+      if (architecture === undefined) {
+        return yield* unavailable(`no machine is known for ${process.arch}`, "use a host with an x86-64 or 64-bit ARM CPU")
+      }
+      const binary = options.binary ?? `qemu-system-${architecture}`
+      const remedy = `install it (Debian, Ubuntu: ${packageOf[architecture]}), or set MICROVM_QEMU_BIN`
+      const line = yield* firstLine(binary).pipe(
+        Effect.mapError((error) => unavailable(error.message, remedy)),
+        Effect.timeoutOrElse({
+          duration: "10 seconds",
+          orElse: () => Effect.fail(unavailable(`${binary} --version gave no answer within 10 seconds`, remedy))
+        })
+      )
+      const version = parseVersion(line)
+      if (version === undefined) {
+        return yield* unavailable(`${binary} --version says ${JSON.stringify(line.slice(0, 200))}`, remedy)
+      }
+      const uid = process.geteuid?.() ?? 0
+      const setpriv = uid === 0
+        ? yield* firstLine("setpriv").pipe(
+          Effect.map((text) => text.includes("util-linux")),
+          Effect.timeoutOrElse({ duration: "10 seconds", orElse: () => Effect.succeed(false) }),
+          Effect.orElseSucceed(() => false)
+        )
+        : false
+      const kvm = yield* Effect.promise(() => lookAtKvm(architecture))
+      return { binary, version, architecture, kvm, uid, setpriv, path: process.env["PATH"] ?? "/usr/bin:/bin" }
+    })
+    return QemuHost.of({ observe, inspect: (path) => Effect.promise(() => lookAtFile(path)) })
+  })
+)

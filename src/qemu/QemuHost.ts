@@ -1,0 +1,228 @@
+/**
+ * What this backend has to know about the host, and what it decides from that: which accelerator, which user.
+ *
+ * @since 0.1.0
+ */
+import * as Context from "effect/Context"
+import type * as Effect from "effect/Effect"
+import * as Result from "effect/Result"
+import * as MicroVmError from "../microvm/MicroVmError.ts"
+
+/**
+ * A version of QEMU.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Version {
+  readonly major: number
+  readonly minor: number
+  readonly micro: number
+}
+
+/**
+ * Guests run with the host's instruction set; these two are known here.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Architecture = "x86_64" | "aarch64"
+
+/**
+ * Can guests run on the processor itself? `mode`, `uid` and `gid` are those of `/dev/kvm`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Kvm =
+  | { readonly _tag: "Usable"; readonly mode: number; readonly uid: number; readonly gid: number }
+  | { readonly _tag: "Unusable"; readonly why: string; readonly remedy: string }
+
+/**
+ * What was seen on the host.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Observations {
+  /** The program, as it is going to be started. */
+  readonly binary: string
+  readonly version: Version
+  readonly architecture: Architecture
+  readonly kvm: Kvm
+  /** Our own effective user id. */
+  readonly uid: number
+  /** Is setpriv(1) of util-linux there? */
+  readonly setpriv: boolean
+  /** Our PATH, for the programs that are started. */
+  readonly path: string
+}
+
+/**
+ * A file that QEMU has to read.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface FileFacts {
+  readonly path: string
+  /** Why it cannot be read by us; absent when it can. */
+  readonly fault?: string
+  /** Can a user without any rights of its own read it, once it is open? */
+  readonly worldReadable: boolean
+}
+
+/**
+ * @category options
+ * @since 0.1.0
+ */
+export interface Options {
+  /** Default: `qemu-system-x86_64` or `qemu-system-aarch64`, found in PATH. */
+  readonly binary?: string | undefined
+  /** `"auto"`, the default, takes KVM when it is usable, else TCG, QEMU's own translator. */
+  readonly accelerator?: "auto" | "kvm" | "tcg" | undefined
+  /** `"auto"`, the default, gives QEMU a user without rights when we are root. `"keep"` leaves it ours. */
+  readonly user?: "auto" | "keep" | undefined
+}
+
+/**
+ * @category services
+ * @since 0.1.0
+ */
+export class QemuHost extends Context.Service<QemuHost, {
+  /** Looks at the host now. Fails with `BackendUnavailable` when there is no QEMU that can be used. */
+  readonly observe: (options: Options) => Effect.Effect<Observations, MicroVmError.MicroVmError>
+  readonly inspect: (path: string) => Effect.Effect<FileFacts>
+}>()("effect-microvm-runtime/qemu/QemuHost") {}
+
+/**
+ * The user QEMU runs as. `Unprivileged` is taken on by setpriv(1) before QEMU's first instruction.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type User =
+  | { readonly _tag: "Own"; readonly why: string }
+  | { readonly _tag: "Unprivileged"; readonly uid: number; readonly gid: number; readonly groups: ReadonlyArray<number> }
+
+/**
+ * What was decided.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Setup {
+  readonly binary: string
+  readonly version: Version
+  readonly architecture: Architecture
+  readonly accelerator: "kvm" | "tcg"
+  /** Why this accelerator. */
+  readonly because: string
+  readonly user: User
+  readonly path: string
+}
+
+/**
+ * The first version with every option that is used here.
+ *
+ * @category constants
+ * @since 0.1.0
+ */
+export const oldest: Version = { major: 6, minor: 0, micro: 0 }
+
+/**
+ * Is this version `major.minor` or a later one?
+ *
+ * ```ts import.meta.vitest
+ * import { QemuHost } from "effect-microvm-runtime/qemu"
+ * QemuHost.isAtLeast({ major: 7, minor: 2, micro: 22 }, 7, 0) // => true
+ * ```
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const isAtLeast = (self: Version, major: number, minor: number): boolean =>
+  self.major > major || (self.major === major && self.minor >= minor)
+
+/**
+ * Reads the first line of `--version`.
+ *
+ * ```ts import.meta.vitest
+ * import { QemuHost } from "effect-microvm-runtime/qemu"
+ * QemuHost.parseVersion("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)") // => { major: 10, minor: 0, micro: 2 }
+ * ```
+ *
+ * @category conversions
+ * @since 0.1.0
+ */
+export const parseVersion = (text: string): Version | undefined => {
+  const [, major, minor, micro] = /^QEMU emulator version (\d+)\.(\d+)\.(\d+)/.exec(text) ?? []
+  return micro === undefined ? undefined : { major: Number(major), minor: Number(minor), micro: Number(micro) }
+}
+
+/**
+ * @category conversions
+ * @since 0.1.0
+ */
+export const formatVersion = ({ major, micro, minor }: Version): string => `${major}.${minor}.${micro}`
+
+/** The overflow user of the kernel, by which no file and no other service should be owned (user_namespaces(7)). */
+const nobody = 65534
+
+const unavailable = (why: string, remedy: string): MicroVmError.MicroVmError =>
+  MicroVmError.make(new MicroVmError.BackendUnavailable({ backend: "qemu", why, remedy }))
+
+/** How a user without rights gets at `/dev/kvm`: as anybody, as a member of its group, or not at all. */
+const groupsForKvm = ({ gid, mode }: { readonly gid: number; readonly mode: number }) => {
+  if ((mode & 0o006) === 0o006) return []
+  return (mode & 0o060) === 0o060 && gid !== 0 ? [gid] : undefined
+}
+
+const chooseUser = ({ kvm, setpriv, uid }: Observations, accelerator: "kvm" | "tcg", options: Options): User => {
+  if (uid !== 0) return { _tag: "Own", why: `uid ${uid}` }
+  if (options.user === "keep") return { _tag: "Own", why: "root, as asked for" }
+  if (!setpriv) return { _tag: "Own", why: "root: setpriv(1) of util-linux is missing" }
+  const groups = accelerator === "kvm" && kvm._tag === "Usable" ? groupsForKvm(kvm) : []
+  return groups === undefined
+    ? { _tag: "Own", why: "root: nobody else may open /dev/kvm (chgrp kvm /dev/kvm && chmod 660 /dev/kvm)" }
+    : { _tag: "Unprivileged", uid: nobody, gid: nobody, groups }
+}
+
+/**
+ * Decides. Fails with `BackendUnavailable` when QEMU is too old, or KVM was asked for and is not usable.
+ *
+ * ```ts import.meta.vitest
+ * import { QemuHost } from "effect-microvm-runtime/qemu"
+ * import * as Result from "effect/Result"
+ * const setup = QemuHost.choose({
+ *   binary: "qemu-system-x86_64",
+ *   version: { major: 7, minor: 2, micro: 22 },
+ *   architecture: "x86_64",
+ *   kvm: { _tag: "Unusable", why: "the CPU shows neither vmx nor svm", remedy: "" },
+ *   uid: 1000,
+ *   setpriv: true,
+ *   path: "/usr/bin:/bin"
+ * })
+ * Result.getOrThrow(setup).accelerator // => "tcg"
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const choose = (
+  observations: Observations,
+  options: Options = {}
+): Result.Result<Setup, MicroVmError.MicroVmError> => {
+  const { architecture, binary, kvm, path, version } = observations
+  const { accelerator: wanted = "auto" } = options
+  if (!isAtLeast(version, oldest.major, oldest.minor)) {
+    return Result.fail(
+      unavailable(`${binary} is version ${formatVersion(version)}`, `install QEMU ${oldest.major}.${oldest.minor} or later`)
+    )
+  }
+  if (wanted === "kvm" && kvm._tag === "Unusable") return Result.fail(unavailable(`KVM was asked for, but ${kvm.why}`, kvm.remedy))
+  const accelerator = wanted === "auto" ? kvm._tag === "Usable" ? "kvm" : "tcg" : wanted
+  const because = wanted === "auto" ? kvm._tag === "Usable" ? "KVM is usable" : kvm.why : "asked for"
+  const user = chooseUser(observations, accelerator, options)
+  return Result.succeed({ binary, version, architecture, accelerator, because, user, path })
+}

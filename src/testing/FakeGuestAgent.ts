@@ -1,0 +1,646 @@
+/**
+ * A guest without a machine: the agent's end of QEMU's guest agent protocol, word for word, and the guest's end of a
+ * command's ports (`GuestStdio`). It runs scripted programs and can be made to misbehave.
+ *
+ * @since 0.1.0
+ */
+import type * as Arr from "effect/Array"
+import * as Cause from "effect/Cause"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Base64 from "effect/encoding/Base64"
+import * as FiberHandle from "effect/FiberHandle"
+import * as Latch from "effect/Latch"
+import * as Result from "effect/Result"
+import * as Schema from "effect/Schema"
+import * as Scope from "effect/Scope"
+import * as Semaphore from "effect/Semaphore"
+import * as Socket from "effect/socket/Socket"
+import * as Stream from "effect/Stream"
+import * as GuestAgent from "../guest/GuestAgent.ts"
+import * as GuestAgentSchema from "../guest/GuestAgentSchema.ts"
+import type { Ports } from "../guest/GuestSlots.ts"
+import * as GuestStdio from "../guest/GuestStdio.ts"
+import * as Signal from "../lifecycle/Signal.ts"
+import { makeChannel } from "./internal/bytePipe.ts"
+
+/**
+ * A program that runs.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Invocation {
+  readonly command: string
+  readonly args: ReadonlyArray<string>
+  readonly env: Readonly<Record<string, string>>
+  readonly cwd: string
+  /** Read only as far as the program reads it. */
+  readonly stdin: Stream.Stream<Uint8Array>
+  /** Waits as long as the reader at the far end is slow. */
+  readonly write: (stream: "stdout" | "stderr", data: string | Uint8Array) => Effect.Effect<void>
+  /** Runs beside, and holds the output open when the program has ended. */
+  readonly leaveBehind: (effect: Effect.Effect<void>) => Effect.Effect<void>
+}
+
+/**
+ * Gives its exit code. A signal interrupts it.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Program = (invocation: Invocation) => Effect.Effect<number>
+
+/**
+ * What the agent does with the next request but a sync, and only with that one:
+ *
+ * - `Ignore`: nothing.
+ * - `Late`: does it, and answers after a while; meanwhile it reads nothing.
+ * - `Lose`: does it, without an answer.
+ * - `Before`: sends other bytes before the answer.
+ * - `Instead`: does it, and sends other bytes in place of the answer.
+ * - `Half`: sends half of the answer.
+ * - `HangUp`: sends half of the answer and ends the stream.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Fault =
+  | { readonly _tag: "Ignore" | "Lose" | "Half" | "HangUp" }
+  | { readonly _tag: "Late"; readonly by: Duration.Input }
+  | { readonly _tag: "Before" | "Instead"; readonly bytes: string | Uint8Array }
+
+/**
+ * @category options
+ * @since 0.1.0
+ */
+export interface Options {
+  /**
+   * Programs by name, besides `true`, `false`, `exit CODE`, `echo WORD…`, `env`, `pwd`, `cat`, `sleep SECONDS` and as much of
+   * `sh` as a kill needs. `"not executable"` is a file without the permission.
+   */
+  readonly programs?: Readonly<Record<string, Program | "not executable">> | undefined
+  /** Directories besides `/`, `/root` and `/tmp`. */
+  readonly directories?: ReadonlyArray<string> | undefined
+  /** Reads nothing before `resume`, like a guest that boots. Default `false`. */
+  readonly paused?: boolean | undefined
+  /** Bytes that a channel of `make` holds before a writer waits. Default 64 KiB. */
+  readonly capacity?: number | undefined
+  /** What a shutdown does. Default: nothing for a halt, else all channels of `make` end. */
+  readonly onShutdown?: ((mode: "powerdown" | "halt" | "reboot") => Effect.Effect<void>) | undefined
+}
+
+/**
+ * A guest that serves.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface FakeGuest {
+  /** The requests that came, in order, without syncs. */
+  readonly requests: Effect.Effect<ReadonlyArray<GuestAgentSchema.Request>>
+  /** How many syncs came. */
+  readonly syncs: Effect.Effect<number>
+  /** Files by path. */
+  readonly files: Map<string, Uint8Array>
+  /** Handles that are open, by number. */
+  readonly handles: ReadonlyMap<number, { readonly path: string; readonly mode: string }>
+  /** The guest's time in nanoseconds, once it was set. */
+  readonly time: Effect.Effect<number | undefined>
+  /** Processes that run. */
+  readonly running: Effect.Effect<ReadonlyArray<{ readonly pid: number; readonly command: string }>>
+  readonly inject: (fault: Fault) => Effect.Effect<void>
+  /** Sends these very bytes, at once. */
+  readonly send: (bytes: string | Uint8Array) => Effect.Effect<void>
+  /** The agent ends and is started again: it forgets what it had read, its processes and its files' handles. */
+  readonly restart: Effect.Effect<void>
+  /** The guest stands still: nothing more is read. */
+  readonly pause: Effect.Effect<void>
+  readonly resume: Effect.Effect<void>
+}
+
+/**
+ * A guest with its channels.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface FakeGuestAgent extends FakeGuest {
+  /** The agent's channel, for the host. */
+  readonly socket: Socket.Socket
+  /** Any channel by its name, for the host. Always the same one. */
+  readonly channel: (name: string) => Effect.Effect<Socket.Socket>
+  /** The ports of a slot, for the host. */
+  readonly ports: (slot: number) => Effect.Effect<Ports>
+  /** Bytes under way to the host on a channel. */
+  readonly held: (channel: string) => number
+  /** Ends all channels, as the machine's end does. */
+  readonly hangUp: Effect.Effect<void>
+}
+
+type End = { readonly exitcode: number } | { readonly signal: number }
+type Answer = { readonly return: unknown } | { readonly error: { readonly class: string; readonly desc: string } }
+interface Process {
+  readonly command: string
+  readonly kill: Deferred.Deferred<Signal.Signal>
+  readonly captured: Record<"stdout" | "stderr", { bytes: Uint8Array; truncated: boolean }> | undefined
+  end: End | undefined
+}
+interface Port {
+  readonly write: (bytes: Uint8Array) => Effect.Effect<void>
+  readonly pull: Effect.Effect<Arr.NonEmptyReadonlyArray<Uint8Array>, Cause.Done>
+  unread: Uint8Array
+}
+
+const encoder = new TextEncoder()
+const bytesOf = (data: string | Uint8Array): Uint8Array => typeof data === "string" ? encoder.encode(data) : data
+const concat = (a: Uint8Array, b: Uint8Array): Uint8Array => {
+  const both = new Uint8Array(a.length + b.length)
+  both.set(a)
+  both.set(b, a.length)
+  return both
+}
+const refuse = (desc: string): Answer => ({ error: { class: "GenericError", desc } })
+const noProcess = refuse("Invalid parameter 'pid'")
+const decodeRequest = Schema.decodeUnknownResult(Schema.fromJsonString(GuestAgentSchema.Request))
+
+const builtins: Readonly<Record<string, Program>> = {
+  true: () => Effect.succeed(0),
+  false: () => Effect.succeed(1),
+  exit: ({ args }) => Effect.succeed(Number(args[0] ?? 0)),
+  echo: ({ args, write }) => Effect.as(write("stdout", `${args.join(" ")}\n`), 0),
+  env: ({ env, write }) =>
+    Effect.as(write("stdout", Object.entries(env).map(([name, value]) => `${name}=${value}\n`).join("")), 0),
+  pwd: ({ cwd, write }) => Effect.as(write("stdout", `${cwd}\n`), 0),
+  cat: ({ stdin, write }) => Effect.as(Stream.runForEach(stdin, (bytes) => write("stdout", bytes)), 0),
+  sleep: ({ args }) => Effect.as(Effect.sleep(Duration.seconds(Number(args[0] ?? 0))), 0)
+}
+
+/**
+ * Serves a guest over channels that are there already: `channel` gives the guest's end of one by its name, such as
+ * `GuestAgent.channelName`. Ends with the scope.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const serve = Effect.fn("FakeGuestAgent.serve")(function*<E>(
+  channel: (name: string) => Effect.Effect<Socket.Socket, E>,
+  options: Omit<Options, "capacity"> = {}
+): Effect.fn.Return<FakeGuest, E, Scope.Scope> {
+  const scope = yield* Effect.scope
+  const programs = new Map<string, Program | "not executable">(Object.entries({ ...builtins, ...options.programs }))
+  const directories = new Set(["/", "/root", "/tmp", ...options.directories ?? []])
+  const requests: Array<GuestAgentSchema.Request> = []
+  const faults: Array<Fault> = []
+  const files = new Map<string, Uint8Array>()
+  const handles = new Map<number, { readonly path: string; readonly mode: string; at: number }>()
+  let processes = new Map<number, Process>()
+  const busy = new Set<number>()
+  let syncs = 0
+  let lastPid = 100
+  let lastHandle = 1000
+  let time: number | undefined
+  const going = Latch.makeUnsafe(options.paused !== true)
+
+  const agent = yield* channel(GuestAgent.channelName)
+  const writer = yield* agent.writer
+  const pull = yield* Effect.orDie(Socket.readerBytes(agent))
+  // An end of the channel is not the guest's fault.
+  const send = (bytes: string | Uint8Array) => Effect.ignore(writer.write(bytes))
+
+  const ports = new Map<string, Port>()
+  const opening = yield* Semaphore.make(1)
+  const port = (name: string): Effect.Effect<Port, E> =>
+    Semaphore.withPermit(
+      opening,
+      Effect.suspend(() => {
+        const known = ports.get(name)
+        if (known !== undefined) return Effect.succeed(known)
+        return Effect.gen(function*() {
+          const socket = yield* channel(name)
+          const out = yield* socket.writer
+          const pullPort = yield* Effect.orDie(Socket.readerBytes(socket))
+          const opened: Port = {
+            write: (bytes) => Effect.ignore(out.write(bytes)),
+            pull: Effect.catch(Effect.andThen(going.await, pullPort), () => Cause.done()),
+            unread: new Uint8Array(0)
+          }
+          ports.set(name, opened)
+          return opened
+        }).pipe(Scope.provide(scope))
+      })
+    )
+
+  const spawn = (
+    command: string,
+    captured: Process["captured"],
+    body: (process: Process) => Effect.Effect<number>
+  ): Effect.Effect<number> =>
+    Effect.suspend(() => {
+      const pid = ++lastPid
+      const process: Process = { command, captured, kill: Deferred.makeUnsafe(), end: undefined }
+      processes.set(pid, process)
+      return Effect.map(body(process), (exitcode): End => ({ exitcode })).pipe(
+        Effect.raceFirst(
+          Effect.map(Deferred.await(process.kill), (signal): End => ({ signal: Signal.toNumber(signal) }))
+        ),
+        Effect.map((end) => {
+          process.end = end
+        }),
+        Effect.forkIn(scope, { startImmediately: true }),
+        Effect.as(pid)
+      )
+    })
+
+  const capture = (process: Process): Invocation["write"] => (stream, data) =>
+    Effect.sync(() => {
+      const kept = process.captured?.[stream]
+      if (kept === undefined) return
+      const room = GuestAgentSchema.maxCapturedBytes - kept.bytes.length
+      const bytes = bytesOf(data)
+      if (bytes.length > room) kept.truncated = true
+      kept.bytes = concat(kept.bytes, bytes.subarray(0, room))
+    })
+
+  const signal = (pid: number, name: string): number => {
+    const process = processes.get(pid)
+    const found = Signal.fromString(name)
+    if (process === undefined || process.end !== undefined || found === undefined) return 1
+    Deferred.doneUnsafe(process.kill, Effect.succeed(found))
+    return 0
+  }
+  // Such as `sh -c 'kill -s "$0" -- "-$1"…' KILL 101`.
+  programs.set(
+    "sh",
+    ({ args: [, script = "", name = "", pid] }) =>
+      Effect.sync(() => script.startsWith("kill ") ? signal(Number(pid), name) : 2)
+  )
+
+  const lookUp = (command: string) => programs.get(command.slice(command.lastIndexOf("/") + 1))
+
+  /** `microvm-exec [-C DIR] SLOT NONCE -- COMMAND [ARGUMENT…]` */
+  const onPorts = Effect.fnUntraced(function*(process: Process, argv: ReadonlyArray<string>, env: Invocation["env"]) {
+    const fail = (code: number, text: string) => Effect.as(capture(process)("stderr", `microvm-exec: ${text}\n`), code)
+    const [cwd, rest] = argv[0] === "-C" ? [argv[1] ?? "", argv.slice(2)] : ["/", argv]
+    const [slotText, nonce = "", dashes, command, ...args] = rest
+    const slot = Number(slotText)
+    if (dashes !== "--" || command === undefined || !/^[0-9a-f]{32}$/.test(nonce)) return yield* fail(125, "usage: …")
+    if (!directories.has(cwd)) return yield* fail(126, `cannot work in ${cwd}`)
+    if (busy.has(slot)) return yield* fail(125, `slot ${slot} is in use`)
+    const names = GuestStdio.portNames(slot)
+    const opened = yield* Effect.option(Effect.all({
+      stdin: port(names.stdin),
+      stdout: port(names.stdout),
+      stderr: port(names.stderr)
+    }))
+    if (opened._tag === "None") return yield* fail(125, `there is no virtio port ${names.stdin}`)
+    const { stdin, stdout, stderr } = opened.value
+    busy.add(slot)
+    let holders = 1
+    const letGo = Effect.suspend(() => {
+      if (--holders > 0) return Effect.void
+      const trailer = GuestStdio.trailer(nonce)
+      return Effect.andThen(stdout.write(trailer), stderr.write(trailer)).pipe(
+        Effect.ensuring(Effect.sync(() => busy.delete(slot))),
+        Effect.forkIn(scope, { startImmediately: true })
+      )
+    })
+    const write: Invocation["write"] = (stream, data) => (stream === "stdout" ? stdout : stderr).write(bytesOf(data))
+    const program = lookUp(command)
+    const running = program === undefined
+      ? Effect.as(write("stderr", `${command}: not found\n`), 127)
+      : program === "not executable"
+      ? Effect.as(write("stderr", `${command}: Permission denied\n`), 126)
+      : program({
+        command,
+        args,
+        env,
+        cwd,
+        stdin: readInput(stdin, nonce),
+        write,
+        leaveBehind: (effect) =>
+          Effect.suspend(() => {
+            holders++
+            return Effect.asVoid(Effect.forkIn(Effect.ensuring(effect, letGo), scope, { startImmediately: true }))
+          })
+      })
+    return yield* Effect.ensuring(running, letGo)
+  })
+
+  const exec = (
+    { arg = [], "capture-output": captures, env = [], "input-data": input, path }:
+      typeof GuestAgentSchema.guestExec.arguments.Type
+  ): Effect.Effect<Answer> => {
+    const environment = Object.fromEntries(env.map((entry) => {
+      const at = entry.indexOf("=")
+      return [entry.slice(0, at), entry.slice(at + 1)]
+    }))
+    const captured = captures === true
+      ? {
+        stdout: { bytes: new Uint8Array(0), truncated: false },
+        stderr: { bytes: new Uint8Array(0), truncated: false }
+      }
+      : undefined
+    const started = (pid: number): Answer => ({ return: { pid } })
+    if (path === GuestStdio.program) {
+      const command = arg.slice(arg.indexOf("--") + 1).join(" ")
+      return Effect.map(spawn(command, captured, (process) => onPorts(process, arg, environment)), started)
+    }
+    const program = lookUp(path)
+    if (program === undefined || program === "not executable") {
+      const why = program === undefined ? "No such file or directory" : "Permission denied"
+      return Effect.succeed(
+        refuse(`Guest agent command failed, error was 'Failed to execute child process “${path}” (${why})'`)
+      )
+    }
+    const stdin = input === undefined
+      ? Stream.empty
+      : Stream.fromEffect(Effect.fromResult(Base64.decode(input)).pipe(Effect.orDie))
+    return Effect.map(
+      spawn([path, ...arg].join(" "), captured, (process) =>
+        program({
+          command: path,
+          args: arg,
+          env: environment,
+          cwd: "/",
+          stdin,
+          write: capture(process),
+          leaveBehind: (effect) => Effect.asVoid(Effect.forkIn(effect, scope, { startImmediately: true }))
+        })),
+      started
+    )
+  }
+
+  const execStatus = (pid: number): Answer => {
+    const process = processes.get(pid)
+    if (process === undefined) return noProcess
+    if (process.end === undefined) return { return: { exited: false } }
+    processes.delete(pid)
+    const { captured } = process
+    return {
+      return: {
+        exited: true,
+        ...process.end,
+        ...(captured === undefined || captured.stdout.bytes.length === 0 ? {} : {
+          "out-data": Base64.encode(captured.stdout.bytes),
+          "out-truncated": captured.stdout.truncated
+        }),
+        ...(captured === undefined || captured.stderr.bytes.length === 0 ? {} : {
+          "err-data": Base64.encode(captured.stderr.bytes),
+          "err-truncated": captured.stderr.truncated
+        })
+      }
+    }
+  }
+
+  const openFile = (path: string, mode: string): Answer => {
+    if (mode === "r" && !files.has(path)) {
+      return refuse(`failed to open file '${path}' (mode: '${mode}'): No such file or directory`)
+    }
+    if (mode === "w" || !files.has(path)) files.set(path, new Uint8Array(0))
+    handles.set(++lastHandle, { path, mode, at: 0 })
+    return { return: lastHandle }
+  }
+
+  const onFile = (
+    handle: number,
+    use: (file: { readonly path: string; at: number }, bytes: Uint8Array) => Answer
+  ): Answer => {
+    const file = handles.get(handle)
+    if (file === undefined) return refuse(`handle '${handle}' has not been found`)
+    return use(file, files.get(file.path) ?? new Uint8Array(0))
+  }
+
+  const using = <A, R>(
+    command: GuestAgentSchema.Command<A, R>,
+    args: unknown,
+    use: (args: A) => Answer | Effect.Effect<Answer>
+  ): Effect.Effect<Answer> => {
+    const decoded = Schema.decodeUnknownResult(command.arguments)(args ?? {})
+    if (Result.isFailure(decoded)) return Effect.succeed(refuse("Parameter is missing"))
+    const answer = use(decoded.success)
+    return Effect.isEffect(answer) ? answer : Effect.succeed(answer)
+  }
+
+  /** The answer; nothing for a shutdown that works. */
+  const act = ({ arguments: args, execute }: GuestAgentSchema.Request): Effect.Effect<Answer | undefined> => {
+    const ok: Answer = { return: {} }
+    switch (execute) {
+      case "guest-ping":
+        return Effect.succeed(ok)
+      case "guest-info":
+        return Effect.succeed({
+          return: {
+            version: "7.2.22",
+            supported_commands: ["guest-ping", "guest-exec", "guest-shutdown"].map((name) => ({
+              name,
+              enabled: true,
+              "success-response": name !== "guest-shutdown"
+            }))
+          }
+        })
+      case "guest-exec":
+        return using(GuestAgentSchema.guestExec, args, exec)
+      case "guest-exec-status":
+        return using(GuestAgentSchema.guestExecStatus, args, ({ pid }) => execStatus(pid))
+      case "guest-file-open":
+        return using(GuestAgentSchema.guestFileOpen, args, ({ mode, path }) => openFile(path, mode))
+      case "guest-file-close":
+        return using(GuestAgentSchema.guestFileClose, args, ({ handle }) =>
+          onFile(handle, () => {
+            handles.delete(handle)
+            return ok
+          }))
+      case "guest-file-read":
+        return using(GuestAgentSchema.guestFileRead, args, ({ count, handle }) =>
+          onFile(handle, (file, bytes) => {
+            const part = bytes.subarray(file.at, file.at + count)
+            file.at += part.length
+            return { return: { count: part.length, "buf-b64": Base64.encode(part), eof: file.at >= bytes.length } }
+          }))
+      case "guest-file-write":
+        return using(
+          GuestAgentSchema.guestFileWrite,
+          args,
+          ({ "buf-b64": data, handle }) =>
+            onFile(handle, (file, bytes) => {
+              const more = Result.getOrElse(Base64.decode(data), () => new Uint8Array(0))
+              files.set(file.path, concat(bytes, more))
+              return { return: { count: more.length, eof: false } }
+            })
+        )
+      case "guest-set-time":
+        return using(GuestAgentSchema.guestSetTime, args, ({ time: nanos }) => {
+          time = nanos
+          return ok
+        })
+      case "guest-shutdown": {
+        const decoded = Schema.decodeUnknownResult(GuestAgentSchema.guestShutdown.arguments)(
+          args ?? { mode: "powerdown" }
+        )
+        if (Result.isFailure(decoded)) return Effect.succeed(refuse("Invalid parameter 'mode'"))
+        return Effect.as(options.onShutdown?.(decoded.success.mode) ?? Effect.void, undefined)
+      }
+      default:
+        return Effect.succeed({
+          error: { class: "CommandNotFound", desc: `The command ${execute} has not been found` }
+        })
+    }
+  }
+
+  const strayByte = `{"error": {"class": "GenericError", "desc": "JSON parse error, stray '\uFFFD'"}}\n`
+  const answerLine = Effect.fnUntraced(function*(line: string) {
+    const request = decodeRequest(line)
+    if (Result.isFailure(request)) {
+      return yield* send(`${JSON.stringify(refuse("JSON parse error, expecting value"))}\n`)
+    }
+    const { arguments: args, execute, id } = request.success
+    if (execute === "guest-sync-delimited") {
+      syncs++
+      const answer = yield* using(GuestAgentSchema.guestSyncDelimited, args, ({ id: number }) => ({ return: number }))
+      return yield* send(concat(new Uint8Array([0xff]), bytesOf(`${JSON.stringify(answer)}\n`)))
+    }
+    requests.push(request.success)
+    const fault = faults.shift()
+    if (fault?._tag === "Ignore") return
+    const answer = yield* act(request.success)
+    if (answer === undefined) return
+    const text = `${JSON.stringify(id === undefined ? answer : { ...answer, id })}\n`
+    switch (fault?._tag) {
+      case "Lose":
+        return
+      case "Late":
+        yield* Effect.sleep(fault.by)
+        return yield* send(text)
+      case "Before":
+        yield* send(fault.bytes)
+        return yield* send(text)
+      case "Instead":
+        return yield* send(fault.bytes)
+      case "Half":
+        return yield* send(text.slice(0, text.length / 2))
+      case "HangUp":
+        yield* send(text.slice(0, text.length / 2))
+        return yield* Effect.ignore(writer.write(new Socket.CloseEvent()))
+      case undefined:
+        return yield* send(text)
+    }
+  })
+
+  const serving = Effect.gen(function*() {
+    const decoder = new TextDecoder()
+    let kept: Uint8Array = new Uint8Array(0)
+    while (true) {
+      yield* going.await
+      for (const chunk of yield* pull) {
+        kept = concat(kept, chunk)
+        for (let at = 0; at < kept.length;) {
+          const byte = kept[at++]
+          if (byte !== 0xff && byte !== 0x0a) continue
+          const line = kept.subarray(0, at - 1)
+          kept = kept.slice(at)
+          at = 0
+          yield* going.await
+          if (byte === 0xff) yield* send(strayByte)
+          else if (line.length > 0) yield* answerLine(decoder.decode(line))
+        }
+      }
+    }
+  })
+  const server = yield* FiberHandle.make()
+  const startServing = Effect.asVoid(
+    FiberHandle.run(server, Effect.ignore(Effect.tapDefect(serving, Effect.logError)), { startImmediately: true })
+  )
+  yield* startServing
+
+  return {
+    requests: Effect.sync(() => [...requests]),
+    syncs: Effect.sync(() => syncs),
+    files,
+    handles,
+    time: Effect.sync(() => time),
+    running: Effect.sync(() =>
+      Array.from(processes).flatMap(([pid, { command, end }]) => end === undefined ? [{ pid, command }] : [])
+    ),
+    inject: (fault) => Effect.sync(() => faults.push(fault)),
+    send,
+    restart: Effect.suspend(() => {
+      processes = new Map()
+      handles.clear()
+      return startServing
+    }),
+    pause: Effect.asVoid(going.close),
+    resume: Effect.asVoid(going.open)
+  }
+})
+
+/** The guest's end of the input of one command. What comes after it is kept for the next command. */
+const readInput = (port: Port, nonce: string): Stream.Stream<Uint8Array> => {
+  const decoder = GuestStdio.makeFrameDecoder(nonce)
+  const next: Effect.Effect<Arr.NonEmptyReadonlyArray<Uint8Array>, Cause.Done> = Effect.gen(function*() {
+    while (true) {
+      if (decoder.ended()) return yield* Cause.done()
+      if (port.unread.length === 0) {
+        for (const chunk of yield* port.pull) port.unread = concat(port.unread, chunk)
+      }
+      const [first, ...more] = decoder.push(port.unread)
+      port.unread = decoder.excess()
+      if (first !== undefined) return [first, ...more]
+    }
+  })
+  return Stream.fromPull(Effect.succeed(next))
+}
+
+/**
+ * Starts a guest with channels of its own, in memory. All of it happens on fibers, so a virtual clock has it in hand. Ends
+ * with the scope.
+ *
+ * ```ts import.meta.vitest
+ * import { GuestAgent } from "effect-microvm-runtime/guest"
+ * import { FakeGuestAgent } from "effect-microvm-runtime/testing"
+ * import * as Effect from "effect/Effect"
+ *
+ * const program = Effect.gen(function*() {
+ *   const guest = yield* FakeGuestAgent.make({ programs: { answer: () => Effect.succeed(42) } })
+ *   const agent = yield* GuestAgent.make(guest.socket)
+ *   return (yield* agent.exec({ path: "answer" })).status
+ * })
+ * await Effect.runPromise(Effect.scoped(program)) // => { _tag: "Exited", code: 42, observedBy: "agent" }
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = Effect.fn("FakeGuestAgent.make")(function*(
+  options: Options = {}
+): Effect.fn.Return<FakeGuestAgent, never, Scope.Scope> {
+  const channels = new Map<string, ReturnType<typeof makeChannel>>()
+  const channel = (name: string): ReturnType<typeof makeChannel> => {
+    const made = channels.get(name) ?? makeChannel(options.capacity ?? 64 * 1024)
+    channels.set(name, made)
+    return made
+  }
+  const hangUp = Effect.sync(() => channels.forEach(({ close }) => close()))
+  const guest = yield* serve((name) => Effect.sync(() => channel(name).guest), {
+    onShutdown: (mode) => mode === "halt" ? Effect.void : hangUp,
+    ...options
+  })
+  return {
+    ...guest,
+    socket: channel(GuestAgent.channelName).host,
+    channel: (name) => Effect.sync(() => channel(name).host),
+    ports: (slot) =>
+      Effect.sync(() => {
+        const names = GuestStdio.portNames(slot)
+        return {
+          slot,
+          stdin: channel(names.stdin).host,
+          stdout: channel(names.stdout).host,
+          stderr: channel(names.stderr).host
+        }
+      }),
+    held: (name) => channels.get(name)?.held() ?? 0,
+    hangUp
+  }
+})

@@ -1,0 +1,123 @@
+import { execFile } from "node:child_process"
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import { promisify } from "node:util"
+import { afterAll, beforeAll, describe, expect, it } from "vitest"
+import { readManifest } from "./manifest.ts"
+import { root } from "./source.ts"
+import { subpaths } from "./surface.ts"
+
+const name = "effect-microvm-runtime"
+const modules = (project: string) => join(project, "node_modules")
+
+/** Runs a program to its end; a failure shows what it printed. */
+const run = (cwd: string, program: string, ...args: ReadonlyArray<string>) =>
+  promisify(execFile)(program, args, { cwd, maxBuffer: 16 * 1024 * 1024 }).catch((error: unknown) => {
+    const { stderr, stdout } = Object.assign({ stdout: "", stderr: "" }, error)
+    throw new Error(`${[program, ...args].join(" ")} failed:\n${stdout}${stderr}`, { cause: error })
+  })
+
+// Outside of this project, so that nothing is found above it.
+const project = mkdtempSync(join(tmpdir(), `${name}-pack-`))
+const installed = join(modules(project), name)
+afterAll(() => rmSync(project, { recursive: true, force: true }))
+
+const cases = subpaths().map((subpath) => [subpath] as const)
+
+beforeAll(async () => {
+  await run(root, "npm", "pack", "--pack-destination", project)
+  const tarball = readdirSync(project).find((file) => file.endsWith(".tgz")) ?? ""
+  writeFileSync(join(project, "package.json"), JSON.stringify({ name: "empty", private: true, type: "module" }))
+  // The tarball alone comes from npm; peers and what they need are those of this project, so that no network is needed.
+  await run(
+    project,
+    "npm",
+    "install",
+    "--offline",
+    "--no-audit",
+    "--no-fund",
+    "--legacy-peer-deps",
+    join(project, tarball)
+  )
+  for (const peer of ["effect", "@effect", "@types"]) {
+    symlinkSync(join(modules(root), peer), join(modules(project), peer))
+  }
+}, 120_000)
+
+describe("the packed package", () => {
+  it("asks for the exact peers it was built with, and for nothing else", () => {
+    const { dependencies, peerDependencies } = readManifest(installed)
+    const versionOf = (peer: string) => readManifest(join(modules(root), peer)).version
+    expect({ dependencies, peerDependencies }).toEqual({
+      dependencies: undefined,
+      peerDependencies: { "@effect/platform-node": versionOf("@effect/platform-node"), effect: versionOf("effect") }
+    })
+  })
+
+  it("has its licence and its documents, and nothing that is ours alone", () => {
+    expect(readdirSync(installed).toSorted()).toEqual([
+      "CHANGELOG.md",
+      "LICENSE",
+      "README.md",
+      "dist",
+      "package.json",
+      "src"
+    ])
+  })
+
+  it.each(cases)("imports %s", async (subpath) => {
+    const file = join(project, `import-${subpath}.mjs`)
+    writeFileSync(file, `import * as all from "${name}/${subpath}"\nconsole.log(JSON.stringify(Object.keys(all)))\n`)
+    const { stdout } = await run(project, process.execPath, file)
+    expect(JSON.parse(stdout)).not.toEqual([])
+  })
+
+  it("keeps what is internal to itself", async () => {
+    const file = join(project, "internal.mjs")
+    writeFileSync(file, `await import("${name}/process/internal/x")`)
+    await expect(run(project, process.execPath, file)).rejects.toThrow("ERR_PACKAGE_PATH_NOT_EXPORTED")
+  })
+
+  it("brings types that hold by themselves", async () => {
+    const imports = subpaths().map((subpath, index) => `import * as folder${index} from "${name}/${subpath}"`)
+    const program = [
+      ...imports,
+      `import * as Effect from "effect/Effect"`,
+      `import { ExitStatus } from "${name}/lifecycle"`,
+      `export const code: number = ExitStatus.toCode(ExitStatus.exited(7))`,
+      `// @ts-expect-error: types are there, and are no \`any\``,
+      `export const wrong: string = ExitStatus.toCode(ExitStatus.exited(7))`,
+      `export const program: Effect.Effect<number> = Effect.succeed(code)`,
+      `export const all = [${imports.map((_, index) => `folder${index}`).join(", ")}]`
+    ]
+    writeFileSync(join(project, "program.ts"), program.join("\n"))
+    const compilerOptions = {
+      target: "ES2024",
+      // Effect's own declarations name types of the DOM and of Node.
+      lib: ["ES2024", "ESNext.Disposable", "DOM", "DOM.Iterable"],
+      types: ["node"],
+      module: "NodeNext",
+      strict: true,
+      exactOptionalPropertyTypes: true,
+      skipLibCheck: false,
+      noEmit: true
+    }
+    writeFileSync(join(project, "tsconfig.json"), JSON.stringify({ compilerOptions, files: ["program.ts"] }))
+    await expect(run(project, join(modules(root), ".bin", "tsc"), "-p", project)).resolves.toBeDefined()
+  })
+
+  it("brings the command microvm, which starts without the peers", async (context) => {
+    if (!existsSync(join(root, "src", "cli", "bin.ts"))) {
+      context.skip("there is no src/cli/bin.ts: `microvm` is not written yet")
+    }
+    const alone = join(project, "alone")
+    mkdirSync(alone)
+    cpSync(join(installed, "dist", "cli"), alone, { recursive: true })
+    cpSync(join(installed, "package.json"), join(alone, "package.json"))
+    const { stdout } = await run(alone, join(alone, "bin.js"), "--version")
+    expect(stdout).toContain(readManifest(installed).version)
+    const linked = await run(project, join(modules(project), ".bin", "microvm"), "--version")
+    expect(linked.stdout).toBe(stdout)
+  })
+})

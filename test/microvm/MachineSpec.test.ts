@@ -1,0 +1,126 @@
+import { describe, expect, it } from "@effect/vitest"
+import { MachineSpec, MicroVmError } from "effect-microvm-runtime/microvm"
+import * as Effect from "effect/Effect"
+import * as Result from "effect/Result"
+import * as Schema from "effect/Schema"
+
+const least = { id: "web-1", kernel: "/boot/vmlinux" }
+
+const faults = (input: unknown) =>
+  MachineSpec.decode(input).pipe(
+    Effect.as([]),
+    Effect.catchReason("MicroVmError", "InvalidSpec", (reason) => Effect.succeed(reason.faults))
+  )
+
+describe("MachineSpec", () => {
+  it.effect("fills in what has a default", () =>
+    Effect.gen(function*() {
+      expect(yield* MachineSpec.decode(least)).toEqual({
+        ...least,
+        vcpus: 1,
+        memoryMib: 256,
+        kernelArgs: [],
+        channels: []
+      })
+    }))
+
+  it.effect("names each fault with its field, its value and the remedy", () =>
+    Effect.gen(function*() {
+      const found = yield* faults({
+        id: "-",
+        vcpus: 0,
+        memoryMib: 1.5,
+        kernel: "vmlinux",
+        initramfs: 7,
+        kernelArgs: ["quiet", "a b", ""],
+        channels: ["a", "b/c"],
+        hostname: "-",
+        memory: 1
+      })
+      expect(found.map(({ field, value }) => [field, value])).toEqual(expect.arrayContaining([
+        ["id", "-"],
+        ["vcpus", 0],
+        ["memoryMib", 1.5],
+        ["kernel", "vmlinux"],
+        ["initramfs", 7],
+        ["kernelArgs[1]", "a b"],
+        ["kernelArgs[2]", ""],
+        ["channels[1]", "b/c"],
+        ["hostname", "-"],
+        ["memory", 1]
+      ]))
+      expect(found.length).toBe(10)
+      for (const { remedy } of found) expect(remedy).toMatch(/^(give|leave)/)
+    }))
+
+  it.effect.each<[unknown, string]>([
+    [undefined, "spec"],
+    [null, "spec"],
+    ["web-1", "spec"],
+    [{ kernel: "/k" }, "id"],
+    [{ id: "a" }, "kernel"],
+    [{ ...least, vcpus: "2" }, "vcpus"],
+    [{ ...least, vcpus: 33 }, "vcpus"],
+    [{ ...least, vcpus: Number.NaN }, "vcpus"],
+    [{ ...least, memoryMib: 95 }, "memoryMib"],
+    [{ ...least, memoryMib: 2 ** 20 + 1 }, "memoryMib"],
+    [{ ...least, id: "a_b" }, "id"],
+    [{ ...least, id: "a\n" }, "id"],
+    [{ ...least, id: "ü" }, "id"],
+    [{ ...least, id: "x".repeat(65) }, "id"],
+    [{ ...least, kernel: "/a\0b" }, "kernel"],
+    [{ ...least, kernelArgs: ["a\u00a0b"] }, "kernelArgs[0]"],
+    [{ ...least, kernelArgs: ["a\nb"] }, "kernelArgs[0]"],
+    [{ ...least, kernelArgs: "quiet" }, "kernelArgs"],
+    [{ ...least, channels: ["a", "b", "a"] }, "channels"],
+    [{ ...least, channels: ["x".repeat(65)] }, "channels[0]"],
+    [{ ...least, hostname: "x".repeat(65) }, "hostname"],
+    [{ ...least, hostname: "a..b" }, "hostname"],
+    [{ ...least, initramfs: undefined }, "initramfs"]
+  ])("refuses %j", ([input, field]) =>
+    Effect.gen(function*() {
+      expect((yield* faults(input)).map((fault) => fault.field)).toEqual([field])
+    }))
+
+  it.effect.each<unknown>([
+    least,
+    { ...least, id: "x".repeat(64), vcpus: 32, memoryMib: 2 ** 20 },
+    { ...least, id: "0", vcpus: 1, memoryMib: 96 },
+    { ...least, kernelArgs: ["console=ttyS0", "root=/dev/vda,rw", "\"quoted\""] },
+    { ...least, channels: ["org.qemu.guest_agent.0", "a"], hostname: "web-1.example.org", initramfs: "/boot/ü i" }
+  ])("accepts %j", (input) =>
+    Effect.gen(function*() {
+      expect(yield* MachineSpec.decode(input)).toMatchObject(Object(input))
+    }))
+
+  it.effect.prop(
+    "an accepted spec is a fixed point",
+    { spec: MachineSpec.MachineSpec },
+    ({ spec }) =>
+      Effect.gen(function*() {
+        const encoded = Schema.encodeSync(MachineSpec.MachineSpec)(spec)
+        expect(yield* MachineSpec.decode(encoded)).toEqual(spec)
+      })
+  )
+
+  it.effect.prop(
+    "input of any kind is a spec or a list of faults",
+    { input: Schema.Json },
+    ({ input }) =>
+      Effect.gen(function*() {
+        const result = yield* Effect.result(MachineSpec.decode(input))
+        if (Result.isSuccess(result)) return
+        expect(result.failure).toBeInstanceOf(MicroVmError.MicroVmError)
+        expect(result.failure.message.length).toBeGreaterThan(0)
+      })
+  )
+
+  it.effect("an id alone is checked by the same rule", () =>
+    Effect.gen(function*() {
+      yield* MachineSpec.checkId("web-1")
+      const error = yield* Effect.flip(MachineSpec.checkId("../web"))
+      expect(error.message).toBe(
+        "Invalid machine: id is \"../web\": give 1 to 64 letters, digits and \"-\", the first no \"-\""
+      )
+    }))
+})

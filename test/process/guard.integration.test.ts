@@ -1,0 +1,166 @@
+import { describe, expect, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Scope from "effect/Scope"
+import { type ChildProcess as NodeChild, spawn } from "node:child_process"
+import { once } from "node:events"
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { dirname } from "node:path"
+import * as NodeSupervisorGuard from "../../src/process/NodeSupervisorGuard.ts"
+import { SupervisorGuard, Watched } from "../../src/process/SupervisorGuard.ts"
+import { cgroupSupport, eventually, fixture, hasCGroups, trial } from "./support.ts"
+
+const scopes = hasCGroups ? ["cgroup", "group", "process"] as const : ["group", "process"] as const
+
+const cgroupsOf = (pid: number): ReadonlyArray<string> =>
+  cgroupSupport._tag === "Usable"
+    ? readdirSync(dirname(cgroupSupport.root)).filter((name) => name.startsWith(`effect-microvm-${pid}-`))
+    : []
+
+const guards = (parent: number): ReadonlyArray<number> =>
+  readdirSync("/proc").filter((name) => /^\d+$/.test(name)).map(Number).filter((pid) => {
+    try {
+      return readFileSync(`/proc/${pid}/cmdline`, "latin1").includes("microvm-guard") &&
+        new RegExp(`^\\d+ \\(.*\\) \\S ${parent} `, "s").test(readFileSync(`/proc/${pid}/stat`, "latin1"))
+    } catch {
+      return false
+    }
+  })
+
+const withDirectory = <A, E, R>(use: (path: string) => Effect.Effect<A, E, R>) =>
+  Effect.acquireUseRelease(
+    Effect.sync(() => mkdtempSync(`${tmpdir()}/process-guard-`)),
+    use,
+    (path) => Effect.sync(() => rmSync(path, { recursive: true, force: true }))
+  )
+
+/** Starts the supervisor fixture; gives its process and the lines that it says. */
+const supervise = (killScope: string, count: number, base: string, env: Readonly<Record<string, string>>) => {
+  const child = spawn(process.execPath, [fixture("supervisor.ts"), killScope, String(count), base], {
+    env: { ...process.env, ...env },
+    stdio: ["ignore", "pipe", "inherit"]
+  })
+  const lines: Array<string> = []
+  child.stdout.on("data", (data) => lines.push(...String(data).split("\n").filter((line) => line !== "")))
+  return { child, lines }
+}
+
+const died = (child: NodeChild) => Effect.promise(() => once(child, "exit"))
+
+describe("when the supervisor is killed by SIGKILL", () => {
+  for (const killScope of scopes) {
+    // From "nothing said" over "right after a spawn" to "all is there for a while".
+    const moments = ["files", "child 0", "child 1", "child 3", "all"]
+    it.live(`no child, file or cgroup is left (kill scope ${killScope})`, () =>
+      withDirectory((base) =>
+        Effect.gen(function*() {
+          let slowest = 0
+          for (const [index, moment] of moments.entries()) {
+            const own = trial()
+            const { child, lines } = supervise(killScope, 5, base, own.env)
+            const pid = child.pid
+            if (pid === undefined) return yield* Effect.die("the fixture could not be started")
+            expect(yield* eventually(() => lines.includes(moment), 20_000)).toBe(true)
+            yield* Effect.sleep(Math.random() * (index % 2) * 10)
+            child.kill("SIGKILL")
+            yield* died(child)
+            const since = performance.now()
+            const gone = yield* eventually(() =>
+              own.alive().length === 0 && readdirSync(base).length === 0 && cgroupsOf(pid).length === 0
+            )
+            slowest = Math.max(slowest, performance.now() - since)
+            expect({ gone, alive: own.alive(), files: readdirSync(base), cgroups: cgroupsOf(pid) }).toEqual({
+              gone: true,
+              alive: [],
+              files: [],
+              cgroups: []
+            })
+          }
+          console.log(`${killScope}: all gone within ${Math.round(slowest)} ms of the supervisor's death`)
+        })
+      ), 120_000)
+  }
+})
+
+describe("the guard", () => {
+  it.live("ends with its layer, and leaves alone what is ours to end", () =>
+    withDirectory((base) =>
+      Effect.gen(function*() {
+        const scope = yield* Scope.make()
+        yield* Effect.gen(function*() {
+          const guard = yield* SupervisorGuard
+          yield* guard.watch(Watched.Directory({ path: `${base}/kept` }))
+          mkdirSync(`${base}/kept`)
+          expect(guards(process.pid).length).toBeGreaterThan(0)
+        }).pipe(Effect.provide(NodeSupervisorGuard.layer), Scope.provide(scope))
+        expect(existsSync(`${base}/kept`)).toBe(true)
+        yield* Scope.close(scope, Exit.void)
+        expect(guards(process.pid)).toEqual([])
+      })
+    ))
+
+  it.live("is replaced when somebody kills it, and knows what the first one knew", () =>
+    withDirectory((base) =>
+      Effect.gen(function*() {
+        const own = trial()
+        const { child, lines } = supervise("group", 1, base, own.env)
+        const pid = child.pid ?? 0
+        expect(yield* eventually(() => lines.includes("all"), 20_000)).toBe(true)
+        const [first] = guards(pid)
+        if (first === undefined) return yield* Effect.die("there is no guard")
+        process.kill(first, "SIGTERM")
+        process.kill(first, "SIGKILL")
+        expect(yield* eventually(() => guards(pid).some((other) => other !== first))).toBe(true)
+        // It is told all at once, but it is told: killing both within the same millisecond is more than it can bear.
+        yield* Effect.sleep("200 millis")
+        child.kill("SIGKILL")
+        yield* died(child)
+        yield* eventually(() => own.alive().length === 0 && readdirSync(base).length === 0)
+        expect({ alive: own.alive(), files: readdirSync(base) }).toEqual({ alive: [], files: [] })
+      })
+    ))
+
+  it.live("refuses to watch what nobody can mean", () =>
+    Effect.gen(function*() {
+      const guard = yield* SupervisorGuard
+      for (const path of ["/", "", "relative", "/tmp/../etc", "/tmp//x", "/tmp/\0"]) {
+        const error = yield* Effect.flip(Effect.scoped(guard.watch(Watched.Directory({ path }))))
+        expect(error.reason).toMatchObject({ _tag: "InvalidArgument", field: "path" })
+      }
+    }).pipe(Effect.provide(NodeSupervisorGuard.layer)))
+
+  it.live("survives garbage, forgets what it is told to forget, and does not follow links", () =>
+    withDirectory((base) =>
+      Effect.gen(function*() {
+        const { guardScript } = yield* Effect.promise(() => import("../../src/process/internal/guardScript.ts"))
+        mkdirSync(`${base}/precious`)
+        writeFileSync(`${base}/precious/file`, "")
+        mkdirSync(`${base}/run`)
+        yield* Effect.promise(() => import("node:fs/promises").then((fs) => fs.symlink(`${base}/precious`, `${base}/run/link`)))
+        mkdirSync(`${base}/forgotten`)
+        const child = spawn("/bin/sh", ["-c", guardScript, "microvm-guard", "no-such-mark"], {
+          stdio: ["pipe", "ignore", "ignore"]
+        })
+        // Signals before its first line are nobody's: it has a session of its own.
+        const ignoresTerm = () => {
+          const mask = /^SigIgn:\s*(\w+)/m.exec(readFileSync(`/proc/${child.pid}/status`, "latin1"))?.[1] ?? "0"
+          return (BigInt(`0x${mask}`) >> 14n & 1n) === 1n
+        }
+        expect(yield* eventually(ignoresTerm)).toBe(true)
+        child.stdin.write(Buffer.from([0, 1, 2, 255, 254, 10]))
+        child.stdin.write(`\n\n$(touch ${base}/injected) x\n-1 directory ${base}/precious\n1;2 file x\n`)
+        child.stdin.write(`3 directory $(touch\\0040${base}/injected)\n4 nonsense ${base}/precious\n5\n6 group x y\n7 cgroup\n`)
+        child.stdin.write(`99999999999999999999 directory ${base}/precious\n`)
+        child.stdin.write(`8 directory ${base}/forgotten\n8\n9 directory ${base}/run\n`)
+        child.kill("SIGTERM")
+        child.kill("SIGINT")
+        child.kill("SIGHUP")
+        child.stdin.end("10 directory")
+        yield* died(child)
+        expect(readdirSync(base).sort()).toEqual(["forgotten", "precious"])
+        expect(readdirSync(`${base}/precious`)).toEqual(["file"])
+        rmdirSync(`${base}/forgotten`)
+      })
+    ))
+})

@@ -1,0 +1,304 @@
+import { describe, expect, it } from "@effect/vitest"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as ChildProcess from "effect/process/ChildProcess"
+import * as Redacted from "effect/Redacted"
+import * as Scope from "effect/Scope"
+import * as Socket from "effect/socket/Socket"
+import * as Stream from "effect/Stream"
+import { chmodSync, mkdirSync, mkdtempSync, readdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { monitorEventLoopDelay } from "node:perf_hooks"
+import * as ExitStatus from "../../src/lifecycle/ExitStatus.ts"
+import * as Mark from "../../src/process/Mark.ts"
+import * as Process from "../../src/process/Process.ts"
+import { ProcessSpawner } from "../../src/process/ProcessSpawner.ts"
+import type { SpawnOptions } from "../../src/process/SpawnOptions.ts"
+import { eventually, fixture, hasCGroups, isRoot, layer, ready, start, trial } from "./support.ts"
+
+const scopes = hasCGroups ? ["cgroup", "group"] as const : ["group"] as const
+
+const spawn = (command: ChildProcess.Command, options?: SpawnOptions) =>
+  Effect.flatMap(ProcessSpawner, (spawner) => spawner.spawn(command, options))
+
+const text = (stream: Process.Process["stdout"]) => stream.pipe(Stream.decodeText, Stream.mkString)
+
+const bytes = (stream: Process.Process["stdout"]) => Stream.runFold(stream, () => 0, (sum, chunk) => sum + chunk.length)
+
+const withDirectory = <A, E, R>(use: (path: string) => Effect.Effect<A, E, R>) =>
+  Effect.acquireUseRelease(
+    Effect.sync(() => mkdtempSync(`${tmpdir()}/process-spawn-`)),
+    use,
+    (path) => Effect.sync(() => rmSync(path, { recursive: true, force: true }))
+  )
+
+const megabyte = 1_048_576
+
+describe("what a child gets", () => {
+  for (const killScope of scopes) {
+    it.live(`its arguments, its environment and its directory, to the letter (${killScope})`, () =>
+      withDirectory((directory) =>
+        Effect.gen(function*() {
+          const args = ["", " a b ", "$HOME", "*", "'\"\\", "-n", "é\n", "--", "=x"]
+          const env = { EMPTY: "", QUOTES: `'"\\ $x`, LINES: "a\nb", "not.a-name": "kept", SECRET: Redacted.make("s") }
+          const script = "process.stdout.write(JSON.stringify([process.argv.slice(1), process.env, process.cwd()]))"
+          const child = yield* spawn(
+            ChildProcess.make(process.execPath, ["-e", script, "--", ...args], { env, cwd: directory }),
+            { killScope }
+          )
+          const [seenArgs, seenEnv, cwd] = JSON.parse(yield* text(child.stdout))
+          expect(seenArgs).toEqual(args)
+          const { [Mark.variable]: mark, ...others } = seenEnv
+          expect(others).toEqual({ ...env, SECRET: "s" })
+          expect(mark).toMatch(/^[0-9a-f]{16}\.\d+$/)
+          expect(cwd).toBe(directory)
+          expect(yield* child.exit).toEqual(ExitStatus.exited(0))
+        }).pipe(Effect.scoped, Effect.provide(layer))
+      ))
+
+    it.live(`standard streams and descriptors both ways (${killScope})`, () =>
+      Effect.gen(function*() {
+        const upper = yield* spawn(
+          ChildProcess.make("tr", ["a-z", "A-Z"], { stdin: Stream.make("hello").pipe(Stream.encodeText) }),
+          { killScope }
+        )
+        expect(yield* text(upper.stdout)).toBe("HELLO")
+
+        const cat = yield* spawn(ChildProcess.make("cat"), { killScope })
+        yield* Stream.make("by hand").pipe(Stream.encodeText, Stream.run(cat.stdin))
+        expect(yield* text(cat.stdout)).toBe("by hand")
+
+        const echo = yield* spawn(
+          ChildProcess.make("sh", [fixture("echo-descriptor-3.sh")], { additionalFds: { fd3: { type: "duplex" } } }),
+          { killScope }
+        )
+        const answer = yield* Effect.scoped(Effect.gen(function*() {
+          const socket = yield* echo.channel(3)
+          const pull = yield* Socket.readerString(socket)
+          // Half-close: the end of our side reaches the child, its answer still reaches us.
+          yield* Effect.scoped(Effect.flatMap(socket.writer, (writer) => writer.write("ping")))
+          return yield* pull
+        }))
+        expect(answer.join("")).toBe("ping")
+        expect(yield* echo.exit).toEqual(ExitStatus.exited(0))
+
+        const sorted = yield* spawn(
+          ChildProcess.make("printf", ["b\\na\\n"]).pipe(
+            ChildProcess.pipeTo(ChildProcess.make("cat")),
+            ChildProcess.pipeTo(ChildProcess.make("sort"))
+          ),
+          { killScope }
+        )
+        expect(yield* text(sorted.stdout)).toBe("a\nb\n")
+      }).pipe(Effect.scoped, Effect.provide(layer)))
+  }
+})
+
+describe("output", () => {
+  it.live("that nobody reads does not hold up a child whose exit is awaited", () =>
+    Effect.gen(function*() {
+      const child = yield* start("write-megabytes.sh", ["10"], { trial: trial(), ready: false, tailBytes: 1000 })
+      expect(yield* child.exit).toEqual(ExitStatus.exited(0))
+      const { stderr, stdout } = yield* child.tail
+      expect([stdout.omittedBytes, stderr.omittedBytes]).toEqual([10 * megabyte - 1000, 10 * megabyte - 1000])
+      expect(stdout.text.length).toBe(1000)
+      expect((yield* Effect.flip(bytes(child.stdout))).reason).toMatchObject({
+        _tag: "OutputDropped",
+        bytes: 10 * megabyte - 1000
+      })
+    }).pipe(Effect.scoped, Effect.provide(layer)))
+
+  it.live("that nobody reads does not hold up a shutdown", () =>
+    Effect.gen(function*() {
+      const command = ChildProcess.make("sh", ["-c", "trap 'head -c 5000000 /dev/zero; exit 4' TERM; echo ready; sleep 60 & wait"])
+      const child = yield* spawn(command, { killScope: "group" })
+      yield* ready(child)
+      expect(yield* child.shutdown()).toMatchObject({ _tag: "Graceful", status: ExitStatus.exited(4) })
+    }).pipe(Effect.scoped, Effect.provide(layer)))
+
+  it.live("waits for a slow reader, and arrives whole", () =>
+    Effect.gen(function*() {
+      const child = yield* start("write-megabytes.sh", ["4"], { trial: trial(), ready: false, tailBytes: 10 })
+      const slow = yield* child.stdout.pipe(
+        Stream.mapEffect((chunk) => Effect.as(Effect.sleep("2 millis"), chunk.length)),
+        Stream.runFold(() => 0, (sum, length) => sum + length),
+        Effect.forkChild
+      )
+      const other = yield* Effect.forkChild(bytes(child.stderr))
+      expect([yield* Fiber.join(slow), yield* Fiber.join(other)]).toEqual([4 * megabyte, 4 * megabyte])
+    }).pipe(Effect.scoped, Effect.provide(layer)))
+
+  it.live("is held up, not dropped, while nobody wants anything of the child", () =>
+    Effect.gen(function*() {
+      const child = yield* start("write-megabytes.sh", ["1"], { trial: trial(), ready: false, tailBytes: 10 })
+      yield* Effect.sleep("100 millis")
+      expect(yield* child.poll).toMatchObject({ _tag: "None" })
+      expect(yield* bytes(child.stderr)).toBe(megabyte)
+      expect(yield* bytes(child.stdout)).toBe(megabyte)
+      expect(yield* child.exit).toEqual(ExitStatus.exited(0))
+    }).pipe(Effect.scoped, Effect.provide(layer)))
+
+  it.live("of one that has exited can still be read", () =>
+    Effect.gen(function*() {
+      const child = yield* spawn(ChildProcess.make("printf", ["%s", "late"]))
+      yield* eventually(() => false, 50)
+      yield* child.exit
+      expect(yield* text(child.stdout)).toBe("late")
+    }).pipe(Effect.scoped, Effect.provide(layer)))
+
+  it.live("is not waited for when others hold the pipe", () =>
+    Effect.gen(function*() {
+      const own = trial()
+      const [took, outcome] = yield* Effect.timed(Effect.scoped(Effect.gen(function*() {
+        const child = yield* start("hold-pipe.sh", [], { killScope: "group", trial: own, ready: false })
+        expect(yield* child.exit).toEqual(ExitStatus.exited(0))
+        expect((yield* child.tail).stdout.text).toBe("bye\n")
+        return yield* child.shutdown()
+      })))
+      expect(outcome).toMatchObject({ _tag: "Survivors", survivors: [{ why: "outside the process group" }] })
+      expect(Duration.toMillis(took)).toBeLessThan(2500)
+      own.alive().forEach((pid) => process.kill(pid, "SIGKILL"))
+      expect(yield* eventually(() => own.alive().length === 0)).toBe(true)
+    }).pipe(Effect.provide(layer)))
+})
+
+describe("a command that cannot be", () => {
+  it.live("is refused with all that is wrong, and nothing is left", () =>
+    withDirectory((directory) =>
+      Effect.gen(function*() {
+        const file = (name: string, content: string, mode: number) => {
+          writeFileSync(`${directory}/${name}`, content)
+          chmodSync(`${directory}/${name}`, mode)
+        }
+        file("no-x", "#!/bin/sh\n", 0o644)
+        file("no-interpreter", "#!/nowhere/sh -e\n", 0o755)
+        file("bare-shebang", "#!\n", 0o755)
+        file("text", "echo hello\n", 0o755)
+        file("empty", "", 0o755)
+        file("script", "#! /bin/sh\nexit 9\n", 0o755)
+        mkdirSync(`${directory}/directory`)
+        mkdirSync(`${directory}/later`)
+        file("later/no-x", "#!/bin/sh\nexit 8\n", 0o755)
+        symlinkSync(`${directory}/nowhere`, `${directory}/dangling`)
+        const refusal = (command: string, options: ChildProcess.CommandOptions = {}) =>
+          Effect.map(Effect.flip(spawn(ChildProcess.make(command, [], options))), (error) =>
+            [error.reason, ...(error.others ?? [])].map((reason) => "why" in reason ? reason.why : reason._tag))
+
+        expect(yield* refusal(`${directory}/absent`)).toEqual(["NotFound"])
+        expect(yield* refusal(`${directory}/dangling`)).toEqual(["NotFound"])
+        expect(yield* refusal("surely-no-such-program")).toEqual(["NotFound"])
+        expect(yield* refusal("sh", { env: { PATH: directory } })).toEqual(["NotFound"])
+        expect(yield* refusal(`${directory}/directory`)).toEqual(["it is a directory"])
+        expect(yield* refusal(`${directory}/no-x`)).toEqual(["it has no x permission for us"])
+        expect(yield* refusal("no-x", { env: { PATH: directory } })).toEqual(["it has no x permission for us"])
+        expect(yield* refusal(`${directory}/no-interpreter`)).toEqual(["its interpreter \"/nowhere/sh\" is not there"])
+        expect(yield* refusal(`${directory}/bare-shebang`)).toEqual(["its first line names no interpreter after #!"])
+        const neither = "it is neither an ELF file nor a script that starts with #!"
+        expect(yield* refusal(`${directory}/text`)).toEqual([neither])
+        expect(yield* refusal(`${directory}/empty`)).toEqual([neither])
+        expect(yield* refusal("sh", { cwd: `${directory}/absent` })).toEqual(["no such directory"])
+        expect(yield* refusal("sh", { cwd: `${directory}/no-x` })).toEqual(["is not a directory"])
+        expect(yield* refusal("absent", { cwd: `${directory}/absent` })).toEqual(["NotFound", "no such directory"])
+        const huge = "x".repeat(200_000)
+        expect(
+          (yield* Effect.flip(spawn(ChildProcess.make("sh", [huge])))).reason
+        ).toEqual({ _tag: "SpawnFailed", command: "/usr/bin/sh", code: "E2BIG" })
+
+        const status = (command: string, options: ChildProcess.CommandOptions) =>
+          Effect.flatMap(spawn(ChildProcess.make(command, [], options)), (child) => child.exit)
+        expect(yield* status(`${directory}/script`, {})).toEqual(ExitStatus.exited(9))
+        expect(yield* status("./script", { cwd: directory })).toEqual(ExitStatus.exited(9))
+        expect(yield* status("no-x", { env: { PATH: `${directory}:${directory}/later` } })).toEqual(ExitStatus.exited(8))
+      }).pipe(Effect.scoped, Effect.provide(layer))
+    ))
+})
+
+describe("signals", () => {
+  it.live("say how it ended", () =>
+    Effect.gen(function*() {
+      for (const signal of ["SIGTERM", "SIGINT", "SIGKILL", "SIGUSR1", "SIGSTKFLT"] as const) {
+        const child = yield* spawn(ChildProcess.make("sleep", ["60"]))
+        yield* child.signal(signal)
+        expect(yield* child.exit).toEqual(ExitStatus.signaled(signal, { coreDumped: false }))
+        yield* child.signal(signal)
+      }
+      const aborted = yield* spawn(ChildProcess.make("sh", ["-c", "ulimit -c 0; kill -ABRT $$"]))
+      expect(yield* aborted.exit).toMatchObject({ _tag: "Signaled", signal: "SIGABRT" })
+    }).pipe(Effect.scoped, Effect.provide(layer)))
+
+  it.live.skipIf(!isRoot)("are refused with EPERM where we have not the right", () =>
+    Effect.gen(function*() {
+      // A spawner without privileges, in a child, and a child of root that it finds by its identity.
+      const target = yield* spawn(ChildProcess.make("sleep", ["60"]))
+      const script = `
+        import * as Effect from "effect/Effect"
+        import * as AdoptedProcess from "${new URL("../../src/process/AdoptedProcess.ts", import.meta.url)}"
+        import * as NodeProcessHost from "${new URL("../../src/process/NodeProcessHost.ts", import.meta.url)}"
+        import * as ShutdownPolicy from "${new URL("../../src/lifecycle/ShutdownPolicy.ts", import.meta.url)}"
+        const program = Effect.gen(function*() {
+          const adopted = yield* AdoptedProcess.adopt(${JSON.stringify(target.identity)}, {
+            policy: ShutdownPolicy.signals({ grace: "10 seconds", reap: "100 millis" })
+          })
+          const error = yield* Effect.flip(adopted.signal("SIGTERM"))
+          const outcome = yield* adopted.shutdown()
+          console.log(JSON.stringify([error.reason, outcome._tag, outcome.stages.map((stage) => stage.end), outcome.survivors]))
+        })
+        await Effect.runPromise(Effect.provide(program, NodeProcessHost.layer))
+      `
+      const asNobody = yield* spawn(ChildProcess.make("setpriv", [
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        process.execPath,
+        "--input-type=module",
+        "-e",
+        script
+      ]))
+      const output = yield* text(asNobody.stdout)
+      expect({ output: output === "" ? (yield* asNobody.tail).stderr.text : JSON.parse(output) }).toEqual({
+        output: [
+          { _tag: "SignalFailed", signal: "SIGTERM", target: `process ${target.pid}`, code: "EPERM" },
+          "Unkillable",
+          ["failed", "failed"],
+          [{ pid: target.pid, command: "sleep", why: "did not end (state S)" }]
+        ]
+      })
+      expect(yield* target.poll).toMatchObject({ _tag: "None" })
+    }).pipe(Effect.scoped, Effect.provide(layer)))
+})
+
+describe("a hundred children", () => {
+  for (const killScope of scopes) {
+    it.live(`that take 50 ms each stop side by side, and the event loop goes on (${killScope})`, () =>
+      Effect.gen(function*() {
+        const own = trial()
+        const scope = yield* Scope.make()
+        const children = yield* Scope.provide(
+          Process.releasedTogether(
+            Effect.forEach(Array.from({ length: 100 }), () =>
+              start("exit-on-term.sh", ["0", "0.05"], { killScope, trial: own, ready: false }))
+          ),
+          scope
+        )
+        yield* Effect.forEach(children, ready, { concurrency: "unbounded", discard: true })
+        const delay = monitorEventLoopDelay({ resolution: 1 })
+        delay.enable()
+        const [took] = yield* Effect.timed(Scope.close(scope, Exit.void))
+        delay.disable()
+        console.log(
+          `${killScope}: 100 children of 50 ms stopped in ${Math.round(Duration.toMillis(took))} ms; ` +
+            `event loop delay p99 ${(delay.percentile(99) / 1e6).toFixed(1)} ms, max ${(delay.max / 1e6).toFixed(1)} ms`
+        )
+        expect(own.alive()).toEqual([])
+        // One after the other would be 5 s at the very least.
+        expect(Duration.toMillis(took)).toBeLessThan(3000)
+      }).pipe(Effect.provide(layer)))
+  }
+})
+
+it.live("nothing is left behind in the file system", () =>
+  Effect.sync(() => {
+    expect(readdirSync(tmpdir()).filter((name) => name.startsWith("process-spawn-"))).toEqual([])
+  }))

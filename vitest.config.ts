@@ -1,0 +1,48 @@
+import { defaultServerConditions } from "vite"
+import { defineConfig } from "vitest/config"
+import { doctest } from "./test/house/doctest.ts"
+
+// The same condition that tsconfig.json names: `effect-microvm-runtime/process` is src/process here, not dist.
+const resolve = { conditions: ["@effect-microvm-runtime/source", ...defaultServerConditions] }
+
+// Projects of one group run at the same time, groups one after the other: what boots machines, builds or packs would
+// otherwise take the processor from tests that watch real processes.
+export default defineConfig({
+  resolve,
+  ssr: { resolve },
+  test: {
+    testTimeout: 30_000,
+    hookTimeout: 30_000,
+    projects: [
+      {
+        extends: true,
+        test: {
+          name: "unit",
+          include: ["test/**/*.test.ts"],
+          exclude: ["test/integration/**", "test/house/**"],
+          sequence: { groupOrder: 0 }
+        }
+      },
+      {
+        extends: true,
+        plugins: [doctest()],
+        test: { name: "examples", include: [], includeSource: ["src/**/*.ts"], sequence: { groupOrder: 1 } }
+      },
+      {
+        extends: true,
+        test: { name: "house", include: ["test/house/**/*.test.ts"], testTimeout: 120_000, sequence: { groupOrder: 2 } }
+      },
+      {
+        extends: true,
+        test: {
+          name: "integration",
+          include: ["test/integration/**/*.test.ts"],
+          testTimeout: 180_000,
+          hookTimeout: 180_000,
+          fileParallelism: false,
+          sequence: { groupOrder: 3 }
+        }
+      }
+    ]
+  }
+})
