@@ -26,7 +26,13 @@ export default defineConfig({
       {
         extends: true,
         plugins: [doctest()],
-        test: { name: "examples", include: [], includeSource: ["src/**/*.ts"], sequence: { groupOrder: 1 } }
+        test: {
+          name: "examples",
+          isolate: false,
+          include: [],
+          includeSource: ["src/**/*.ts"],
+          sequence: { groupOrder: 1 }
+        }
       },
       {
         extends: true,

@@ -230,7 +230,7 @@ const npmMissing = () => {
 const installNpm = async () => {
   // Under npm, go on with that very npm, unless the Node it runs on is one that is about to be replaced.
   const { npm_execpath: npmCli = "", npm_node_execpath: npmNode = "" } = process.env
-  const sameNpm = basename(npmCli) === "npm-cli.js" && !npmNode.startsWith(join(root, "node_modules"))
+  const sameNpm = basename(npmCli) === "npm-cli.js" && npmNode !== "" && !npmNode.startsWith(join(root, "node_modules"))
   // From here on the old record would be a lie if we were killed.
   rmSync(installedLock, { force: true })
   await runOrFail("npm packages (npm ci)", [
@@ -242,8 +242,6 @@ const installNpm = async () => {
     "--include=peer",
     "--ignore-scripts=false",
     "--dry-run=false",
-    "--no-audit",
-    "--no-fund",
     "--loglevel=error"
   ], { writesClone: true })
   const missing = npmMissing()

@@ -6,8 +6,9 @@
  *
  * @since 0.1.0
  */
-import * as CliError from "effect/cli/CliError"
 import * as Argument from "effect/cli/Argument"
+import * as CliError from "effect/cli/CliError"
+import * as CliOutput from "effect/cli/CliOutput"
 import * as Command from "effect/cli/Command"
 import * as Flag from "effect/cli/Flag"
 import * as Config from "effect/Config"
@@ -244,6 +245,18 @@ export const microvm = Command.make("microvm").pipe(
   Command.withSubcommands([runCommand, doctor, image])
 )
 
+/** Help that was asked for goes to stdout; with a mistake, the mistake is what the user has to see. */
+const presenter = Effect.map(Reporter, ({ line }): CliOutput.Presenter => ({
+  present: (event) =>
+    event._tag !== "InvalidInvocation"
+      ? CliOutput.defaultPresenter.present(event)
+      : Effect.forEach(
+        [...event.errors.map(({ message }) => message), `see ${event.commandPath.join(" ")} --help`],
+        line,
+        { discard: true }
+      )
+}))
+
 /**
  * Runs a command line. Never fails for what a user typed: that is told on stderr and exits with 64.
  *
@@ -251,16 +264,11 @@ export const microvm = Command.make("microvm").pipe(
  * @since 0.1.0
  */
 export const main = (version: string) => {
-  const run = Command.runWith(microvm, { version, renderErrors: false })
+  const run = Command.runWith(microvm, { version })
   return (args: ReadonlyArray<string>) =>
-    Effect.catchIf(run(args), CliError.isCliError, (error) =>
-      Effect.gen(function*() {
-        const reporter = yield* Reporter
-        const errors = error._tag === "ShowHelp" ? error.errors : [error]
-        for (const { message } of errors) yield* reporter.line(message)
-        if (errors.length === 0) return
-        const path = error._tag === "ShowHelp" ? error.commandPath.join(" ") : "microvm"
-        yield* reporter.line(`see ${path} --help`)
-        yield* exitWith(ExitCode.run.usage)
-      }))
+    run(args).pipe(
+      Effect.catchIf(CliError.isCliError, (error) =>
+        error._tag === "ShowHelp" && error.errors.length === 0 ? Effect.void : exitWith(ExitCode.run.usage)),
+      Effect.provideServiceEffect(CliOutput.Presenter, presenter)
+    )
 }

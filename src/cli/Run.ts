@@ -201,11 +201,13 @@ export const run = Effect.fn("Run.run")(function*(
 
     if (machine === undefined) return { end, shutdown: undefined }
     const { shutdown } = machine
-    const asked = agent
+    // A guest that is still booting hears neither its agent nor its power button, and has nothing to lose.
     const outcome = yield* phase("stop", "stopping the machine")(
-      Effect.orDie(shutdown({
-        leading: asked === undefined ? [] : [{ name: "guest power-off", request: asked.powerOff, grace: options.grace }]
-      }))
+      Effect.orDie(shutdown(
+        agent === undefined
+          ? { request: { atLeast: "SIGTERM" } }
+          : { leading: [{ name: "guest power-off", request: agent.powerOff, grace: options.grace }] }
+      ))
     )
     return { end, shutdown: outcome }
   })).pipe(Effect.catchCause((cause) => Effect.succeed({ end: endOf(Cause.squash(cause)), shutdown: undefined })))

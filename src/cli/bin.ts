@@ -10,7 +10,7 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Ref from "effect/Ref"
 import packageJson from "../../package.json" with { type: "json" }
-import * as ImageStore from "../image/ImageStore.ts"
+import * as NodeImageStore from "../image/NodeImageStore.ts"
 import * as ExitCode from "../lifecycle/ExitCode.ts"
 import * as NodeProcessSpawner from "../process/NodeProcessSpawner.ts"
 import * as NodeQemuHost from "../qemu/NodeQemuHost.ts"
@@ -19,7 +19,7 @@ import { HostSignals } from "./HostSignals.ts"
 import { Reporter } from "./Reporter.ts"
 
 const services = Layer.mergeAll(
-  ImageStore.layer,
+  NodeImageStore.layer,
   NodeQemuHost.layer,
   Reporter.layer,
   HostSignals.layer,

@@ -14,6 +14,7 @@ import { attempt, errnoName } from "./internal/NodeErrno.ts"
 import * as Launch from "./internal/NodeLaunch.ts"
 import * as Locate from "./internal/NodeLocate.ts"
 import * as ProcTable from "./internal/NodeProcTable.ts"
+import { turn } from "./internal/NodeTurns.ts"
 import { fromReason, ProcessErrorReason } from "./ProcessError.ts"
 import { type LaunchPlan, ProcessHost } from "./ProcessHost.ts"
 
@@ -109,6 +110,7 @@ const make = Effect.gen(function*() {
           cause
         ))
       )),
+    turn,
     locate: (request) => Effect.sync(() => Locate.locate(request)),
     launch: (plan) => Effect.flatMap(setpriv, (found) => Launch.launch(plan, { ...options, setpriv: found })),
     cgroupRoot: "path" in root ? Option.some(root.path) : Option.none(),

@@ -160,6 +160,8 @@ export class ProcessHost extends Context.Service<ProcessHost, {
   readonly groupExists: (pgid: number) => Effect.Effect<boolean>
   /** kill(2): a negative target is a process group. `false` when there is no such process or group. */
   readonly kill: (target: number, signal: Signal) => Effect.Effect<boolean, ProcessError>
+  /** Waits its turn, so that many children that are ended at once do not hold up all else. */
+  readonly turn: Effect.Effect<void>
   /** Finds what execve(2) would run, and all that is wrong with it and with the working directory. */
   readonly locate: (request: {
     readonly command: string

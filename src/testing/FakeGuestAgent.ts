@@ -23,34 +23,9 @@ import * as GuestAgentSchema from "../guest/GuestAgentSchema.ts"
 import type { Ports } from "../guest/GuestSlots.ts"
 import * as GuestStdio from "../guest/GuestStdio.ts"
 import * as Signal from "../lifecycle/Signal.ts"
+import { builtins, type Invocation, type Program } from "./FakeGuestProgram.ts"
 import { makeChannel } from "./internal/bytePipe.ts"
-
-/**
- * A program that runs.
- *
- * @category models
- * @since 0.1.0
- */
-export interface Invocation {
-  readonly command: string
-  readonly args: ReadonlyArray<string>
-  readonly env: Readonly<Record<string, string>>
-  readonly cwd: string
-  /** Read only as far as the program reads it. */
-  readonly stdin: Stream.Stream<Uint8Array>
-  /** Waits as long as the reader at the far end is slow. */
-  readonly write: (stream: "stdout" | "stderr", data: string | Uint8Array) => Effect.Effect<void>
-  /** Runs beside, and holds the output open when the program has ended. */
-  readonly leaveBehind: (effect: Effect.Effect<void>) => Effect.Effect<void>
-}
-
-/**
- * Gives its exit code. A signal interrupts it.
- *
- * @category models
- * @since 0.1.0
- */
-export type Program = (invocation: Invocation) => Effect.Effect<number>
+import { type Answer, bytesOf, concat, makeFiles, refuse } from "./internal/fakeFiles.ts"
 
 /**
  * What the agent does with the next request but a sync, and only with that one:
@@ -140,7 +115,6 @@ export interface FakeGuestAgent extends FakeGuest {
 }
 
 type End = { readonly exitcode: number } | { readonly signal: number }
-type Answer = { readonly return: unknown } | { readonly error: { readonly class: string; readonly desc: string } }
 interface Process {
   readonly command: string
   readonly kill: Deferred.Deferred<Signal.Signal>
@@ -153,29 +127,8 @@ interface Port {
   unread: Uint8Array
 }
 
-const encoder = new TextEncoder()
-const bytesOf = (data: string | Uint8Array): Uint8Array => typeof data === "string" ? encoder.encode(data) : data
-const concat = (a: Uint8Array, b: Uint8Array): Uint8Array => {
-  const both = new Uint8Array(a.length + b.length)
-  both.set(a)
-  both.set(b, a.length)
-  return both
-}
-const refuse = (desc: string): Answer => ({ error: { class: "GenericError", desc } })
 const noProcess = refuse("Invalid parameter 'pid'")
 const decodeRequest = Schema.decodeUnknownResult(Schema.fromJsonString(GuestAgentSchema.Request))
-
-const builtins: Readonly<Record<string, Program>> = {
-  true: () => Effect.succeed(0),
-  false: () => Effect.succeed(1),
-  exit: ({ args }) => Effect.succeed(Number(args[0] ?? 0)),
-  echo: ({ args, write }) => Effect.as(write("stdout", `${args.join(" ")}\n`), 0),
-  env: ({ env, write }) =>
-    Effect.as(write("stdout", Object.entries(env).map(([name, value]) => `${name}=${value}\n`).join("")), 0),
-  pwd: ({ cwd, write }) => Effect.as(write("stdout", `${cwd}\n`), 0),
-  cat: ({ stdin, write }) => Effect.as(Stream.runForEach(stdin, (bytes) => write("stdout", bytes)), 0),
-  sleep: ({ args }) => Effect.as(Effect.sleep(Duration.seconds(Number(args[0] ?? 0))), 0)
-}
 
 /**
  * Serves a guest over channels that are there already: `channel` gives the guest's end of one by its name, such as
@@ -193,13 +146,11 @@ export const serve = Effect.fn("FakeGuestAgent.serve")(function*<E>(
   const directories = new Set(["/", "/root", "/tmp", ...options.directories ?? []])
   const requests: Array<GuestAgentSchema.Request> = []
   const faults: Array<Fault> = []
-  const files = new Map<string, Uint8Array>()
-  const handles = new Map<number, { readonly path: string; readonly mode: string; at: number }>()
+  const files = makeFiles()
   let processes = new Map<number, Process>()
   const busy = new Set<number>()
   let syncs = 0
   let lastPid = 100
-  let lastHandle = 1000
   let time: number | undefined
   const going = Latch.makeUnsafe(options.paused !== true)
 
@@ -394,24 +345,6 @@ export const serve = Effect.fn("FakeGuestAgent.serve")(function*<E>(
     }
   }
 
-  const openFile = (path: string, mode: string): Answer => {
-    if (mode === "r" && !files.has(path)) {
-      return refuse(`failed to open file '${path}' (mode: '${mode}'): No such file or directory`)
-    }
-    if (mode === "w" || !files.has(path)) files.set(path, new Uint8Array(0))
-    handles.set(++lastHandle, { path, mode, at: 0 })
-    return { return: lastHandle }
-  }
-
-  const onFile = (
-    handle: number,
-    use: (file: { readonly path: string; at: number }, bytes: Uint8Array) => Answer
-  ): Answer => {
-    const file = handles.get(handle)
-    if (file === undefined) return refuse(`handle '${handle}' has not been found`)
-    return use(file, files.get(file.path) ?? new Uint8Array(0))
-  }
-
   const using = <A, R>(
     command: GuestAgentSchema.Command<A, R>,
     args: unknown,
@@ -445,31 +378,13 @@ export const serve = Effect.fn("FakeGuestAgent.serve")(function*<E>(
       case "guest-exec-status":
         return using(GuestAgentSchema.guestExecStatus, args, ({ pid }) => execStatus(pid))
       case "guest-file-open":
-        return using(GuestAgentSchema.guestFileOpen, args, ({ mode, path }) => openFile(path, mode))
+        return using(GuestAgentSchema.guestFileOpen, args, files.open)
       case "guest-file-close":
-        return using(GuestAgentSchema.guestFileClose, args, ({ handle }) =>
-          onFile(handle, () => {
-            handles.delete(handle)
-            return ok
-          }))
+        return using(GuestAgentSchema.guestFileClose, args, files.close)
       case "guest-file-read":
-        return using(GuestAgentSchema.guestFileRead, args, ({ count, handle }) =>
-          onFile(handle, (file, bytes) => {
-            const part = bytes.subarray(file.at, file.at + count)
-            file.at += part.length
-            return { return: { count: part.length, "buf-b64": Base64.encode(part), eof: file.at >= bytes.length } }
-          }))
+        return using(GuestAgentSchema.guestFileRead, args, files.read)
       case "guest-file-write":
-        return using(
-          GuestAgentSchema.guestFileWrite,
-          args,
-          ({ "buf-b64": data, handle }) =>
-            onFile(handle, (file, bytes) => {
-              const more = Result.getOrElse(Base64.decode(data), () => new Uint8Array(0))
-              files.set(file.path, concat(bytes, more))
-              return { return: { count: more.length, eof: false } }
-            })
-        )
+        return using(GuestAgentSchema.guestFileWrite, args, files.write)
       case "guest-set-time":
         return using(GuestAgentSchema.guestSetTime, args, ({ time: nanos }) => {
           time = nanos
@@ -557,8 +472,8 @@ export const serve = Effect.fn("FakeGuestAgent.serve")(function*<E>(
   return {
     requests: Effect.sync(() => [...requests]),
     syncs: Effect.sync(() => syncs),
-    files,
-    handles,
+    files: files.byPath,
+    handles: files.handles,
     time: Effect.sync(() => time),
     running: Effect.sync(() =>
       Array.from(processes).flatMap(([pid, { command, end }]) => end === undefined ? [{ pid, command }] : [])
@@ -567,7 +482,7 @@ export const serve = Effect.fn("FakeGuestAgent.serve")(function*<E>(
     send,
     restart: Effect.suspend(() => {
       processes = new Map()
-      handles.clear()
+      files.handles.clear()
       return startServing
     }),
     pause: Effect.asVoid(going.close),

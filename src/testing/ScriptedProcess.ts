@@ -280,6 +280,7 @@ const make = Effect.fnUntraced(function*(options: Options) {
           signal
         )
       ),
+    turn: Effect.void,
     locate: ({ command }) => Effect.succeed({ executable: command, faults: [] }),
     launch: (plan) =>
       Effect.gen(function*() {

@@ -14,6 +14,7 @@ import {
 import { tmpdir } from "node:os"
 import { delimiter, join } from "node:path"
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest"
+import { readManifest } from "./manifest.ts"
 import { root } from "./source.ts"
 
 // A clone of a small project, on a machine whose npm, apt-get and sudo are scripts that write down how they were called.
@@ -159,6 +160,20 @@ describe("set-up", () => {
     writeFileSync(join(clone, "slow"), "4.5")
     const { said } = await setup("npm")
     expect(said.match(/^setup: npm packages \(npm ci\) … \d\.\d s$/gm)?.length).toBeGreaterThanOrEqual(2)
+  })
+})
+
+describe("the scripts of package.json", () => {
+  const scripts = Object.entries(readManifest(root).scripts ?? {})
+
+  it("begin with the set-up", () => {
+    const without = scripts.filter(([, script]) => !script.startsWith("node scripts/setup.mjs")).map(([name]) => name)
+    expect(without).toEqual(["lock"])
+  })
+
+  it("call the project's node by its path: a shell may remember the one it found before there was another", () => {
+    const bare = /&& node (?!scripts\/)/
+    expect(scripts.filter(([, script]) => bare.test(script)).map(([name]) => name)).toEqual([])
   })
 })
 

@@ -20,6 +20,7 @@ import * as Result from "effect/Result"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { TestClock } from "effect/testing"
+import { reason } from "./support.ts"
 
 const spec = MachineSpec.decode({ id: "m", kernel: "/boot/vmlinux", channels: ["agent"] })
 
@@ -64,9 +65,6 @@ const timed = (machine: Machine.Machine, options?: Machine.ShutdownOptions) =>
   }).pipe(Effect.forkChild({ startImmediately: true }))
 
 const settled = <A, E>(fiber: Fiber.Fiber<A, E>) => Effect.andThen(TestClock.adjust("1 hour"), Fiber.join(fiber))
-
-const reason = <A, E extends { readonly reason?: MicroVmError.Reason }, R>(effect: Effect.Effect<A, E, R>) =>
-  Effect.map(Effect.flip(effect), (error) => error.reason)
 
 const host = Effect.provide(MemoryProvider.layer)
 

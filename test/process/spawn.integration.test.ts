@@ -135,8 +135,8 @@ describe("output", () => {
       const child = yield* start("write-megabytes.sh", ["1"], { trial: trial(), ready: false, tailBytes: 10 })
       yield* Effect.sleep("100 millis")
       expect(yield* child.poll).toMatchObject({ _tag: "None" })
-      expect(yield* bytes(child.stderr)).toBe(megabyte)
-      expect(yield* bytes(child.stdout)).toBe(megabyte)
+      const both = Effect.all([bytes(child.stderr), bytes(child.stdout)], { concurrency: 2 })
+      expect(yield* both).toEqual([megabyte, megabyte])
       expect(yield* child.exit).toEqual(ExitStatus.exited(0))
     }).pipe(Effect.scoped, Effect.provide(layer)))
 

@@ -68,18 +68,21 @@ export const needed = (file: string, bytes: Uint8Array): Result.Result<ReadonlyA
       ImageError.fromReason(ImageError.ImageErrorReason.UnexpectedContent({ file, why: "is no readable ELF file" }), cause)
   })
 
-const align4 = (length: number): number => (length + 3) & ~3
+const align4 = (length: number): number => Math.ceil(length / 4) * 4
 
 /** Has this kernel the entry point by which QEMU can start it uncompressed? */
-export const hasPvhEntry = (bytes: Uint8Array): boolean => {
-  if (!isElf(bytes)) return false
-  const view = viewOf(bytes)
-  return segments(view).filter(({ type }) => type === PT_NOTE).some(({ offset, size }) => {
-    for (let at = offset; at + 12 <= offset + size;) {
-      const nameSize = view.getUint32(at, true)
-      if (view.getUint32(at + 8, true) === PVH_NOTE && stringAt(bytes, at + 12) === "Xen") return true
-      at += 12 + align4(nameSize) + align4(view.getUint32(at + 4, true))
-    }
-    return false
-  })
-}
+export const hasPvhEntry = (bytes: Uint8Array): boolean =>
+  isElf(bytes) && Result.getOrElse(
+    Result.try(() => {
+      const view = viewOf(bytes)
+      return segments(view).filter(({ type }) => type === PT_NOTE).some(({ offset, size }) => {
+        for (let at = offset; at + 12 <= offset + size;) {
+          if (view.getUint32(at + 8, true) === PVH_NOTE && stringAt(bytes, at + 12) === "Xen") return true
+          at += 12 + align4(view.getUint32(at, true)) + align4(view.getUint32(at + 4, true))
+        }
+        return false
+      })
+    }),
+    // A header that points out of the file.
+    () => false
+  )

@@ -16,6 +16,9 @@ const PAYLOAD_LENGTH = 0x24c
 const LZ4_LEGACY = 0x184c2102
 const LZ4_BLOCK = 8 * 1024 * 1024
 
+/** A kernel is a tenth of this; a damaged header must not make us ask for more. */
+const MAX_SIZE = 512 * 1024 * 1024
+
 /** Unpacks one LZ4 block (lz4_Block_format.md) and gives the position after its output, or -1 where it is malformed. */
 const unpackBlock = (source: Uint8Array, target: Uint8Array, start: number): number => {
   let from = 0
@@ -67,14 +70,15 @@ export const extract: (bzImage: Uint8Array) => Effect.Effect<Uint8Array | undefi
     // The build appends the unpacked size to the payload.
     const end = start + view.getUint32(PAYLOAD_LENGTH, true) - 4
     if (start + 8 > end || end + 4 > view.byteLength || view.getUint32(start, true) !== LZ4_LEGACY) return undefined
-    const vmlinux = new Uint8Array(view.getUint32(end, true))
+    const size = view.getUint32(end, true)
+    if (size > MAX_SIZE) return undefined
+    const vmlinux = new Uint8Array(size)
     let to = 0
     for (let at = start + 4; at + 4 <= end;) {
-      const size = view.getUint32(at, true)
-      if (at + 4 + size > end) return undefined
-      to = unpackBlock(bzImage.subarray(at + 4, at + 4 + size), vmlinux.subarray(0, to + LZ4_BLOCK), to)
+      const block = bzImage.subarray(at + 4, Math.min(at + 4 + view.getUint32(at, true), end))
+      to = unpackBlock(block, vmlinux.subarray(0, to + LZ4_BLOCK), to)
       if (to < 0) return undefined
-      at += 4 + size
+      at += 4 + block.length
       // A block takes about 100 ms: let others have the thread in between.
       yield* Effect.yieldNow
     }

@@ -45,8 +45,11 @@ export const findRoot = (name: string): { readonly path: string } | { readonly w
 const failed = (path: string, operation: string) => (cause: unknown): ProcessError =>
   fromReason(ProcessErrorReason.CGroupFailed({ path, operation, code: errnoName(cause) }), cause)
 
+/** A directory is linked to by its parent, by itself, and by each directory in it: no need to read a listing for none. */
+const hasDirectories = (path: string): boolean => (attempt(() => NodeFs.statSync(path).nlink) ?? 0) > 2
+
 const directories = (path: string): ReadonlyArray<string> =>
-  (attempt(() => NodeFs.readdirSync(path, { withFileTypes: true })) ?? [])
+  !hasDirectories(path) ? [] : (attempt(() => NodeFs.readdirSync(path, { withFileTypes: true })) ?? [])
     .flatMap((entry) => entry.isDirectory() ? [`${path}/${entry.name}`] : [])
 
 const members = (path: string): ReadonlyArray<number> => [
@@ -138,8 +141,10 @@ export const at = (path: string): CGroup => ({
   remove: Effect.sync(() => {
     const isRemoved = remove(path)
     const parent = NodePath.dirname(path)
-    // The last child to go takes the common parent away; while others are there, the kernel refuses.
-    if (isRemoved && NodePath.basename(parent).startsWith(prefix)) attempt(() => NodeFs.rmdirSync(parent))
+    // The last child to go takes the common parent away.
+    if (isRemoved && NodePath.basename(parent).startsWith(prefix) && !hasDirectories(parent)) {
+      attempt(() => NodeFs.rmdirSync(parent))
+    }
     return isRemoved
   })
 })

@@ -12,6 +12,7 @@ import { fromReason, type ProcessError, ProcessErrorReason } from "../ProcessErr
 import type { Child, LaunchPlan, OutputSource } from "../ProcessHost.ts"
 import { errnoName } from "./NodeErrno.ts"
 import * as ProcTable from "./NodeProcTable.ts"
+import { inTurn } from "./NodeTurns.ts"
 
 /**
  * Runs in the new process: $1 is the cgroup to enter, $2 the pid of the parent to die with, or nothing. Entering from
@@ -135,7 +136,8 @@ export const launch = (
     child.on("exit", (code, signal) => {
       reapedAt = ProcTable.ticks()
       status = toStatus(code, signal, options.neverDumps)
-      Deferred.doneUnsafe(exit, Exit.succeed(status))
+      const seen = Exit.succeed(status)
+      inTurn(() => Deferred.doneUnsafe(exit, seen))
     })
     child.on("error", () => {})
 

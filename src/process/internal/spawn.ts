@@ -119,6 +119,7 @@ export const make = Effect.fnUntraced(function*(host: ProcessHost["Service"], gu
       yield* Scope.addFinalizer(
         scope,
         Effect.gen(function*() {
+          yield* host.turn
           yield* drainToTheEnd
           const outcome = yield* Effect.orDie(shutdown.run())
           isCleared = outcome._tag !== "Unkillable"

@@ -1,0 +1,12 @@
+/**
+ * The command line `microvm`: it picks the backend and owns the terminal.
+ *
+ * @since 0.1.0
+ */
+export * as Backend from "./Backend.ts"
+export * as Commands from "./Commands.ts"
+export * as Doctor from "./Doctor.ts"
+export * as HostSignals from "./HostSignals.ts"
+export * as Reporter from "./Reporter.ts"
+export * as Run from "./Run.ts"
+export * as RunOptions from "./RunOptions.ts"

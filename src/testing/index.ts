@@ -1,0 +1,10 @@
+/**
+ * Fakes that speak the real protocols, scripted processes under virtual time, and the suite that every backend has to
+ * pass.
+ *
+ * @since 0.1.0
+ */
+export * as FakeGuestAgent from "./FakeGuestAgent.ts"
+export * as FakeQmp from "./FakeQmp.ts"
+export * as MicroVmConformance from "./MicroVmConformance.ts"
+export * as ScriptedProcess from "./ScriptedProcess.ts"

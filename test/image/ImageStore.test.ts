@@ -1,0 +1,459 @@
+import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
+import * as NodePath from "@effect/platform-node/NodePath"
+import { describe, expect, it } from "@effect/vitest"
+import * as ConfigProvider from "effect/ConfigProvider"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as FileSystem from "effect/FileSystem"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Path from "effect/Path"
+import * as PlatformError from "effect/PlatformError"
+import { TestClock } from "effect/testing"
+import { Cpio, type ImageProgress, type ImageRecipe, ImageStore, NodeHasher } from "effect-microvm-runtime/image"
+import { ProcessHost } from "effect-microvm-runtime/process"
+import { dirname, join } from "node:path"
+import { readCpio } from "./cpioReader.ts"
+import { type Answer, fakeDebian } from "./FakeDebian.ts"
+
+const recipe: ImageRecipe.ImageRecipe = {
+  kernelPackage: "linux-image-cloud-amd64",
+  agentPackage: "qemu-guest-agent",
+  shellPackage: "busybox-static",
+  modules: [{ name: "virtio_ring" }, { name: "virtio" }, { name: "virtio_net", device: 1 }],
+  entries: [Cpio.file("init", "#!/bin/sh\n", 0o755)]
+}
+
+const SELF = 4242
+
+/** The processes that are said to run; our own is one of them. */
+const processes = (alive: ReadonlyArray<{ readonly pid: number; readonly startTime: number }> = []) =>
+  Layer.mock(ProcessHost.ProcessHost, {
+    bootId: "this-boot",
+    self: SELF,
+    cgroupRoot: Option.none(),
+    cgroup: () => {
+      throw new Error("no cgroups are expected")
+    },
+    inspect: (pid) =>
+      Effect.succeed(Option.map(
+        Option.fromUndefinedOr([{ pid: SELF, startTime: 7 }, ...alive].find((one) => one.pid === pid)),
+        ({ startTime }): ProcessHost.ProcessInfo => ({
+          pid,
+          startTime,
+          parent: 1,
+          group: pid,
+          session: pid,
+          state: "S",
+          command: "node",
+          mark: undefined
+        })
+      ))
+  })
+
+const files = Layer.merge(NodeFileSystem.layer, NodePath.layer)
+
+const withDirectory = <A, E, R>(
+  use: (directory: string) => Effect.Effect<A, E, R>
+) =>
+  Effect.scoped(Effect.gen(function*() {
+    const fs = yield* FileSystem.FileSystem
+    return yield* use(yield* fs.makeTempDirectoryScoped({ prefix: "image-store-" }))
+  })).pipe(Effect.provide(files))
+
+const store = (
+  directory: string,
+  debian: ReturnType<typeof fakeDebian>,
+  options: Partial<ImageStore.StoreOptions> & { readonly alive?: Parameters<typeof processes>[0] } = {}
+) =>
+  ImageStore.layerAt({ directory, recipes: { default: recipe }, ...options }).pipe(
+    Layer.provide([debian.layer, processes(options.alive), NodeHasher.layer, files])
+  )
+
+/** Runs against a store of its own. */
+const using = <A, E>(
+  layer: Layer.Layer<ImageStore.ImageStore>,
+  use: (images: ImageStore.ImageStore["Service"]) => Effect.Effect<A, E>
+) => ImageStore.ImageStore.use(use).pipe(Effect.provide(layer))
+
+const recorder = () => {
+  const steps: Array<ImageProgress.Progress> = []
+  return { steps, onProgress: (progress: ImageProgress.Progress) => Effect.sync(() => void steps.push(progress)) }
+}
+
+/** What is left beside images and names. */
+const leftovers = Effect.fnUntraced(function*(directory: string) {
+  const fs = yield* FileSystem.FileSystem
+  const path = yield* Path.Path
+  const top = (yield* fs.readDirectory(directory)).filter((name) => !["images", "names", "tmp"].includes(name))
+  return [...top, ...yield* fs.readDirectory(path.join(directory, "tmp"))]
+})
+
+const failing = (step: string, answer: Answer) =>
+  fakeDebian({
+    answer: (command, args) => Effect.succeed([command, ...args].join(" ").includes(step) ? answer : undefined)
+  })
+
+describe("ImageStore", () => {
+  it.effect("builds an image of what the packages hold and the recipe adds", () =>
+    withDirectory(Effect.fnUntraced(function*(directory) {
+      const fs = yield* FileSystem.FileSystem
+      const { onProgress, steps } = recorder()
+      const image = yield* using(store(directory, fakeDebian()), (images) => images.ensure("default", { onProgress }))
+      expect(image.kernelRelease).toBe("6.1.0-1-cloud-amd64")
+      expect(yield* fs.readFileString(image.kernel)).toContain("a kernel")
+      const members = readCpio(yield* fs.readFile(image.initramfs))
+      expect(members.filter(({ mode }) => (mode & 0o170000) === 0o100000).map(({ path }) => path)).toEqual([
+        "bin/busybox",
+        "init",
+        "lib/modules/microvm.list",
+        "lib/modules/virtio_net.ko.xz",
+        "lib/modules/virtio_ring.ko",
+        "lib/x86_64-linux-gnu/libc.so.6",
+        "lib/x86_64-linux-gnu/libglib-2.0.so.0",
+        "lib/x86_64-linux-gnu/libpcre2-8.so.0",
+        "lib64/ld-linux-x86-64.so.2",
+        "usr/sbin/qemu-ga"
+      ])
+      // virtio is built into this kernel.
+      const list = members.find(({ path }) => path === "lib/modules/microvm.list")
+      expect(new TextDecoder().decode(list?.data)).toBe("- virtio_ring.ko\n0x0001 virtio_net.ko.xz\n")
+      expect(image.manifest.packages.map(({ name }) => name)).toEqual([
+        "busybox-static",
+        "libc6",
+        "libglib2.0-0",
+        "libpcre2-8-0",
+        "linux-image-6.1.0-1-cloud-amd64",
+        "qemu-guest-agent"
+      ])
+      expect(image.manifest.packages[0]?.version).toBe("1:1.0-1")
+      expect(Array.from(new Set(steps.map(({ _tag }) => _tag)))).toEqual([
+        "Resolving",
+        "Downloading",
+        "Unpacking",
+        "Assembling"
+      ])
+      expect(steps.findLast(({ _tag }) => _tag === "Downloading")).toEqual({
+        _tag: "Downloading",
+        receivedBytes: 6000,
+        totalBytes: 6000
+      })
+      expect(yield* leftovers(directory)).toEqual([])
+    })))
+
+  it.effect("takes what is built without asking apt, and gives the same digest wherever it is built", () =>
+    withDirectory((one) =>
+      withDirectory(Effect.fnUntraced(function*(other) {
+        const built = yield* using(store(one, fakeDebian()), (images) => images.ensure())
+        const offline = fakeDebian({ absent: ["dpkg", "apt-cache", "apt-get", "dpkg-deb"] })
+        expect(yield* using(store(one, offline), (images) => images.ensure())).toEqual(built)
+        expect(offline.calls).toEqual([])
+        const again = yield* using(store(other, fakeDebian()), (images) => images.ensure())
+        expect(again.digest).toBe(built.digest)
+      }))
+    ))
+
+  const damages: Readonly<Record<string, (image: ImageStore.Image, fs: FileSystem.FileSystem) => Effect.Effect<void, PlatformError.PlatformError>>> = {
+    "another kernel of the same length": (image, fs) =>
+      Effect.flatMap(fs.readFile(image.kernel), (bytes) => fs.writeFile(image.kernel, bytes.map((byte) => byte ^ 1))),
+    "a file system that is cut short": (image, fs) => fs.truncate(image.initramfs, 100),
+    "no kernel": (image, fs) => fs.remove(image.kernel),
+    "another manifest": (image, fs) =>
+      fs.writeFileString(join(dirname(image.kernel), "manifest.json"), JSON.stringify(image.manifest, null, 1))
+  }
+  for (const [damage, doIt] of Object.entries(damages)) {
+    it.effect(`builds again what was damaged: ${damage}`, () =>
+      withDirectory(Effect.fnUntraced(function*(directory) {
+        const fs = yield* FileSystem.FileSystem
+        const { onProgress, steps } = recorder()
+        yield* using(store(directory, fakeDebian()), Effect.fnUntraced(function*(images) {
+          const image = yield* images.ensure()
+          const kernel = yield* Effect.orDie(fs.readFileString(image.kernel))
+          yield* Effect.orDie(doIt(image, fs))
+          expect(yield* images.ensure("default", { onProgress })).toEqual(image)
+          expect(yield* Effect.orDie(fs.readFileString(image.kernel))).toBe(kernel)
+        }))
+        expect(steps[0]).toMatchObject({ _tag: "Rebuilding" })
+        expect(yield* leftovers(directory)).toEqual([])
+      })))
+  }
+
+  it.effect("builds anew for another recipe, and keeps the image before", () =>
+    withDirectory(Effect.fnUntraced(function*(directory) {
+      const before = yield* using(store(directory, fakeDebian()), (images) => images.ensure())
+      const changed = { ...recipe, entries: [Cpio.file("init", "#!/bin/sh\n: other\n", 0o755)] }
+      yield* using(store(directory, fakeDebian(), { recipes: { default: changed } }), Effect.fnUntraced(function*(images) {
+        const after = yield* images.ensure()
+        expect(after.digest).not.toBe(before.digest)
+        expect((yield* images.list).map(({ digest, names }) => [digest, names]).toSorted()).toEqual(
+          [[after.digest, ["default"]], [before.digest, []]].toSorted()
+        )
+        expect(yield* images.remove(before.digest)).toBe(true)
+        expect((yield* images.list).map(({ digest }) => digest)).toEqual([after.digest])
+        expect(yield* images.remove("default")).toBe(true)
+        expect(yield* images.remove("default")).toBe(false)
+        expect(yield* images.list).toEqual([])
+      }))
+    })))
+
+  it.effect("update builds for newer packages only", () =>
+    withDirectory(Effect.fnUntraced(function*(directory) {
+      const debian = fakeDebian()
+      yield* using(store(directory, debian), Effect.fnUntraced(function*(images) {
+        const first = yield* images.ensure()
+        debian.calls.length = 0
+        expect(yield* images.update()).toEqual(first)
+        expect(debian.calls.some((call) => call.startsWith("dpkg-deb"))).toBe(false)
+        debian.state.revision = "2"
+        const second = yield* images.update()
+        expect(second.digest).not.toBe(first.digest)
+        expect(yield* images.ensure()).toEqual(second)
+      }))
+    })))
+
+  it.effect("two images of the same recipe share their files, until both are removed", () =>
+    withDirectory(Effect.fnUntraced(function*(directory) {
+      const recipes = { default: recipe, other: recipe }
+      yield* using(store(directory, fakeDebian(), { recipes }), Effect.fnUntraced(function*(images) {
+        const one = yield* images.ensure()
+        expect((yield* images.ensure("other")).digest).toBe(one.digest)
+        yield* images.remove("default")
+        expect((yield* images.list).map(({ names }) => names)).toEqual([["other"]])
+        yield* images.remove("other")
+        expect(yield* images.list).toEqual([])
+      }))
+    })))
+
+  it.effect("of two builders one builds and the other waits for it", () =>
+    withDirectory(Effect.fnUntraced(function*(directory) {
+      const started = yield* Deferred.make<void>()
+      const go = yield* Deferred.make<void>()
+      const slow = fakeDebian({
+        answer: (command) =>
+          command === "dpkg-deb"
+            ? Deferred.succeed(started, undefined).pipe(Effect.andThen(Deferred.await(go)), Effect.as(undefined))
+            : Effect.succeed(undefined)
+      })
+      const idle = fakeDebian()
+      const waited = yield* Deferred.make<number>()
+      const first = yield* Effect.forkChild(using(store(directory, slow), (images) => images.ensure()))
+      yield* Deferred.await(started)
+      const second = yield* Effect.forkChild(using(store(directory, idle), (images) =>
+        images.ensure("default", {
+          onProgress: (step) => step._tag === "Waiting" ? Effect.asVoid(Deferred.succeed(waited, step.pid)) : Effect.void
+        })))
+      expect(yield* Deferred.await(waited)).toBe(SELF)
+      yield* Deferred.succeed(go, undefined)
+      const built = yield* Fiber.join(first)
+      yield* TestClock.adjust("1 second")
+      expect(yield* Fiber.join(second)).toEqual(built)
+      expect(idle.calls).toEqual([])
+      expect(yield* leftovers(directory)).toEqual([])
+    })))
+
+  const lockOf = (pid: number, startTime: number, bootId = "this-boot") => JSON.stringify({ bootId, pid, startTime })
+  const deadLocks = {
+    "whose owner is gone": lockOf(99, 1),
+    "whose owner's pid is now another's": lockOf(50, 1),
+    "of another boot": lockOf(50, 5, "another-boot"),
+    "that cannot be read": "{"
+  }
+  for (const [which, content] of Object.entries(deadLocks)) {
+    it.effect(`takes over a lock ${which}`, () =>
+      withDirectory(Effect.fnUntraced(function*(directory) {
+        const fs = yield* FileSystem.FileSystem
+        yield* fs.writeFileString(`${directory}/lock`, content)
+        yield* using(store(directory, fakeDebian(), { alive: [{ pid: 50, startTime: 5 }] }), (images) => images.ensure())
+        expect(yield* leftovers(directory)).toEqual([])
+      })))
+  }
+
+  it.effect("waits for a living builder as long as its patience, and says who it is", () =>
+    withDirectory(Effect.fnUntraced(function*(directory) {
+      const fs = yield* FileSystem.FileSystem
+      yield* fs.writeFileString(`${directory}/lock`, lockOf(50, 5))
+      const waiting = yield* Deferred.make<void>()
+      const options = { alive: [{ pid: 50, startTime: 5 }], patience: "1 minute" } as const
+      const fiber = yield* Effect.forkChild(using(store(directory, fakeDebian(), options), (images) =>
+        Effect.flip(images.ensure("default", { onProgress: () => Effect.asVoid(Deferred.succeed(waiting, undefined)) }))))
+      yield* Deferred.await(waiting)
+      // Each look at the lock is real input, so virtual time has to be given again and again.
+      const error = yield* Effect.raceFirst(
+        Fiber.join(fiber),
+        Effect.forever(Effect.andThen(TestClock.adjust("10 seconds"), TestClock.withLive(Effect.sleep("5 millis"))))
+      )
+      expect(error.reason).toEqual({ _tag: "Busy", pid: 50, path: `${directory}/lock` })
+      expect(error.message).toContain("process 50")
+      expect(yield* fs.readFileString(`${directory}/lock`)).toBe(lockOf(50, 5))
+    })))
+
+  it.effect("removes what dead builders left, and leaves the living theirs", () =>
+    withDirectory(Effect.fnUntraced(function*(directory) {
+      const fs = yield* FileSystem.FileSystem
+      for (const name of ["this-boot.99.1.abc", "this-boot.50.5.abc", "other-boot.50.5.abc"]) {
+        yield* fs.makeDirectory(`${directory}/tmp/${name}/root`, { recursive: true })
+      }
+      yield* using(store(directory, fakeDebian(), { alive: [{ pid: 50, startTime: 5 }] }), (images) => images.ensure())
+      expect(yield* leftovers(directory)).toEqual(["this-boot.50.5.abc"])
+    })))
+
+  it.effect("an interrupted build leaves nothing", () =>
+    withDirectory(Effect.fnUntraced(function*(directory) {
+      const started = yield* Deferred.make<void>()
+      const hanging = fakeDebian({
+        answer: (command) =>
+          command === "dpkg-deb"
+            ? Effect.andThen(Deferred.succeed(started, undefined), Effect.never)
+            : Effect.succeed(undefined)
+      })
+      const fiber = yield* Effect.forkChild(using(store(directory, hanging), (images) => images.ensure()))
+      yield* Deferred.await(started)
+      yield* Fiber.interrupt(fiber)
+      expect(yield* leftovers(directory)).toEqual([])
+      expect(yield* using(store(directory, fakeDebian()), (images) => images.list)).toEqual([])
+    })))
+
+  const failures: ReadonlyArray<{
+    readonly what: string
+    readonly debian: ReturnType<typeof fakeDebian>
+    readonly reason: string
+    readonly says: ReadonlyArray<string>
+  }> = [
+    { what: "no apt", debian: fakeDebian({ absent: ["apt-cache"] }), reason: "AptUnavailable", says: ["apt-cache", "MICROVM_CACHE_DIR"] },
+    { what: "no dpkg", debian: fakeDebian({ absent: ["dpkg"] }), reason: "AptUnavailable", says: ["dpkg"] },
+    {
+      what: "another architecture",
+      debian: failing("--print-architecture", { stdout: "riscv64\n" }),
+      reason: "UnsupportedArchitecture",
+      says: ["riscv64", "amd64"]
+    },
+    {
+      what: "a package that apt does not know",
+      debian: failing("apt-cache depends", { code: 100, stderr: "E: No packages found" }),
+      reason: "PackageMissing",
+      says: ["linux-image-cloud-amd64", "apt-get update", "E: No packages found"]
+    },
+    {
+      what: "a package without an address",
+      debian: failing("--print-uris", { stdout: "" }),
+      reason: "PackageMissing",
+      says: ["qemu-guest-agent"]
+    },
+    {
+      what: "a download that fails",
+      debian: failing("Acquire::Retries", { code: 100, stderr: "E: 404 Not Found" }),
+      reason: "DownloadFailed",
+      says: ["apt-get download", "E: 404 Not Found"]
+    },
+    {
+      what: "a download that fills the disk",
+      debian: failing("Acquire::Retries", { code: 100, stderr: "E: Write error - write (28: No space left on device)" }),
+      reason: "NoSpace",
+      says: ["no space left"]
+    },
+    {
+      what: "a package that cannot be unpacked",
+      debian: failing("dpkg-deb", { code: 2, stderr: "dpkg-deb: error: unexpected end of file" }),
+      reason: "UnpackFailed",
+      says: ["unexpected end of file"]
+    },
+    {
+      what: "a package without what is needed of it",
+      debian: failing("dpkg-deb", {}),
+      reason: "UnexpectedContent",
+      says: ["boot/vmlinuz-6.1.0-1-cloud-amd64"]
+    }
+  ]
+  for (const { debian, reason, says, what } of failures) {
+    it.effect(`fails in order: ${what}`, () =>
+      withDirectory(Effect.fnUntraced(function*(directory) {
+        const error = yield* using(store(directory, debian), (images) => Effect.flip(images.ensure()))
+        expect(error.reason._tag).toBe(reason)
+        for (const part of says) expect(error.message).toContain(part)
+        expect(yield* leftovers(directory)).toEqual([])
+      })))
+  }
+
+  it.effect("updates apt's lists once where it may, and tries again", () =>
+    withDirectory(Effect.fnUntraced(function*(directory) {
+      let updated = false
+      const debian = fakeDebian({
+        answer: (command, args) =>
+          Effect.sync(() => {
+            if (command === "apt-get" && args.includes("update")) {
+              updated = true
+              return {}
+            }
+            return command === "apt-cache" && !updated ? { code: 100, stderr: "E: No packages found" } : undefined
+          })
+      })
+      const mayWriteLists = Layer.effect(
+        FileSystem.FileSystem,
+        Effect.map(FileSystem.FileSystem, (fs): FileSystem.FileSystem => ({
+          ...fs,
+          access: (path, options) => path.startsWith("/var/lib/apt/lists") ? Effect.void : fs.access(path, options)
+        }))
+      ).pipe(Layer.provide(NodeFileSystem.layer))
+      const { onProgress, steps } = recorder()
+      const layer = ImageStore.layerAt({ directory, recipes: { default: recipe } }).pipe(
+        Layer.provide([debian.layer, processes(), NodeHasher.layer, mayWriteLists, NodePath.layer])
+      )
+      yield* using(layer, (images) => images.ensure("default", { onProgress }))
+      expect(steps.map(({ _tag }) => _tag).slice(0, 4)).toEqual(["Resolving", "UpdatingLists", "Resolving", "Downloading"])
+    })))
+
+  it.effect("a full disk and a cache that cannot be written have names of their own", () =>
+    withDirectory(Effect.fnUntraced(function*(directory) {
+      const breaking = (method: "link" | "rename", code: string) =>
+        Layer.effect(
+          FileSystem.FileSystem,
+          Effect.map(FileSystem.FileSystem, (fs) => ({
+            ...fs,
+            [method]: () =>
+              Effect.fail(PlatformError.systemError({
+                _tag: "Unknown",
+                module: "FileSystem",
+                method,
+                cause: Object.assign(new Error(code), { code })
+              }))
+          }))
+        ).pipe(Layer.provide(NodeFileSystem.layer))
+      const errorWith = (fileSystem: Layer.Layer<FileSystem.FileSystem>) =>
+        using(
+          ImageStore.layerAt({ directory, recipes: { default: recipe } }).pipe(
+            Layer.provide([fakeDebian().layer, processes(), NodeHasher.layer, fileSystem, NodePath.layer])
+          ),
+          (images) => Effect.flip(images.ensure())
+        )
+      expect((yield* errorWith(breaking("rename", "ENOSPC"))).reason).toEqual({ _tag: "NoSpace", path: directory })
+      expect((yield* errorWith(breaking("link", "EROFS"))).reason).toMatchObject({ _tag: "CacheUnusable", path: directory })
+      expect(yield* leftovers(directory)).toEqual([])
+    })))
+
+  it.effect("knows its images only", () =>
+    withDirectory(Effect.fnUntraced(function*(directory) {
+      const error = yield* using(store(directory, fakeDebian()), (images) => Effect.flip(images.ensure("../x")))
+      expect(error.message).toBe("there is no image \"../x\": the images are default")
+    })))
+
+  const places: ReadonlyArray<readonly [Record<string, string>, string]> = [
+    [{ MICROVM_CACHE_DIR: "/a/b", XDG_CACHE_HOME: "/c", HOME: "/h" }, "/a/b"],
+    [{ XDG_CACHE_HOME: "/c", HOME: "/h" }, "/c/effect-microvm-runtime"],
+    [{ XDG_CACHE_HOME: "relative", HOME: "/h" }, "/h/.cache/effect-microvm-runtime"],
+    [{ HOME: "/h" }, "/h/.cache/effect-microvm-runtime"]
+  ]
+  it.effect.each(places)("finds its directory in the environment", ([env, expected]) =>
+    Effect.gen(function*() {
+      const asked: Array<string> = []
+      const fs = FileSystem.layerNoop({
+        readDirectory: (path) => Effect.sync(() => (asked.push(path), []))
+      })
+      const layer = ImageStore.layer.pipe(
+        Layer.provide([fakeDebian().layer, processes(), NodeHasher.layer, fs, NodePath.layer]),
+        Layer.provide(ConfigProvider.layer(ConfigProvider.fromEnv({ env })))
+      )
+      yield* ImageStore.ImageStore.use((images) => images.list).pipe(Effect.provide(layer))
+      expect(asked).toEqual([`${expected}/names`, `${expected}/images`])
+    }))
+})

@@ -1,0 +1,283 @@
+import * as NodeServices from "@effect/platform-node/NodeServices"
+import { assert, layer } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as FileSystem from "effect/FileSystem"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Schedule from "effect/Schedule"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import * as GuestAgent from "../../src/guest/GuestAgent.ts"
+import { ImageStore } from "../../src/image/ImageStore.ts"
+import * as NodeImageStore from "../../src/image/NodeImageStore.ts"
+import * as ShutdownPolicy from "../../src/lifecycle/ShutdownPolicy.ts"
+import * as Machine from "../../src/microvm/Machine.ts"
+import * as MachineSpec from "../../src/microvm/MachineSpec.ts"
+import type { MachineRequest } from "../../src/microvm/MicroVmProvider.ts"
+import * as NodeProcessSpawner from "../../src/process/NodeProcessSpawner.ts"
+import { ProcessHost } from "../../src/process/ProcessHost.ts"
+import * as NodeQemuHost from "../../src/qemu/NodeQemuHost.ts"
+import * as QemuHost from "../../src/qemu/QemuHost.ts"
+import * as QemuProvider from "../../src/qemu/QemuProvider.ts"
+import * as MicroVmConformance from "../../src/testing/MicroVmConformance.ts"
+
+const echo = "test.echo"
+
+const host = NodeQemuHost.layer.pipe(
+  Layer.provideMerge(NodeProcessSpawner.layer),
+  Layer.provideMerge(NodeServices.layer)
+)
+const qemu = QemuProvider.layerConfig.pipe(Layer.provideMerge(host))
+
+const image = await Effect.runPromise(
+  ImageStore.use((images) => images.ensure()).pipe(
+    Effect.provide(NodeImageStore.layer.pipe(Layer.provide(NodeServices.layer)))
+  )
+)
+
+const specOf = (id: string): MachineSpec.MachineSpecOptions => ({
+  id,
+  kernel: image.kernel,
+  initramfs: image.initramfs,
+  channels: [GuestAgent.channelName, echo]
+})
+
+const launch = (id: string, options: Partial<MachineSpec.MachineSpecOptions> = {}) =>
+  Effect.flatMap(MachineSpec.decode({ ...specOf(id), ...options }), (spec) => Machine.launch(spec))
+
+const connect = Effect.fnUntraced(function*(machine: Machine.Machine) {
+  return yield* GuestAgent.make(yield* machine.channel(GuestAgent.channelName), { within: "2 minutes" })
+})
+
+const boot = Effect.fnUntraced(function*(id: string, options?: Partial<MachineSpec.MachineSpecOptions>) {
+  const machine = yield* launch(id, options)
+  yield* machine.start
+  return { machine, agent: yield* connect(machine) }
+})
+
+/** Our own QEMU processes; other tests may have theirs. */
+const monitors = Effect.gen(function*() {
+  const processes = yield* ProcessHost
+  const all = yield* processes.list
+  return all.filter(({ command, parent }) => parent === processes.self && command.startsWith("qemu"))
+    .map(({ command, pid }) => `${command}[${pid}]`)
+})
+
+const pidOf = (machine: Machine.Machine): number => Option.getOrThrow(machine.pid)
+
+const field = (text: string, name: string) => new RegExp(`^${name}:\\s*(.*)$`, "m").exec(text)?.[1]?.trim()
+
+layer(qemu, { excludeTestServices: true, timeout: "10 minutes" })("a guest on QEMU", (it) => {
+  it.effect("boots, answers, and powers off when its button is pressed", () =>
+    Effect.gen(function*() {
+      const fs = yield* FileSystem.FileSystem
+      const cgroup = yield* Effect.scoped(Effect.gen(function*() {
+        const { agent, machine } = yield* boot("boots", { hostname: "web-1" })
+        const { stdout } = yield* agent.exec({ path: "hostname" })
+        assert.strictEqual(new TextDecoder().decode(stdout), "web-1\n")
+        const cgroup = yield* fs.readFileString(`/proc/${pidOf(machine)}/cgroup`)
+        const outcome = yield* machine.shutdown()
+        assert.strictEqual(outcome._tag === "Graceful" ? outcome.stage : outcome._tag, "power button")
+        assert.strictEqual((yield* machine.ended)._tag, "PoweredOff")
+        return cgroup
+      }))
+      assert.deepStrictEqual(yield* monitors, [])
+      const own = yield* fs.readFileString("/proc/self/cgroup")
+      const path = /^0::(.*)$/m.exec(cgroup)?.[1]
+      if (path !== undefined && !own.includes(`0::${path}\n`)) {
+        const mounts = yield* fs.readFileString("/proc/mounts")
+        const mount = /^\S+ (\S+) cgroup2 /m.exec(mounts)?.[1] ?? "/sys/fs/cgroup"
+        assert.isFalse(yield* fs.exists(`${mount}${path}`))
+      }
+    }))
+
+  it.effect("runs without rights: no capabilities, no new ones, system calls filtered, not as root", () =>
+    Effect.gen(function*() {
+      const machine = yield* launch("rights")
+      const status = yield* FileSystem.FileSystem.use((fs) => fs.readFileString(`/proc/${pidOf(machine)}/status`))
+      assert.strictEqual(field(status, "CapEff"), "0000000000000000")
+      assert.strictEqual(field(status, "NoNewPrivs"), "1")
+      assert.strictEqual(field(status, "Seccomp"), "2")
+      assert.notMatch(field(status, "Uid") ?? "0", /\b0\b/)
+      assert.notMatch(field(status, "Gid") ?? "0", /\b0\b/)
+    }))
+
+  it.effect("stands still when paused, and goes on", () =>
+    Effect.gen(function*() {
+      const { agent, machine } = yield* boot("pauses")
+      yield* machine.pause
+      const waiting = yield* Effect.forkChild(agent.ping)
+      yield* Effect.sleep("200 millis")
+      assert.isUndefined(waiting.pollUnsafe())
+      yield* machine.resume
+      yield* Fiber.join(waiting)
+    }))
+
+  it.effect("that panics is told from one that reboots, with the kernel's words", () =>
+    Effect.gen(function*() {
+      const { agent, machine } = yield* boot("panics")
+      yield* Effect.forkChild(agent.exec({ path: "sh", args: ["-c", "echo c >/proc/sysrq-trigger"] }))
+      const end = yield* machine.ended
+      assert.strictEqual(end._tag, "Panicked")
+      assert.include(end.consoleTail, "Kernel panic - not syncing: sysrq triggered crash")
+      assert.strictEqual(yield* machine.state, "crashed")
+    }))
+
+  it.effect("that panics before any driver is loaded, too", () =>
+    Effect.gen(function*() {
+      const machine = yield* launch("no-init", { kernelArgs: ["rdinit=/nonexistent"] })
+      yield* machine.start
+      const end = yield* machine.ended
+      assert.strictEqual(end._tag, "Panicked")
+      assert.include(end.consoleTail, "Kernel panic - not syncing")
+    }))
+
+  it.effect("that halts is ended by the ladder", () =>
+    Effect.gen(function*() {
+      const { agent, machine } = yield* boot("halts")
+      yield* agent.halt
+      const outcome = yield* machine.shutdown({
+        policy: ShutdownPolicy.makeUnsafe<MachineRequest>([
+          { name: "power button", request: "PowerButton", grace: "300 millis" },
+          { name: "SIGTERM", request: "Terminate", grace: "5 seconds", force: true }
+        ])
+      })
+      assert.strictEqual(outcome._tag, "Forced")
+      assert.deepStrictEqual(outcome.stages.map(({ end }) => end), ["deadline", "ended"])
+      assert.strictEqual((yield* machine.ended)._tag, "Stopped")
+    }))
+
+  it.effect("shows its console, which is kept", () =>
+    Effect.gen(function*() {
+      const machine = yield* launch("console", { kernelArgs: ["loglevel=7", "rdinit=/nonexistent"] })
+      const watching = yield* machine.console.pipe(
+        Stream.decodeText,
+        Stream.mkString,
+        Effect.forkChild({ startImmediately: true })
+      )
+      yield* machine.start
+      yield* machine.ended
+      const seen = yield* Fiber.join(watching)
+      assert.include(seen, "Linux version")
+      assert.isTrue(seen.endsWith(yield* machine.consoleTail))
+    }))
+
+  it.effect("whose monitor somebody stops is crashed, though the monitor ended in order", () =>
+    Effect.gen(function*() {
+      const machine = yield* launch("stopped")
+      yield* machine.start
+      yield* ProcessHost.use((processes) => processes.kill(pidOf(machine), "SIGTERM"))
+      assert.strictEqual((yield* machine.ended)._tag, "Stopped")
+      assert.strictEqual(yield* machine.state, "crashed")
+    }))
+})
+
+layer(qemu, { excludeTestServices: true, timeout: "10 minutes" })("a launch on QEMU", (it) => {
+  it.effect("of a kernel that is none fails with QEMU's words, and leaves nothing", () =>
+    Effect.gen(function*() {
+      const fs = yield* FileSystem.FileSystem
+      const kernel = yield* fs.makeTempFileScoped()
+      yield* fs.writeFileString(kernel, "no kernel\n")
+      yield* fs.chmod(kernel, 0o644)
+      const error = yield* Effect.flip(launch("no-kernel", { kernel }))
+      assert.strictEqual(error._tag === "MicroVmError" ? error.reason._tag : error._tag, "LaunchFailed")
+      assert.match(error.message, /exited with code 1\nstderr: .*kernel/)
+      assert.deepStrictEqual(yield* monitors, [])
+    }))
+
+  it.effect("of files that cannot be read names them, and what to do", () =>
+    Effect.gen(function*() {
+      const fs = yield* FileSystem.FileSystem
+      const secret = yield* fs.makeTempFileScoped()
+      yield* fs.chmod(secret, 0o600)
+      const error = yield* Effect.flip(launch("no-file", { kernel: "/nonexistent", initramfs: secret }))
+      assert.include(error.message, "ENOENT")
+      // Ours alone is not readable to the user that QEMU gets.
+      if (process.geteuid?.() === 0) assert.include(error.message, "chmod a+r")
+    }))
+
+  it.effect("that is interrupted anywhere leaves nothing", () =>
+    Effect.gen(function*() {
+      for (const millis of [0, 2, 4, 8, 16, 32, 64, 128]) {
+        const launching = yield* Effect.forkChild(Effect.scoped(Effect.andThen(launch("hasty"), Effect.never)), {
+          startImmediately: true
+        })
+        yield* Effect.sleep(millis)
+        yield* Fiber.interrupt(launching)
+        assert.deepStrictEqual(yield* monitors, [], `after ${millis} ms`)
+      }
+    }))
+
+  it.effect("keeps no descriptor of ours open", () =>
+    Effect.gen(function*() {
+      const fs = yield* FileSystem.FileSystem
+      const count = Effect.map(fs.readDirectory("/proc/self/fd"), ({ length }) => length)
+      const once = Effect.scoped(launch("once"))
+      yield* once
+      const before = yield* count
+      for (let i = 0; i < 4; i++) yield* once
+      // Node closes some a little later.
+      yield* Effect.retry(
+        Effect.flatMap(count, (after) => after <= before ? Effect.void : Effect.fail(`${after} > ${before}`)),
+        Schedule.spaced("50 millis").pipe(Schedule.upTo({ duration: "5 seconds" }))
+      )
+    }))
+})
+
+layer(host, { excludeTestServices: true })("a host", (it) => {
+  const refusal = (options: QemuHost.Options) =>
+    QemuHost.QemuHost.use((seen) => seen.observe(options)).pipe(
+      Effect.flip,
+      Effect.map(({ reason }) => reason._tag === "BackendUnavailable" ? `${reason.why}: ${reason.remedy}` : reason._tag)
+    )
+
+  it.effect("is seen as it is", () =>
+    Effect.gen(function*() {
+      const seen = yield* QemuHost.QemuHost.use((host) => host.observe({}))
+      assert.isTrue(QemuHost.isAtLeast(seen.version, 1, 0))
+      assert.strictEqual(seen.uid, process.geteuid?.())
+    }))
+
+  it.effect("without QEMU says what to install", () =>
+    Effect.gen(function*() {
+      assert.match(yield* refusal({ binary: "qemu-system-nonesuch" }), /not found in .*install it .*MICROVM_QEMU_BIN/s)
+      assert.match(yield* refusal({ binary: "/etc/passwd" }), /cannot be executed/)
+    }))
+
+  it.effect("with something else under that name says what that is", () =>
+    Effect.gen(function*() {
+      assert.match(yield* refusal({ binary: "env" }), /^env --version says "env /)
+      assert.match(yield* refusal({ binary: "false" }), /^false --version says/)
+    }))
+})
+
+layer(qemu, { excludeTestServices: true, timeout: "10 minutes" })("conformance", (it) => {
+  const agents = new Map<number, GuestAgent.GuestAgent>()
+  const inGuest = (script: string) => (machine: Machine.Machine) =>
+    Effect.suspend(() => {
+      const agent = agents.get(pidOf(machine))
+      return agent === undefined ? Effect.die("not booted") : agent.spawn({ path: "sh", args: ["-c", script] })
+    }).pipe(Effect.ignore)
+
+  const scenarios = MicroVmConformance.scenarios<ProcessHost | Scope.Scope>({
+    capabilities: QemuProvider.capabilities,
+    prefix: "qemu-",
+    spec: specOf,
+    stop: { request: { atLeast: "SIGTERM" } },
+    booted: Effect.fnUntraced(function*(machine) {
+      agents.set(pidOf(machine), yield* connect(machine))
+      yield* inGuest(`microvm-port ${echo} 10 && exec cat 0<>/dev/virtio-ports/${echo} 1>&0`)(machine)
+    }),
+    powerOff: inGuest("poweroff -f"),
+    reboot: inGuest("reboot -f"),
+    panic: inGuest("echo c >/proc/sysrq-trigger"),
+    kill: (machine) => ProcessHost.use((processes) => processes.kill(pidOf(machine), "SIGKILL")),
+    echo,
+    left: monitors
+  })
+  for (const { name, run, skip } of scenarios) {
+    if (skip === undefined) it.effect(name, () => run)
+    else it.effect.skip(`${name} (${skip})`, () => Effect.void)
+  }
+})

@@ -1,0 +1,46 @@
+import { describe, expect, it } from "@effect/vitest"
+import * as Schema from "effect/Schema"
+import * as ByteTail from "../../src/process/internal/byteTail.ts"
+import * as ProcStat from "../../src/process/internal/procStat.ts"
+
+describe("a line of /proc/PID/stat", () => {
+  const rest = "S 1 20 30 0 -1 4194560 100 0 0 0 1 2 0 0 20 0 1 0 987654 1000 200 184467440737095516"
+  for (const name of ["sh", "a b", ") S 9 9", "((()", "", "line\nbreak", ") R 1 1 1 0 0 0 0"]) {
+    it(`with the name ${JSON.stringify(name)}`, () => {
+      expect(ProcStat.parse(`4711 (${name}) ${rest}`)).toEqual({
+        pid: 4711,
+        command: name,
+        state: "S",
+        parent: 1,
+        group: 20,
+        session: 30,
+        startTime: 987654
+      })
+    })
+  }
+  for (const line of ["", "4711", "4711 (sh", "4711 (sh) ", "4711 (sh) S 1 2 3", ") ("]) {
+    it(`that is none: ${JSON.stringify(line)}`, () => {
+      expect(ProcStat.parse(line)).toBeUndefined()
+    })
+  }
+})
+
+describe("a tail of bytes", () => {
+  const sizes = Schema.Array(Schema.Int.check(Schema.isBetween({ minimum: 0, maximum: 70 })))
+  const limits = Schema.Int.check(Schema.isBetween({ minimum: 0, maximum: 100 }))
+  it.prop("holds the last bytes, from any position on", [sizes, limits, limits], ([pieces, limit, back]) => {
+    const tail = ByteTail.make(limit)
+    const all: Array<number> = []
+    for (const size of pieces) {
+      const bytes = Array.from({ length: size }, (_, index) => (all.length + index) % 251)
+      all.push(...bytes)
+      tail.push(Uint8Array.from(bytes))
+    }
+    const kept = all.slice(all.length - Math.min(limit, all.length))
+    expect(tail.total()).toBe(all.length)
+    expect(tail.held()).toBe(kept.length)
+    expect([...tail.since(0)]).toEqual(kept)
+    const position = Math.max(0, all.length - back)
+    expect([...tail.since(position)]).toEqual(all.slice(Math.max(position, all.length - kept.length)))
+  })
+})
