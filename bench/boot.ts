@@ -23,7 +23,10 @@ const sync = "{\"execute\":\"guest-sync-delimited\",\"arguments\":{\"id\":4711}}
 
 const bare = async (plan: LaunchPlan.LaunchPlan): Promise<number> => {
   const fds = [plan.fds.qmp, ...plan.fds.channels.values()]
-  const stdio = Array.from({ length: Math.max(...fds) + 1 }, (_, fd) => fds.includes(fd) ? "pipe" as const : "ignore" as const)
+  const stdio = Array.from(
+    { length: Math.max(...fds) + 1 },
+    (_, fd) => fds.includes(fd) ? "pipe" as const : "ignore" as const
+  )
   const [program, ...args] = plan.argv.filter((word) => word !== "-S")
   const start = now()
   const qemu = spawn(program ?? "", args, { stdio, env: plan.env, detached: true })
@@ -42,7 +45,7 @@ const bare = async (plan: LaunchPlan.LaunchPlan): Promise<number> => {
 
 export const boot = async (rounds: number): Promise<Section> => {
   const runtime = ManagedRuntime.make(services)
-  const { plan, spec } = await runtime.runPromise(Effect.gen(function*() {
+  const prepared = Effect.gen(function*() {
     const image = yield* (yield* ImageStore.ImageStore).ensure()
     const spec = yield* Effect.fromResult(MachineSpec.make({
       id: "bench",
@@ -53,7 +56,8 @@ export const boot = async (rounds: number): Promise<Section> => {
     const host = yield* QemuHost.QemuHost
     const setup = yield* Effect.fromResult(QemuHost.choose(yield* host.observe({})))
     return { spec, plan: yield* Effect.fromResult(LaunchPlan.make(setup, spec)) }
-  }))
+  })
+  const { plan, spec } = await runtime.runPromise(prepared)
   const ours = Effect.gen(function*() {
     const start = now()
     const machine = yield* Machine.launch(spec)

@@ -17,14 +17,14 @@ export const runtime = ManagedRuntime.make(Layer.mergeAll(NodeServices.layer, No
 export interface Child {
   readonly pid: number
   /** SIGTERM, the grace, SIGKILL; resolves when the child is reaped. */
-  readonly stop: (graceMillis: number) => Promise<void>
+  readonly stop: () => Promise<void>
   /** Whatever there is to clear up after that. */
   readonly close: () => Promise<void>
 }
 
 export interface Contender {
   readonly name: string
-  readonly start: (command: string, args: ReadonlyArray<string>) => Promise<Child>
+  readonly start: (command: string, args: ReadonlyArray<string>, graceMillis: number) => Promise<Child>
 }
 
 const nothing = (): Promise<void> => Promise.resolve()
@@ -32,12 +32,12 @@ const reaped = (child: NodeChild): Promise<unknown> => once(child, "exit")
 
 const raw: Contender = {
   name: "raw Node",
-  start: async (command, args) => {
+  start: async (command, args, grace) => {
     const child = spawn(command, args, { stdio: "ignore" })
     await once(child, "spawn")
     return {
       pid: child.pid ?? 0,
-      stop: async (grace) => {
+      stop: async () => {
         const exit = reaped(child)
         child.kill("SIGTERM")
         const timer = setTimeout(() => child.kill("SIGKILL"), grace)
@@ -51,25 +51,22 @@ const raw: Contender = {
 
 const viaExeca: Contender = {
   name: "execa",
-  start: async (command, args) => {
-    // Its grace is an option of the start, not of the stop.
-    const grace = Number(args.at(-1)?.match(/grace=(\d+)/)?.[1] ?? 2000)
+  start: (command, args, grace) => {
     const child = execa(command, args, { stdio: "ignore", reject: false, forceKillAfterDelay: grace })
-    await once(child, "spawn")
-    return {
+    return Promise.resolve({
       pid: child.pid ?? 0,
       stop: async () => {
         child.kill()
         await child
       },
       close: nothing
-    }
+    })
   }
 }
 
 const viaEffect: Contender = {
   name: "Effect's spawner",
-  start: async (command, args) => {
+  start: async (command, args, grace) => {
     const scope = await runtime.runPromise(Scope.make())
     const handle = await runtime.runPromise(
       Scope.provide(
@@ -81,7 +78,7 @@ const viaEffect: Contender = {
     )
     return {
       pid: handle.pid,
-      stop: async (grace) => {
+      stop: async () => {
         await runtime.runPromise(handle.kill({ killSignal: "SIGTERM", forceKillAfter: grace }))
       },
       close: () => runtime.runPromise(Scope.close(scope, Exit.void))
@@ -89,9 +86,9 @@ const viaEffect: Contender = {
   }
 }
 
-export const ours = (killScope: KillScope.Choice, grace = 2000): Contender => ({
+export const ours = (killScope: KillScope.Choice): Contender => ({
   name: `this library, ${killScope}`,
-  start: async (command, args) => {
+  start: async (command, args, grace) => {
     const scope = await runtime.runPromise(Scope.make())
     const child = await runtime.runPromise(
       Scope.provide(
@@ -107,7 +104,9 @@ export const ours = (killScope: KillScope.Choice, grace = 2000): Contender => ({
       pid: child.pid,
       stop: async () => {
         // The engine's proof that nothing else is left comes after the end of the child; it is timed by itself.
-        await runtime.runPromise(Effect.andThen(Effect.forkDetach(child.shutdown(), { startImmediately: true }), child.exit))
+        await runtime.runPromise(
+          Effect.andThen(Effect.forkDetach(child.shutdown(), { startImmediately: true }), child.exit)
+        )
       },
       close: () => runtime.runPromise(Effect.andThen(child.shutdown(), Scope.close(scope, Exit.void)))
     }
@@ -119,24 +118,16 @@ const has = (command: string): boolean => spawnSync("sh", ["-c", `command -v ${c
 /** tini forwards the signal and has no escalation: only for children that obey. */
 const tini: Contender = {
   name: "raw Node through tini",
-  start: (command, args) => raw.start("tini", ["-s", "--", command, ...args])
+  start: (command, args, grace) => raw.start("tini", ["-s", "--", command, ...args], grace)
 }
 
-export const obedient: ReadonlyArray<Contender> = [
+export const escalating: ReadonlyArray<Contender> = [
   raw,
   viaExeca,
   viaEffect,
-  ...(has("tini") ? [tini] : []),
   ours("process"),
   ours("group"),
   ours("cgroup")
 ]
 
-export const escalating = (grace: number): ReadonlyArray<Contender> => [
-  raw,
-  viaExeca,
-  viaEffect,
-  ours("process", grace),
-  ours("group", grace),
-  ours("cgroup", grace)
-]
+export const obedient: ReadonlyArray<Contender> = has("tini") ? [...escalating, tini] : escalating

@@ -12,8 +12,7 @@ const ladder = Effect.gen(function*() {
   const shutdown = yield* Shutdown.make({
     poll: Effect.sync(() => Deferred.isDoneUnsafe(ended) ? Option.some(ExitStatus.signaled("SIGKILL")) : Option.none()),
     ended: Deferred.await(ended),
-    request: (signal) =>
-      signal === "SIGKILL" ? Deferred.succeed(ended, ExitStatus.signaled(signal)) : Effect.void,
+    request: (signal) => signal === "SIGKILL" ? Deferred.succeed(ended, ExitStatus.signaled(signal)) : Effect.void,
     remains: Effect.succeed({ status: Option.none(), survivors: [] })
   }, ShutdownPolicy.defaults)
   const fiber = yield* Effect.forkChild(shutdown.run(), { startImmediately: true })

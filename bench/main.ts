@@ -43,7 +43,9 @@ if (unknown.length > 0) {
       [
         "# Benchmarks",
         "Written by `npm run bench`. All contestants of a table ran in the same run, interleaved; compare the ratios, not the times.",
-        `Machine: ${availableParallelism()} × ${cpus()[0]?.model ?? "unknown"}, ${mem} GiB, ${os}, kernel ${release()}, Node ${process.version}.`,
+        `Machine: ${availableParallelism()} × ${
+          cpus()[0]?.model ?? "unknown"
+        }, ${mem} GiB, ${os}, kernel ${release()}, Node ${process.version}.`,
         ...sections
       ].join("\n\n") + "\n"
     )

@@ -36,7 +36,8 @@ export const quantile = (samples: ReadonlyArray<number>, q: number): number => {
   return sorted[Math.min(sorted.length - 1, Math.max(0, Math.ceil(q * sorted.length) - 1))] ?? Number.NaN
 }
 
-const show = (value: number): string => value < 10 ? value.toFixed(2) : value < 100 ? value.toFixed(1) : value.toFixed(0)
+const show = (value: number): string =>
+  value < 10 ? value.toFixed(2) : value < 100 ? value.toFixed(1) : value.toFixed(0)
 
 /** A Markdown table with the median, the 99th percentile and the ratio of medians to the first contestant. */
 export const table = (samples: Samples, unit = "ms"): string => {
@@ -44,7 +45,9 @@ export const table = (samples: Samples, unit = "ms"): string => {
   const base = quantile(first ?? [], 0.5)
   const rows = [...samples].map(([name, values]) => {
     const median = quantile(values, 0.5)
-    return `| ${name} | ${show(median)} | ${show(quantile(values, 0.99))} | ${(median / base).toFixed(2)} | ${values.length} |`
+    return `| ${name} | ${show(median)} | ${show(quantile(values, 0.99))} | ${
+      (median / base).toFixed(2)
+    } | ${values.length} |`
   })
   return [`| | p50 ${unit} | p99 ${unit} | p50 ÷ first | n |`, "| --- | --- | --- | --- | --- |", ...rows].join("\n")
 }
@@ -70,7 +73,9 @@ export const render = (section: Section): string =>
     `## ${section.title}`,
     section.text,
     ...section.tables,
-    section.verdicts.map(({ goal, measured, met }) => `- ${met ? "met" : "**not met**"}: ${goal}: ${measured}`).join("\n")
+    section.verdicts.map(({ goal, measured, met }) => `- ${met ? "met" : "**not met**"}: ${goal}: ${measured}`).join(
+      "\n"
+    )
   ].filter((part) => part !== "").join("\n\n")
 
 export const ms = (value: number): string => `${show(value)} ms`

@@ -11,7 +11,18 @@ import { monitorEventLoopDelay } from "node:perf_hooks"
 import { setTimeout as sleep } from "node:timers/promises"
 import { Process, ProcessSpawner } from "../src/process/index.ts"
 import { type Contender, escalating, obedient, ours, runtime } from "./contestants.ts"
-import { type Contestant, interleaved, ms, now, quantile, type Samples, type Section, table, times, verdict } from "./measure.ts"
+import {
+  type Contestant,
+  interleaved,
+  ms,
+  now,
+  quantile,
+  type Samples,
+  type Section,
+  table,
+  times,
+  verdict
+} from "./measure.ts"
 
 /** Waits until the process is the program that it is going to be, with its signal actions in place. */
 const settled = async (pid: number, program: string): Promise<void> => {
@@ -27,11 +38,11 @@ const median = (samples: Samples, name: string): number => quantile(samples.get(
 const p99 = (samples: Samples, name: string): number => quantile(samples.get(name) ?? [], 0.99)
 
 const stopSleep = (contender: Contender, whole: boolean) => async (): Promise<number> => {
-  const child = await contender.start("sleep", ["1000"])
+  const child = await contender.start("sleep", ["1000"], 2000)
   if (contender.name.includes("tini")) await sleep(10)
   else await settled(child.pid, "sleep")
   const start = now()
-  await child.stop(2000)
+  await child.stop()
   const reaped = now() - start
   await child.close()
   return whole ? now() - start : reaped
@@ -61,7 +72,11 @@ export const killLatency = async (rounds: number): Promise<Section> => {
     verdicts: ["process", "group", "cgroup"].flatMap((scope) => {
       const name = `this library, ${scope}`
       return [
-        verdict(`${scope}: p50 ≤ 1.5 × raw Node`, times(median(samples, name) / raw), median(samples, name) <= 1.5 * raw),
+        verdict(
+          `${scope}: p50 ≤ 1.5 × raw Node`,
+          times(median(samples, name) / raw),
+          median(samples, name) <= 1.5 * raw
+        ),
         verdict(`${scope}: p99 ≤ 2 ms`, ms(p99(samples, name)), p99(samples, name) <= 2)
       ]
     })
@@ -74,16 +89,16 @@ export const overshoot = async (rounds: number): Promise<Section> => {
   const verdicts = []
   for (const grace of graces) {
     // An ignored signal stays ignored across exec(2).
-    const args = ["-c", `trap "" TERM; exec sleep 1000 # grace=${grace}`]
+    const args = ["-c", "trap '' TERM; exec sleep 1000"]
     const samples = await interleaved(
       rounds,
-      escalating(grace).map((contender): Contestant<number> => ({
+      escalating.map((contender): Contestant<number> => ({
         name: contender.name,
         run: async () => {
-          const child = await contender.start("sh", args)
+          const child = await contender.start("sh", args, grace)
           await settled(child.pid, "sleep")
           const start = now()
-          await child.stop(grace)
+          await child.stop()
           const late = now() - start - grace
           await child.close()
           return late
@@ -175,10 +190,10 @@ export const treeKill = async (rounds: number): Promise<Section> => {
         name: "this library, cgroup",
         run: async () => {
           const own = mark()
-          const child = await ours("cgroup", 0).start("sh", ["-c", tree(own)])
+          const child = await ours("cgroup").start("sh", ["-c", tree(own)], 0)
           await grown(own)
           const start = now()
-          await child.stop(0)
+          await child.stop()
           await child.close()
           const took = now() - start
           survivors["this library, cgroup"] += await clear(own)
@@ -206,7 +221,10 @@ export const treeKill = async (rounds: number): Promise<Section> => {
   }
 }
 
-const lazy = ["-e", "$SIG{TERM} = sub { select undef, undef, undef, 0.05; exit 0 }; $| = 1; print \"ready\\n\"; sleep 1 while 1"]
+const lazy = [
+  "-e",
+  "$SIG{TERM} = sub { select undef, undef, undef, 0.05; exit 0 }; $| = 1; print \"ready\\n\"; sleep 1 while 1"
+]
 
 export const massStop = async (rounds: number): Promise<Section> => {
   const count = 100
@@ -237,8 +255,11 @@ export const massStop = async (rounds: number): Promise<Section> => {
       Effect.forEach(
         Array.from({ length: count }),
         () =>
-          Effect.flatMap(ProcessSpawner.ProcessSpawner, (spawner) =>
-            spawner.spawn(ChildProcess.make("perl", lazy, { stdin: "ignore", stdout: "ignore", stderr: "ignore" }))),
+          Effect.flatMap(
+            ProcessSpawner.ProcessSpawner,
+            (spawner) =>
+              spawner.spawn(ChildProcess.make("perl", lazy, { stdin: "ignore", stdout: "ignore", stderr: "ignore" }))
+          ),
         { concurrency: 8 }
       )
     ),
@@ -264,7 +285,6 @@ export const massStop = async (rounds: number): Promise<Section> => {
       name: "execa",
       run: async () => {
         const children = Array.from({ length: count }, () => execa("perl", lazy, { stdio: "ignore", reject: false }))
-        await Promise.all(children.map((child) => once(child, "spawn")))
         await sleep(300)
         return watched(() =>
           Promise.all(children.map((child) => {

@@ -2,7 +2,7 @@
  * `npm run demo`: boots a machine, runs two commands in it, powers the guest off, and shows that nothing is left.
  */
 import * as NodeServices from "@effect/platform-node/NodeServices"
-import { GuestAgent, GuestCommand, GuestSlots, GuestStdio } from "effect-microvm-runtime/guest"
+import { GuestAgent, GuestCommand, GuestSlots } from "effect-microvm-runtime/guest"
 import { ImageStore, NodeImageStore } from "effect-microvm-runtime/image"
 import { ExitStatus, ShutdownOutcome } from "effect-microvm-runtime/lifecycle"
 import { Machine, MachineSpec } from "effect-microvm-runtime/microvm"
@@ -17,8 +17,14 @@ import * as Stream from "effect/Stream"
 import { leftovers } from "./leftovers.ts"
 
 const timed = <A, E, R>(what: string, effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-  Effect.flatMap(Effect.timed(effect), ([took, value]) =>
-    Effect.as(Console.log(`  ${what.padEnd(28)} ${String(Math.round(Duration.toMillis(took))).padStart(6)} ms`), value))
+  Effect.flatMap(
+    Effect.timed(effect),
+    ([took, value]) =>
+      Effect.as(
+        Console.log(`  ${what.padEnd(28)} ${String(Math.round(Duration.toMillis(took))).padStart(6)} ms`),
+        value
+      )
+  )
 
 const script = `
 echo "I am pid $$ of $(hostname), up for $(cut -d' ' -f1 /proc/uptime) s."
@@ -35,7 +41,7 @@ const demo = Effect.gen(function*() {
     kernel: image.kernel,
     initramfs: image.initramfs,
     hostname: "demo",
-    channels: [GuestAgent.channelName, ...Object.values(GuestStdio.portNames(0))]
+    channels: [GuestAgent.channelName, ...GuestSlots.channelNames(1)]
   }))
   const machine = yield* timed("machine launched", Machine.launch(spec))
   const slots = yield* GuestSlots.fromChannels(1, machine.channel)
@@ -46,7 +52,11 @@ const demo = Effect.gen(function*() {
   const run = (command: string, args: ReadonlyArray<string>) =>
     Effect.scoped(Effect.gen(function*() {
       const started = yield* GuestCommand.run(agent, slots, { command, args })
-      return yield* GuestCommand.connect(started, { stdin: Stream.empty, stdout: stdio.stdout(), stderr: stdio.stderr() })
+      return yield* GuestCommand.connect(started, {
+        stdin: Stream.empty,
+        stdout: stdio.stdout(),
+        stderr: stdio.stderr()
+      })
     }))
 
   yield* Console.log("\n$ uname -a")
@@ -66,17 +76,21 @@ const demo = Effect.gen(function*() {
   return { asExpected: ExitStatus.toCode(status) === 7 && outcome._tag === "Graceful" }
 }).pipe(
   Effect.scoped,
-  Effect.provide(Layer.merge(
-    NodeImageStore.layer,
-    QemuProvider.layer.pipe(Layer.provide(NodeQemuHost.layer))
-  ).pipe(Layer.provide(NodeProcessSpawner.layer), Layer.provideMerge(NodeServices.layer)))
+  Effect.provide(
+    Layer.merge(
+      NodeImageStore.layer,
+      QemuProvider.layer.pipe(Layer.provide(NodeQemuHost.layer))
+    ).pipe(Layer.provide(NodeProcessSpawner.layer), Layer.provideMerge(NodeServices.layer))
+  )
 )
 
 const program = Effect.gen(function*() {
   const before = yield* leftovers
   const [took, { asExpected }] = yield* Effect.timed(demo)
   const after = yield* leftovers
-  yield* Console.log(`\nWhat is left of it, before and after (${(Duration.toMillis(took) / 1000).toFixed(1)} s in all):`)
+  yield* Console.log(
+    `\nWhat is left of it, before and after (${(Duration.toMillis(took) / 1000).toFixed(1)} s in all):`
+  )
   let clean = true
   for (const [kind, count] of Object.entries(before)) {
     const now = after[kind] ?? 0

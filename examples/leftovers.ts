@@ -42,7 +42,8 @@ const cgroups = (): number => {
   const own = /^0::(.*)$/m.exec(readFileSync("/proc/self/cgroup", "utf8"))?.[1]
   return mount === undefined || own === undefined
     ? 0
-    : entries(join(mount.split(" ")[1] ?? "", own)).filter((name) => name.startsWith(`effect-microvm-${process.pid}-`)).length
+    : entries(join(mount.split(" ")[1] ?? "", own)).filter((name) => name.startsWith(`effect-microvm-${process.pid}-`))
+      .length
 }
 
 const files = (): number => {

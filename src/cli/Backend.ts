@@ -19,7 +19,9 @@ import * as QemuProvider from "../qemu/QemuProvider.ts"
  * @category services
  * @since 0.1.0
  */
-export class BackendDetail extends Context.Service<BackendDetail, string>()("effect-microvm-runtime/cli/BackendDetail") {}
+export class BackendDetail
+  extends Context.Service<BackendDetail, string>()("effect-microvm-runtime/cli/BackendDetail")
+{}
 
 /**
  * The phrase for a QEMU.

@@ -43,25 +43,36 @@ import * as RunOptions from "./RunOptions.ts"
  * @category services
  * @since 0.1.0
  */
-export class ExitWith extends Context.Service<ExitWith, Ref.Ref<{
-  readonly code: number
-  /** May the exit wait for whoever reads our output? Not when we are being ended. */
-  readonly patient: boolean
-}>>()("effect-microvm-runtime/cli/ExitWith") {
-  static readonly layer = Layer.effect(ExitWith, Ref.make<{ readonly code: number; readonly patient: boolean }>({ code: 0, patient: true }))
+export class ExitWith extends Context.Service<
+  ExitWith,
+  Ref.Ref<{
+    readonly code: number
+    /** May the exit wait for whoever reads our output? Not when we are being ended. */
+    readonly patient: boolean
+  }>
+>()("effect-microvm-runtime/cli/ExitWith") {
+  static readonly layer = Layer.effect(
+    ExitWith,
+    Ref.make<{ readonly code: number; readonly patient: boolean }>({ code: 0, patient: true })
+  )
 }
 
 const exitWith = (code: number, patient = true) => Effect.flatMap(ExitWith, (ref) => Ref.set(ref, { code, patient }))
 
 /** For commands that have nothing of their own to end in order: the first signal interrupts them. */
 const untilSignal = <A, E, R>(self: Effect.Effect<A, E, R>) =>
-  Effect.flatMap(orSignal(self), (result) =>
-    Result.isSuccess(result) ? Effect.void : exitWith(ExitCode.fromSignal(result.failure), false))
+  Effect.flatMap(
+    orSignal(self),
+    (result) => Result.isSuccess(result) ? Effect.void : exitWith(ExitCode.fromSignal(result.failure), false)
+  )
 
 const print = (text: string) =>
   Effect.flatMap(Stdio.Stdio, (stdio) => Effect.ignore(Stream.run(Stream.make(`${text}\n`), stdio.stdout())))
 
-const json = Flag.Boolean("json").pipe(Flag.withDefault(false), Flag.withDescription("Print the result as JSON on stdout"))
+const jsonFlag = Flag.Boolean("json").pipe(
+  Flag.withDefault(false),
+  Flag.withDescription("Print the result as JSON on stdout")
+)
 
 const tell = (end: RunEnd): string | undefined => {
   switch (end._tag) {
@@ -82,7 +93,7 @@ const tell = (end: RunEnd): string | undefined => {
   }
 }
 
-const failedBefore = (options: RunOptions.RunOptions, id: string, end: RunEnd): typeof RunReport.Type => ({
+const failedBefore = (options: RunOptions.RunOptions, id: string, end: RunEnd): RunReport => ({
   id,
   backend: options.backend,
   backendDetail: "none",
@@ -92,7 +103,7 @@ const failedBefore = (options: RunOptions.RunOptions, id: string, end: RunEnd): 
   phases: []
 })
 
-const conclude = Effect.fnUntraced(function*(report: typeof RunReport.Type, asJson: boolean) {
+const conclude = Effect.fnUntraced(function*(report: RunReport, asJson: boolean) {
   const reporter = yield* Reporter
   const text = tell(report.end)
   if (text !== undefined) yield* reporter.line(text)
@@ -104,7 +115,9 @@ const conclude = Effect.fnUntraced(function*(report: typeof RunReport.Type, asJs
 })
 
 const toEnd = (error: Config.ConfigError | MicroVmError): RunEnd =>
-  error instanceof MicroVmError ? { _tag: "NoBackend", message: error.message } : { _tag: "Usage", message: error.message }
+  error instanceof MicroVmError
+    ? { _tag: "NoBackend", message: error.message }
+    : { _tag: "Usage", message: error.message }
 
 const dryRun = Effect.fnUntraced(function*(options: RunOptions.RunOptions, asJson: boolean) {
   const provider = yield* MicroVmProvider
@@ -117,74 +130,83 @@ const dryRun = Effect.fnUntraced(function*(options: RunOptions.RunOptions, asJso
   yield* print(
     asJson
       ? JSON.stringify({ backend: plan.backend, detail, spec, description: plan.description, argv: plan.argv }, null, 2)
-      : [`${plan.backend}: ${detail}`, ...plan.description.map((line) => `- ${line}`), plan.argv.map(quote).join(" ")].join("\n")
+      : [`${plan.backend}: ${detail}`, ...plan.description.map((line) => `- ${line}`), plan.argv.map(quote).join(" ")]
+        .join("\n")
   )
 })
 
-const quote = (word: string): string => /^[A-Za-z0-9_@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`
+const quote = (word: string): string =>
+  /^[A-Za-z0-9_@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`
 
-const runCommand = Command.make("run", {
-  backend: Flag.Literals("backend", ["auto", "firecracker", "qemu"]).pipe(
-    Flag.withFallbackConfig(Config.Literals(["auto", "firecracker", "qemu"], "MICROVM_BACKEND")),
-    Flag.withDefault("auto"),
-    Flag.withDescription("What runs the machine; auto takes the best that works here, and says why")
-  ),
-  name: Flag.String("name").pipe(Flag.optional, Flag.withDescription("The machine's id; made up when absent")),
-  vcpus: Flag.Int("vcpus").pipe(Flag.withDefault(1), Flag.withDescription("Virtual processors, 1 to 32")),
-  memory: Flag.Int("memory").pipe(
-    Flag.withMetavar("MiB"),
-    Flag.withDefault(256),
-    Flag.withDescription("Memory of the guest in MiB")
-  ),
-  image: Flag.String("image").pipe(Flag.withDefault("default"), Flag.withDescription("The guest image")),
-  env: Flag.String("env").pipe(
-    Flag.withMetavar("K=V"),
-    Flag.atLeast(0),
-    Flag.withDescription("A variable for the command; may be repeated")
-  ),
-  timeout: Flag.String("timeout").pipe(
-    Flag.withMetavar("DURATION"),
-    Flag.optional,
-    Flag.withDescription("End the command after this time, and exit with 124: 500ms, 30s, 5m, 2h")
-  ),
-  grace: Flag.String("grace").pipe(
-    Flag.withMetavar("DURATION"),
-    Flag.withDefault("5s"),
-    Flag.withDescription("How long the guest may take to power off before it is forced")
-  ),
-  network: Flag.Literals("network", ["none", "nat"]).pipe(Flag.withDefault("none"), Flag.withDescription("The guest's network")),
-  allow: Flag.String("allow").pipe(
-    Flag.withMetavar("RULE"),
-    Flag.atLeast(0),
-    Flag.withDescription("What the guest may reach; may be repeated")
-  ),
-  dryRun: Flag.Boolean("dry-run").pipe(
-    Flag.withDefault(false),
-    Flag.withDescription("Print what would be done, and do nothing")
-  ),
-  json,
-  command: Argument.String("command").pipe(
-    Argument.variadic(),
-    Argument.withDescription("The command and its arguments, after --")
-  )
-}, Effect.fnUntraced(function*(flags) {
-  const reporter = yield* Reporter
-  const parsed = RunOptions.fromFlags(flags)
-  if (Result.isFailure(parsed)) {
-    for (const fault of parsed.failure.faults) yield* reporter.line(fault)
-    return yield* exitWith(ExitCode.run.usage)
-  }
-  const options = parsed.success
-  yield* Effect.gen(function*() {
-    const backendDetail = yield* Backend.BackendDetail
-    if (flags.dryRun) return yield* dryRun(options, flags.json)
-    if (options.backend === "auto") yield* reporter.line(`backend qemu: ${backendDetail}`)
-    yield* conclude(yield* Run.run(options, { backendDetail, json: flags.json }), flags.json)
-  }).pipe(
-    Effect.provide(Backend.layer),
-    Effect.catch((error) => conclude(failedBefore(options, "", toEnd(error)), flags.json))
-  )
-})).pipe(
+const runCommand = Command.make(
+  "run",
+  {
+    backend: Flag.Literals("backend", ["auto", "firecracker", "qemu"]).pipe(
+      Flag.withFallbackConfig(Config.Literals(["auto", "firecracker", "qemu"], "MICROVM_BACKEND")),
+      Flag.withDefault("auto"),
+      Flag.withDescription("What runs the machine; auto takes the best that works here, and says why")
+    ),
+    name: Flag.String("name").pipe(Flag.optional, Flag.withDescription("The machine's id; made up when absent")),
+    vcpus: Flag.Int("vcpus").pipe(Flag.withDefault(1), Flag.withDescription("Virtual processors, 1 to 32")),
+    memory: Flag.Int("memory").pipe(
+      Flag.withMetavar("MiB"),
+      Flag.withDefault(256),
+      Flag.withDescription("Memory of the guest in MiB")
+    ),
+    image: Flag.String("image").pipe(Flag.withDefault("default"), Flag.withDescription("The guest image")),
+    env: Flag.String("env").pipe(
+      Flag.withMetavar("K=V"),
+      Flag.atLeast(0),
+      Flag.withDescription("A variable for the command; may be repeated")
+    ),
+    timeout: Flag.String("timeout").pipe(
+      Flag.withMetavar("DURATION"),
+      Flag.optional,
+      Flag.withDescription("End the command after this time, and exit with 124: 500ms, 30s, 5m, 2h")
+    ),
+    grace: Flag.String("grace").pipe(
+      Flag.withMetavar("DURATION"),
+      Flag.withDefault("5s"),
+      Flag.withDescription("How long the guest may take to power off before it is forced")
+    ),
+    network: Flag.Literals("network", ["none", "nat"]).pipe(
+      Flag.withDefault("none"),
+      Flag.withDescription("The guest's network")
+    ),
+    allow: Flag.String("allow").pipe(
+      Flag.withMetavar("RULE"),
+      Flag.atLeast(0),
+      Flag.withDescription("What the guest may reach; may be repeated")
+    ),
+    dryRun: Flag.Boolean("dry-run").pipe(
+      Flag.withDefault(false),
+      Flag.withDescription("Print what would be done, and do nothing")
+    ),
+    json: jsonFlag,
+    command: Argument.String("command").pipe(
+      Argument.variadic(),
+      Argument.withDescription("The command and its arguments, after --")
+    )
+  },
+  Effect.fnUntraced(function*(flags) {
+    const reporter = yield* Reporter
+    const parsed = RunOptions.fromFlags(flags)
+    if (Result.isFailure(parsed)) {
+      for (const fault of parsed.failure.faults) yield* reporter.line(fault)
+      return yield* exitWith(ExitCode.run.usage)
+    }
+    const options = parsed.success
+    yield* Effect.gen(function*() {
+      const backendDetail = yield* Backend.BackendDetail
+      if (flags.dryRun) return yield* dryRun(options, flags.json)
+      if (options.backend === "auto") yield* reporter.line(`backend qemu: ${backendDetail}`)
+      yield* conclude(yield* Run.run(options, { backendDetail, json: flags.json }), flags.json)
+    }).pipe(
+      Effect.provide(Backend.layer),
+      Effect.catch((error) => conclude(failedBefore(options, "", toEnd(error)), flags.json))
+    )
+  })
+).pipe(
   Command.withDescription(
     "Run a command in a fresh microVM, end the machine in order, and exit with the command's exit code.\n\n" +
       "Other exit codes: 124 --timeout passed, 125 the runtime failed, 126 the command could not be executed, " +
@@ -197,37 +219,47 @@ const runCommand = Command.make("run", {
   ])
 )
 
-const doctor = Command.make("doctor", { json }, Effect.fnUntraced(function*({ json }) {
-  yield* Effect.gen(function*() {
-    const diagnosis = yield* Doctor.diagnose()
-    yield* print(json ? JSON.stringify(diagnosis, null, 2) : Doctor.format(diagnosis))
-    yield* exitWith(diagnosis.usable ? 0 : ExitCode.run.noBackend)
-  }).pipe(untilSignal)
-})).pipe(
-  Command.withDescription("Check what this host has for machines, with a remedy for what it lacks; exits with 69 when none can run")
+const doctor = Command.make(
+  "doctor",
+  { json: jsonFlag },
+  Effect.fnUntraced(function*({ json }) {
+    yield* Effect.gen(function*() {
+      const diagnosis = yield* Doctor.diagnose()
+      yield* print(json ? JSON.stringify(diagnosis, null, 2) : Doctor.format(diagnosis))
+      yield* exitWith(diagnosis.usable ? 0 : ExitCode.run.noBackend)
+    }).pipe(untilSignal)
+  })
+).pipe(
+  Command.withDescription(
+    "Check what this host has for machines, with a remedy for what it lacks; exits with 69 when none can run"
+  )
 )
 
-const build = Command.make("build", {
-  name: Argument.String("name").pipe(Argument.withDefault("default"), Argument.withDescription("The image's name"))
-}, Effect.fnUntraced(function*({ name }) {
-  const store = yield* ImageStore
-  const reporter = yield* Reporter
-  let last = ""
-  const onProgress = (progress: ImageProgress.Progress): Effect.Effect<void> => {
-    // Bytes are for a live line; of the rest, each step is told once.
-    const text = progress._tag === "Downloading" ? "downloading packages" : ImageProgress.format(progress)
-    if (text === last) return Effect.void
-    last = text
-    return reporter.line(text)
-  }
-  yield* Effect.timed(store.ensure(name, { onProgress })).pipe(
-    Effect.flatMap(([took, image]) =>
-      last === "" ? Effect.void : reporter.line(`image ${image.name} built in ${formatTook(took)}`)
-    ),
-    Effect.catch((error) => Effect.andThen(reporter.line(error.message), exitWith(ExitCode.run.runtimeFailed))),
-    untilSignal
-  )
-})).pipe(Command.withDescription("Build a guest image, unless it is there already"))
+const build = Command.make(
+  "build",
+  {
+    name: Argument.String("name").pipe(Argument.withDefault("default"), Argument.withDescription("The image's name"))
+  },
+  Effect.fnUntraced(function*({ name }) {
+    const store = yield* ImageStore
+    const reporter = yield* Reporter
+    let last = ""
+    const onProgress = (progress: ImageProgress.Progress): Effect.Effect<void> => {
+      // Bytes are for a live line; of the rest, each step is told once.
+      const text = progress._tag === "Downloading" ? "downloading packages" : ImageProgress.format(progress)
+      if (text === last) return Effect.void
+      last = text
+      return reporter.line(text)
+    }
+    yield* Effect.timed(store.ensure(name, { onProgress })).pipe(
+      Effect.flatMap(([took, image]) =>
+        last === "" ? Effect.void : reporter.line(`image ${image.name} built in ${formatTook(took)}`)
+      ),
+      Effect.catch((error) => Effect.andThen(reporter.line(error.message), exitWith(ExitCode.run.runtimeFailed))),
+      untilSignal
+    )
+  })
+).pipe(Command.withDescription("Build a guest image, unless it is there already"))
 
 const image = Command.make("image").pipe(
   Command.withDescription("Guest images"),

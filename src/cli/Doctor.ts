@@ -5,8 +5,8 @@
  */
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
-import * as Schema from "effect/Schema"
 import * as ChildProcess from "effect/process/ChildProcess"
+import * as Schema from "effect/Schema"
 import { ImageStore } from "../image/ImageStore.ts"
 import * as KillScope from "../process/KillScope.ts"
 import { ProcessSpawner } from "../process/ProcessSpawner.ts"
@@ -72,7 +72,11 @@ const qemu = Effect.gen(function*() {
       : failed("kvm", false, observed.kvm.why, `${observed.kvm.remedy}; until then guests run emulated, and slowly`),
     setup.user._tag === "Own" && observed.uid === 0
       ? failed("privileges", false, `QEMU ${setup.user.why}`, "install util-linux, so that QEMU need not run as root")
-      : passed("privileges", false, setup.user._tag === "Own" ? `QEMU runs as ${setup.user.why}` : `QEMU runs as uid ${setup.user.uid}`)
+      : passed(
+        "privileges",
+        false,
+        setup.user._tag === "Own" ? `QEMU runs as ${setup.user.why}` : `QEMU runs as uid ${setup.user.uid}`
+      )
   ]
   return checks
 }).pipe(
@@ -125,9 +129,10 @@ const image = Effect.gen(function*() {
  * @since 0.1.0
  */
 export const diagnose = Effect.fn("Doctor.diagnose")(function*() {
-  const checks = (yield* Effect.all([qemu, Effect.map(killScope, (check) => [check]), Effect.map(image, (check) => [check])], {
-    concurrency: "unbounded"
-  })).flat()
+  const checks =
+    (yield* Effect.all([qemu, Effect.map(killScope, (check) => [check]), Effect.map(image, (check) => [check])], {
+      concurrency: "unbounded"
+    })).flat()
   return { usable: checks.every(({ ok, required }) => ok || !required), checks } satisfies Diagnosis
 })
 

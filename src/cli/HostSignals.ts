@@ -60,5 +60,7 @@ export class HostSignals extends Context.Service<HostSignals, {
 export const orSignal = <A, E, R>(
   self: Effect.Effect<A, E, R>
 ): Effect.Effect<Result.Result<A, Signal>, E, R | HostSignals> =>
-  Effect.flatMap(HostSignals, ({ next }) =>
-    Effect.raceFirst(Effect.map(self, Result.succeed), Effect.map(next, Result.fail)))
+  Effect.flatMap(
+    HostSignals,
+    ({ next }) => Effect.raceFirst(Effect.map(self, Result.succeed), Effect.map(next, Result.fail))
+  )

@@ -21,10 +21,9 @@ import * as Scope from "effect/Scope"
 import * as Stdio from "effect/Stdio"
 import * as GuestAgent from "../guest/GuestAgent.ts"
 import * as GuestCommand from "../guest/GuestCommand.ts"
-import * as GuestError from "../guest/GuestError.ts"
+import type * as GuestError from "../guest/GuestError.ts"
 import * as GuestSlots from "../guest/GuestSlots.ts"
-import * as GuestStdio from "../guest/GuestStdio.ts"
-import { ImageError } from "../image/ImageError.ts"
+import type { ImageError } from "../image/ImageError.ts"
 import { ImageStore } from "../image/ImageStore.ts"
 import * as ExitCode from "../lifecycle/ExitCode.ts"
 import type { Phase, RunEnd, RunReport } from "../lifecycle/RunReport.ts"
@@ -59,7 +58,7 @@ export const toSpec = (
   kernel: image.kernel,
   initramfs: image.initramfs,
   hostname: id,
-  channels: [GuestAgent.channelName, ...Object.values(GuestStdio.portNames(0))]
+  channels: [GuestAgent.channelName, ...GuestSlots.channelNames(1)]
 })
 
 const letters = "abcdefghijklmnopqrstuvwxyz0123456789"
@@ -126,7 +125,7 @@ export const run = Effect.fn("Run.run")(function*(
         Effect.withSpan(`Run.${name}`)
       ))
 
-  const { end, shutdown } = yield* Effect.scoped(Effect.gen(function*() {
+  const { end, outcome } = yield* Effect.scoped(Effect.gen(function*() {
     const cut = yield* Deferred.make<RunEnd>()
     let machine: Machine.Machine | undefined
     let agent: GuestAgent.GuestAgent | undefined
@@ -134,7 +133,7 @@ export const run = Effect.fn("Run.run")(function*(
     yield* Effect.gen(function*() {
       const signal = yield* signals.next
       yield* Deferred.succeed(cut, { _tag: "Interrupted", signal })
-      yield* Effect.forever(Effect.andThen(
+      return yield* Effect.forever(Effect.andThen(
         signals.next,
         Effect.suspend(() =>
           machine === undefined
@@ -150,12 +149,11 @@ export const run = Effect.fn("Run.run")(function*(
         const spec = yield* Effect.fromResult(MachineSpec.make(toSpec(id, options, image)))
         const launched = yield* phase("launch", "starting the machine")(Machine.launch(spec))
         machine = launched
-        const [ready, slots] = yield* phase("boot", "booting the guest")(Effect.gen(function*() {
-          const slots = yield* GuestSlots.fromChannels(1, launched.channel)
-          const socket = yield* launched.channel(GuestAgent.channelName)
-          yield* launched.start
-          return [yield* GuestAgent.make(socket, { within: bootWithin }), slots] as const
-        }))
+        const slots = yield* GuestSlots.fromChannels(1, launched.channel)
+        const socket = yield* launched.channel(GuestAgent.channelName)
+        const ready = yield* phase("boot", "booting the guest")(
+          Effect.andThen(launched.start, GuestAgent.make(socket, { within: bootWithin }))
+        )
         agent = ready
         const command = Effect.gen(function*() {
           const [program, ...args] = options.command
@@ -181,36 +179,36 @@ export const run = Effect.fn("Run.run")(function*(
       }).pipe(Effect.provideService(MicroVmProvider, yield* MicroVmProvider), Scope.provide(yield* Effect.scope))
 
     const machineEnded = Effect.suspend(() =>
-      machine === undefined ? Effect.never : Effect.map(machine.ended, (ended): RunEnd => ({
+      machine === undefined ? Effect.never : Effect.map(machine.ended, (how): RunEnd => ({
         _tag: "MachineEnded",
-        why: MachineEnd.format(ended),
-        consoleTail: ended.consoleTail
+        why: MachineEnd.format(how),
+        consoleTail: how.consoleTail
       }))
     )
-    const end = yield* body.pipe(
+    const ended = yield* body.pipe(
       Effect.catchCause((cause) => {
-        const end = endOf(Cause.squash(cause))
+        const failure = endOf(Cause.squash(cause))
         // A machine that ends takes its channels along; what happened to it says more than that they are closed.
-        return end._tag !== "Failed" ? Effect.succeed(end) : Effect.timeoutOrElse(machineEnded, {
+        return failure._tag !== "Failed" ? Effect.succeed(failure) : Effect.timeoutOrElse(machineEnded, {
           duration: machineEndWithin,
-          orElse: () => Effect.succeed(end)
+          orElse: () => Effect.succeed(failure)
         })
       }),
       Effect.raceFirst(Deferred.await(cut))
     )
 
-    if (machine === undefined) return { end, shutdown: undefined }
+    if (machine === undefined) return { end: ended, outcome: undefined }
     const { shutdown } = machine
     // A guest that is still booting hears neither its agent nor its power button, and has nothing to lose.
-    const outcome = yield* phase("stop", "stopping the machine")(
+    const stopped = yield* phase("stop", "stopping the machine")(
       Effect.orDie(shutdown(
         agent === undefined
           ? { request: { atLeast: "SIGTERM" } }
           : { leading: [{ name: "guest power-off", request: agent.powerOff, grace: options.grace }] }
       ))
     )
-    return { end, shutdown: outcome }
-  })).pipe(Effect.catchCause((cause) => Effect.succeed({ end: endOf(Cause.squash(cause)), shutdown: undefined })))
+    return { end: ended, outcome: stopped }
+  })).pipe(Effect.catchCause((cause) => Effect.succeed({ end: endOf(Cause.squash(cause)), outcome: undefined })))
 
   return {
     id,
@@ -218,8 +216,8 @@ export const run = Effect.fn("Run.run")(function*(
     backendDetail: context.backendDetail,
     command: options.command,
     end,
-    exitCode: ExitCode.fromRun(end, shutdown),
+    exitCode: ExitCode.fromRun(end, outcome),
     phases,
-    ...(shutdown === undefined ? {} : { shutdown })
+    ...(outcome === undefined ? {} : { shutdown: outcome })
   }
 })

@@ -39,7 +39,13 @@ export class UsageError extends Data.TaggedError("UsageError")<{ readonly faults
   }
 }
 
-const units: Readonly<Record<string, Duration.Unit>> = { ms: "millis", s: "seconds", m: "minutes", h: "hours", d: "days" }
+const units: Readonly<Record<string, Duration.Unit>> = {
+  ms: "millis",
+  s: "seconds",
+  m: "minutes",
+  h: "hours",
+  d: "days"
+}
 
 /**
  * Reads a duration as people type it: `500ms`, `3s`, `1.5m`, `2h`, `1d`, or in words, `3 seconds`.
@@ -50,7 +56,9 @@ const units: Readonly<Record<string, Duration.Unit>> = { ms: "millis", s: "secon
 export const parseDuration = (text: string): Option.Option<Duration.Duration> => {
   const match = /^(\d{1,9}(?:\.\d{1,3})?) ?(?:(ms|[smhd])|(milli|second|minute|hour|day)s?)$/.exec(text.trim())
   const [, amount, short, long] = match ?? []
-  const unit = short === undefined ? long === undefined ? undefined : units[long === "milli" ? "ms" : long.charAt(0)] : units[short]
+  const unit = short === undefined
+    ? long === undefined ? undefined : units[long === "milli" ? "ms" : long.charAt(0)]
+    : units[short]
   if (amount === undefined || unit === undefined) return Option.none()
   return Option.some(Duration.fromInputUnsafe(`${Number(amount)} ${unit}`))
 }

@@ -226,6 +226,8 @@ export const make = Effect.fn("GuestAgent.make")(function*(
     maxWaiting: options.maxWaiting ?? 64
   })
 
+  const files = Files.make(connection.request, requestTimeout)
+
   const request: GuestAgent["request"] = (command, args, { within = requestTimeout } = {}) =>
     connection.request(command, args, { within: Duration.fromInputUnsafe(within) })
 
@@ -326,8 +328,8 @@ export const make = Effect.fn("GuestAgent.make")(function*(
     spawn,
     poll,
     kill,
-    readFile: (path) => Files.read(request, path),
-    writeFile: (path, { append = false } = {}) => Files.write(request, path, append ? "a" : "w"),
+    readFile: files.read,
+    writeFile: (path, { append = false } = {}) => files.write(path, append ? "a" : "w"),
     setTime: Effect.fn("GuestAgent.setTime")(function*(time) {
       const millis = time === undefined ? yield* Clock.currentTimeMillis : DateTime.toEpochMillis(time)
       yield* request(GuestAgentSchema.guestSetTime, { time: millis * 1e6 })

@@ -141,6 +141,21 @@ export const make = Effect.fn("GuestSlots.make")(function*(
 })
 
 /**
+ * The channels that a machine must have for `count` slots, as `fromChannels` looks for them.
+ *
+ * ```ts import.meta.vitest
+ * import { GuestSlots } from "effect-microvm-runtime/guest"
+ * GuestSlots.channelNames(1) // => ["microvm.0.stdin", "microvm.0.stdout", "microvm.0.stderr"]
+ * ```
+ *
+ * @category accessors
+ * @since 0.1.0
+ */
+export const channelNames = (count: number): ReadonlyArray<string> =>
+  Array.from({ length: count }, (_, slot) => GuestStdio.portNames(slot))
+    .flatMap(({ stderr, stdin, stdout }) => [stdin, stdout, stderr])
+
+/**
  * Opens the ports of slots 0 to `count` − 1 by their names: `channel` gives the byte channel of a name, as a machine does.
  *
  * ```ts import.meta.vitest

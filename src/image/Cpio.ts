@@ -103,10 +103,16 @@ const isUint = (value: number, max: number): boolean => Number.isInteger(value) 
 
 const entryFault = (entry: Entry): string | undefined => {
   if (entry._tag === "Symlink") {
-    if (entry.target === "" || entry.target.includes("\0")) return "has a target that is empty or contains a NUL character"
-    return utf8.encode(entry.target).length + 1 > PATH_MAX ? `has a target longer than ${PATH_MAX - 1} bytes` : undefined
+    if (entry.target === "" || entry.target.includes("\0")) {
+      return "has a target that is empty or contains a NUL character"
+    }
+    return utf8.encode(entry.target).length + 1 > PATH_MAX
+      ? `has a target longer than ${PATH_MAX - 1} bytes`
+      : undefined
   }
-  if (entry.permissions !== undefined && !isUint(entry.permissions, 0o7777)) return "has permissions outside 0 to 0o7777"
+  if (entry.permissions !== undefined && !isUint(entry.permissions, 0o7777)) {
+    return "has permissions outside 0 to 0o7777"
+  }
   if (entry._tag === "File" && entry.content.length > 0xffffffff) return "is larger than 4 GiB - 1"
   return entry._tag === "CharDevice" && !(isUint(entry.major, 0xfff) && isUint(entry.minor, 0xfffff))
     ? "has a device number out of range (major 12 bits, minor 20 bits)"
@@ -135,11 +141,13 @@ const normalize = (entries: ReadonlyArray<Entry>): Result.Result<ReadonlyArray<E
     for (const parent of parentsOf(path)) {
       const found = byPath.get(parent)
       if (found === undefined) byPath.set(parent, directory(parent))
-      else if (found._tag !== "Directory") faults.push(`${JSON.stringify(path)} lies under ${JSON.stringify(parent)}, which is no directory`)
+      else if (found._tag !== "Directory") {
+        faults.push(`${JSON.stringify(path)} lies under ${JSON.stringify(parent)}, which is no directory`)
+      }
     }
   }
   return faults.length === 0
-    ? Result.succeed(Array.from(byPath.values()).sort((a, b) => compare(a.path, b.path)))
+    ? Result.succeed(Array.from(byPath.values()).toSorted((a, b) => compare(a.path, b.path)))
     : Result.fail(ImageError.fromReason(ImageError.ImageErrorReason.InvalidArchive({ faults })))
 }
 
@@ -173,7 +181,12 @@ interface Member {
 const member = (
   path: string,
   data: Uint8Array,
-  fields: { readonly ino: number; readonly mode: number; readonly nlink: number; readonly rdev: readonly [number, number] }
+  fields: {
+    readonly ino: number
+    readonly mode: number
+    readonly nlink: number
+    readonly rdev: readonly [number, number]
+  }
 ): Member => ({
   // ino mode uid gid nlink mtime filesize devmajor devminor rdevmajor rdevminor namesize check
   header: utf8.encode(

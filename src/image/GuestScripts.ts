@@ -186,8 +186,8 @@ go_down &
 /**
  * \`microvm-exec [-C DIR] SLOT NONCE -- COMMAND [ARGUMENT…]\`: becomes COMMAND, whose stdin, stdout and stderr travel over
  * the virtio ports \`microvm.SLOT.stdin\`, \`.stdout\` and \`.stderr\`, with flow control from end to end. NONCE is 32
- * lower-case hexadecimal digits, new for each run. The environment is the caller's; names that are no shell identifiers are
- * dropped, and a PATH is added when there is none.
+ * lower-case hexadecimal digits, new for each run. The environment is the caller's, but IFS and names that
+ * are no shell identifiers are dropped, SHLVL counts, and a PATH is added when there is none.
  *
  * - Output ports carry the bytes as they come, then \`\\0NONCE\\n\` once every writer has closed the stream.
  * - The input port carries a line \`BEGIN NONCE\`, then frames: a line with the length in decimal, at most 262144, and that

@@ -18,16 +18,16 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Path from "effect/Path"
 import type * as PlatformError from "effect/PlatformError"
-import * as ChildProcessSpawner from "effect/process/ChildProcessSpawner"
+import type { ChildProcessSpawner } from "effect/process/ChildProcessSpawner"
 import * as Schema from "effect/Schema"
-import * as ProcessHost from "../process/ProcessHost.ts"
+import type { ProcessHost } from "../process/ProcessHost.ts"
 import { Hasher } from "./Hasher.ts"
 import * as ImageError from "./ImageError.ts"
 import * as ImageManifest from "./ImageManifest.ts"
 import type { Progress } from "./ImageProgress.ts"
 import * as ImageRecipe from "./ImageRecipe.ts"
-import * as BuildLock from "./internal/buildLock.ts"
 import * as Builder from "./internal/builder.ts"
+import * as BuildLock from "./internal/buildLock.ts"
 import * as Files from "./internal/files.ts"
 
 /**
@@ -105,19 +105,16 @@ export class ImageStore extends Context.Service<ImageStore, {
   readonly remove: (nameOrDigest: string) => Effect.Effect<boolean, ImageError.ImageError>
 }>()("effect-microvm-runtime/image/ImageStore") {}
 
+/** What the store needs of its host. */
+type Services = ChildProcessSpawner | FileSystem.FileSystem | Hasher | Path.Path | ProcessHost
+
 const Pointer = Schema.fromJsonString(Schema.Struct({ recipe: ImageManifest.Sha256, digest: ImageManifest.Sha256 }))
 
 const make = Effect.fnUntraced(function*(options: StoreOptions) {
   const fs = yield* FileSystem.FileSystem
   const path = yield* Path.Path
   const hasher = yield* Hasher
-  const services = yield* Effect.context<
-    | ChildProcessSpawner.ChildProcessSpawner
-    | FileSystem.FileSystem
-    | Hasher
-    | Path.Path
-    | ProcessHost.ProcessHost
-  >()
+  const services = yield* Effect.context<Services>()
   const recipes = new Map(Object.entries(options.recipes ?? { default: ImageRecipe.standard }))
   const patience = Duration.fromInputUnsafe(options.patience ?? "10 minutes")
   const images = path.join(options.directory, "images")
@@ -126,7 +123,10 @@ const make = Effect.fnUntraced(function*(options: StoreOptions) {
 
   /** All other file system trouble is that of the cache's directory. */
   const inCache = <A, R>(effect: Effect.Effect<A, ImageError.ImageError | PlatformError.PlatformError, R>) =>
-    Effect.mapError(effect, (error) => error._tag === "ImageError" ? error : Files.toImageError(error, options.directory))
+    Effect.mapError(
+      effect,
+      (error) => error._tag === "ImageError" ? error : Files.toImageError(error, options.directory)
+    )
 
   const recipeOf = Effect.fnUntraced(function*(name: string) {
     const recipe = recipes.get(name)
@@ -230,75 +230,90 @@ const make = Effect.fnUntraced(function*(options: StoreOptions) {
     }))
 
   const list = Effect.gen(function*() {
-    const files = yield* fs.readDirectory(names).pipe(Effect.orElseSucceed((): Array<string> => []))
-    const pointers = yield* Effect.forEach(files.filter((file) => file.endsWith(".json")), (file) => {
+    const entries = yield* fs.readDirectory(names).pipe(Effect.orElseSucceed((): Array<string> => []))
+    const pointers = yield* Effect.forEach(entries.filter((file) => file.endsWith(".json")), (file) => {
       const name = path.basename(file, ".json")
       return Effect.map(pointerOf(name), Option.map(({ digest }) => ({ name, digest })))
     })
     const known = pointers.flatMap((pointer) => Option.isSome(pointer) ? [pointer.value] : [])
     const stored = yield* fs.readDirectory(images).pipe(Effect.orElseSucceed((): Array<string> => []))
-    return yield* Effect.forEach(stored.toSorted(), (digest) =>
-      Effect.map(Effect.option(manifestOf(digest)), (manifest): StoredImage => ({
-        digest,
-        names: known.filter((one) => one.digest === digest).map(({ name }) => name).toSorted(),
-        kernelRelease: Option.match(manifest, { onNone: () => "", onSome: ({ kernelRelease }) => kernelRelease }),
-        directory: path.join(images, digest),
-        bytes: Option.match(manifest, {
-          onNone: () => 0,
-          onSome: ({ files }) => files.kernel.size + files.initramfs.size
-        })
-      })))
+    return yield* Effect.forEach(
+      stored.toSorted(),
+      (digest) =>
+        Effect.map(Effect.option(manifestOf(digest)), (manifest): StoredImage => ({
+          digest,
+          names: known.filter((one) => one.digest === digest).map(({ name }) => name).toSorted(),
+          kernelRelease: Option.match(manifest, { onNone: () => "", onSome: ({ kernelRelease }) => kernelRelease }),
+          directory: path.join(images, digest),
+          bytes: Option.match(manifest, {
+            onNone: () => 0,
+            onSome: ({ files: { initramfs, kernel } }) => kernel.size + initramfs.size
+          })
+        }))
+    )
   })
 
   const quiet = () => Effect.void
 
   return ImageStore.of({
-    ensure: Effect.fn("ImageStore.ensure")(function*(name = "default", { onProgress: say = quiet } = {}) {
-      const named = yield* recipeOf(name)
-      const found = yield* Effect.result(current(named))
-      if (found._tag === "Success" && Option.isSome(found.success)) return found.success.value
-      if (found._tag === "Failure") yield* say({ _tag: "Rebuilding", why: found.failure.message })
-      return yield* exclusively(
-        (own) =>
-          Effect.flatMap(
-            // Another may have built it while we waited.
-            Effect.orElseSucceed(current(named), () => Option.none<Image>()),
-            Option.match({ onNone: () => build(named, own, Option.none(), say), onSome: Effect.succeed })
-          ),
-        (pid) => say({ _tag: "Waiting", pid })
-      )
-    }, inCache, Effect.provideContext(services)),
+    ensure: Effect.fn("ImageStore.ensure")(
+      function*(name = "default", { onProgress: say = quiet } = {}) {
+        const named = yield* recipeOf(name)
+        const found = yield* Effect.result(current(named))
+        if (found._tag === "Success" && Option.isSome(found.success)) return found.success.value
+        if (found._tag === "Failure") yield* say({ _tag: "Rebuilding", why: found.failure.message })
+        return yield* exclusively(
+          (own) =>
+            Effect.flatMap(
+              // Another may have built it while we waited.
+              Effect.orElseSucceed(current(named), () => Option.none<Image>()),
+              Option.match({ onNone: () => build(named, own, Option.none(), say), onSome: Effect.succeed })
+            ),
+          (pid) => say({ _tag: "Waiting", pid })
+        )
+      },
+      inCache,
+      Effect.provideContext(services)
+    ),
 
-    update: Effect.fn("ImageStore.update")(function*(name = "default", { onProgress: say = quiet } = {}) {
-      const named = yield* recipeOf(name)
-      return yield* exclusively(
-        (own) =>
-          Effect.flatMap(
-            Effect.orElseSucceed(current(named), () => Option.none<Image>()),
-            (present) => build(named, own, present, say)
-          ),
-        (pid) => say({ _tag: "Waiting", pid })
-      )
-    }, inCache, Effect.provideContext(services)),
+    update: Effect.fn("ImageStore.update")(
+      function*(name = "default", { onProgress: say = quiet } = {}) {
+        const named = yield* recipeOf(name)
+        return yield* exclusively(
+          (own) =>
+            Effect.flatMap(
+              Effect.orElseSucceed(current(named), () => Option.none<Image>()),
+              (present) => build(named, own, present, say)
+            ),
+          (pid) => say({ _tag: "Waiting", pid })
+        )
+      },
+      inCache,
+      Effect.provideContext(services)
+    ),
 
     list: list.pipe(inCache, Effect.withSpan("ImageStore.list")),
 
-    remove: Effect.fn("ImageStore.remove")(function*(nameOrDigest: string) {
-      return yield* exclusively((own) =>
-        Effect.gen(function*() {
-          const before = yield* list
-          const image = before.find(({ digest, names }) => digest === nameOrDigest || names.includes(nameOrDigest))
-          if (image === undefined) return false
-          const forgotten = image.digest === nameOrDigest ? image.names : [nameOrDigest]
-          yield* Effect.forEach(forgotten, (name) => fs.remove(path.join(names, `${name}.json`)))
-          // Renamed first: an image is there whole, or not at all.
-          if (forgotten.length === image.names.length) {
-            yield* fs.rename(image.directory, path.join(own, "removed"))
-          }
-          return true
-        })
-      )
-    }, inCache, Effect.provideContext(services))
+    remove: Effect.fn("ImageStore.remove")(
+      function*(nameOrDigest: string) {
+        return yield* exclusively((own) =>
+          Effect.gen(function*() {
+            const before = yield* list
+            const image = before.find((one) => one.digest === nameOrDigest || one.names.includes(nameOrDigest))
+            if (image === undefined) return false
+            const forgotten = image.digest === nameOrDigest ? image.names : [nameOrDigest]
+            yield* Effect.forEach(forgotten, (name) => fs.remove(path.join(names, `${name}.json`)))
+            // Renamed first: an image is there whole, or not at all.
+            if (forgotten.length === image.names.length) {
+              yield* fs.rename(image.directory, path.join(own, "removed"))
+            }
+            return true
+          })
+        )
+      },
+      inCache,
+      Effect.provideContext(services)
+    )
   })
 })
 
@@ -313,7 +328,7 @@ export const layerAt = (
 ): Layer.Layer<
   ImageStore,
   never,
-  ChildProcessSpawner.ChildProcessSpawner | FileSystem.FileSystem | Hasher | Path.Path | ProcessHost.ProcessHost
+  Services
 > => Layer.effect(ImageStore, make(options))
 
 const cacheDirectory = Effect.gen(function*() {
@@ -336,5 +351,5 @@ const cacheDirectory = Effect.gen(function*() {
 export const layer: Layer.Layer<
   ImageStore,
   Config.ConfigError,
-  ChildProcessSpawner.ChildProcessSpawner | FileSystem.FileSystem | Hasher | Path.Path | ProcessHost.ProcessHost
+  Services
 > = Layer.unwrap(Effect.map(cacheDirectory, (directory) => layerAt({ directory })))

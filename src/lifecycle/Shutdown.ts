@@ -201,7 +201,9 @@ export const make = <R, E>(
         })
         const wait: Effect.Effect<StageReport["end"]> = Effect.suspend(() => {
           if (status !== undefined) return Effect.succeed("ended" as const)
-          if (failure !== undefined) return Effect.map(hasEnded, (ended) => ended ? "ended" as const : "failed" as const)
+          if (failure !== undefined) {
+            return Effect.map(hasEnded, (ended) => ended ? "ended" as const : "failed" as const)
+          }
           if (floor > index) return Effect.succeed("hastened" as const)
           // An end at the very deadline is in time: the target is asked, whichever timer came first.
           if (until() <= now()) return deadlinePassed
@@ -254,9 +256,7 @@ export const make = <R, E>(
       const ladder = (start: number): Effect.Effect<Stage<R> | undefined> =>
         stages.reduceRight<Effect.Effect<Stage<R> | undefined>>(
           (harsher, stage, index) =>
-            Effect.suspend(() =>
-              index < floor ? harsher : Effect.catch(attempt(stage, index, start), () => harsher)
-            ),
+            Effect.suspend(() => index < floor ? harsher : Effect.catch(attempt(stage, index, start), () => harsher)),
           Effect.succeed(undefined)
         )
 

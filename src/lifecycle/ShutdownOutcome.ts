@@ -8,15 +8,16 @@ import * as Schema from "effect/Schema"
 import * as ExitStatus from "./ExitStatus.ts"
 
 /**
- * A time that has passed: finite, so that it is a number of milliseconds in JSON.
+ * A time that has passed, in JSON a number of milliseconds.
  *
  * @category schemas
  * @since 0.1.0
  */
 export const Elapsed = Schema.DurationFromMillis.check(
-  Schema.makeFilter((duration) => Duration.isFinite(duration) && !Duration.isNegative(duration), {
-    expected: "a finite duration"
-  })
+  Schema.makeFilter((duration) => {
+    const millis = Duration.toMillis(duration)
+    return millis >= 0 && millis <= Number.MAX_SAFE_INTEGER
+  }, { expected: "a finite duration" })
 )
 
 /**

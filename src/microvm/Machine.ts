@@ -215,13 +215,12 @@ const fromVmm = Effect.fnUntraced(function*(
   ): Effect.Effect<void, MicroVmError.MicroVmError> => {
     const attempt = Effect.gen(function*() {
       const from = life.state()
-      const refusal = () => {
-        const to = MachineState.goals[operation]
-        return MicroVmError.make(new MicroVmError.InvalidTransition({ id, from: life.state(), to }))
-      }
       const to = MachineState.next(from, operation)
-      // A handle has one life: what starts a machine anew needs another launch.
-      if (Option.isNone(to) || MachineState.isOver(from)) return yield* refusal()
+      // A handle has one life: what starts a machine anew is another launch.
+      if (Option.isNone(to) || MachineState.isOver(from)) {
+        const goal = MachineState.goals[operation]
+        return yield* MicroVmError.fail(new MicroVmError.InvalidTransition({ id, from, to: goal }))
+      }
       if (!supported) {
         const remedy = "choose another backend, or do without"
         return yield* MicroVmError.fail(new MicroVmError.Unsupported({ operation, backend, remedy }))
@@ -234,8 +233,7 @@ const fromVmm = Effect.fnUntraced(function*(
       if (to.value === "running") guest = "awake"
       if (to.value === "paused") guest = "paused"
       // A shutdown may have begun meanwhile, or the machine have ended: that state stands.
-      if (life.state() !== from) return yield* refusal()
-      if (to.value !== from) yield* life.enter(to.value)
+      if (life.state() === from && to.value !== from) yield* life.enter(to.value)
     })
     // A caller may leave, but what has begun must not stop half-way, so it has a fiber of its own.
     return Effect.uninterruptibleMask((restore) =>

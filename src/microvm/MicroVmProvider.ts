@@ -62,7 +62,8 @@ export type MachineRequest = "PowerButton" | "Terminate" | "Kill"
 /**
  * One launched machine, as a backend hands it over: its monitor is up, its guest has not run yet.
  *
- * A backend need not check the order of calls: `Machine` does. All effects must be interruptible.
+ * A backend need not check the order of calls: `Machine` does. All effects must be interruptible. `request` is also
+ * called while the scope of the launch closes: a fiber that is forked into it then does not run.
  *
  * @category models
  * @since 0.1.0

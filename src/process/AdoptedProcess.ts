@@ -105,8 +105,9 @@ export const adopt = Effect.fn("AdoptedProcess.adopt")(function*(
   const poll = Effect.map(look, (info) => info === undefined ? Option.some(lost) : Option.none())
 
   const changed = killScope._tag === "CGroup" ? host.cgroup(killScope.path).watch : Effect.succeed(Effect.never)
-  const exit = Effect.scoped(Effect.flatMap(changed, (event) =>
-    pollUntil(Effect.map(poll, Option.isSome), { event, longest: 500 }))).pipe(Effect.as(lost))
+  const exit = Effect.scoped(
+    Effect.flatMap(changed, (event) => pollUntil(Effect.map(poll, Option.isSome), { event, longest: 500 }))
+  ).pipe(Effect.as(lost))
 
   const signal = (name: Signal): Effect.Effect<void, ProcessError> =>
     Effect.flatMap(look, (info) => info === undefined ? Effect.void : Effect.asVoid(host.kill(pid, name)))

@@ -67,14 +67,18 @@ export const makeShutdown = (
   options: { readonly onEvent?: ((event: Shutdown.ShutdownEvent) => Effect.Effect<void>) | undefined } = {}
 ): Effect.Effect<Shutdown.Shutdown> => {
   const status = exitStatus(handle)
-  const poll = Effect.flatMap(handle.isRunning, (isRunning) =>
-    isRunning ? Effect.succeed(Option.none()) : Effect.asSome(status)).pipe(
-      Effect.orElseSucceed(() => Option.none<ExitStatus.ExitStatus>())
-    )
+  const poll = Effect.flatMap(
+    handle.isRunning,
+    (isRunning) => isRunning ? Effect.succeed(Option.none()) : Effect.asSome(status)
+  ).pipe(
+    Effect.orElseSucceed(() => Option.none<ExitStatus.ExitStatus>())
+  )
   // The handle's kill waits for the end of the process, so the second signal must not wait for the first.
   const send = (killSignal: Signal.Signal) =>
-    Effect.catch(handle.kill({ killSignal }), (error) =>
-      Effect.flatMap(poll, (ended) => Option.isSome(ended) ? Effect.void : Effect.fail(error)))
+    Effect.catch(
+      handle.kill({ killSignal }),
+      (error) => Effect.flatMap(poll, (ended) => Option.isSome(ended) ? Effect.void : Effect.fail(error))
+    )
   return Shutdown.make(
     {
       poll,

@@ -53,33 +53,38 @@ const make = Effect.gen(function*() {
   const run = (plan: LaunchPlan) =>
     Launch.launch(plan, options).pipe(
       Effect.flatMap((child) => child.exit),
-      Effect.map((status) => status._tag === "Exited" && status.code === 0)
+      Effect.map((status) => status._tag === "Exited" && status.code === 0),
+      Effect.uninterruptible
     )
 
   /**
    * setpriv(1) of util-linux, where it is there and knows --pdeathsig. The kernel binds that signal to the thread that
    * forked, so a child of a worker thread would die with the worker: not used there.
    */
-  const setpriv = yield* Effect.cached(Effect.gen(function*() {
-    const { executable, faults } = Locate.locate({ command: "setpriv", path: inherited()["PATH"], cwd: "/" })
-    if (!isMainThread || faults.length > 0) return undefined
-    const works = yield* run(probe(executable, ["--pdeathsig", "KILL", "--", "/bin/sh", "-c", "exit 0"]))
-    return works ? executable : undefined
-  }).pipe(Effect.catch(() => Effect.succeed(undefined))))
+  const setpriv = yield* Effect.cached(
+    Effect.gen(function*() {
+      const { executable, faults } = Locate.locate({ command: "setpriv", path: inherited()["PATH"], cwd: "/" })
+      if (!isMainThread || faults.length > 0) return undefined
+      const works = yield* run(probe(executable, ["--pdeathsig", "KILL", "--", "/bin/sh", "-c", "exit 0"]))
+      return works ? executable : undefined
+    }).pipe(Effect.catch(() => Effect.succeed(undefined)))
+  )
 
   const root = CGroup.findRoot(`${process.pid}-${startedAt}-${Math.random().toString(36).slice(2, 8)}`)
-  const cgroupSupport = yield* Effect.cached(Effect.gen(function*() {
-    if ("why" in root) return { _tag: "Unusable", why: root.why } as const
-    const path = `${root.path}/probe`
-    const cgroup = yield* CGroup.make(path)
-    const works = yield* Effect.ensuring(
-      run({ ...probe("/bin/sh", ["-c", "exit 0"]), cgroup: path }),
-      cgroup.remove
-    )
-    return works
-      ? { _tag: "Usable", root: root.path } as const
-      : { _tag: "Unusable", why: `a process cannot enter a cgroup below ${root.path}` } as const
-  }).pipe(Effect.catch((error) => Effect.succeed({ _tag: "Unusable", why: error.message } as const))))
+  const cgroupSupport = yield* Effect.cached(
+    Effect.gen(function*() {
+      if ("why" in root) return { _tag: "Unusable", why: root.why } as const
+      const path = `${root.path}/probe`
+      const cgroup = yield* CGroup.make(path)
+      const works = yield* Effect.ensuring(
+        run({ ...probe("/bin/sh", ["-c", "exit 0"]), cgroup: path }),
+        cgroup.remove
+      )
+      return works
+        ? { _tag: "Usable", root: root.path } as const
+        : { _tag: "Unusable", why: `a process cannot enter a cgroup below ${root.path}` } as const
+    }).pipe(Effect.catch((error) => Effect.succeed({ _tag: "Unusable", why: error.message } as const)))
+  )
 
   return ProcessHost.of({
     bootId,

@@ -36,9 +36,11 @@ export const pathExists = (path: string): Effect.Effect<void, NotYet> =>
 const accepts = (what: string, address: NodeNet.NetConnectOpts): Effect.Effect<void, NotYet> =>
   Effect.callback((resume) => {
     const socket = NodeNet.connect(address)
-    socket.once("connect", () => resume(Effect.void))
+    socket.once("connect", () => {
+      socket.destroy()
+      resume(Effect.void)
+    })
     socket.on("error", (cause) => resume(Effect.fail(new NotYet({ what, code: errnoName(cause) }))))
-    socket.once("close", () => {})
     return Effect.sync(() => socket.destroy())
   })
 

@@ -10,6 +10,7 @@ import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import * as NodeChildProcess from "node:child_process"
 import * as NodeCrypto from "node:crypto"
+import * as NodeNet from "node:net"
 import * as NodePath from "node:path"
 import type { Writable } from "node:stream"
 import { guardScript } from "./internal/guardScript.ts"
@@ -82,23 +83,25 @@ const make = Effect.gen(function*() {
     child.once("exit", end).once("error", end)
     pipe.on("error", () => {})
     child.unref()
-    if ("unref" in pipe && typeof pipe.unref === "function") pipe.unref()
+    if (pipe instanceof NodeNet.Socket) pipe.unref()
     watched.forEach((line, slot) => pipe.write(`${slot} ${line}\n`))
     return { pipe, gone, child }
   }
 
   const tell = (line: string): Effect.Effect<void, ProcessError> =>
-    Effect.callback((resume) => {
+    Effect.callback<void, ProcessError>((resume) => {
       guard ??= starts < mostStarts ? start() : undefined
       if (guard === undefined) {
-        resume(Effect.fail(guardFailed(`it has been killed ${mostStarts} times: see who does that`)))
+        resume(Effect.fail(guardFailed(`it has been killed ${mostStarts} times: find out by whom`)))
         return
       }
-      const { pipe } = guard
-      pipe.write(line, (cause) => {
+      guard.pipe.write(line, (cause) => {
         resume(cause ? Effect.fail(guardFailed(`it cannot be told: ${errnoName(cause)}`, cause)) : Effect.void)
       })
-    })
+    }).pipe(Effect.timeoutOrElse({
+      duration: "5 seconds",
+      orElse: () => Effect.fail(guardFailed("it does not listen: has it been stopped?"))
+    }))
 
   yield* Effect.addFinalizer(() =>
     Effect.suspend(() => {

@@ -74,7 +74,8 @@ const describe: (reason: ProcessErrorReason) => string = ProcessErrorReason.$mat
       : `${command}: not found in ${searched.join(":")}: install it, or give its path`,
   NotExecutable: ({ path, why }) => `${path}: cannot be executed: ${why}`,
   BadWorkingDirectory: ({ path, why }) => `cwd ${path}: ${why}`,
-  ScopeUnavailable: ({ killScope, why }) => `kill scope "${killScope}" cannot be had: ${why}: use "auto" to take what can`,
+  ScopeUnavailable: ({ killScope, why }) =>
+    `kill scope "${killScope}" cannot be had: ${why}: use "auto" to take what can`,
   SpawnFailed: ({ code, command }) => `${command}: could not be started: ${code}`,
   SignalFailed: ({ code, signal, target }) => `${signal} could not be sent to ${target}: ${code}`,
   OutputDropped: ({ bytes, stream }) =>

@@ -67,9 +67,14 @@ export const awaitReady = Effect.fn("Readiness.awaitReady")(function*<A, E, R>(
     Effect.timeoutOption(within),
     Effect.map(Option.flatten)
   )
-  const died = Effect.flatMap(process.exit, (status) =>
-    Effect.flatMap(process.tail, (tail) =>
-      Effect.fail(fromReason(ProcessErrorReason.DiedBeforeReady({ status, tail })))))
+  const died = Effect.flatMap(
+    process.exit,
+    (status) =>
+      Effect.flatMap(
+        process.tail,
+        (tail) => Effect.fail(fromReason(ProcessErrorReason.DiedBeforeReady({ status, tail })))
+      )
+  )
   const result = yield* Effect.raceFirst(died, ready)
   if (Option.isSome(result)) return result.value
   const reason = ProcessErrorReason.NotReady({ within, tail: yield* process.tail })

@@ -33,7 +33,7 @@ export interface LaunchPlan {
 }
 
 interface Board {
-  readonly machine: ReadonlyArray<readonly [option: string, since: readonly [major: number, minor: number]]>
+  readonly machine: (version: Version) => string
   readonly kernelArgs: ReadonlyArray<string>
   readonly pvpanic: string
   /** Bytes of a kernel command line, the terminating NUL included (COMMAND_LINE_SIZE). */
@@ -43,29 +43,19 @@ interface Board {
 // What no guest of ours needs is left out of the machine: less to emulate, less to attack, and a faster boot.
 const boards: { readonly [A in Architecture]: Board } = {
   x86_64: {
-    machine: [
-      ["q35", [6, 0]],
-      ["hpet=off", [6, 0]],
-      ["sata=off", [6, 0]],
-      ["smbus=off", [6, 0]],
-      ["usb=off", [6, 0]],
-      ["vmport=off", [6, 0]],
-      ["i8042=off", [7, 0]]
-    ],
+    machine: (version) =>
+      `q35,hpet=off,sata=off,smbus=off,usb=off,vmport=off${isAtLeast(version, 7, 0) ? ",i8042=off" : ""}`,
     kernelArgs: ["console=ttyS0", "reboot=t"],
     pvpanic: "pvpanic",
     commandLineSize: 2048
   },
   aarch64: {
-    machine: [["virt", [6, 0]], ["gic-version=max", [6, 0]], ["usb=off", [6, 0]]],
+    machine: () => "virt,gic-version=max,usb=off",
     kernelArgs: ["console=ttyAMA0"],
     pvpanic: "pvpanic-pci",
     commandLineSize: 2048
   }
 }
-
-const machineOf = (board: Board, version: Version): string =>
-  board.machine.flatMap(([option, [major, minor]]) => isAtLeast(version, major, minor) ? [option] : []).join(",")
 
 /**
  * `panic=-1 reboot=t` turn a panic into a reset at once, which ends QEMU (`-no-reboot`); `cryptomgr.notests` saves a
@@ -92,22 +82,23 @@ const maxChannels = 30
  * the files irrelevant; the files themselves must be readable to all. pdeathsig is set here, as a change of user
  * clears an earlier one (prctl(2)).
  */
-const asUser = (user: Extract<User, { readonly _tag: "Unprivileged" }>, spec: MachineSpec) => [
-  "/bin/sh",
-  "-c",
-  spec.initramfs === undefined
-    ? `exec ${kernelFd}<"$1" && shift 2 && exec "$@"`
-    : `exec ${kernelFd}<"$1" ${initramfsFd}<"$2" && shift 2 && exec "$@"`,
-  "sh",
-  spec.kernel,
-  spec.initramfs ?? "",
-  "setpriv",
-  "--pdeathsig=KILL",
-  `--reuid=${user.uid}`,
-  `--regid=${user.gid}`,
-  user.groups.length === 0 ? "--clear-groups" : `--groups=${user.groups.join(",")}`,
-  "--no-new-privs"
-] as const
+const asUser = (user: Extract<User, { readonly _tag: "Unprivileged" }>, spec: MachineSpec) =>
+  [
+    "/bin/sh",
+    "-c",
+    spec.initramfs === undefined
+      ? `exec ${kernelFd}<"$1" && shift 2 && exec "$@"`
+      : `exec ${kernelFd}<"$1" ${initramfsFd}<"$2" && shift 2 && exec "$@"`,
+    "sh",
+    spec.kernel,
+    spec.initramfs ?? "",
+    "setpriv",
+    "--pdeathsig=KILL",
+    `--reuid=${user.uid}`,
+    `--regid=${user.gid}`,
+    user.groups.length === 0 ? "--clear-groups" : `--groups=${user.groups.join(",")}`,
+    "--no-new-privs"
+  ] as const
 
 const describeUser = (user: User): string =>
   user._tag === "Own"
@@ -165,7 +156,7 @@ export const make = (setup: Setup, spec: MachineSpec): Result.Result<LaunchPlan,
     "-sandbox",
     "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
     "-machine",
-    machineOf(board, version),
+    board.machine(version),
     "-accel",
     accelerator,
     "-cpu",

@@ -28,7 +28,9 @@ const lookAtKvm = async (architecture: Architecture): Promise<Kvm> => {
   try {
     await using handle = await NodeFs.open(device, "r+")
     // A para-virtual KVM opens as well, but guests hang in it.
-    if (architecture === "x86_64" && !/^flags\s*:.*\b(vmx|svm)\b/m.test(await NodeFs.readFile("/proc/cpuinfo", "utf8"))) {
+    if (
+      architecture === "x86_64" && !/^flags\s*:.*\b(vmx|svm)\b/m.test(await NodeFs.readFile("/proc/cpuinfo", "utf8"))
+    ) {
       const remedy = "turn on (nested) virtualization for this machine"
       return { _tag: "Unusable", why: "the CPU shows neither vmx nor svm", remedy }
     }
@@ -57,6 +59,17 @@ const lookAtFile = async (path: string): Promise<FileFacts> => {
 /**
  * Looks at the real host. QEMU is asked for its version, and is given 10 seconds to answer.
  *
+ * ```ts import.meta.vitest
+ * import { NodeProcessSpawner } from "effect-microvm-runtime/process"
+ * import { NodeQemuHost, QemuHost } from "effect-microvm-runtime/qemu"
+ * import * as Effect from "effect/Effect"
+ * import * as Layer from "effect/Layer"
+ *
+ * const facts = QemuHost.QemuHost.use((host) => host.inspect("/proc/version"))
+ * const layer = Layer.provide(NodeQemuHost.layer, NodeProcessSpawner.layer)
+ * await Effect.runPromise(Effect.provide(facts, layer)) // => { path: "/proc/version", worldReadable: true }
+ * ```
+ *
  * @category layers
  * @since 0.1.0
  */
@@ -75,7 +88,10 @@ export const layer: Layer.Layer<QemuHost, never, ProcessSpawner> = Layer.effect(
     const observe: QemuHost["Service"]["observe"] = Effect.fn("QemuHost.observe")(function*(options) {
       const architecture = architectureOf[process.arch]
       if (architecture === undefined) {
-        return yield* unavailable(`no machine is known for ${process.arch}`, "use a host with an x86-64 or 64-bit ARM CPU")
+        return yield* unavailable(
+          `no machine is known for ${process.arch}`,
+          "use a host with an x86-64 or 64-bit ARM CPU"
+        )
       }
       const binary = options.binary ?? `qemu-system-${architecture}`
       const remedy = `install it (Debian, Ubuntu: ${packageOf[architecture]}), or set MICROVM_QEMU_BIN`

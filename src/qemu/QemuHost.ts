@@ -103,7 +103,12 @@ export class QemuHost extends Context.Service<QemuHost, {
  */
 export type User =
   | { readonly _tag: "Own"; readonly why: string }
-  | { readonly _tag: "Unprivileged"; readonly uid: number; readonly gid: number; readonly groups: ReadonlyArray<number> }
+  | {
+    readonly _tag: "Unprivileged"
+    readonly uid: number
+    readonly gid: number
+    readonly groups: ReadonlyArray<number>
+  }
 
 /**
  * What was decided.
@@ -217,12 +222,19 @@ export const choose = (
   const { accelerator: wanted = "auto" } = options
   if (!isAtLeast(version, oldest.major, oldest.minor)) {
     return Result.fail(
-      unavailable(`${binary} is version ${formatVersion(version)}`, `install QEMU ${oldest.major}.${oldest.minor} or later`)
+      unavailable(
+        `${binary} is version ${formatVersion(version)}`,
+        `install QEMU ${oldest.major}.${oldest.minor} or later`
+      )
     )
   }
-  if (wanted === "kvm" && kvm._tag === "Unusable") return Result.fail(unavailable(`KVM was asked for, but ${kvm.why}`, kvm.remedy))
-  const accelerator = wanted === "auto" ? kvm._tag === "Usable" ? "kvm" : "tcg" : wanted
-  const because = wanted === "auto" ? kvm._tag === "Usable" ? "KVM is usable" : kvm.why : "asked for"
+  if (wanted === "kvm" && kvm._tag === "Unusable") {
+    return Result.fail(unavailable(`KVM was asked for, but ${kvm.why}`, kvm.remedy))
+  }
+  const found = kvm._tag === "Usable"
+    ? { accelerator: "kvm", because: "KVM is usable" } as const
+    : { accelerator: "tcg", because: kvm.why } as const
+  const { accelerator, because } = wanted === "auto" ? found : { accelerator: wanted, because: "asked for" }
   const user = chooseUser(observations, accelerator, options)
   return Result.succeed({ binary, version, architecture, accelerator, because, user, path })
 }

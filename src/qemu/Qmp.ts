@@ -22,14 +22,7 @@ import type * as Scope from "effect/Scope"
 import * as Socket from "effect/socket/Socket"
 import * as Stream from "effect/Stream"
 import type * as Take from "effect/Take"
-import {
-  CommandRejected,
-  Disconnected,
-  NoReply,
-  ProtocolViolation,
-  QmpError,
-  type QmpErrorReason
-} from "./QmpError.ts"
+import { CommandRejected, Disconnected, NoReply, ProtocolViolation, QmpError, type QmpErrorReason } from "./QmpError.ts"
 import * as QmpSchema from "./QmpSchema.ts"
 
 /**
@@ -162,8 +155,11 @@ export const make = Effect.fn("Qmp.make")(function*(
     const known = Deferred.isDoneUnsafe(greeted)
       ? Effect.flatMap(decodeMessage(line), onMessage)
       : Effect.map(decodeGreeting(line), (greeting) => Deferred.doneUnsafe(greeted, Exit.succeed(greeting)))
-    return Effect.catchTag(known, "SchemaError", (cause) =>
-      fail(new ProtocolViolation({ detail: "a line that is neither greeting, event nor reply", cause })))
+    return Effect.catchTag(
+      known,
+      "SchemaError",
+      (cause) => fail(new ProtocolViolation({ detail: "a line that is neither greeting, event nor reply", cause }))
+    )
   }
 
   const pull = yield* Effect.mapError(Socket.readerBytes(socket), fromSocketError)
@@ -177,26 +173,30 @@ export const make = Effect.fn("Qmp.make")(function*(
     Effect.forkScoped({ startImmediately: true })
   )
 
-  const bounded = <A>(reply: Effect.Effect<A, QmpError>, command: string, within: Duration.Duration) =>
-    Effect.timeoutOrElse(reply, { duration: within, orElse: () => fail(new NoReply({ command, within })) })
+  const bounded = (command: string, within: Duration.Duration) =>
+    Effect.timeoutOrElse({ duration: within, orElse: () => fail(new NoReply({ command, within })) })
 
-  const execute: Qmp["execute"] = Effect.fn("Qmp.execute")(function*({ execute, returns }, { within } = {}) {
+  const execute: Qmp["execute"] = Effect.fn("Qmp.execute")(function*(command, { within } = {}) {
     if (over !== undefined) return yield* over
     const id = ++lastId
     const reply = Deferred.makeUnsafe<QmpSchema.Reply, QmpError>()
     pending.set(id, reply)
-    const answer = yield* writer.write(`${JSON.stringify({ execute, id })}\n`).pipe(
+    const deadline = within === undefined ? patience : Duration.fromInputUnsafe(within)
+    const answer = yield* writer.write(`${JSON.stringify({ execute: command.execute, id })}\n`).pipe(
       Effect.mapError(fromSocketError),
       Effect.andThen(Deferred.await(reply)),
-      (answer) => bounded(answer, execute, within === undefined ? patience : Duration.fromInputUnsafe(within)),
+      bounded(command.execute, deadline),
       Effect.ensuring(Effect.sync(() => pending.delete(id)))
     )
-    if ("error" in answer) return yield* fail(new CommandRejected({ command: execute, ...answer.error }))
-    return yield* Effect.catchTag(Schema.decodeUnknownEffect(returns)(answer.return), "SchemaError", (cause) =>
-      fail(new ProtocolViolation({ detail: `a reply to ${execute} of another shape`, cause })))
+    if ("error" in answer) return yield* fail(new CommandRejected({ command: command.execute, ...answer.error }))
+    return yield* Effect.catchTag(
+      Schema.decodeUnknownEffect(command.returns)(answer.return),
+      "SchemaError",
+      (cause) => fail(new ProtocolViolation({ detail: `a reply to ${command.execute} of another shape`, cause }))
+    )
   })
 
-  const greeting = yield* bounded(Deferred.await(greeted), "greeting", patience)
+  const greeting = yield* Deferred.await(greeted).pipe(bounded("greeting", patience))
   yield* execute(QmpSchema.qmpCapabilities)
   return {
     greeting,

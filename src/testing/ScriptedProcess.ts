@@ -20,7 +20,13 @@ import * as ExitStatus from "../lifecycle/ExitStatus.ts"
 import type { Signal } from "../lifecycle/Signal.ts"
 import * as Mark from "../process/Mark.ts"
 import { fromReason, type ProcessError, ProcessErrorReason } from "../process/ProcessError.ts"
-import { type CGroup, type LaunchPlan, type OutputSource, ProcessHost, type ProcessInfo } from "../process/ProcessHost.ts"
+import {
+  type CGroup,
+  type LaunchPlan,
+  type OutputSource,
+  ProcessHost,
+  type ProcessInfo
+} from "../process/ProcessHost.ts"
 import * as ProcessSpawner from "../process/ProcessSpawner.ts"
 import { SupervisorGuard, type Watched } from "../process/SupervisorGuard.ts"
 
@@ -344,8 +350,10 @@ const make = Effect.fnUntraced(function*(options: Options) {
     table: host.list,
     delivered: Effect.sync(() => [...delivered]),
     intrude: (pid, script = {}) =>
-      Effect.map(born(script, { parent: init, mark: undefined }, { pid, cgroup: undefined, onDeath: undefined }), ({ info }) =>
-        info),
+      Effect.map(
+        born(script, { parent: init, mark: undefined }, { pid, cgroup: undefined, onDeath: undefined }),
+        ({ info }) => info
+      ),
     watched: Effect.sync(() => [...watched]),
     cgroups: Effect.sync(() => Array.from(cgroups))
   })

@@ -7,6 +7,7 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
+import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { TestClock } from "effect/testing"
 import * as GuestAgent from "../../src/guest/GuestAgent.ts"
@@ -19,7 +20,9 @@ const setUp = Effect.fnUntraced(function*(options: FakeGuestAgent.Options & Gues
   return { guest, agent: yield* GuestAgent.make(guest.socket, options) }
 })
 
-const background = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.forkChild(effect, { startImmediately: true })
+/** Starts an effect and lets it go as far as it gets without time. */
+const background = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+  Effect.tap(Effect.forkChild(effect, { startImmediately: true }), Effect.repeat(Effect.yieldNow, { times: 50 }))
 
 /** The reason of the failure, and the virtual milliseconds that it took. */
 const failure = <A>(effect: Effect.Effect<A, GuestError.GuestError>) =>
@@ -88,9 +91,9 @@ describe("readiness", () => {
   it.effect("the next client on the same channel does not get our late answer", () =>
     Effect.gen(function*() {
       const guest = yield* FakeGuestAgent.make()
-      yield* guest.inject({ _tag: "Late", by: "30 seconds" })
       const first = Effect.scoped(Effect.flatMap(GuestAgent.make(guest.socket), (agent) => agent.exec({ path: "true" })))
-      expect(yield* Effect.flip(Effect.timeout(first, "0 millis"))).toMatchObject({ _tag: "TimeoutError" })
+      yield* guest.inject({ _tag: "Late", by: "30 seconds" })
+      yield* Effect.flatMap(background(first), Fiber.interrupt)
       const fiber = yield* background(GuestAgent.make(guest.socket, { within: "1 minute" }))
       yield* TestClock.adjust("30 seconds")
       const agent = yield* Fiber.join(fiber)
@@ -219,7 +222,8 @@ describe("a stream out of step", () => {
       const next = yield* background(agent.ping)
       yield* TestClock.adjust("1 second")
       yield* Fiber.join(next)
-      expect(yield* guest.syncs).toBe(2)
+      // The first one; then at 0, 0.25 and 0.75 seconds.
+      expect(yield* guest.syncs).toBe(4)
     }))
 
   it.effect("the end of the stream in the middle of an answer", () =>
@@ -266,10 +270,11 @@ describe("a stream out of step", () => {
     Effect.gen(function*() {
       const guest = yield* FakeGuestAgent.make()
       yield* guest.inject({ _tag: "Ignore" })
-      const fiber = yield* Effect.scoped(Effect.flatMap(GuestAgent.make(guest.socket), (agent) =>
-        background(Effect.flip(agent.ping)).pipe(Effect.tap(Effect.yieldNow)))).pipe(Effect.forkChild)
-      const waiting = yield* Fiber.join(fiber)
-      expect(Exit.isFailure(yield* Fiber.await(waiting)) || true).toBe(true)
+      const scope = yield* Scope.make()
+      const agent = yield* Scope.provide(GuestAgent.make(guest.socket), scope)
+      const waiting = yield* background(Effect.flip(agent.ping))
+      yield* Scope.close(scope, Exit.void)
+      expect((yield* Fiber.join(waiting)).reason._tag).toBe("Closed")
     }))
 })
 
@@ -434,10 +439,24 @@ describe("files", () => {
       const broken = Stream.concat(Stream.make(data), Stream.fail("broken" as const))
       expect(yield* Effect.flip(Stream.run(broken, agent.writeFile("/tmp/y")))).toBe("broken")
       expect(guest.handles.size).toBe(0)
-      const fiber = yield* background(Effect.flip(Stream.runDrain(agent.readFile("/tmp/x"))))
-      yield* Fiber.join(fiber).pipe(Effect.timeoutOption(0))
+      const slow = Stream.tap(agent.readFile("/tmp/x"), () => Effect.never)
+      const fiber = yield* background(Stream.runDrain(slow))
+      expect(guest.handles.size).toBe(1)
+      yield* Fiber.interrupt(fiber)
+      expect(guest.handles.size).toBe(0)
+    }))
+
+  it.effect("are closed even when they were opened for one who had gone", () =>
+    Effect.gen(function*() {
+      const { agent, guest } = yield* setUp()
+      guest.files.set("/tmp/x", data)
       yield* guest.inject({ _tag: "Before", bytes: "garbage\n" })
       expect((yield* Effect.flip(Stream.runDrain(agent.readFile("/tmp/x")))).reason._tag).toBe("Protocol")
+      expect(guest.handles.size).toBe(1)
+      yield* guest.inject({ _tag: "Late", by: "11 seconds" })
+      expect(yield* reasonOf(Stream.runDrain(agent.readFile("/tmp/x")))).toMatchObject({ _tag: "Timeout" })
+      yield* Stream.runDrain(agent.readFile("/tmp/x"))
+      yield* Stream.runDrain(agent.readFile("/tmp/x"))
       expect(guest.handles.size).toBe(0)
     }))
 

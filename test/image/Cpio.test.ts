@@ -1,8 +1,8 @@
 import { describe, expect, it } from "@effect/vitest"
+import { Cpio } from "effect-microvm-runtime/image"
 import * as Arbitrary from "effect/Arbitrary"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
-import { Cpio } from "effect-microvm-runtime/image"
 import { spawnSync } from "node:child_process"
 import { readCpio } from "./cpioReader.ts"
 
@@ -110,10 +110,14 @@ describe("Cpio", () => {
         Cpio.encode([Cpio.file("bin/a", "1", 0o755), Cpio.symlink("b", "bin/a"), Cpio.charDevice("dev/console", 5, 1)])
       )
       const args = { cpio: ["-t", "--quiet"], bsdtar: ["-tf", "-"], busybox: ["cpio", "-t"] }
-      const { status, stdout } = spawnSync(reader ?? "", args[reader === "cpio" || reader === "bsdtar" ? reader : "busybox"], {
-        input: archive,
-        encoding: "utf8"
-      })
+      const { status, stdout } = spawnSync(
+        reader ?? "",
+        args[reader === "cpio" || reader === "bsdtar" ? reader : "busybox"],
+        {
+          input: archive,
+          encoding: "utf8"
+        }
+      )
       expect(status).toBe(0)
       expect(stdout.trim().split("\n")).toEqual(["bin", "bin/a", "b", "dev", "dev/console"])
     }

@@ -14,7 +14,10 @@ describe("elf", () => {
     const whole = elfFile({ interpreter: "/lib64/ld.so.2", needed: ["liba.so.6"] })
     for (const bytes of [new Uint8Array(0), new TextEncoder().encode("#!/bin/sh\n"), whole.subarray(0, 100)]) {
       const result = Elf.needed("program", bytes)
-      expect(Result.isFailure(result) && result.failure.reason).toMatchObject({ _tag: "UnexpectedContent", file: "program" })
+      expect(Result.isFailure(result) && result.failure.reason).toMatchObject({
+        _tag: "UnexpectedContent",
+        file: "program"
+      })
     }
   })
 

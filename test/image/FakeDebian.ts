@@ -25,9 +25,13 @@ const MODULES = "lib/modules/6.1.0-1-cloud-amd64"
 /** The files of each package. */
 const trees: Readonly<Record<string, Tree>> = {
   "busybox-static": { "bin/busybox": elfFile({}) },
-  "qemu-guest-agent": { "usr/sbin/qemu-ga": elfFile({ interpreter: LOADER, needed: ["libglib-2.0.so.0", "libc.so.6"] }) },
+  "qemu-guest-agent": {
+    "usr/sbin/qemu-ga": elfFile({ interpreter: LOADER, needed: ["libglib-2.0.so.0", "libc.so.6"] })
+  },
   // As in Debian 13, where all is below usr.
-  "libglib2.0-0": { "usr/lib/x86_64-linux-gnu/libglib-2.0.so.0": elfFile({ needed: ["libpcre2-8.so.0", "libc.so.6"] }) },
+  "libglib2.0-0": {
+    "usr/lib/x86_64-linux-gnu/libglib-2.0.so.0": elfFile({ needed: ["libpcre2-8.so.0", "libc.so.6"] })
+  },
   "libpcre2-8-0": { "usr/lib/x86_64-linux-gnu/libpcre2-8.so.0": elfFile({ needed: ["libc.so.6"] }) },
   libc6: {
     "lib/x86_64-linux-gnu/libc.so.6": elfFile({ interpreter: LOADER, needed: ["ld-linux-x86-64.so.2"] }),
@@ -50,7 +54,9 @@ const dependencies: Readonly<Record<string, ReadonlyArray<string>>> = {
 }
 
 const depends = Object.entries(dependencies)
-  .map(([name, all]) => [name, ...all.map((one, index) => `${index === 0 ? "  PreDepends" : " |Depends"}: ${one}`)].join("\n"))
+  .map(([name, all]) =>
+    [name, ...all.map((one, index) => `${index === 0 ? "  PreDepends" : " |Depends"}: ${one}`)].join("\n")
+  )
   .join("\n")
 
 const version = "1:1.0-1"

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "@effect/vitest"
-import * as Result from "effect/Result"
 import { Cpio, GuestScripts } from "effect-microvm-runtime/image"
+import * as Result from "effect/Result"
 import { spawnSync } from "node:child_process"
 
 const scripts = GuestScripts.entries.filter((entry) => entry._tag === "File" && entry.path.startsWith("sbin/"))

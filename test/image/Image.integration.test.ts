@@ -1,14 +1,15 @@
 /** Builds the real image from real packages, and boots it. */
 import * as NodeServices from "@effect/platform-node/NodeServices"
-import { afterAll, beforeAll, describe, expect, it } from "vitest"
+import { ImageStore, NodeImageStore } from "effect-microvm-runtime/image"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import { ImageStore, NodeImageStore } from "effect-microvm-runtime/image"
 import { spawnSync } from "node:child_process"
 import { createHash, randomBytes } from "node:crypto"
 import { mkdtempSync, readdirSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
+import { isDeepStrictEqual } from "node:util"
+import { afterAll, beforeAll, describe, expect, it } from "vitest"
 import { boot } from "./guest.ts"
 
 const MINUTES = 60_000
@@ -31,140 +32,143 @@ const until = async (what: string, holds: () => boolean) => {
   }
 }
 
-describe.skipIf(missing.length > 0)(`the default image${missing.length > 0 ? ` (skipped: no ${missing.join(", ")})` : ""}`, () => {
-  const root = mkdtempSync(join(tmpdir(), "image-"))
-  let image: ImageStore.Image
-  beforeAll(async () => {
-    image = await ensureIn(join(root, "a"))
-  }, 5 * MINUTES)
-  afterAll(() => rmSync(root, { recursive: true, force: true }))
-
-  it("is the same wherever it is built, and nothing else is left", async () => {
-    const again = await ensureIn(join(root, "b"))
-    expect(again.digest).toBe(image.digest)
-    expect(again.manifest).toEqual(image.manifest)
-    expect(readdirSync(join(root, "b")).toSorted()).toEqual(["images", "names", "tmp"])
-    expect(readdirSync(join(root, "b", "tmp"))).toEqual([])
-  }, 5 * MINUTES)
-
-  describe("in a guest", () => {
-    let guest: Awaited<ReturnType<typeof boot>>
+describe.skipIf(missing.length > 0)(
+  `the default image${missing.length > 0 ? ` (skipped: no ${missing.join(", ")})` : ""}`,
+  () => {
+    const root = mkdtempSync(join(tmpdir(), "image-"))
+    let image: ImageStore.Image
     beforeAll(async () => {
-      guest = await boot(image)
-    }, 2 * MINUTES)
-    afterAll(() => guest.kill())
+      image = await ensureIn(join(root, "a"))
+    }, 5 * MINUTES)
+    afterAll(() => rmSync(root, { recursive: true, force: true }))
 
-    it("runs the image's kernel under its host name", async () => {
-      const { out } = await guest.run(["uname", "-rn"])
-      expect(out.toString()).toBe(`testguest ${image.kernelRelease}\n`)
-    })
+    it("is the same wherever it is built, and nothing else is left", async () => {
+      const again = await ensureIn(join(root, "b"))
+      expect(again.digest).toBe(image.digest)
+      expect(again.manifest).toEqual(image.manifest)
+      expect(readdirSync(join(root, "b")).toSorted()).toEqual(["images", "names", "tmp"])
+      expect(readdirSync(join(root, "b", "tmp"))).toEqual([])
+    }, 5 * MINUTES)
 
-    it("keeps the streams apart, and the exit code", async () => {
-      const end = await guest.run(["sh", "-c", "cat; echo err >&2; exit 7"], { stdin: Buffer.from("in\0\n") })
-      expect([end.code, end.out.toString(), end.err]).toEqual([7, "in\0\n", "err\n"])
-    })
+    describe("in a guest", () => {
+      let guest: Awaited<ReturnType<typeof boot>>
+      beforeAll(async () => {
+        guest = await boot(image)
+      }, 2 * MINUTES)
+      afterAll(() => guest.kill())
 
-    it("lets a command open its streams again", async () => {
-      const script = "echo out >/dev/stdout; echo err >/dev/stderr; cat /dev/stdin"
-      const end = await guest.run(["sh", "-c", script], { stdin: Buffer.from("in\n") })
-      expect([end.code, end.out.toString(), end.err]).toEqual([0, "out\nin\n", "err\n"])
-      const nobody = await guest.run(["su", "nobody", "-s", "/bin/sh", "-c", "id -u >/dev/stderr"])
-      expect([nobody.code, nobody.err]).toEqual([0, "65534\n"])
-    })
-
-    it("tells signals from exit codes, and starts commands with default dispositions", async () => {
-      expect(await guest.run(["sh", "-c", "kill -SEGV $$"])).toMatchObject({ signal: 11 })
-      expect(await guest.run(["sh", "-c", "kill -INT $$"])).toMatchObject({ signal: 2 })
-    })
-
-    it("tells what cannot be run", async () => {
-      expect(await guest.run(["no-such-command"])).toMatchObject({
-        code: 127,
-        err: expect.stringContaining("no-such-command: not found"),
-        faults: ""
+      it("runs the image's kernel under its host name", async () => {
+        const { out } = await guest.run(["uname", "-rn"])
+        expect(out.toString()).toBe(`testguest ${image.kernelRelease}\n`)
       })
-      expect(await guest.run(["/etc/passwd"])).toMatchObject({ code: 126, err: expect.stringContaining("/etc/passwd") })
-      expect(await guest.run(["pwd"], { directory: "/nowhere" })).toMatchObject({
-        code: 126,
-        faults: expect.stringContaining("/nowhere")
+
+      it("keeps the streams apart, and the exit code", async () => {
+        const end = await guest.run(["sh", "-c", "cat; echo err >&2; exit 7"], { stdin: Buffer.from("in\0\n") })
+        expect([end.code, end.out.toString(), end.err]).toEqual([7, "in\0\n", "err\n"])
       })
+
+      it("lets a command open its streams again", async () => {
+        const script = "echo out >/dev/stdout; echo err >/dev/stderr; cat /dev/stdin"
+        const end = await guest.run(["sh", "-c", script], { stdin: Buffer.from("in\n") })
+        expect([end.code, end.out.toString(), end.err]).toEqual([0, "out\nin\n", "err\n"])
+        const nobody = await guest.run(["su", "nobody", "-s", "/bin/sh", "-c", "id -u >/dev/stderr"])
+        expect([nobody.code, nobody.err]).toEqual([0, "65534\n"])
+      })
+
+      it("tells signals from exit codes, and starts commands with default dispositions", async () => {
+        expect(await guest.run(["sh", "-c", "kill -SEGV $$"])).toMatchObject({ signal: 11 })
+        expect(await guest.run(["sh", "-c", "kill -INT $$"])).toMatchObject({ signal: 2 })
+      })
+
+      it("tells what cannot be run", async () => {
+        const absent = await guest.run(["no-such-command"])
+        expect([absent.code, absent.faults]).toEqual([127, ""])
+        expect(absent.err).toContain("no-such-command: not found")
+        const data = await guest.run(["/etc/passwd"])
+        expect([data.code, data.faults]).toEqual([126, ""])
+        expect(data.err).toContain("/etc/passwd")
+        const nowhere = await guest.run(["pwd"], { directory: "/nowhere" })
+        expect([nowhere.code, nowhere.err]).toEqual([126, ""])
+        expect(nowhere.faults).toContain("/nowhere")
+      })
+
+      it("passes arguments, environment and directory on as they are", async () => {
+        const words = ["a b", "", "*", "$x", "'", "é", "-n"]
+        const { out } = await guest.run(["printf", "<%s>", ...words])
+        expect(out.toString()).toBe(words.map((word) => `<${word}>`).join(""))
+        const env = ["PATH=/bin:/usr/bin", "slot=1", "nonce=2", "port=3", "line=4"]
+        const seen = (await guest.run(["env"], { env })).out.toString().trim().split("\n")
+        expect(seen).toEqual(expect.arrayContaining(env))
+        expect((await guest.run(["pwd"], { directory: "/usr/bin" })).out.toString()).toBe("/usr/bin\n")
+      })
+
+      it("runs the file that the PATH names, under its own name", async () => {
+        const shadowed = "mkdir /tmp/bin; printf '#!/bin/sh\\necho mine\\n' >/tmp/bin/ls; chmod +x /tmp/bin/ls"
+        await guest.run(["sh", "-c", shadowed])
+        expect((await guest.run(["ls"], { env: ["PATH=/tmp/bin:/bin"] })).out.toString()).toBe("mine\n")
+        expect((await guest.run(["cat", "/proc/self/cmdline"])).out.toString()).toBe("cat\0/proc/self/cmdline\0")
+      })
+
+      it("carries 16 MiB there and back whole", async () => {
+        const stdin = randomBytes(16 * 1024 * 1024)
+        const { code, out } = await guest.run(["cat"], { stdin })
+        const digest = (bytes: Buffer) => createHash("sha256").update(bytes).digest("hex")
+        expect([code, out.length, digest(out)]).toEqual([0, stdin.length, digest(stdin)])
+      }, 2 * MINUTES)
+
+      it("ends the input of a command that stops reading, and is ready for the next", async () => {
+        const { code, out } = await guest.run(["head", "-c", "3"], { stdin: Buffer.from("abc\ndef\n") })
+        expect([code, out.toString()]).toEqual([0, "abc"])
+        expect((await guest.run(["cat"], { stdin: Buffer.from("next") })).out.toString()).toBe("next")
+      })
+
+      it("gives the command no children that it has not started, and reaps orphans", async () => {
+        const children = await guest.run(["sh", "-c", "cat /proc/$$/task/*/children; (sleep 0.01 &); exit 0"])
+        // Only the cat itself.
+        expect(children.out.toString().trim().split(/\s+/)).toHaveLength(1)
+        const zombies =
+          "i=0; while grep -q 'State:.Z' /proc/[0-9]*/status; do i=$((i+1)); [ $i -gt 50 ] && exit 1; sleep 0.1; done"
+        expect((await guest.run(["sh", "-c", zombies])).code).toBe(0)
+      })
+
+      it("starts the agent again when it dies", async () => {
+        const opened = () => guest.qmp.events.flatMap(({ data, event }) => event === "VSERPORT_CHANGE" ? [data] : [])
+        await guest.agent.ask("guest-exec", { path: "/bin/sh", arg: ["-c", "usleep 200000; kill -9 $(pidof qemu-ga)"] })
+        await until("its end", () => opened().some((one) => isDeepStrictEqual(one, { id: "p0", open: false })))
+        await until("its return", () => isDeepStrictEqual(opened().at(-1), { id: "p0", open: true }))
+        expect(await guest.agent.ask("guest-sync", { id: 99 })).toBe(99)
+      }, 2 * MINUTES)
     })
 
-    it("passes arguments, environment and directory on as they are", async () => {
-      const words = ["a b", "", "*", "$x", "'", "é", "-n"]
-      const { out } = await guest.run(["printf", "<%s>", ...words])
-      expect(out.toString()).toBe(words.map((word) => `<${word}>`).join(""))
-      const env = ["PATH=/bin:/usr/bin", "slot=1", "nonce=2", "port=3", "line=4", "IFS=x"]
-      const seen = (await guest.run(["env"], { env })).out.toString().trim().split("\n")
-      expect(seen).toEqual(expect.arrayContaining(env))
-      expect((await guest.run(["pwd"], { directory: "/usr/bin" })).out.toString()).toBe("/usr/bin\n")
-    })
-
-    it("runs the file that the PATH names, under its own name", async () => {
-      const shadowed = "mkdir /tmp/bin; printf '#!/bin/sh\\necho mine\\n' >/tmp/bin/ls; chmod +x /tmp/bin/ls"
-      await guest.run(["sh", "-c", shadowed])
-      expect((await guest.run(["ls"], { env: ["PATH=/tmp/bin:/bin"] })).out.toString()).toBe("mine\n")
-      expect((await guest.run(["cat", "/proc/self/cmdline"])).out.toString()).toBe("cat\0/proc/self/cmdline\0")
-    })
-
-    it("carries 16 MiB there and back whole", async () => {
-      const stdin = randomBytes(16 * 1024 * 1024)
-      const { code, out } = await guest.run(["cat"], { stdin })
-      const digest = (bytes: Buffer) => createHash("sha256").update(bytes).digest("hex")
-      expect([code, out.length, digest(out)]).toEqual([0, stdin.length, digest(stdin)])
+    const ends: ReadonlyArray<readonly [string, (guest: Awaited<ReturnType<typeof boot>>) => unknown, string]> = [
+      ["the agent's power-off", (guest) => guest.agent.send("guest-shutdown", { mode: "powerdown" }), "guest-shutdown"],
+      ["the agent's reboot", (guest) => guest.agent.send("guest-shutdown", { mode: "reboot" }), "guest-reset"],
+      ["the power button", (guest) => guest.qmp.ask("system_powerdown"), "guest-shutdown"],
+      ["a panic", (guest) => guest.start(["sh", "-c", "echo c >/proc/sysrq-trigger"]), "guest-panic"]
+    ]
+    it.each(ends)("goes down in order: %s", async (_, end, reason) => {
+      const guest = await boot(image)
+      try {
+        await end(guest)
+        await guest.exited
+        expect(guest.qmp.events.find((event) => event["event"] === "SHUTDOWN")).toMatchObject({ data: { reason } })
+      } finally {
+        await guest.kill()
+      }
     }, 2 * MINUTES)
 
-    it("ends the input of a command that stops reading, and is ready for the next", async () => {
-      const { code, out } = await guest.run(["head", "-c", "3"], { stdin: Buffer.from("abc\ndef\n") })
-      expect([code, out.toString()]).toEqual([0, "abc"])
-      expect((await guest.run(["cat"], { stdin: Buffer.from("next") })).out.toString()).toBe("next")
-    })
-
-    it("gives the command no children that it has not started, and reaps orphans", async () => {
-      const children = await guest.run(["sh", "-c", "cat /proc/$$/task/*/children; (sleep 0.01 &); exit 0"])
-      // Only the cat itself.
-      expect(children.out.toString().trim().split(/\s+/)).toHaveLength(1)
-      const zombies = "i=0; while grep -q 'State:.Z' /proc/[0-9]*/status; do i=$((i+1)); [ $i -gt 50 ] && exit 1; sleep 0.1; done"
-      expect((await guest.run(["sh", "-c", zombies])).code).toBe(0)
-    })
-
-    it("starts the agent again when it dies", async () => {
-      guest.agent.send("guest-exec", { path: "/bin/sh", arg: ["-c", "kill -9 $(pidof qemu-ga)"] })
-      // The request's own answer may be lost with the agent, so the next ones are told by their number.
-      const number = guest.agent.ask("guest-sync", { id: 99 })
-      await Promise.race([number, guest.agent.ask("guest-sync", { id: 99 })])
-      expect((await boot.length) >= 0).toBe(true)
+    it("lets a command say its last words, and waits a second for one that will not end", async () => {
+      const guest = await boot(image)
+      try {
+        const script = "(trap '' TERM; sleep 1000) & trap 'sleep 0.2; echo last words' TERM; echo up; wait; wait"
+        const command = await guest.start(["sh", "-c", script])
+        await until("the command", () => command.said().includes("up"))
+        guest.agent.send("guest-shutdown", { mode: "powerdown" })
+        await guest.exited
+        expect(command.said()).toContain("last words")
+      } finally {
+        await guest.kill()
+      }
     }, 2 * MINUTES)
-  })
-
-  const ends: ReadonlyArray<readonly [string, (guest: Awaited<ReturnType<typeof boot>>) => unknown, string]> = [
-    ["the agent's power-off", (guest) => guest.agent.send("guest-shutdown", { mode: "powerdown" }), "guest-shutdown"],
-    ["the agent's reboot", (guest) => guest.agent.send("guest-shutdown", { mode: "reboot" }), "guest-reset"],
-    ["the power button", (guest) => guest.qmp.ask("system_powerdown"), "guest-shutdown"],
-    ["a panic", (guest) => guest.start(["sh", "-c", "echo c >/proc/sysrq-trigger"]), "guest-panic"]
-  ]
-  it.each(ends)("goes down in order: %s", async (_, end, reason) => {
-    const guest = await boot(image)
-    try {
-      await end(guest)
-      await guest.exited
-      expect(guest.qmp.events.find((event) => event["event"] === "SHUTDOWN")).toMatchObject({ data: { reason } })
-    } finally {
-      await guest.kill()
-    }
-  }, 2 * MINUTES)
-
-  it("lets a command say its last words, and waits a second for one that will not end", async () => {
-    const guest = await boot(image)
-    try {
-      const script = "trap 'sleep 0.2; echo last words' TERM; echo up; while :; do sleep 0.05; done"
-      const command = await guest.start(["sh", "-c", script])
-      await until("the command", () => command.said().includes("up"))
-      guest.agent.send("guest-shutdown", { mode: "powerdown" })
-      await guest.exited
-      expect(command.said()).toContain("last words")
-    } finally {
-      await guest.kill()
-    }
-  }, 2 * MINUTES)
-})
+  }
+)

@@ -41,7 +41,10 @@ const packBlock = (bytes: Uint8Array): Uint8Array => {
   return Buffer.concat(parts)
 }
 
-const bzImage = (vmlinux: Uint8Array, options: { readonly magic?: number; readonly protocol?: number } = {}): Uint8Array => {
+const bzImage = (
+  vmlinux: Uint8Array,
+  options: { readonly magic?: number; readonly protocol?: number } = {}
+): Uint8Array => {
   const blocks = Array.from({ length: Math.ceil(vmlinux.length / BLOCK) }, (_, index) => {
     const block = packBlock(vmlinux.subarray(index * BLOCK, (index + 1) * BLOCK))
     const size = Buffer.alloc(4)

@@ -16,7 +16,8 @@ export const readCpio = (archive: Uint8Array): ReadonlyArray<Member> => {
   const members: Array<Member> = []
   for (let at = 0;;) {
     if (ascii.decode(archive.subarray(at, at + 6)) !== "070701") throw new Error(`no header at ${at}`)
-    const field = (index: number) => Number.parseInt(ascii.decode(archive.subarray(at + 6 + index * 8, at + 14 + index * 8)), 16)
+    const field = (index: number) =>
+      Number.parseInt(ascii.decode(archive.subarray(at + 6 + index * 8, at + 14 + index * 8)), 16)
     const nameSize = field(11)
     const path = ascii.decode(archive.subarray(at + 110, at + 110 + nameSize - 1))
     const dataAt = Math.ceil((at + 110 + nameSize) / 4) * 4

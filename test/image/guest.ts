@@ -29,7 +29,9 @@ const jsonLines = (socket: Socket, isEvent: (message: Json) => boolean) => {
     send,
     ask: (execute: string, args: Json = {}) =>
       new Promise<unknown>((resolve, reject) => {
-        waiting.push((message) => "error" in message ? reject(new Error(JSON.stringify(message["error"]))) : resolve(message["return"]))
+        waiting.push((message) =>
+          "error" in message ? reject(new Error(JSON.stringify(message["error"]))) : resolve(message["return"])
+        )
         send(execute, args)
       })
   }
@@ -46,22 +48,29 @@ export interface Run {
 }
 
 export const boot = async (image: { readonly kernel: string; readonly initramfs: string }) => {
-  const names = ["microvm.0.stdin", "microvm.0.stdout", "microvm.0.stderr"]
-  const qemu = spawn("qemu-system-x86_64", [
-    ...["-M", "q35,hpet=off,sata=off,smbus=off,usb=off,i8042=off", "-accel", "tcg", "-cpu", "max", "-m", "128"],
-    ...["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio", "-device", "pvpanic"],
-    ...["-kernel", image.kernel, "-initrd", image.initramfs],
-    ...["-append", "console=ttyS0 panic=-1 reboot=t quiet cryptomgr.notests microvm.hostname=testguest"],
-    ...["-chardev", "socket,id=qmp,fd=3", "-mon", "chardev=qmp,mode=control", "-device", "virtio-serial-pci"],
-    ...["org.qemu.guest_agent.0", ...names].flatMap((name, index) => [
-      ...["-chardev", `socket,id=c${index},fd=${4 + index}`],
-      ...["-device", `virtserialport,chardev=c${index},name=${name},id=p${index}`]
-    ])
-  ], { stdio: ["ignore", "pipe", "pipe", "pipe", "pipe", "pipe", "pipe", "pipe"] })
+  const names = ["org.qemu.guest_agent.0", "microvm.0.stdin", "microvm.0.stdout", "microvm.0.stderr"]
+  const machine = "-M q35,hpet=off,sata=off,smbus=off,usb=off,i8042=off -accel tcg -cpu max -m 128 -nodefaults " +
+    "-no-user-config -display none -no-reboot -serial stdio -device pvpanic -device virtio-serial-pci " +
+    "-chardev socket,id=qmp,fd=3 -mon chardev=qmp,mode=control"
+  const ports = names.map((name, index) =>
+    `-chardev socket,id=c${index},fd=${4 + index} -device virtserialport,chardev=c${index},name=${name},id=p${index}`
+  )
+  const args = "console=ttyS0 panic=-1 reboot=t quiet cryptomgr.notests microvm.hostname=testguest"
+  const qemu = spawn(
+    "qemu-system-x86_64",
+    [machine, ...ports].join(" ").split(" ").concat(
+      "-kernel",
+      image.kernel,
+      "-initrd",
+      image.initramfs,
+      "-append",
+      args
+    ),
+    { stdio: ["ignore", "pipe", "pipe", "pipe", "pipe", "pipe", "pipe", "pipe"] }
+  )
   const exited = once(qemu, "exit")
   let console = ""
-  qemu.stdout.on("data", (part) => console += String(part))
-  qemu.stderr.on("data", (part) => console += String(part))
+  for (const stream of [qemu.stdout, qemu.stderr]) stream?.on("data", (part) => void (console += String(part)))
   const sockets = qemu.stdio.slice(3).flatMap((stream) => stream instanceof Socket ? [stream] : [])
   for (const socket of sockets) socket.on("error", () => {})
   const [monitor, agentPort, stdin, stdout, stderr] = sockets
@@ -75,14 +84,15 @@ export const boot = async (image: { readonly kernel: string; readonly initramfs:
   /** All bytes of an output port before the trailer of this run. */
   const receive = (port: Socket, nonce: string) => {
     const trailer = Buffer.from(`\0${nonce}\n`)
-    let bytes = Buffer.alloc(0)
+    const parts: Array<Buffer> = []
+    let tail = Buffer.alloc(0)
     return new Promise<Buffer>((resolve) => {
       const take = (part: Buffer) => {
-        bytes = Buffer.concat([bytes, part])
-        const end = bytes.indexOf(trailer)
-        if (end < 0) return
+        parts.push(part)
+        tail = Buffer.concat([tail, part]).subarray(-trailer.length)
+        if (!tail.equals(trailer)) return
         port.off("data", take)
-        resolve(bytes.subarray(0, end))
+        resolve(Buffer.concat(parts).subarray(0, -trailer.length))
       }
       port.on("data", take)
     })
@@ -127,9 +137,13 @@ export const boot = async (image: { readonly kernel: string; readonly initramfs:
     /** Starts a command and gives what its stdout says, as it comes. */
     start: async (command: ReadonlyArray<string>) => {
       let said = ""
-      stdout.on("data", (part: Buffer) => said += part.toString())
+      stdout.on("data", (part: Buffer) => void (said += part.toString()))
       const nonce = randomBytes(16).toString("hex")
-      await agent.ask("guest-exec", { path: "/sbin/microvm-exec", arg: ["0", nonce, "--", ...command], "capture-output": true })
+      await agent.ask("guest-exec", {
+        path: "/sbin/microvm-exec",
+        arg: ["0", nonce, "--", ...command],
+        "capture-output": true
+      })
       return { said: () => said }
     }
   }

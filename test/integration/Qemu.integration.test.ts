@@ -72,19 +72,19 @@ layer(qemu, { excludeTestServices: true, timeout: "10 minutes" })("a guest on QE
   it.effect("boots, answers, and powers off when its button is pressed", () =>
     Effect.gen(function*() {
       const fs = yield* FileSystem.FileSystem
-      const cgroup = yield* Effect.scoped(Effect.gen(function*() {
+      const itsOwn = yield* Effect.scoped(Effect.gen(function*() {
         const { agent, machine } = yield* boot("boots", { hostname: "web-1" })
         const { stdout } = yield* agent.exec({ path: "hostname" })
         assert.strictEqual(new TextDecoder().decode(stdout), "web-1\n")
-        const cgroup = yield* fs.readFileString(`/proc/${pidOf(machine)}/cgroup`)
+        const cgroups = yield* fs.readFileString(`/proc/${pidOf(machine)}/cgroup`)
         const outcome = yield* machine.shutdown()
         assert.strictEqual(outcome._tag === "Graceful" ? outcome.stage : outcome._tag, "power button")
         assert.strictEqual((yield* machine.ended)._tag, "PoweredOff")
-        return cgroup
+        return cgroups
       }))
       assert.deepStrictEqual(yield* monitors, [])
       const own = yield* fs.readFileString("/proc/self/cgroup")
-      const path = /^0::(.*)$/m.exec(cgroup)?.[1]
+      const path = /^0::(.*)$/m.exec(itsOwn)?.[1]
       if (path !== undefined && !own.includes(`0::${path}\n`)) {
         const mounts = yield* fs.readFileString("/proc/mounts")
         const mount = /^\S+ (\S+) cgroup2 /m.exec(mounts)?.[1] ?? "/sys/fs/cgroup"
@@ -227,14 +227,14 @@ layer(qemu, { excludeTestServices: true, timeout: "10 minutes" })("a launch on Q
 
 layer(host, { excludeTestServices: true })("a host", (it) => {
   const refusal = (options: QemuHost.Options) =>
-    QemuHost.QemuHost.use((seen) => seen.observe(options)).pipe(
+    QemuHost.QemuHost.use(({ observe }) => observe(options)).pipe(
       Effect.flip,
       Effect.map(({ reason }) => reason._tag === "BackendUnavailable" ? `${reason.why}: ${reason.remedy}` : reason._tag)
     )
 
   it.effect("is seen as it is", () =>
     Effect.gen(function*() {
-      const seen = yield* QemuHost.QemuHost.use((host) => host.observe({}))
+      const seen = yield* QemuHost.QemuHost.use(({ observe }) => observe({}))
       assert.isTrue(QemuHost.isAtLeast(seen.version, 1, 0))
       assert.strictEqual(seen.uid, process.geteuid?.())
     }))

@@ -124,8 +124,11 @@ describe("Signal", () => {
     )
   })
 
-  it.prop("numbers and names are each other's inverse", [Schema.Literals(Signal.names)], ([name]) =>
-    Signal.fromNumber(Signal.toNumber(name)) === name)
+  it.prop(
+    "numbers and names are each other's inverse",
+    [Schema.Literals(Signal.names)],
+    ([name]) => Signal.fromNumber(Signal.toNumber(name)) === name
+  )
 })
 
 describe("RunReport", () => {

@@ -2,11 +2,11 @@
  * A target that does what a script says, for tests of the engine, and a model that says what the engine should answer.
  * The model knows nothing of fibers: it is arithmetic on instants.
  */
-import { ExitStatus, type ShutdownOutcome, ShutdownPolicy, Signal } from "../../src/lifecycle/index.ts"
 import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
+import { ExitStatus, type ShutdownOutcome, ShutdownPolicy, type Signal } from "../../src/lifecycle/index.ts"
 import type { ShutdownTarget } from "../../src/lifecycle/Shutdown.ts"
 
 /** What a stage's request does: end the target after a delay, nothing, fail, or hang for ever. */

@@ -1,11 +1,19 @@
 import { expect, it } from "@effect/vitest"
-import { Shutdown, type ShutdownOutcome } from "../../src/lifecycle/index.ts"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Schema from "effect/Schema"
 import { TestClock } from "effect/testing"
-import { type Call, makeTarget, policy, predict, type Prediction, type Reaction, type Script } from "./ScriptedTarget.ts"
+import { Shutdown, type ShutdownOutcome } from "../../src/lifecycle/index.ts"
+import {
+  type Call,
+  makeTarget,
+  policy,
+  predict,
+  type Prediction,
+  type Reaction,
+  type Script
+} from "./ScriptedTarget.ts"
 
 const tens = (from: number, to: number) => Schema.Int.check(Schema.isBetween({ minimum: from, maximum: to }))
 
@@ -74,13 +82,18 @@ const execute = Effect.fnUntraced(function*(script: Script, calls: ReadonlyArray
   const shutdown = yield* Shutdown.make(yield* makeTarget(script), policy, {
     onEvent: (event) => Effect.sync(() => void trace.push(JSON.stringify(event)))
   })
-  const callers = yield* Effect.forEach(calls, (call) =>
-    shutdown.run({ atLeast: call.atLeast, within: call.within }).pipe(
-      Effect.delay(call.at),
-      (effect) =>
-        call.interruptedAfter === undefined ? Effect.asSome(effect) : Effect.timeoutOption(effect, call.at + call.interruptedAfter),
-      Effect.forkChild({ startImmediately: true })
-    ))
+  const callers = yield* Effect.forEach(
+    calls,
+    (call) =>
+      shutdown.run({ atLeast: call.atLeast, within: call.within }).pipe(
+        Effect.delay(call.at),
+        (effect) =>
+          call.interruptedAfter === undefined
+            ? Effect.asSome(effect)
+            : Effect.timeoutOption(effect, call.at + call.interruptedAfter),
+        Effect.forkChild({ startImmediately: true })
+      )
+  )
   yield* TestClock.adjust("10 seconds")
   const answers = yield* Effect.forEach(callers, Fiber.join)
   // A witness that joins late sees what everybody saw.
@@ -88,16 +101,21 @@ const execute = Effect.fnUntraced(function*(script: Script, calls: ReadonlyArray
   return { outcome, answers, trace }
 })
 
-it.effect.prop("every run ends as the model says, and all callers see the same", [Input], ([input]) =>
-  Effect.gen(function*() {
-    const script = toScript(input)
-    const calls = toCalls(input)
-    const { answers, outcome } = yield* execute(script, calls)
-    expect(summary(outcome)).toEqual(predict(script, calls))
-    for (const answer of answers) {
-      if (answer._tag === "Some") expect(answer.value).toBe(outcome)
-    }
-  }).pipe(Effect.provide(TestClock.layer())), { arbitrary: { runs: 2000 } })
+it.effect.prop(
+  "every run ends as the model says, and all callers see the same",
+  [Input],
+  ([input]) =>
+    Effect.gen(function*() {
+      const script = toScript(input)
+      const calls = toCalls(input)
+      const { answers, outcome } = yield* execute(script, calls)
+      expect(summary(outcome)).toEqual(predict(script, calls))
+      for (const answer of answers) {
+        if (answer._tag === "Some") expect(answer.value).toBe(outcome)
+      }
+    }).pipe(Effect.provide(TestClock.layer())),
+  { arbitrary: { runs: 2000 } }
+)
 
 it.effect.prop("the same script gives the same trace", [Input], ([input]) =>
   Effect.gen(function*() {

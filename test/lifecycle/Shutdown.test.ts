@@ -16,13 +16,13 @@ const scripted = Effect.fnUntraced(function*(
 ) {
   const ended = yield* Deferred.make<ExitStatus.ExitStatus>()
   const sent: Array<Signal.Signal> = []
-  const status = Effect.suspend(() =>
+  const poll = Effect.suspend(() =>
     Deferred.isDoneUnsafe(ended)
       ? Effect.asSome(Deferred.await(ended))
       : Effect.succeed(Option.none<ExitStatus.ExitStatus>())
   )
   const target: Shutdown.ShutdownTarget<Signal.Signal, never> = {
-    poll: status,
+    poll,
     ended: Deferred.await(ended),
     request: (signal) =>
       Effect.gen(function*() {
@@ -32,7 +32,7 @@ const scripted = Effect.fnUntraced(function*(
           yield* Effect.forkDetach(Effect.flatMap(reaction, (status) => Deferred.succeed(ended, status)))
         }
       }),
-    remains: Effect.map(status, (option) => ({
+    remains: Effect.map(poll, (option) => ({
       status: option,
       survivors: Option.isSome(option) ? [] : [{ pid: 7, command: "stuck", why: "uninterruptible sleep (D)" }]
     }))

@@ -24,11 +24,12 @@ const takes = (name: string, millis: number, options: Partial<StopBudget.Part> =
 describe("StopBudget", () => {
   it.effect("a hung part is named and costs its own share only", () =>
     Effect.gen(function*() {
-      expect(yield* run("9 seconds", [[takes("a", 10)], [{ name: "hung", stop: Effect.never }], [takes("c", 20)]])).toEqual([
-        ["Stopped", "a", 10],
-        ["Abandoned", "hung", 4495],
-        ["Stopped", "c", 20]
-      ])
+      expect(yield* run("9 seconds", [[takes("a", 10)], [{ name: "hung", stop: Effect.never }], [takes("c", 20)]]))
+        .toEqual([
+          ["Stopped", "a", 10],
+          ["Abandoned", "hung", 4495],
+          ["Stopped", "c", 20]
+        ])
     }))
 
   it.effect("the parts of a group stop at the same time", () =>

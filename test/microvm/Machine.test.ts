@@ -415,13 +415,13 @@ describe("shutdown", () => {
   it.effect("that meets an operation under way takes over, and wakes what that has paused", () =>
     Effect.gen(function*() {
       const { asked, machine } = yield* running({ pause: Effect.sleep("3 seconds") })
-      const pause = yield* Effect.forkChild(reason(machine.pause), { startImmediately: true })
+      const pause = yield* Effect.forkChild(machine.pause, { startImmediately: true })
       const queued = yield* Effect.forkChild(reason(machine.resume), { startImmediately: true })
       const shutdown = yield* timed(machine)
       expect(yield* machine.state).toBe("stopping")
       const { millis, stages } = yield* settled(shutdown)
       expect([stages, millis]).toEqual([["power button ended"], 3000])
-      expect(yield* Fiber.join(pause)).toMatchObject({ _tag: "InvalidTransition", from: "stopping", to: "paused" })
+      yield* Fiber.join(pause)
       expect(yield* Fiber.join(queued)).toMatchObject({ _tag: "InvalidTransition", from: "stopping" })
       expect(yield* asked).toEqual(["start", "pause", "resume", "PowerButton", "ended"])
     }).pipe(host))

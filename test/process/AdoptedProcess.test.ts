@@ -49,7 +49,9 @@ describe("on a scripted host", () => {
     Effect.gen(function*() {
       const process = yield* spawn("group")
       const adopted = yield* AdoptedProcess.adopt(process.identity, { killScope: process.killScope })
-      expect(yield* adopted.shutdown()).toMatchObject({
+      const fiber = yield* Effect.forkChild(adopted.shutdown(), { startImmediately: true })
+      yield* TestClock.adjust("1 second")
+      expect(yield* Fiber.join(fiber)).toMatchObject({
         _tag: "Survivors",
         survivors: [{ command: "escapee", why: "outside the process group" }]
       })

@@ -20,20 +20,21 @@ const spawn = (script: string) =>
     (handle) => handle.stdout.pipe(Stream.take(1), Stream.runDrain)
   )
 
-const policy = ShutdownPolicy.signals({ grace: "300 millis" })
+const patient = ShutdownPolicy.signals({ grace: "10 seconds" })
+const hasty = ShutdownPolicy.signals({ grace: "300 millis" })
 
 describe("on Effect's own spawner", () => {
   const cases = [
     ["exits 0 on SIGTERM", "trap 'exit 0' TERM", { _tag: "Graceful", status: ExitStatus.exited(0) }],
     ["exits 7 on SIGTERM", "trap 'exit 7' TERM", { _tag: "Graceful", status: ExitStatus.exited(7) }],
-    ["takes the default action", "", { _tag: "Graceful", status: ExitStatus.signaled("SIGTERM") }],
+    ["takes the default action", ":", { _tag: "Graceful", status: ExitStatus.signaled("SIGTERM") }],
     ["ignores SIGTERM", "trap '' TERM", { _tag: "Forced", status: ExitStatus.signaled("SIGKILL") }]
   ] as const
   for (const [name, script, expected] of cases) {
     it.live(name, () =>
       Effect.gen(function*() {
         const handle = yield* spawn(script)
-        const shutdown = yield* EffectProcess.makeShutdown(handle, policy)
+        const shutdown = yield* EffectProcess.makeShutdown(handle, expected._tag === "Forced" ? hasty : patient)
         const outcome = yield* shutdown.run()
         expect(outcome).toMatchObject(expected)
         expect(yield* EffectProcess.exitStatus(handle)).toEqual(expected.status)
@@ -45,7 +46,7 @@ describe("on Effect's own spawner", () => {
     Effect.gen(function*() {
       const handle = yield* spawn("trap 'exit 0' TERM")
       process.kill(handle.pid, "SIGSTOP")
-      const shutdown = yield* EffectProcess.makeShutdown(handle, ShutdownPolicy.signals({ grace: "10 seconds" }))
+      const shutdown = yield* EffectProcess.makeShutdown(handle, patient)
       expect(yield* shutdown.run()).toMatchObject({ _tag: "Graceful", status: ExitStatus.exited(0) })
     }).pipe(Effect.scoped, Effect.provide(NodeServices.layer)))
 
@@ -59,9 +60,18 @@ describe("on Effect's own spawner", () => {
 })
 
 describe("on a handle of a test", () => {
-  const error = PlatformError.systemError({ _tag: "Unknown", module: "ChildProcess", method: "exitCode", description: "?" })
+  const error = PlatformError.systemError({
+    _tag: "Unknown",
+    module: "ChildProcess",
+    method: "exitCode",
+    description: "?"
+  })
 
-  const makeHandle = (exitsAfter: Duration.Input, kill: ChildProcessSpawner.ChildProcessHandle["kill"], fails: boolean) =>
+  const makeHandle = (
+    exitsAfter: Duration.Input,
+    kill: ChildProcessSpawner.ChildProcessHandle["kill"],
+    fails: boolean
+  ) =>
     Effect.gen(function*() {
       const done = yield* Deferred.make<ChildProcessSpawner.ExitCode>()
       yield* Effect.forkScoped(Effect.delay(Deferred.succeed(done, ChildProcessSpawner.ExitCode(0)), exitsAfter))

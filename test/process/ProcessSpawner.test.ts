@@ -278,7 +278,9 @@ describe("spawn", () => {
       "env[\"\"]"
     ]],
     ["a shell with arguments", ChildProcess.make("a", ["b"], { shell: true }), ["args"]],
-    ["a bad descriptor", ChildProcess.make("a", [], { additionalFds: { fd2: { type: "input" } } }), ["additionalFds.fd2"]],
+    ["a bad descriptor", ChildProcess.make("a", [], { additionalFds: { fd2: { type: "input" } } }), [
+      "additionalFds.fd2"
+    ]],
     ["a signal that Linux has not", ChildProcess.make("a", [], { killSignal: "SIGINFO" }), ["killSignal"]],
     ["a grace without end", ChildProcess.make("a", [], { forceKillAfter: "Infinity" }), ["forceKillAfter"]],
     ["a secret that would show", ChildProcess.make("a", [], { env: { "a.b": Redacted.make("x") } }), ["env[\"a.b\"]"]]
@@ -306,10 +308,13 @@ describe("spawn", () => {
       const error = yield* Effect.flip(spawner.spawn(command))
       expect(error.reason).toEqual({ _tag: "SpawnFailed", command: "db", code: "EAGAIN" })
       expect(yield* driver.cgroups).toEqual([])
-    }).pipe(Effect.scoped, Effect.provide(ScriptedProcess.layer({
-      cgroups: true,
-      script: () => fromReason(ProcessErrorReason.SpawnFailed({ command: "db", code: "EAGAIN" }))
-    }))))
+    }).pipe(
+      Effect.scoped,
+      Effect.provide(ScriptedProcess.layer({
+        cgroups: true,
+        script: () => fromReason(ProcessErrorReason.SpawnFailed({ command: "db", code: "EAGAIN" }))
+      }))
+    ))
 
   it.effect("runs a pipeline: every part is a process, the handle is that of the last", () =>
     Effect.gen(function*() {
@@ -318,15 +323,24 @@ describe("spawn", () => {
       const process = yield* spawn({}, pipeline)
       expect((yield* driver.table).map((info) => info.command)).toEqual(["left", "right"])
       expect((yield* driver.table).at(-1)?.pid).toBe(process.pid)
-      const bad = ChildProcess.make("left", []).pipe(ChildProcess.pipeTo(ChildProcess.make("right", []), { from: "fd3" }))
+      const bad = ChildProcess.make("left", []).pipe(
+        ChildProcess.pipeTo(ChildProcess.make("right", []), { from: "fd3" })
+      )
       expect((yield* Effect.flip(spawn({}, bad))).reason).toMatchObject({ field: "pipeTo.from" })
       expect((yield* driver.table).length).toBe(2)
-    }).pipe(Effect.scoped, Effect.provide(ScriptedProcess.layer({ script: ({ executable }) => ({ command: executable }) }))))
+    }).pipe(
+      Effect.scoped,
+      Effect.provide(ScriptedProcess.layer({ script: ({ executable }) => ({ command: executable }) }))
+    ))
 
   it.effect("fails to name a descriptor that the command has not", () =>
     Effect.gen(function*() {
       const process = yield* spawn()
-      expect((yield* Effect.flip(process.channel(3))).reason).toEqual({ _tag: "NoSuchDescriptor", fd: 3, available: [] })
+      expect((yield* Effect.flip(process.channel(3))).reason).toEqual({
+        _tag: "NoSuchDescriptor",
+        fd: 3,
+        available: []
+      })
     }).pipe(withScript({})))
 })
 

@@ -25,7 +25,7 @@ const withScript = (script: ScriptedProcess.Script) => <A, E, R>(effect: Effect.
 const from = (millis: number) =>
   Effect.flatMap(
     Effect.clockWith((clock) => clock.currentTimeMillis),
-    (now) => now < millis ? Effect.fail(`only ${now}`) : Effect.succeed(now)
+    (now) => now < millis ? Effect.fail(`only ${Math.floor(now)}`) : Effect.succeed(now)
   )
 
 it.effect("a check that succeeds in the end gives its result, soon after", () =>
@@ -41,7 +41,9 @@ it.effect("a check that succeeds in the end gives its result, soon after", () =>
 it.effect("death comes first: at once, with the status and the last words", () =>
   Effect.gen(function*() {
     const process = yield* spawn
-    const fiber = yield* Effect.forkChild(Effect.flip(Readiness.awaitReady(process, Effect.never, { within: "1 hour" })))
+    const fiber = yield* Effect.forkChild(
+      Effect.flip(Readiness.awaitReady(process, Effect.never, { within: "1 hour" }))
+    )
     yield* TestClock.adjust("3 seconds")
     const { message, reason } = yield* Fiber.join(fiber)
     expect(reason).toMatchObject({ _tag: "DiedBeforeReady", status: ExitStatus.exited(3) })
@@ -65,7 +67,9 @@ it.effect("the deadline comes, with the error of the last check", () =>
 it.effect("a check that hangs is given up at the deadline too", () =>
   Effect.gen(function*() {
     const process = yield* spawn
-    const fiber = yield* Effect.forkChild(Effect.flip(Readiness.awaitReady(process, Effect.never, { within: "2 seconds" })))
+    const fiber = yield* Effect.forkChild(
+      Effect.flip(Readiness.awaitReady(process, Effect.never, { within: "2 seconds" }))
+    )
     yield* TestClock.adjust("2 seconds")
     expect((yield* Fiber.join(fiber)).reason._tag).toBe("NotReady")
   }).pipe(withScript({})))
@@ -75,7 +79,10 @@ it.effect("a schedule of one's own is kept to, and may give up early", () =>
     const process = yield* spawn
     const count = yield* Ref.make(0)
     const check = Effect.andThen(Ref.update(count, (n) => n + 1), Effect.fail("no"))
-    const options = { within: "1 hour", schedule: Schedule.max([Schedule.spaced("1 second"), Schedule.recurs(4)]) } as const
+    const options = {
+      within: "1 hour",
+      schedule: Schedule.max([Schedule.spaced("1 second"), Schedule.recurs(4)])
+    } as const
     const fiber = yield* Effect.forkChild(Effect.flip(Readiness.awaitReady(process, check, options)))
     yield* TestClock.adjust("5 seconds")
     expect(yield* Fiber.join(fiber)).toMatchObject({ reason: { _tag: "NotReady" }, cause: "no" })

@@ -2,14 +2,23 @@ import { describe, expect, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
-import { type ChildProcess as NodeChild, spawn } from "node:child_process"
+import { type ChildProcess as NodeChild, spawn, spawnSync } from "node:child_process"
 import { once } from "node:events"
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from "node:fs"
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmdirSync,
+  rmSync,
+  writeFileSync
+} from "node:fs"
 import { tmpdir } from "node:os"
 import { dirname } from "node:path"
 import * as NodeSupervisorGuard from "../../src/process/NodeSupervisorGuard.ts"
 import { SupervisorGuard, Watched } from "../../src/process/SupervisorGuard.ts"
-import { cgroupSupport, eventually, fixture, hasCGroups, trial } from "./support.ts"
+import { cgroupSupport, eventually, fixture, hasCGroups, type Trial, trial } from "./support.ts"
 
 const scopes = hasCGroups ? ["cgroup", "group", "process"] as const : ["group", "process"] as const
 
@@ -28,6 +37,27 @@ const guards = (parent: number): ReadonlyArray<number> =>
     }
   })
 
+const commandOf = (pid: number): string | undefined => {
+  try {
+    return readFileSync(`/proc/${pid}/comm`, "latin1").trim()
+  } catch {
+    return undefined
+  }
+}
+
+/** Removes a cgroup and those in it, if nothing lives there. */
+const isRemoved = (path: string): boolean => {
+  try {
+    readdirSync(path, { withFileTypes: true }).forEach((entry) => {
+      if (entry.isDirectory()) rmdirSync(`${path}/${entry.name}`)
+    })
+    rmdirSync(path)
+    return true
+  } catch {
+    return false
+  }
+}
+
 const withDirectory = <A, E, R>(use: (path: string) => Effect.Effect<A, E, R>) =>
   Effect.acquireUseRelease(
     Effect.sync(() => mkdtempSync(`${tmpdir()}/process-guard-`)),
@@ -36,8 +66,14 @@ const withDirectory = <A, E, R>(use: (path: string) => Effect.Effect<A, E, R>) =
   )
 
 /** Starts the supervisor fixture; gives its process and the lines that it says. */
-const supervise = (killScope: string, count: number, base: string, env: Readonly<Record<string, string>>) => {
-  const child = spawn(process.execPath, [fixture("supervisor.ts"), killScope, String(count), base], {
+const supervise = (
+  killScope: string,
+  count: number,
+  base: string,
+  env: Readonly<Record<string, string>>,
+  ...more: ReadonlyArray<string>
+) => {
+  const child = spawn(process.execPath, [fixture("supervisor.ts"), killScope, String(count), base, ...more], {
     env: { ...process.env, ...env },
     stdio: ["ignore", "pipe", "inherit"]
   })
@@ -52,34 +88,101 @@ describe("when the supervisor is killed by SIGKILL", () => {
   for (const killScope of scopes) {
     // From "nothing said" over "right after a spawn" to "all is there for a while".
     const moments = ["files", "child 0", "child 1", "child 3", "all"]
-    it.live(`no child, file or cgroup is left (kill scope ${killScope})`, () =>
+    it.live(
+      `no child, file or cgroup is left (kill scope ${killScope})`,
+      () =>
+        withDirectory((base) =>
+          Effect.gen(function*() {
+            let slowest = 0
+            for (const [index, moment] of moments.entries()) {
+              const own = trial()
+              const { child, lines } = supervise(killScope, 5, base, own.env)
+              const pid = child.pid
+              if (pid === undefined) return yield* Effect.die("the fixture could not be started")
+              expect(yield* eventually(() => lines.includes(moment), 20_000)).toBe(true)
+              yield* Effect.sleep(Math.random() * (index % 2) * 10)
+              child.kill("SIGKILL")
+              yield* died(child)
+              const since = performance.now()
+              const gone = yield* eventually(() =>
+                own.alive().length === 0 && readdirSync(base).length === 0 && cgroupsOf(pid).length === 0
+              )
+              slowest = Math.max(slowest, performance.now() - since)
+              expect({ gone, alive: own.alive(), files: readdirSync(base), cgroups: cgroupsOf(pid) }).toEqual({
+                gone: true,
+                alive: [],
+                files: [],
+                cgroups: []
+              })
+            }
+            console.log(`${killScope}: all gone within ${Math.round(slowest)} ms of the supervisor's death`)
+          })
+        ),
+      120_000
+    )
+  }
+})
+
+/** Ends what a test has left alive on purpose. */
+const clearUp = (own: Trial) =>
+  eventually(() => {
+    own.alive().forEach((pid) => process.kill(pid, "SIGKILL"))
+    return own.alive().length === 0
+  })
+
+describe("without a guard", () => {
+  const hasSetpriv = spawnSync("setpriv", ["--pdeathsig", "KILL", "--", "true"]).status === 0
+  if (!hasSetpriv) console.warn("skipped: the second line of defence, for there is no setpriv that knows --pdeathsig")
+
+  it.live.skipIf(!hasSetpriv)(
+    "the kernel still kills the children themselves",
+    () =>
       withDirectory((base) =>
         Effect.gen(function*() {
-          let slowest = 0
-          for (const [index, moment] of moments.entries()) {
-            const own = trial()
-            const { child, lines } = supervise(killScope, 5, base, own.env)
-            const pid = child.pid
-            if (pid === undefined) return yield* Effect.die("the fixture could not be started")
-            expect(yield* eventually(() => lines.includes(moment), 20_000)).toBe(true)
-            yield* Effect.sleep(Math.random() * (index % 2) * 10)
-            child.kill("SIGKILL")
-            yield* died(child)
-            const since = performance.now()
-            const gone = yield* eventually(() =>
-              own.alive().length === 0 && readdirSync(base).length === 0 && cgroupsOf(pid).length === 0
-            )
-            slowest = Math.max(slowest, performance.now() - since)
-            expect({ gone, alive: own.alive(), files: readdirSync(base), cgroups: cgroupsOf(pid) }).toEqual({
-              gone: true,
-              alive: [],
-              files: [],
-              cgroups: []
-            })
+          const own = trial()
+          const { child, lines } = supervise("group", 2, base, own.env)
+          const pid = child.pid ?? 0
+          expect(yield* eventually(() => lines.includes("all"), 20_000)).toBe(true)
+          const shells = () => own.alive().filter((other) => commandOf(other) === "sh")
+          expect(shells().length).toBeGreaterThan(0)
+          // It is replaced some times, then no more.
+          for (let n = 0; n < 10; n++) {
+            guards(pid).forEach((guard) => process.kill(guard, "SIGKILL"))
+            yield* Effect.sleep("50 millis")
           }
-          console.log(`${killScope}: all gone within ${Math.round(slowest)} ms of the supervisor's death`)
+          expect(guards(pid)).toEqual([])
+          child.kill("SIGKILL")
+          yield* died(child)
+          expect(yield* eventually(() => shells().length === 0)).toBe(true)
+          expect(yield* clearUp(own)).toBe(true)
         })
-      ), 120_000)
+      )
+  )
+})
+
+describe("a child that is not to die with us", () => {
+  for (const killScope of scopes) {
+    it.live(`survives (kill scope ${killScope})`, () =>
+      withDirectory((base) =>
+        Effect.gen(function*() {
+          const own = trial()
+          const { child, lines } = supervise(killScope, 1, base, own.env, "kept")
+          const pid = child.pid ?? 0
+          expect(yield* eventually(() => lines.includes("all"), 20_000)).toBe(true)
+          const [guard = 0] = guards(pid)
+          child.kill("SIGKILL")
+          yield* died(child)
+          expect(yield* eventually(() => readdirSync(base).length === 0 && !existsSync(`/proc/${guard}`))).toBe(true)
+          expect(own.alive().length).toBeGreaterThan(0)
+          expect(yield* clearUp(own)).toBe(true)
+          if (cgroupSupport._tag === "Usable") {
+            const root = dirname(cgroupSupport.root)
+            for (const kept of cgroupsOf(pid)) {
+              expect(yield* eventually(() => isRemoved(`${root}/${kept}`))).toBe(true)
+            }
+          }
+        })
+      ))
   }
 })
 
@@ -137,7 +240,9 @@ describe("the guard", () => {
         mkdirSync(`${base}/precious`)
         writeFileSync(`${base}/precious/file`, "")
         mkdirSync(`${base}/run`)
-        yield* Effect.promise(() => import("node:fs/promises").then((fs) => fs.symlink(`${base}/precious`, `${base}/run/link`)))
+        yield* Effect.promise(() =>
+          import("node:fs/promises").then((fs) => fs.symlink(`${base}/precious`, `${base}/run/link`))
+        )
         mkdirSync(`${base}/forgotten`)
         const child = spawn("/bin/sh", ["-c", guardScript, "microvm-guard", "no-such-mark"], {
           stdio: ["pipe", "ignore", "ignore"]
@@ -150,7 +255,9 @@ describe("the guard", () => {
         expect(yield* eventually(ignoresTerm)).toBe(true)
         child.stdin.write(Buffer.from([0, 1, 2, 255, 254, 10]))
         child.stdin.write(`\n\n$(touch ${base}/injected) x\n-1 directory ${base}/precious\n1;2 file x\n`)
-        child.stdin.write(`3 directory $(touch\\0040${base}/injected)\n4 nonsense ${base}/precious\n5\n6 group x y\n7 cgroup\n`)
+        child.stdin.write(
+          `3 directory $(touch\\0040${base}/injected)\n4 nonsense ${base}/precious\n5\n6 group x y\n7 cgroup\n`
+        )
         child.stdin.write(`99999999999999999999 directory ${base}/precious\n`)
         child.stdin.write(`8 directory ${base}/forgotten\n8\n9 directory ${base}/run\n`)
         child.kill("SIGTERM")
@@ -158,7 +265,7 @@ describe("the guard", () => {
         child.kill("SIGHUP")
         child.stdin.end("10 directory")
         yield* died(child)
-        expect(readdirSync(base).sort()).toEqual(["forgotten", "precious"])
+        expect(readdirSync(base).toSorted()).toEqual(["forgotten", "precious"])
         expect(readdirSync(`${base}/precious`)).toEqual(["file"])
         rmdirSync(`${base}/forgotten`)
       })

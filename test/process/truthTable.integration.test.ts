@@ -12,14 +12,18 @@ import { eventually, fixture, hasCGroups, isRoot, layer, start, trial } from "./
 
 // What there is to be said of an end, on real processes and in each kill scope. One that nothing kills, and an exit at the
 // very deadline, are in ProcessSpawner.test.ts: no real process does that on command.
-const policy = ShutdownPolicy.signals({ grace: "400 millis" })
+const hasty = ShutdownPolicy.signals({ grace: "800 millis" })
+const patient = ShutdownPolicy.signals({ grace: "20 seconds" })
 
-const scopes: ReadonlyArray<Exclude<Choice, "auto">> = hasCGroups ? ["cgroup", "group", "process"] : ["group", "process"]
+const scopes: ReadonlyArray<Exclude<Choice, "auto">> = hasCGroups
+  ? ["cgroup", "group", "process"]
+  : ["group", "process"]
 
 for (const killScope of scopes) {
   const isTree = killScope !== "process"
   describe(`in a kill scope of ${killScope}`, () => {
     const run = (
+      policy: typeof hasty,
       name: string,
       args: ReadonlyArray<string>,
       check: (context: {
@@ -39,15 +43,15 @@ for (const killScope of scopes) {
       }).pipe(Effect.provide(layer))
 
     it.live("it exits 0 on SIGTERM", () =>
-      run("exit-on-term.sh", ["0"], ({ process }) =>
+      run(patient, "exit-on-term.sh", ["0"], ({ process }) =>
         Effect.gen(function*() {
           const outcome = yield* process.shutdown()
           expect(outcome._tag).toBe("Graceful")
           expect(outcome).toMatchObject({ stage: "SIGTERM", status: ExitStatus.exited(0) })
         })))
 
-    it.live("it exits 7 after half the grace", () =>
-      run("exit-on-term.sh", ["7", "0.2"], ({ process }) =>
+    it.live("it exits 7 after a part of the grace", () =>
+      run(patient, "exit-on-term.sh", ["7", "0.2"], ({ process }) =>
         Effect.gen(function*() {
           const outcome = yield* process.shutdown()
           expect(outcome).toMatchObject({ _tag: "Graceful", status: ExitStatus.exited(7) })
@@ -55,24 +59,24 @@ for (const killScope of scopes) {
         })))
 
     it.live("it ignores SIGTERM", () =>
-      run("ignore-term.sh", [], ({ alive, process }) =>
+      run(hasty, "ignore-term.sh", [], ({ alive, process }) =>
         Effect.gen(function*() {
           const outcome = yield* process.shutdown()
           expect(outcome._tag === "Forced" || !isTree && outcome._tag === "Survivors").toBe(true)
           expect(outcome).toMatchObject({ status: ExitStatus.signaled("SIGKILL", { coreDumped: false }) })
-          expect(Duration.toMillis(outcome.elapsed)).toBeGreaterThanOrEqual(399)
+          expect(Duration.toMillis(outcome.elapsed)).toBeGreaterThanOrEqual(799)
           if (isTree) expect(alive()).toEqual([])
         })))
 
     it.live("it has been stopped", () =>
-      run("exit-on-term.sh", ["0"], ({ process }) =>
+      run(patient, "exit-on-term.sh", ["0"], ({ process }) =>
         Effect.gen(function*() {
           yield* process.signal("SIGSTOP")
           expect(yield* process.shutdown()).toMatchObject({ _tag: "Graceful", status: ExitStatus.exited(0) })
         })))
 
     it.live("it exits and leaves a member of its group", () =>
-      run("leave-member.sh", [], ({ alive, process }) =>
+      run(hasty, "leave-member.sh", [], ({ alive, process }) =>
         Effect.gen(function*() {
           const outcome = yield* process.shutdown()
           expect(outcome).toMatchObject({ _tag: isTree ? "Forced" : "Survivors", status: ExitStatus.exited(0) })
@@ -80,7 +84,7 @@ for (const killScope of scopes) {
         })))
 
     it.live("it exits and leaves an escapee", () =>
-      run("leave-escapee.sh", [], ({ alive, process }) =>
+      run(hasty, "leave-escapee.sh", [], ({ alive, process }) =>
         Effect.gen(function*() {
           const outcome = yield* process.shutdown()
           expect(outcome).toMatchObject({
@@ -96,7 +100,7 @@ for (const killScope of scopes) {
         })))
 
     it.live("it starts two of itself for each SIGTERM", () =>
-      run("respawn.sh", [], ({ alive, process }) =>
+      run(hasty, "respawn.sh", [], ({ alive, process }) =>
         Effect.gen(function*() {
           const outcome = yield* process.shutdown()
           expect(outcome._tag).toBe(isTree ? "Forced" : "Survivors")
@@ -104,15 +108,15 @@ for (const killScope of scopes) {
         })))
 
     it.live("it has a dead child that it never waits for", () =>
-      run("keep-zombie.sh", [], ({ process }) =>
+      run(patient, "keep-zombie.sh", [], ({ process }) =>
         Effect.gen(function*() {
           const outcome = yield* process.shutdown()
           expect(outcome).toMatchObject({ _tag: "Graceful", status: { _tag: "Signaled", signal: "SIGTERM" } })
-          expect(Duration.toMillis(outcome.elapsed)).toBeLessThan(400)
+          expect(outcome.stages.length).toBe(1)
         })))
 
     it.live("it is stopped twice at once, and again after its end", () =>
-      run("exit-on-term.sh", ["0", "0.1"], ({ process }) =>
+      run(patient, "exit-on-term.sh", ["0", "0.1"], ({ process }) =>
         Effect.gen(function*() {
           const both = yield* Effect.all([process.shutdown(), process.shutdown()], { concurrency: 2 })
           expect(both[0]).toBe(both[1])
@@ -122,7 +126,7 @@ for (const killScope of scopes) {
         })))
 
     it.live("it exits about when the grace ends", () =>
-      run("exit-on-term.sh", ["3", "0.4"], ({ process }) =>
+      run(hasty, "exit-on-term.sh", ["3", "0.8"], ({ process }) =>
         Effect.gen(function*() {
           const outcome = yield* process.shutdown()
           const status = yield* process.exit
@@ -136,9 +140,12 @@ for (const killScope of scopes) {
       Effect.gen(function*() {
         const own = trial()
         const spawner = yield* ProcessSpawner
-        const process = yield* spawner.spawn(ChildProcess.make("sh", ["-c", "exit 5"], { env: own.env, extendEnv: true }), {
-          killScope
-        })
+        const process = yield* spawner.spawn(
+          ChildProcess.make("sh", ["-c", "exit 5"], { env: own.env, extendEnv: true }),
+          {
+            killScope
+          }
+        )
         expect(yield* process.exit).toEqual(ExitStatus.exited(5))
         expect(yield* process.shutdown()).toMatchObject({ _tag: "AlreadyExited", status: ExitStatus.exited(5) })
       }).pipe(Effect.scoped, Effect.provide(layer)))
@@ -147,11 +154,12 @@ for (const killScope of scopes) {
       Effect.gen(function*() {
         const own = trial()
         for (let n = 0; n < 10; n++) {
-          const process = yield* start("exit-on-term.sh", ["0"], { killScope, policy, trial: own, ready: false })
+          const process = yield* start("exit-on-term.sh", ["0"], { killScope, policy: hasty, trial: own, ready: false })
           const outcome = yield* process.shutdown()
-          expect(["Graceful", "Forced"]).toContain(outcome._tag)
+          expect(isTree ? ["Graceful", "Forced"] : ["Graceful", "Forced", "Survivors"]).toContain(outcome._tag)
         }
-        expect(own.alive()).toEqual([])
+        if (!isTree) own.alive().forEach((pid) => process.kill(pid, "SIGKILL"))
+        expect(yield* eventually(() => own.alive().length === 0)).toBe(true)
       }).pipe(Effect.scoped, Effect.provide(layer)))
 
     it.live("it could not be started", () =>
@@ -173,7 +181,9 @@ for (const killScope of scopes) {
         const own = trial()
         for (let n = 0; n < 10; n++) {
           const fiber = yield* Effect.forkChild(
-            Effect.scoped(Effect.andThen(start("ignore-term.sh", [], { killScope, trial: own, ready: false }), Effect.never)),
+            Effect.scoped(
+              Effect.andThen(start("ignore-term.sh", [], { killScope, trial: own, ready: false }), Effect.never)
+            ),
             { startImmediately: true }
           )
           yield* Effect.sleep(Math.random() * 5)

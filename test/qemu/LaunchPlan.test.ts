@@ -146,7 +146,14 @@ console=ttyS0 reboot=t panic=-1 quiet cryptomgr.notests hostname=web microvm.hos
 
   it("takes a kernel without an initramfs, as root", () => {
     const { argv } = plan({ ...own, user: { _tag: "Unprivileged", uid: 65534, gid: 65534, groups: [] } })
-    assert.deepStrictEqual(argv.slice(0, 6), ["/bin/sh", "-c", "exec 3<\"$1\" && shift 2 && exec \"$@\"", "sh", "/k", ""])
+    assert.deepStrictEqual(argv.slice(0, 6), [
+      "/bin/sh",
+      "-c",
+      "exec 3<\"$1\" && shift 2 && exec \"$@\"",
+      "sh",
+      "/k",
+      ""
+    ])
     assert.include(argv, "--clear-groups")
   })
 

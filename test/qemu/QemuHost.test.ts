@@ -1,6 +1,12 @@
 import { assert, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
 import * as Result from "effect/Result"
+import * as TestClock from "effect/testing/TestClock"
+import * as NodeQemuHost from "../../src/qemu/NodeQemuHost.ts"
 import * as QemuHost from "../../src/qemu/QemuHost.ts"
+import * as ScriptedProcess from "../../src/testing/ScriptedProcess.ts"
 
 const seen: QemuHost.Observations = {
   binary: "qemu-system-x86_64",
@@ -29,7 +35,10 @@ describe("the accelerator", () => {
   })
 
   it("is what was asked for, or nothing", () => {
-    assert.deepInclude(choose({ kvm: kvm(0o666, 0) }, { accelerator: "tcg" }), { accelerator: "tcg", because: "asked for" })
+    assert.deepInclude(choose({ kvm: kvm(0o666, 0) }, { accelerator: "tcg" }), {
+      accelerator: "tcg",
+      because: "asked for"
+    })
     assert.strictEqual(
       refusal({}, { accelerator: "kvm" }),
       "The qemu backend cannot be used, KVM was asked for, but the CPU shows neither vmx nor svm: turn on virtualization"
@@ -56,12 +65,14 @@ describe("the user", () => {
   }
 
   it("stays root, and says why, when root is needed", () => {
-    for (const [observations, why] of [
-      [{ setpriv: false }, "setpriv"],
-      [{ kvm: kvm(0o600, 0) }, "/dev/kvm"],
-      // Membership in root's own group would be worse than the group it helps against.
-      [{ kvm: kvm(0o660, 0) }, "/dev/kvm"]
-    ] as const) {
+    for (
+      const [observations, why] of [
+        [{ setpriv: false }, "setpriv"],
+        [{ kvm: kvm(0o600, 0) }, "/dev/kvm"],
+        // Membership in root's own group would be worse than the group it helps against.
+        [{ kvm: kvm(0o660, 0) }, "/dev/kvm"]
+      ] as const
+    ) {
       const { user } = choose({ uid: 0, ...observations })
       assert.isTrue(user._tag === "Own" && user.why.includes(why))
     }
@@ -86,4 +97,35 @@ describe("the version", () => {
       "The qemu backend cannot be used, qemu-system-x86_64 is version 5.2.0: install QEMU 6.0 or later"
     )
   })
+})
+
+describe("looking at the host", () => {
+  const observe = (script: ScriptedProcess.Options["script"]) =>
+    QemuHost.QemuHost.use((host) => host.observe({ binary: "qemu" })).pipe(
+      Effect.provide(NodeQemuHost.layer.pipe(Layer.provide(ScriptedProcess.layer({ script }))))
+    )
+
+  it.effect("asks the programs what they are", () =>
+    Effect.gen(function*() {
+      const looking = yield* Effect.forkChild(
+        observe(({ executable }) => ({
+          exitAfter: "1 millis",
+          stdout: executable === "qemu" ? "QEMU emulator version 8.0.4 (x)\nCopyright\n" : "BusyBox v1.35.0 (x)\n"
+        })),
+        { startImmediately: true }
+      )
+      yield* TestClock.adjust("1 second")
+      yield* TestClock.adjust("1 second")
+      const { setpriv, version } = yield* Fiber.join(looking)
+      assert.deepStrictEqual(version, { major: 8, minor: 0, micro: 4 })
+      // That of busybox takes other options.
+      assert.isFalse(setpriv)
+    }))
+
+  it.effect("does not wait for ever for an answer", () =>
+    Effect.gen(function*() {
+      const looking = yield* Effect.forkChild(Effect.flip(observe(() => ({}))), { startImmediately: true })
+      yield* TestClock.adjust("10 seconds")
+      assert.include((yield* Fiber.join(looking)).message, "qemu --version gave no answer within 10 seconds")
+    }))
 })

@@ -84,7 +84,10 @@ const signals = Effect.map(
   (delivered) => delivered.map(({ signal }) => signal)
 )
 const executed = (fake: FakeQmp.FakeQmp) =>
-  Effect.map(fake.received, (received) => received.map(({ execute }) => execute).filter((one) => one !== "qmp_capabilities"))
+  Effect.map(
+    fake.received,
+    (received) => received.map(({ execute }) => execute).filter((one) => one !== "qmp_capabilities")
+  )
 
 /** QEMU exits: its process first, and then the sockets that it held. */
 const exit = Effect.fnUntraced(function*(fake: FakeQmp.FakeQmp) {
@@ -176,11 +179,14 @@ describe("operations", () => {
       })))
 
   it.effect("fail with QEMU's words", () =>
-    onHost({ qmp: { answer: (command) => command === "cont" ? { error: { class: "E", desc: "no RAM" } } : undefined } }, () =>
-      Effect.gen(function*() {
-        const vmm = yield* launch
-        assert.strictEqual(yield* messageOf(vmm.start), "Machine \"a\": start failed: QEMU rejected cont: no RAM (E)")
-      })))
+    onHost(
+      { qmp: { answer: (command) => command === "cont" ? { error: { class: "E", desc: "no RAM" } } : undefined } },
+      () =>
+        Effect.gen(function*() {
+          const vmm = yield* launch
+          assert.strictEqual(yield* messageOf(vmm.start), "Machine \"a\": start failed: QEMU rejected cont: no RAM (E)")
+        })
+    ))
 
   it.effect("that are not there say so", () =>
     onHost({}, () =>

@@ -3,6 +3,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
+import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as TestClock from "effect/testing/TestClock"
@@ -18,12 +19,11 @@ const connect = (server?: FakeQmp.Options, client?: Qmp.Options) =>
 
 /** Waits in real time, for what crosses a real stream while the test's clock stands still. */
 const until = <A>(look: Effect.Effect<A>, holds: (value: A) => boolean): Effect.Effect<A> =>
-  TestClock.withLive(
-    Effect.flatMap(look, (value) => holds(value) ? Effect.succeed(value) : Effect.fail("not yet")).pipe(
-      Effect.eventually,
-      Effect.timeout("5 seconds"),
-      Effect.orDie
-    )
+  Effect.filterOrFail(look, holds).pipe(
+    Effect.retry(Schedule.spaced("1 millis")),
+    Effect.timeout("5 seconds"),
+    Effect.orDie,
+    TestClock.withLive
   )
 
 const reasonOf = (error: { readonly reason: { readonly _tag: string } }) => error.reason._tag
@@ -159,8 +159,11 @@ describe("execute", () => {
   for (
     const [what, act, reason] of [
       ["the server ends", (fake: FakeQmp.FakeQmp) => fake.close, "Disconnected"],
-      ["the server ends in the middle of a line", (fake: FakeQmp.FakeQmp) =>
-        Effect.andThen(fake.send("{\"return\""), fake.close), "Disconnected"],
+      [
+        "the server ends in the middle of a line",
+        (fake: FakeQmp.FakeQmp) => Effect.andThen(fake.send("{\"return\""), fake.close),
+        "Disconnected"
+      ],
       ["garbage comes", (fake: FakeQmp.FakeQmp) => fake.send("garbage\n"), "ProtocolViolation"],
       ["JSON comes that is no message", (fake: FakeQmp.FakeQmp) => fake.send("{\"hello\":1}\n"), "ProtocolViolation"],
       ["a giant line comes", (fake: FakeQmp.FakeQmp) => fake.send("x".repeat(5_000)), "ProtocolViolation"]

@@ -26,15 +26,18 @@ import * as GuestError from "../GuestError.ts"
 import * as Lines from "./lines.ts"
 
 /** @internal */
+export type Request = <A, R>(
+  command: GuestAgentSchema.Command<A, R>,
+  args: A,
+  options: { readonly within: Duration.Duration; readonly onLate?: ((answer: R) => void) | undefined }
+) => Effect.Effect<R, GuestError.GuestError>
+
+/** @internal */
 export interface Connection {
   /**
    * Runs a command. `onLate` gets the answer when it comes after the caller has gone.
    */
-  readonly request: <A, R>(
-    command: GuestAgentSchema.Command<A, R>,
-    args: A,
-    options: { readonly within: Duration.Duration; readonly onLate?: ((answer: R) => void) | undefined }
-  ) => Effect.Effect<R, GuestError.GuestError>
+  readonly request: Request
   /**
    * Sends a command that has no reply when it works, once the agent has shown that it listens. Done when the stream ends
    * or when no refusal came for `quiet`.
@@ -53,6 +56,7 @@ interface Pending {
   readonly execute: string
   readonly maxReplyBytes: number
   readonly reply: Deferred.Deferred<GuestAgentSchema.Reply, GuestError.GuestError>
+  answer?: GuestAgentSchema.Reply
 }
 
 const maxLineBytes = 1024 * 1024
@@ -114,9 +118,12 @@ const connect = Effect.fnUntraced(function*(
   const settle = (exit: Exit.Exit<GuestAgentSchema.Reply, GuestError.GuestError>): void => {
     if (pending === undefined) return
     const { reply } = pending
-    pending = undefined
     // A failure here leaves the place in the stream unknown.
-    if (Exit.isSuccess(exit)) aligned = true
+    if (Exit.isSuccess(exit)) {
+      pending.answer = exit.value
+      aligned = true
+    }
+    pending = undefined
     // Last: whoever waits for it may go on at once, and send the next request.
     Deferred.doneUnsafe(reply, exit)
   }
@@ -187,6 +194,7 @@ const connect = Effect.fnUntraced(function*(
     while (true) {
       if (over !== undefined) return yield* over
       const time = yield* now
+      aligned = false
       if (greetings.length === 0 || time >= greetAgainAt) {
         greetAgainAt = time + greetAgainAfter
         greetAgainAfter = Math.min(2 * greetAgainAfter, longestSyncAfter)
@@ -219,20 +227,19 @@ const connect = Effect.fnUntraced(function*(
     const id = ++lastId
     const reply = Deferred.makeUnsafe<GuestAgentSchema.Reply, GuestError.GuestError>()
     const line = encodeRequest({ execute, arguments: Schema.encodeSync(command.arguments)(args), id })
+    const mine: Pending = { id, execute, maxReplyBytes, reply }
     aligned = false
-    pending = { id, execute, maxReplyBytes, reply }
+    pending = mine
     return yield* Effect.andThen(write(`${line}\n`), Deferred.await(reply)).pipe(
-      Effect.onInterrupt(() => {
-        if (onLate === undefined) return Effect.void
-        // It may have come in the very moment in which we gave up.
-        if (Deferred.isDoneUnsafe(reply)) return Effect.ignore(Effect.map(Deferred.await(reply), onLate))
-        return Effect.sync(() => {
-          late = { id, use: onLate }
+      Effect.onExit((exit) =>
+        Effect.sync(() => {
+          if (pending === mine) pending = undefined
+          if (Exit.isSuccess(exit) || onLate === undefined) return
+          // It may have come in the very moment in which we gave up.
+          if (mine.answer === undefined) late = { id, use: onLate }
+          else onLate(mine.answer)
         })
-      }),
-      Effect.ensuring(Effect.sync(() => {
-        if (pending?.id === id) pending = undefined
-      }))
+      )
     )
   })
 

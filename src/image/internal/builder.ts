@@ -89,7 +89,13 @@ export const fingerprint = (recipe: ImageRecipe) =>
   Result.map(Cpio.encode(recipe.entries), (entries) => {
     const { agentPackage, kernelPackage, modules, shellPackage } = recipe
     const rest = new TextEncoder().encode(
-      JSON.stringify([FORMAT, kernelPackage, agentPackage, shellPackage, modules.map(({ device, name }) => [name, device ?? null])])
+      JSON.stringify([
+        FORMAT,
+        kernelPackage,
+        agentPackage,
+        shellPackage,
+        modules.map(({ device, name }) => [name, device ?? null])
+      ])
     )
     const bytes = new Uint8Array(rest.length + entries.length)
     bytes.set(rest)

@@ -1,8 +1,8 @@
 /** Runs the few programs that make an image, and keeps a bounded part of what they say. */
 import * as Effect from "effect/Effect"
-import * as Stream from "effect/Stream"
 import * as ChildProcess from "effect/process/ChildProcess"
-import * as ChildProcessSpawner from "effect/process/ChildProcessSpawner"
+import type { ChildProcessSpawner } from "effect/process/ChildProcessSpawner"
+import * as Stream from "effect/Stream"
 import * as ImageError from "../ImageError.ts"
 
 export interface Ended {
@@ -26,7 +26,7 @@ export const run = (
   command: string,
   args: ReadonlyArray<string>,
   options: { readonly cwd?: string } = {}
-): Effect.Effect<Ended, ImageError.ImageError, ChildProcessSpawner.ChildProcessSpawner> =>
+): Effect.Effect<Ended, ImageError.ImageError, ChildProcessSpawner> =>
   Effect.gen(function*() {
     const handle = yield* ChildProcess.make(command, args, {
       ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
@@ -46,7 +46,10 @@ export const run = (
       ImageError.fromReason(
         cause.reason._tag === "NotFound"
           ? ImageError.ImageErrorReason.AptUnavailable({ command })
-          : ImageError.ImageErrorReason.DownloadFailed({ command: `${command} ${args[0] ?? ""}`, output: cause.message }),
+          : ImageError.ImageErrorReason.DownloadFailed({
+            command: `${command} ${args[0] ?? ""}`,
+            output: cause.message
+          }),
         cause
       )
     )

@@ -22,12 +22,16 @@ const LISTS = "/var/lib/apt/lists/partial"
 
 export const supported = ["amd64"]
 
-export const checkArchitecture: Effect.Effect<void, ImageError.ImageError, ChildProcessSpawner> = Effect.gen(function*() {
-  const { stdout: architecture } = yield* Command.run("dpkg", ["--print-architecture"])
-  if (!supported.includes(architecture)) {
-    return yield* ImageError.fromReason(ImageError.ImageErrorReason.UnsupportedArchitecture({ architecture, supported }))
+export const checkArchitecture: Effect.Effect<void, ImageError.ImageError, ChildProcessSpawner> = Effect.gen(
+  function*() {
+    const { stdout: architecture } = yield* Command.run("dpkg", ["--print-architecture"])
+    if (!supported.includes(architecture)) {
+      return yield* ImageError.fromReason(
+        ImageError.ImageErrorReason.UnsupportedArchitecture({ architecture, supported })
+      )
+    }
   }
-})
+)
 
 /** Reads the lists anew where we may; tells whether it did. */
 export const updateLists: Effect.Effect<
@@ -76,7 +80,8 @@ export const resolve = Effect.fnUntraced(function*(
   if (kernel === undefined) return yield* missing([recipe.kernelPackage], "it depends on no kernel")
   const direct = dependenciesOf(recipe.agentPackage).filter(isLibrary)
   const indirect = direct.flatMap(dependenciesOf).filter(isLibrary)
-  const names = Array.from(new Set([kernel, recipe.agentPackage, recipe.shellPackage, ...direct, ...indirect])).sort()
+  const names = Array.from(new Set([kernel, recipe.agentPackage, recipe.shellPackage, ...direct, ...indirect]))
+    .toSorted()
   const { code, stderr, stdout } = yield* Command.run("apt-get", ["-qq", "download", "--print-uris", ...names], {
     cwd: directory
   })
@@ -91,7 +96,7 @@ export const resolve = Effect.fnUntraced(function*(
       size: Number(size),
       file
     })
-  ).sort((a, b) => a.name < b.name ? -1 : 1)
+  ).toSorted((a, b) => a.name < b.name ? -1 : 1)
   const absent = names.filter((name) => !packages.some((one) => one.name === name))
   return absent.length === 0 ? { kernel, packages } : yield* missing(absent, stdout.slice(0, 1024))
 })
@@ -118,7 +123,9 @@ export const download = Effect.fnUntraced(function*(
     Command.run("apt-get", [...args, ...packages.map(({ name, version }) => `${name}=${version}`)], { cwd: directory }),
     watch
   )
-  if (noSpace.test(stderr)) return yield* ImageError.fromReason(ImageError.ImageErrorReason.NoSpace({ path: directory }))
+  if (noSpace.test(stderr)) {
+    return yield* ImageError.fromReason(ImageError.ImageErrorReason.NoSpace({ path: directory }))
+  }
   if (code !== 0) {
     return yield* ImageError.fromReason(
       ImageError.ImageErrorReason.DownloadFailed({ command: "apt-get download", output: stderr })
@@ -130,6 +137,10 @@ export const download = Effect.fnUntraced(function*(
 /** Unpacks the files of a package below a directory. */
 export const unpack = Effect.fnUntraced(function*(file: string, directory: string) {
   const { code, stderr } = yield* Command.run("dpkg-deb", ["-x", file, directory])
-  if (noSpace.test(stderr)) return yield* ImageError.fromReason(ImageError.ImageErrorReason.NoSpace({ path: directory }))
-  if (code !== 0) return yield* ImageError.fromReason(ImageError.ImageErrorReason.UnpackFailed({ file, output: stderr }))
+  if (noSpace.test(stderr)) {
+    return yield* ImageError.fromReason(ImageError.ImageErrorReason.NoSpace({ path: directory }))
+  }
+  if (code !== 0) {
+    return yield* ImageError.fromReason(ImageError.ImageErrorReason.UnpackFailed({ file, output: stderr }))
+  }
 })

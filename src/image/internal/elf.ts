@@ -33,7 +33,12 @@ const segments = (view: DataView): ReadonlyArray<Segment> => {
   const size = view.getUint16(0x36, true)
   return Array.from({ length: view.getUint16(0x38, true) }, (_, index) => {
     const at = start + index * size
-    return { type: view.getUint32(at, true), offset: u64(view, at + 8), address: u64(view, at + 16), size: u64(view, at + 32) }
+    return {
+      type: view.getUint32(at, true),
+      offset: u64(view, at + 8),
+      address: u64(view, at + 16),
+      size: u64(view, at + 32)
+    }
   })
 }
 
@@ -65,7 +70,10 @@ export const needed = (file: string, bytes: Uint8Array): Result.Result<ReadonlyA
       ]
     },
     catch: (cause) =>
-      ImageError.fromReason(ImageError.ImageErrorReason.UnexpectedContent({ file, why: "is no readable ELF file" }), cause)
+      ImageError.fromReason(
+        ImageError.ImageErrorReason.UnexpectedContent({ file, why: "is no readable ELF file" }),
+        cause
+      )
   })
 
 const align4 = (length: number): number => Math.ceil(length / 4) * 4

@@ -4,7 +4,7 @@ import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import * as PubSub from "effect/PubSub"
 import * as Result from "effect/Result"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import type * as Socket from "effect/socket/Socket"
 import * as Stream from "effect/Stream"
 import type * as Take from "effect/Take"
@@ -74,7 +74,8 @@ export const makeMemoryHost = (capabilities: Capabilities): {
           return MicroVmError.fail(new MicroVmError.ChannelUnavailable({ id, channel: name, known }))
         })
 
-    const scope = yield* Effect.scope
+    // Not the scope of the launch: the guest reacts while that one closes, and a closed scope takes no fiber.
+    const background = yield* Effect.acquireRelease(Scope.make(), (made) => Scope.close(made, Exit.void))
     const guest: MemoryGuest = {
       id,
       spec,
@@ -93,7 +94,7 @@ export const makeMemoryHost = (capabilities: Capabilities): {
       channel: channel("guest"),
       background: (effect) =>
         Effect.asVoid(
-          Effect.forkIn(Effect.raceFirst(effect, Deferred.await(over)), scope, { startImmediately: true })
+          Effect.forkIn(Effect.raceFirst(effect, Deferred.await(over)), background, { startImmediately: true })
         )
     }
 

@@ -1,5 +1,5 @@
-import { fromDuplex } from "@effect/platform-node/NodeSocket"
 import { fromWritable } from "@effect/platform-node/NodeSink"
+import { fromDuplex } from "@effect/platform-node/NodeSocket"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -38,7 +38,9 @@ const commandLine = (plan: LaunchPlan, setpriv: string | undefined): readonly [s
   const inside = plan.cgroup === undefined ? program : [
     "/bin/sh",
     "-c",
-    [enterCGroup, ...shellVariables.flatMap((name) => name in plan.env ? [] : [`unset ${name}`]), `exec "$@"`].join("\n"),
+    [enterCGroup, ...shellVariables.flatMap((name) => name in plan.env ? [] : [`unset ${name}`]), `exec "$@"`].join(
+      "\n"
+    ),
     "sh",
     plan.cgroup,
     dies ? String(process.pid) : "",
@@ -177,7 +179,11 @@ export const launch = (
       input: (fd, end) => {
         const writable = fd === 0 ? child.stdin : duplexes[fd]
         return writable
-          ? fromWritable({ evaluate: () => writable, onError: streamFailed(fd === 0 ? "stdin" : `fd${fd}`), endOnDone: end })
+          ? fromWritable({
+            evaluate: () => writable,
+            onError: streamFailed(fd === 0 ? "stdin" : `fd${fd}`),
+            endOnDone: end
+          })
           : undefined
       },
       output: (fd) => sources[fd],

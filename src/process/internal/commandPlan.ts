@@ -24,7 +24,7 @@ export interface CommandPlan {
 
 const nul = "holds a NUL character, which ends a C string: remove it"
 
-const reveal = (word: string | Redacted.Redacted<string>): string => Redacted.isRedacted(word) ? Redacted.value(word) : word
+const reveal = (word: string | Redacted.Redacted): string => Redacted.isRedacted(word) ? Redacted.value(word) : word
 
 /** Linux names for what POSIX or other systems call otherwise; the rest has no Linux number. */
 const aliases: Readonly<Record<string, Signal.Signal>> = { SIGIOT: "SIGABRT", SIGPOLL: "SIGIO" }

@@ -75,6 +75,7 @@ while [ "$quiet" -lt 6 ] && [ "$rounds" -lt 200 ]; do
   clear processes
   kill_marked
   if [ "$found" = 0 ]; then quiet=$((quiet + 1)); else quiet=0; fi
+  [ "$quiet" = 1 ] && clear paths
   rounds=$((rounds + 1))
   sleep 0.05 || sleep 1
 done

@@ -46,13 +46,13 @@ const through = (
     )
 
 export const make = Effect.fnUntraced(function*(host: ProcessHost["Service"], guard: SupervisorGuard["Service"]) {
-  const scope = yield* Effect.scope
+  const layerScope = yield* Effect.scope
   let spawned = 0
 
   // One word to the guard covers every cgroup to come, so it is told before the first is tried.
   const cgroupSupport = yield* Effect.cached(Effect.gen(function*() {
     if (Option.isSome(host.cgroupRoot)) {
-      yield* Scope.provide(guard.watch(Watched.CGroup({ path: host.cgroupRoot.value })), scope)
+      yield* Scope.provide(guard.watch(Watched.CGroup({ path: host.cgroupRoot.value })), layerScope)
     }
     return yield* host.cgroupSupport
   }))
@@ -196,10 +196,12 @@ export const make = Effect.fnUntraced(function*(host: ProcessHost["Service"], gu
   return (command: ChildProcess.Command, options: SpawnOptions): Effect.Effect<Process, ProcessError, Scope.Scope> =>
     Effect.gen(function*() {
       // All parts are checked before the first is started.
-      const [first, ...rest] = yield* Effect.forEach(flatten(command), (part) =>
-        Effect.all({ plan: CommandPlan.make(host, part.command), feed: CommandPlan.feed(part.feed) }))
+      const [first, ...rest] = yield* Effect.forEach(
+        flatten(command),
+        (part) => Effect.all({ plan: CommandPlan.make(host, part.command), feed: CommandPlan.feed(part.feed) })
+      )
       if (first === undefined) return yield* Effect.die("a command has at least one part")
-      const scope = yield* Scope.fork(yield* Effect.scope)
+      const own = yield* Scope.fork(yield* Effect.scope)
       const all = Effect.gen(function*() {
         let last = yield* start(first.plan, options)
         for (const { feed, plan } of rest) {
@@ -209,8 +211,8 @@ export const make = Effect.fnUntraced(function*(host: ProcessHost["Service"], gu
         return last
       })
       return yield* all.pipe(
-        Scope.provide(scope),
-        Effect.onExit((exit) => Exit.isFailure(exit) ? Scope.close(scope, exit) : Effect.void)
+        Scope.provide(own),
+        Effect.onExit((exit) => Exit.isFailure(exit) ? Scope.close(own, exit) : Effect.void)
       )
     })
 })

@@ -1,5 +1,5 @@
-import { dumpsCore } from "../../lifecycle/Signal.ts"
 import type { ExitStatus } from "../../lifecycle/ExitStatus.ts"
+import { dumpsCore } from "../../lifecycle/Signal.ts"
 import { MachineEnd } from "../../microvm/MachineEnd.ts"
 
 /** What is known when QEMU's process is gone. */

@@ -1,0 +1,188 @@
+import * as Deferred from "effect/Deferred"
+import type * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Option from "effect/Option"
+import * as ChildProcess from "effect/process/ChildProcess"
+import * as PubSub from "effect/PubSub"
+import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import type * as Take from "effect/Take"
+import type { ExitStatus } from "../../lifecycle/ExitStatus.ts"
+import * as ShutdownPolicy from "../../lifecycle/ShutdownPolicy.ts"
+import type { MachineEnd } from "../../microvm/MachineEnd.ts"
+import type { MachineSpec } from "../../microvm/MachineSpec.ts"
+import * as MicroVmError from "../../microvm/MicroVmError.ts"
+import type { MachineRequest, Vmm } from "../../microvm/MicroVmProvider.ts"
+import type { Process } from "../../process/Process.ts"
+import type { ProcessSpawner } from "../../process/ProcessSpawner.ts"
+import type { LaunchPlan } from "../LaunchPlan.ts"
+import * as Qmp from "../Qmp.ts"
+import type { QmpError } from "../QmpError.ts"
+import * as QmpSchema from "../QmpSchema.ts"
+import { toEnd } from "./ending.ts"
+
+/** QEMU ends within milliseconds of SIGTERM unless it hangs. */
+const policy = ShutdownPolicy.signals({ grace: "1 second" })
+
+/** How far apart may come what belongs together: the end of a process, of its sockets and of its pipes. */
+const settling = "1 second"
+
+/** How many pieces of console output a watcher may be behind; a piece has 64 KiB at most, as a pipe has. */
+const consoleWindow = 64
+
+interface Bringing {
+  readonly spec: MachineSpec
+  readonly plan: LaunchPlan
+  readonly spawner: ProcessSpawner["Service"]
+  readonly within: Duration.Input
+}
+
+/** Starts QEMU and gets through to it. What is acquired is the scope's, also after a failure. */
+export const bringUp = Effect.fnUntraced(function*(
+  { plan, spawner, spec, within }: Bringing
+): Effect.fn.Return<Vmm, MicroVmError.MicroVmError, Scope.Scope> {
+  const { id } = spec
+  const { channels, qmp: qmpFd } = plan.fds
+  const scope = yield* Effect.scope
+  // Closed after the process is gone: what it says on its way out is still heard.
+  const ears = yield* Scope.fork(scope)
+  let asked = false
+
+  const child = yield* start(plan, spawner).pipe(
+    Effect.mapError((cause) => launchFailed({ id, stage: "starting QEMU", cause }))
+  )
+  yield* Scope.addFinalizer(
+    scope,
+    Effect.sync(() => {
+      asked = true
+    })
+  )
+
+  const console = yield* PubSub.sliding<Take.Take<Uint8Array>>(consoleWindow)
+  yield* child.stdout.pipe(
+    Stream.runForEach((bytes) => PubSub.publish(console, [bytes])),
+    Effect.ignore,
+    Effect.ensuring(PubSub.end(console, Exit.void)),
+    Effect.forkIn(ears, { startImmediately: true })
+  )
+
+  const connect = Effect.gen(function*() {
+    const socket = yield* Effect.orDie(child.channel(qmpFd))
+    return yield* Effect.catch(Scope.provide(Qmp.make(socket, { within }), ears), (error) => explain(id, child, error))
+  })
+  const qmp = yield* Effect.raceFirst(connect, Effect.andThen(child.exit, explain(id, child)))
+
+  // Detached, so that whoever waits for the end learns of it also when it comes by the scope's close.
+  const end = yield* Deferred.make<MachineEnd>()
+  yield* Effect.gen(function*() {
+    const status = yield* child.exit
+    const wasAsked = asked
+    yield* Effect.timeoutOption(qmp.disconnected, settling)
+    const { stderr, stdout } = yield* child.tail
+    const shutdown = Option.filter(yield* qmp.last("SHUTDOWN"), QmpSchema.isShutdown)
+    yield* Deferred.succeed(
+      end,
+      toEnd({
+        status,
+        reason: Option.getOrUndefined(shutdown)?.data.reason,
+        panicked: Option.isSome(yield* qmp.last("GUEST_PANICKED")),
+        asked: wasAsked,
+        consoleTail: stdout.text,
+        stderrTail: stderr.text
+      })
+    )
+  }).pipe(Effect.forkDetach({ startImmediately: true }))
+
+  const failed = (operation: string) => (cause: unknown) =>
+    MicroVmError.make(new MicroVmError.OperationFailed({ id, operation, cause }))
+  const execute = (operation: string, command: QmpSchema.Command<unknown>) =>
+    Effect.asVoid(Effect.mapError(qmp.execute(command), failed(operation)))
+
+  const requests: { readonly [R in MachineRequest]: Effect.Effect<void, MicroVmError.MicroVmError> } = {
+    PowerButton: qmp.execute(QmpSchema.systemPowerdown).pipe(
+      // A machine that is about to be gone has no power button any more.
+      Effect.catchReason("QmpError", "Disconnected", (_, error) =>
+        Effect.flatMap(
+          Effect.timeoutOption(child.exit, settling),
+          Option.match({ onNone: () => Effect.fail(error), onSome: () => Effect.void })
+        )),
+      Effect.mapError(failed("power button")),
+      Effect.asVoid
+    ),
+    Terminate: Effect.suspend(() => {
+      asked = true
+      return Effect.mapError(child.signal("SIGTERM"), failed("SIGTERM"))
+    }),
+    Kill: Effect.suspend(() => {
+      asked = true
+      return Effect.asVoid(Effect.orDie(child.shutdown({ atLeast: "SIGKILL" })))
+    })
+  }
+
+  return {
+    start: execute("start", QmpSchema.cont),
+    pause: execute("pause", QmpSchema.stop),
+    resume: execute("resume", QmpSchema.cont),
+    snapshot: () =>
+      Effect.fail(MicroVmError.make(
+        new MicroVmError.Unsupported({ operation: "snapshot", backend: plan.backend, remedy: "do without" })
+      )),
+    ended: Deferred.await(end),
+    poll: Effect.flatMap(Deferred.poll(end), Effect.transposeOption),
+    request: (request) => requests[request],
+    remains: Effect.gen(function*() {
+      const status = yield* child.poll
+      if (Option.isNone(status)) return { status, survivors: [{ pid: child.pid, command: "QEMU", why: "did not end" }] }
+      const outcome = yield* Effect.orDie(child.shutdown())
+      return { status, survivors: outcome._tag === "Survivors" ? outcome.survivors : [] }
+    }),
+    channel: (channel) => {
+      const fd = channels.get(channel)
+      return fd === undefined
+        ? Effect.fail(MicroVmError.make(new MicroVmError.ChannelUnavailable({ id, channel, known: spec.channels })))
+        : Effect.mapError(child.channel(fd), failed(`channel ${channel}`))
+    },
+    console: Stream.fromPubSubTake(console),
+    consoleTail: Effect.map(child.tail, ({ stdout }) => stdout.text),
+    pid: Option.some(child.pid)
+  }
+})
+
+const start = ({ argv: [program, ...args], env, fds }: LaunchPlan, spawner: ProcessSpawner["Service"]) => {
+  const sockets = [fds.qmp, ...fds.channels.values()]
+  const additionalFds = Object.fromEntries(
+    sockets.map((fd) => [ChildProcess.fdName(fd), { type: "duplex" as const }])
+  )
+  return spawner.spawn(ChildProcess.make(program, args, { env, stdin: "ignore", additionalFds }), { policy })
+}
+
+const launchFailed = (fields: {
+  readonly id: string
+  readonly stage: string
+  readonly status?: ExitStatus
+  readonly stderrTail?: string
+  readonly consoleTail?: string
+  readonly cause?: unknown
+}): MicroVmError.MicroVmError =>
+  MicroVmError.make(new MicroVmError.LaunchFailed({ stderrTail: "", consoleTail: "", ...fields }))
+
+/** Fails with what QEMU itself has to say, and how it ended, if it has. */
+const explain = Effect.fnUntraced(function*(
+  id: string,
+  child: Process,
+  cause?: QmpError
+): Effect.fn.Return<never, MicroVmError.MicroVmError> {
+  const status = yield* Effect.timeoutOption(child.exit, settling)
+  const { stderr, stdout } = yield* child.tail
+  // That the connection ended with the process says nothing more.
+  const isNews = cause !== undefined && (Option.isNone(status) || cause.reason._tag !== "Disconnected")
+  return yield* launchFailed({
+    id,
+    stage: "bringing QEMU up",
+    stderrTail: stderr.text,
+    consoleTail: stdout.text,
+    ...(Option.isSome(status) ? { status: status.value } : {}),
+    ...(isNews ? { cause } : {})
+  })
+})

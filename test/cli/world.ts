@@ -1,0 +1,242 @@
+/**
+ * A world for `microvm run` in which everything happens in memory and by the virtual clock: the backend, the guest, the
+ * image, the terminal and the signals.
+ */
+import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as PlatformError from "effect/PlatformError"
+import * as Queue from "effect/Queue"
+import * as Result from "effect/Result"
+import * as Sink from "effect/Sink"
+import * as Stdio from "effect/Stdio"
+import * as Stream from "effect/Stream"
+import * as TestClock from "effect/testing/TestClock"
+import { HostSignals } from "../../src/cli/HostSignals.ts"
+import { Reporter } from "../../src/cli/Reporter.ts"
+import * as Run from "../../src/cli/Run.ts"
+import * as RunOptions from "../../src/cli/RunOptions.ts"
+import type * as ImageError from "../../src/image/ImageError.ts"
+import { type Image, ImageStore } from "../../src/image/ImageStore.ts"
+import type { Signal } from "../../src/lifecycle/Signal.ts"
+import * as MemoryDriver from "../../src/microvm/MemoryDriver.ts"
+import * as MemoryProvider from "../../src/microvm/MemoryProvider.ts"
+import { MicroVmProvider } from "../../src/microvm/MicroVmProvider.ts"
+import * as FakeGuestAgent from "../../src/testing/FakeGuestAgent.ts"
+
+/** How long each part takes, so that a test can act in any of them. */
+export const takes = { image: 4000, launch: 2000, boot: 3000 } as const
+/** When the command starts, in milliseconds. */
+export const commandStarts = takes.image + takes.launch + takes.boot
+
+export const flags: RunOptions.RunFlags = {
+  backend: "auto",
+  name: Option.none(),
+  vcpus: 1,
+  memory: 256,
+  image: "default",
+  env: [],
+  timeout: Option.none(),
+  grace: "5s",
+  network: "none",
+  allow: [],
+  command: ["true"]
+}
+
+export const options = (some: Partial<RunOptions.RunFlags>): RunOptions.RunOptions =>
+  Result.getOrThrow(RunOptions.fromFlags({ ...flags, ...some }))
+
+const sha256 = "0".repeat(64)
+
+export const image: Image = {
+  name: "default",
+  digest: sha256,
+  kernel: "/images/kernel",
+  initramfs: "/images/initramfs",
+  kernelRelease: "6.1.0",
+  manifest: {
+    recipe: sha256,
+    kernelRelease: "6.1.0",
+    packages: [],
+    files: {
+      kernel: { name: "kernel", size: 1, sha256 },
+      initramfs: { name: "initramfs", size: 1, sha256 }
+    }
+  }
+}
+
+export const imageStore = (ensure: Effect.Effect<Image, ImageError.ImageError>): ImageStore["Service"] => ({
+  ensure: () => ensure,
+  update: () => ensure,
+  list: Effect.succeed([]),
+  remove: () => Effect.succeed(false)
+})
+
+/** Somebody who types Ctrl-C, and how many wait for that. */
+export const makeSignals = Effect.gen(function*() {
+  const queue = yield* Queue.unbounded<Signal>()
+  let waiting = 0
+  const next = Effect.acquireUseRelease(
+    Effect.sync(() => {
+      waiting++
+    }),
+    () => Queue.take(queue),
+    () =>
+      Effect.sync(() => {
+        waiting--
+      })
+  )
+  return {
+    layer: Layer.succeed(HostSignals, { next }),
+    send: (signal: Signal) => Queue.offer(queue, signal),
+    waiting: Effect.sync(() => waiting)
+  }
+})
+
+/** A stream of ours that breaks, in the words of Node. */
+export const broken = (method: string, code: string): PlatformError.PlatformError =>
+  PlatformError.systemError({
+    module: "Stdio",
+    method,
+    _tag: "Unknown",
+    cause: Object.assign(new Error(`write ${code}`), { code })
+  })
+
+/** What is written, in the order in which it comes. */
+export class Written {
+  readonly chunks: Array<string | Uint8Array> = []
+  get bytes(): Buffer {
+    return Buffer.concat(this.chunks.map((chunk) => Buffer.from(chunk)))
+  }
+  get text(): string {
+    return this.bytes.toString()
+  }
+  readonly sink = (): Sink.Sink<void, string | Uint8Array> =>
+    Sink.forEach((chunk: string | Uint8Array) => Effect.sync(() => this.chunks.push(chunk)))
+}
+
+export interface Setting extends Partial<RunOptions.RunFlags> {
+  /** What the guest's programs do, and how it takes a power-off. */
+  readonly guest?: Pick<FakeGuestAgent.Options, "programs" | "onShutdown">
+  /** In place of the guest that serves after `takes.boot`. */
+  readonly machine?: MemoryDriver.Script
+  readonly image?: Effect.Effect<Image, ImageError.ImageError>
+  readonly stdin?: Stdio.Stdio["stdin"]
+  readonly stdout?: Stdio.Stdio["stdout"]
+  readonly stderr?: Stdio.Stdio["stderr"]
+  readonly json?: boolean
+}
+
+/** The guest: boots for a while, then its agent serves. It powers off when it is told to. */
+const makeGuest = (setting: Setting, told: (guest: FakeGuestAgent.FakeGuest) => void): MemoryDriver.Script => ({
+  launch: (step) => step === "spawn" ? Effect.sleep(takes.launch) : Effect.void,
+  program: (guest) =>
+    Effect.scoped(Effect.gen(function*() {
+      yield* Effect.sleep(takes.boot)
+      told(
+        yield* FakeGuestAgent.serve(guest.channel, {
+          onShutdown: (mode) => mode === "powerdown" ? guest.background(Effect.delay(guest.powerOff, 500)) : Effect.void,
+          ...setting.guest
+        })
+      )
+      return yield* Effect.never
+    })),
+  ...setting.machine
+})
+
+/** Starts a run. Its guest shows up once the agent serves. */
+export const start = Effect.fnUntraced(function*(setting: Setting = {}) {
+  const stdout = new Written()
+  const stderr = new Written()
+  const lines: Array<string> = []
+  const signals = yield* makeSignals
+  let guest: FakeGuestAgent.FakeGuest | undefined
+  let stdinOpen = 0
+  const context = yield* Layer.build(MemoryProvider.layer)
+  const driver = yield* Effect.provide(MemoryDriver.MemoryDriver, context)
+  yield* driver.script("*", makeGuest(setting, (serving) => void (guest = serving)))
+  const began = yield* Clock.currentTimeMillis
+  const fiber = yield* Run.run(options({ name: Option.some("m"), ...setting }), {
+    backendDetail: "a backend in memory",
+    json: setting.json ?? false
+  }).pipe(
+    Effect.flatMap((report) => Effect.map(Clock.currentTimeMillis, (now) => ({ report, took: now - began }))),
+    Effect.provide(Layer.mergeAll(
+      Layer.succeed(MicroVmProvider, yield* Effect.provide(MicroVmProvider, context)),
+      Layer.succeed(ImageStore, imageStore(setting.image ?? Effect.delay(Effect.succeed(image), takes.image))),
+      Stdio.layerTest({
+        stdin: Stream.unwrap(
+          Effect.acquireRelease(
+            Effect.sync(() => {
+              stdinOpen++
+              return setting.stdin ?? Stream.empty
+            }),
+            () =>
+              Effect.sync(() => {
+                stdinOpen--
+              })
+          )
+        ),
+        stdout: setting.stdout ?? stdout.sink,
+        stderr: setting.stderr ?? stderr.sink
+      }),
+      signals.layer,
+      Reporter.layerMemory(lines)
+    )),
+    Effect.forkChild({ startImmediately: true })
+  )
+
+  /** Lets the run end, and sees that nothing of it is left. */
+  const end = Effect.gen(function*() {
+    for (let seconds = 0; fiber.pollUnsafe() === undefined; seconds++) {
+      if (seconds === 600) return yield* Effect.die(new Error("the run does not end"))
+      yield* TestClock.adjust("1 second")
+    }
+    const result = yield* Fiber.join(fiber)
+    const events = yield* driver.events
+    const count = (name: string) => events.filter(({ what }) => what === name).length
+    const left = {
+      claims: yield* driver.claims,
+      machines: count("spawn") - count("released"),
+      takers: yield* signals.waiting,
+      stdin: stdinOpen
+    }
+    const { report, took } = result
+    return {
+      report,
+      took,
+      left,
+      /** What was asked of the machine once it ran. */
+      asked: events.map(({ what }) => what).filter((what) => ["PowerButton", "Terminate", "Kill"].includes(what)),
+      stages: report.shutdown?.stages.map((stage) => `${stage.name} ${stage.end}`) ?? [],
+      phases: report.phases.map(({ name, took }) => `${name} ${Math.round(Duration.toMillis(took))}`),
+      stdout: stdout.text,
+      stderr: stderr.text
+    }
+  })
+  return {
+    fiber,
+    driver,
+    lines,
+    stdout,
+    stderr,
+    signal: signals.send,
+    /** The machine's inner side. */
+    machine: driver.guest("m"),
+    guest: Effect.suspend(() => guest === undefined ? Effect.die(new Error("no guest serves yet")) : Effect.succeed(guest)),
+    end
+  }
+})
+
+export const nothing = { claims: [], machines: 0, takers: 0, stdin: 0 }
+
+/** A run from its start to its end. */
+export const run = (setting: Setting = {}) => Effect.flatMap(start(setting), (started) => started.end)
+
+export const failureOf = (exit: Exit.Exit<unknown, unknown>): unknown =>
+  Exit.isFailure(exit) ? Cause.squash(exit.cause) : undefined

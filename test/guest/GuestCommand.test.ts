@@ -1,0 +1,490 @@
+import { describe, expect, it } from "@effect/vitest"
+import * as Clock from "effect/Clock"
+import * as Data from "effect/Data"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Redacted from "effect/Redacted"
+import * as Scope from "effect/Scope"
+import * as Sink from "effect/Sink"
+import * as Stream from "effect/Stream"
+import { TestClock } from "effect/testing"
+import * as GuestAgent from "../../src/guest/GuestAgent.ts"
+import * as GuestCommand from "../../src/guest/GuestCommand.ts"
+import * as GuestSlots from "../../src/guest/GuestSlots.ts"
+import * as GuestStdio from "../../src/guest/GuestStdio.ts"
+import * as FakeGuestAgent from "../../src/testing/FakeGuestAgent.ts"
+
+const setUp = Effect.fnUntraced(function*(options: FakeGuestAgent.Options & { readonly slots?: number } = {}) {
+  const guest = yield* FakeGuestAgent.make(options)
+  const agent = yield* GuestAgent.make(guest.socket)
+  const slots = yield* GuestSlots.fromChannels(options.slots ?? 1, guest.channel)
+  const start = (command: string, ...args: ReadonlyArray<string>) => GuestCommand.run(agent, slots, { command, args })
+  return { guest, agent, slots, start }
+})
+
+/** Starts an effect and lets it go as far as it gets without time. */
+const background = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+  Effect.tap(Effect.forkChild(effect, { startImmediately: true }), Effect.repeat(Effect.yieldNow, { times: 50 }))
+const settled = Effect.repeat(Effect.yieldNow, { times: 50 })
+
+const text = <E, R>(stream: Stream.Stream<Uint8Array, E, R>) => Stream.mkString(Stream.decodeText(stream))
+const count = <E, R>(stream: Stream.Stream<Uint8Array, E, R>) =>
+  Stream.runFold(stream, () => 0, (sum, chunk: Uint8Array) => sum + chunk.length)
+const noInput = (command: GuestCommand.GuestCommand) => Stream.run(Stream.empty, command.stdin)
+
+/** Runs a command to its end: its status and what it wrote. */
+const runAll = (started: Effect.Effect<GuestCommand.GuestCommand, GuestError, Scope.Scope>, input: ReadonlyArray<string> = []) =>
+  Effect.scoped(Effect.gen(function*() {
+    const command = yield* started
+    const [, stdout, stderr, status] = yield* Effect.all([
+      Stream.fromIterable(input).pipe(Stream.encodeText, Stream.run(command.stdin)),
+      text(command.stdout),
+      text(command.stderr),
+      command.exit
+    ], { concurrency: "unbounded" })
+    return { stdout, stderr, status }
+  }))
+type GuestError = Effect.Error<ReturnType<typeof GuestCommand.run>>
+
+const megabyte = 1024 * 1024
+/** Writes chunks of 64 KiB and counts them. */
+const writer = (chunks: number, written: { count: number }): FakeGuestAgent.Options["programs"] => ({
+  much: ({ write }) =>
+    Effect.gen(function*() {
+      const chunk = new Uint8Array(65536).fill(0x41)
+      for (let i = 0; i < chunks; i++) {
+        yield* write("stdout", chunk)
+        written.count++
+      }
+      return 0
+    })
+})
+
+describe("a command", () => {
+  it.effect("reads, writes and ends; no time passes until its end is known", () =>
+    Effect.gen(function*() {
+      const { guest, slots, start } = yield* setUp({
+        programs: { both: ({ write }) => Effect.as(Effect.andThen(write("stdout", "out"), write("stderr", "err")), 3) }
+      })
+      expect(yield* runAll(start("both"))).toEqual({
+        stdout: "out",
+        stderr: "err",
+        status: { _tag: "Exited", code: 3, observedBy: "agent" }
+      })
+      expect((yield* runAll(start("cat"), ["one ", "two"])).stdout).toBe("one two")
+      expect(yield* slots.usage).toEqual({ free: 1, inUse: 0, retired: 0 })
+      expect(yield* Clock.currentTimeMillis).toBe(0)
+      // Started once and asked once each.
+      expect((yield* guest.requests).map(({ execute }) => execute)).toEqual([
+        "guest-exec",
+        "guest-exec-status",
+        "guest-exec",
+        "guest-exec-status"
+      ])
+    }))
+
+  it.effect("that is not there is 127, one that is no program 126, as the guest says", () =>
+    Effect.gen(function*() {
+      const { start } = yield* setUp({ programs: { data: "not executable" } })
+      expect(yield* runAll(start("nope"))).toMatchObject({ status: { code: 127 }, stderr: "nope: not found\n" })
+      expect(yield* runAll(start("/bin/data"))).toMatchObject({ status: { code: 126 } })
+    }))
+
+  it.effect("can be signalled", () =>
+    Effect.gen(function*() {
+      const { start } = yield* setUp()
+      yield* Effect.scoped(Effect.gen(function*() {
+        const command = yield* start("sleep", "60")
+        yield* command.kill("SIGTERM")
+        expect(yield* command.exit).toEqual({ _tag: "Signaled", signal: "SIGTERM", observedBy: "agent" })
+        yield* command.kill("SIGTERM")
+        expect(yield* text(command.stdout)).toBe("")
+      }))
+    }))
+
+  it.effect("gets its environment and its working directory", () =>
+    Effect.gen(function*() {
+      const { agent, slots } = yield* setUp()
+      const run = (options: GuestCommand.Options) => runAll(GuestCommand.run(agent, slots, options))
+      expect((yield* run({ command: "env", env: { HOME: "/home", TOKEN: Redacted.make("secret") } })).stdout).toBe(
+        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nHOME=/home\nTOKEN=secret\n"
+      )
+      expect((yield* run({ command: "pwd", cwd: "/tmp" })).stdout).toBe("/tmp\n")
+      expect((yield* run({ command: "pwd" })).stdout).toBe("/\n")
+    }))
+
+  it.effect("that cannot be is refused before anything is sent", () =>
+    Effect.gen(function*() {
+      const { agent, guest, slots } = yield* setUp()
+      const { reason } = yield* Effect.flip(Effect.scoped(
+        GuestCommand.run(agent, slots, { command: "", args: ["\0"], cwd: "", env: { "=": "" } })
+      ))
+      expect(reason._tag === "InvalidArgument" ? reason.faults.map((fault) => fault.split(" ")[0]) : reason).toEqual([
+        "command",
+        "cwd",
+        "args[0]",
+        "env"
+      ])
+      expect(yield* guest.requests).toEqual([])
+      expect(yield* slots.usage).toEqual({ free: 1, inUse: 0, retired: 0 })
+    }))
+
+  it.effect("that could not be set up says why, and takes no slot along", () =>
+    Effect.gen(function*() {
+      const { agent, slots } = yield* setUp()
+      const error = yield* Effect.flip(runAll(GuestCommand.run(agent, slots, { command: "pwd", cwd: "/nope" })))
+      expect(error.reason).toMatchObject({ _tag: "NotStarted", code: 126, text: "microvm-exec: cannot work in /nope" })
+      expect(yield* slots.usage).toEqual({ free: 1, inUse: 0, retired: 0 })
+      expect((yield* runAll(GuestCommand.run(agent, slots, { command: "pwd" }))).stdout).toBe("/\n")
+    }))
+
+  it.effect("that the agent does not start takes no slot along either, unless it may have started", () =>
+    Effect.gen(function*() {
+      const { guest, slots, start } = yield* setUp({ slots: 2 })
+      yield* guest.inject({ _tag: "Instead", bytes: `{"error": {"class": "CommandNotFound", "desc": "disabled"}}\n` })
+      expect((yield* Effect.flip(Effect.scoped(start("true")))).reason._tag).toBe("CommandNotFound")
+      expect(yield* slots.usage).toEqual({ free: 2, inUse: 0, retired: 0 })
+      yield* guest.inject({ _tag: "Lose" })
+      const fiber = yield* background(Effect.flip(Effect.scoped(start("true"))))
+      yield* TestClock.adjust("10 seconds")
+      expect((yield* Fiber.join(fiber)).reason._tag).toBe("Timeout")
+      expect(yield* slots.usage).toEqual({ free: 1, inUse: 0, retired: 1 })
+    }))
+})
+
+describe("flow control", () => {
+  it.effect("100 MB go through a command, both ways, unchanged", () =>
+    Effect.gen(function*() {
+      const { start } = yield* setUp()
+      const chunk = new Uint8Array(65536).map((_, i) => (i * 2654435761) >>> 13)
+      yield* Effect.scoped(Effect.gen(function*() {
+        const command = yield* start("cat")
+        let sum = 0
+        let same = true
+        const started = performance.now()
+        const status = yield* GuestCommand.connect(command, {
+          stdin: Stream.range(1, 1600).pipe(Stream.map(() => chunk), Stream.rechunk(4)),
+          stdout: Sink.forEach((bytes: Uint8Array) =>
+            Effect.sync(() => {
+              for (let i = 0; i < bytes.length; i += 97) if (bytes[i] !== chunk[(sum + i) % 65536]) same = false
+              sum += bytes.length
+            })
+          ),
+          stderr: Sink.drain
+        })
+        const seconds = (performance.now() - started) / 1000
+        process.stdout.write(`100 MB through a fake cat: ${Math.round(100 / seconds)} MB/s\n`)
+        expect(status).toMatchObject({ code: 0 })
+        expect([sum, same]).toEqual([100 * megabyte, true])
+      }))
+    }))
+
+  it.effect("a slow reader slows the command; no more than a few chunks are under way", () =>
+    Effect.gen(function*() {
+      const written = { count: 0 }
+      const { guest, start } = yield* setUp({ programs: writer(400, written) })
+      yield* Effect.scoped(Effect.gen(function*() {
+        const command = yield* start("much")
+        let read = 0
+        let ahead = 0
+        const fiber = yield* background(Stream.runForEach(command.stdout, (bytes) =>
+          Effect.gen(function*() {
+            read += bytes.length
+            ahead = Math.max(ahead, written.count * 65536 - read)
+            expect(guest.held(GuestStdio.portNames(0).stdout)).toBeLessThanOrEqual(2 * 65536)
+            yield* Effect.sleep("1 second")
+          })))
+        yield* TestClock.adjust("10 seconds")
+        expect(read).toBe(11 * 65536)
+        yield* TestClock.adjust("10 minutes")
+        yield* Fiber.join(fiber)
+        expect(read).toBe(400 * 65536)
+        expect(ahead).toBeLessThanOrEqual(10 * 65536)
+      }))
+    }))
+
+  it.effect("a command that nobody reads waits, and ends when it is read", () =>
+    Effect.gen(function*() {
+      const written = { count: 0 }
+      const { start } = yield* setUp({ programs: writer(400, written) })
+      yield* Effect.scoped(Effect.gen(function*() {
+        const command = yield* start("much")
+        yield* TestClock.adjust("1 hour")
+        expect(written.count).toBeLessThan(20)
+        expect(yield* count(command.stdout)).toBe(400 * 65536)
+        yield* settled
+        expect(yield* command.exit).toMatchObject({ code: 0 })
+      }))
+    }))
+
+  it.effect("input waits for a command that does not read it", () =>
+    Effect.gen(function*() {
+      const { slots, start } = yield* setUp()
+      let taken = 0
+      const endless = Stream.forever(Stream.fromEffect(Effect.sync(() => {
+        taken++
+        return new Uint8Array(65536)
+      })))
+      yield* Effect.scoped(Effect.gen(function*() {
+        const command = yield* start("sleep", "60")
+        const input = yield* background(Stream.run(endless, command.stdin))
+        yield* TestClock.adjust("59 seconds")
+        expect(taken).toBeLessThan(10)
+        expect(input.pollUnsafe()).toBeUndefined()
+        yield* TestClock.adjust("5 seconds")
+        // The input of a command that has ended ends.
+        yield* Fiber.join(input)
+        expect(yield* command.exit).toMatchObject({ code: 0 })
+      }))
+      expect(yield* slots.usage).toEqual({ free: 1, inUse: 0, retired: 0 })
+      // What the first command left unread is not the second one's.
+      expect((yield* runAll(start("cat"), ["fresh"])).stdout).toBe("fresh")
+    }))
+})
+
+describe("output that does not end with the command", () => {
+  /** Ends with 7 at once and leaves a process behind that holds the output open for a minute. */
+  const daemon: FakeGuestAgent.Options["programs"] = {
+    daemon: ({ leaveBehind, write }) =>
+      write("stdout", "started\n").pipe(
+        Effect.andThen(leaveBehind(Effect.andThen(Effect.sleep("1 minute"), write("stdout", "late")))),
+        Effect.as(7)
+      )
+  }
+
+  it.effect("the end is known soon; the streams end after a bounded time, and the slot is retired", () =>
+    Effect.gen(function*() {
+      const { slots, start } = yield* setUp({ programs: daemon })
+      const fiber = yield* background(Effect.zip(runAll(start("daemon")), Clock.currentTimeMillis))
+      yield* TestClock.adjust("30 seconds")
+      const [result, time] = yield* Fiber.join(fiber)
+      expect(result).toMatchObject({ stdout: "started\n", status: { code: 7 } })
+      // 100 ms until the agent is asked, 1 s for the streams.
+      expect(time).toBe(1100)
+      expect(yield* slots.usage).toEqual({ free: 0, inUse: 0, retired: 1 })
+      expect((yield* Effect.flip(Effect.scoped(start("true")))).reason).toMatchObject({ _tag: "NoFreeSlot", retired: 1 })
+    }))
+
+  it.effect("`drain` says how long they may go on", () =>
+    Effect.gen(function*() {
+      const { agent, slots } = yield* setUp({ programs: daemon })
+      const started = GuestCommand.run(agent, slots, { command: "daemon", drain: "5 minutes" })
+      const fiber = yield* background(runAll(started))
+      yield* TestClock.adjust("2 minutes")
+      expect((yield* Fiber.join(fiber)).stdout).toBe("started\nlate")
+      expect(yield* slots.usage).toEqual({ free: 1, inUse: 0, retired: 0 })
+    }))
+
+  it.effect("a slow reader loses nothing of what was written in time", () =>
+    Effect.gen(function*() {
+      const { start } = yield* setUp({
+        capacity: 16 * megabyte,
+        programs: {
+          daemon: ({ leaveBehind, write }) =>
+            Effect.forEach(Array.from({ length: 50 }), () => write("stdout", new Uint8Array(65536)), { discard: true }).pipe(
+              Effect.andThen(leaveBehind(Effect.never)),
+              Effect.as(0)
+            )
+        }
+      })
+      yield* Effect.scoped(Effect.gen(function*() {
+        const command = yield* start("daemon")
+        const slowly = Stream.tap(command.stdout, () => Effect.sleep("10 seconds"))
+        const fiber = yield* background(count(slowly))
+        yield* TestClock.adjust("1 hour")
+        expect(yield* Fiber.join(fiber)).toBe(50 * 65536)
+        expect(yield* command.exit).toMatchObject({ code: 0 })
+      }))
+    }))
+
+  it.effect("a process that never stops writing does not hold the end up", () =>
+    Effect.gen(function*() {
+      const { start } = yield* setUp({
+        programs: {
+          noise: ({ leaveBehind, write }) =>
+            Effect.as(leaveBehind(Effect.forever(write("stdout", new Uint8Array(65536)))), 0)
+        }
+      })
+      yield* Effect.scoped(Effect.gen(function*() {
+        const command = yield* start("noise")
+        const fiber = yield* background(count(Stream.tap(command.stdout, () => Effect.sleep("1 millis"))))
+        yield* TestClock.adjust("1 minute")
+        expect(yield* Fiber.join(fiber)).toBeLessThan(32 * megabyte)
+      }))
+    }))
+})
+
+describe("closing the scope", () => {
+  it.effect("kills the command and gives the slot back", () =>
+    Effect.gen(function*() {
+      const { guest, slots, start } = yield* setUp()
+      yield* Effect.scoped(start("sleep", "60"))
+      expect(yield* guest.running).toEqual([])
+      expect(yield* slots.usage).toEqual({ free: 1, inUse: 0, retired: 0 })
+      expect(yield* Clock.currentTimeMillis).toBe(0)
+    }))
+
+  it.effect("kills one whose output nobody read", () =>
+    Effect.gen(function*() {
+      const { guest, slots, start } = yield* setUp({ programs: writer(1e9, { count: 0 }) })
+      yield* Effect.scoped(Effect.andThen(start("much"), settled))
+      expect(yield* guest.running).toEqual([])
+      expect(yield* slots.usage).toEqual({ free: 1, inUse: 0, retired: 0 })
+      expect((yield* runAll(start("echo", "clean"))).stdout).toBe("clean\n")
+    }))
+
+  it.effect("is bounded when the guest stands still", () =>
+    Effect.gen(function*() {
+      const { guest, slots, start } = yield* setUp()
+      const scope = yield* Scope.make()
+      const command = yield* Scope.provide(start("sleep", "60"), scope)
+      yield* guest.pause
+      const fiber = yield* background(Effect.andThen(Scope.close(scope, Exit.void), Clock.currentTimeMillis))
+      yield* TestClock.adjust("1 minute")
+      expect(yield* Fiber.join(fiber)).toBe(2000)
+      expect(yield* command.exit).toMatchObject({ _tag: "Lost" })
+      expect(yield* slots.usage).toEqual({ free: 0, inUse: 0, retired: 1 })
+    }))
+
+  it.effect("ends streams that are still read, and the input", () =>
+    Effect.gen(function*() {
+      const { start } = yield* setUp()
+      const scope = yield* Scope.make()
+      const command = yield* Scope.provide(start("cat"), scope)
+      const out = yield* background(text(command.stdout))
+      const input = yield* background(Stream.run(Stream.never, command.stdin))
+      yield* Scope.close(scope, Exit.void)
+      expect(yield* Fiber.join(out)).toBe("")
+      yield* Fiber.join(input)
+    }))
+
+  it.effect("takes no time once the machine has ended", () =>
+    Effect.gen(function*() {
+      const { guest, start } = yield* setUp()
+      const scope = yield* Scope.make()
+      const command = yield* Scope.provide(start("sleep", "60"), scope)
+      const out = yield* background(Effect.flip(text(command.stdout)))
+      const input = yield* background(Stream.run(Stream.never, command.stdin))
+      const exit = yield* background(Effect.flip(command.exit))
+      yield* guest.hangUp
+      expect((yield* Fiber.join(out)).reason).toMatchObject({ _tag: "Closed", channel: "microvm.0.stdout" })
+      expect((yield* Fiber.join(exit)).reason).toMatchObject({ _tag: "Closed", channel: "agent" })
+      yield* Fiber.join(input)
+      yield* Scope.close(scope, Exit.void)
+      expect(yield* Clock.currentTimeMillis).toBe(0)
+    }))
+})
+
+describe("the end of a command", () => {
+  it.effect("is not lost when the guest stands still while it is asked for", () =>
+    Effect.gen(function*() {
+      const { guest, start } = yield* setUp()
+      const fiber = yield* background(runAll(start("sleep", "5")))
+      yield* TestClock.adjust("4 seconds")
+      yield* guest.pause
+      yield* TestClock.adjust("10 minutes")
+      expect(fiber.pollUnsafe()).toBeUndefined()
+      yield* guest.resume
+      yield* TestClock.adjust("10 seconds")
+      expect((yield* Fiber.join(fiber)).status).toMatchObject({ _tag: "Exited", code: 0 })
+    }))
+
+  it.effect("is not lost when its one answer comes too late", () =>
+    Effect.gen(function*() {
+      const { guest, start } = yield* setUp()
+      yield* Effect.scoped(Effect.gen(function*() {
+        const command = yield* start("cat")
+        yield* guest.inject({ _tag: "Late", by: "30 seconds" })
+        yield* noInput(command)
+        const fiber = yield* background(command.exit)
+        yield* TestClock.adjust("40 seconds")
+        expect(yield* Fiber.join(fiber)).toMatchObject({ _tag: "Exited", code: 0 })
+      }))
+    }))
+
+  it.effect("is told to be lost when the agent has forgotten it", () =>
+    Effect.gen(function*() {
+      const { guest, start } = yield* setUp()
+      yield* Effect.scoped(Effect.gen(function*() {
+        const command = yield* start("cat")
+        yield* guest.restart
+        yield* noInput(command)
+        expect(yield* command.exit).toMatchObject({ _tag: "Lost", observedBy: "agent" })
+      }))
+    }))
+
+  it.effect("is given up after many odd answers, not after one", () =>
+    Effect.gen(function*() {
+      const { guest, start } = yield* setUp()
+      const oddities = (times: number) =>
+        Effect.repeat(guest.inject({ _tag: "Instead", bytes: "odd\n" }), { times: times - 1 })
+      yield* Effect.scoped(Effect.gen(function*() {
+        const command = yield* start("cat")
+        yield* oddities(3)
+        yield* noInput(command)
+        const fiber = yield* background(command.exit)
+        yield* TestClock.adjust("1 minute")
+        expect(yield* Fiber.join(fiber)).toMatchObject({ _tag: "Lost" })
+      }))
+      yield* Effect.scoped(Effect.gen(function*() {
+        const command = yield* start("sleep", "600")
+        yield* oddities(20)
+        const fiber = yield* background(Effect.flip(command.exit))
+        yield* TestClock.adjust("1 minute")
+        expect((yield* Fiber.join(fiber)).reason._tag).toBe("Protocol")
+      }))
+    }))
+})
+
+describe("slots", () => {
+  it.effect("run commands side by side, one each", () =>
+    Effect.gen(function*() {
+      const { slots, start } = yield* setUp({ slots: 2 })
+      yield* Effect.scoped(Effect.gen(function*() {
+        const one = yield* start("cat")
+        const two = yield* start("cat")
+        expect((yield* Effect.flip(start("cat"))).reason).toMatchObject({ _tag: "NoFreeSlot", inUse: 2, retired: 0 })
+        yield* Stream.run(Stream.encodeText(Stream.make("two")), two.stdin)
+        yield* Stream.run(Stream.encodeText(Stream.make("one")), one.stdin)
+        expect([yield* text(one.stdout), yield* text(two.stdout)]).toEqual(["one", "two"])
+      }))
+      expect(yield* slots.usage).toEqual({ free: 2, inUse: 0, retired: 0 })
+    }))
+
+  it.effect("carry any number of commands, one after the other", () =>
+    Effect.gen(function*() {
+      const { start } = yield* setUp()
+      for (let i = 0; i < 100; i++) {
+        const { status, stdout } = yield* runAll(start(i % 2 === 0 ? "cat" : "true"), [`input ${i}`])
+        expect([stdout, status._tag]).toEqual([i % 2 === 0 ? `input ${i}` : "", "Exited"])
+      }
+    }))
+})
+
+describe("connected to streams of ours", () => {
+  class BrokenPipe extends Data.TaggedError("BrokenPipe")<{}> {}
+
+  it.effect("a broken pipe ends the connection, and the scope the command", () =>
+    Effect.gen(function*() {
+      const { guest, start } = yield* setUp({ programs: writer(1e9, { count: 0 }) })
+      const error = yield* Effect.flip(Effect.scoped(Effect.flatMap(start("much"), (command) =>
+        GuestCommand.connect(command, {
+          stdin: Stream.never,
+          stdout: Sink.forEach(() => new BrokenPipe()),
+          stderr: Sink.drain
+        }))))
+      expect(error._tag).toBe("BrokenPipe")
+      expect(yield* guest.running).toEqual([])
+    }))
+
+  it.effect("input that fails is told; input that goes on is given up", () =>
+    Effect.gen(function*() {
+      const { start } = yield* setUp()
+      const connect = (stdin: Stream.Stream<Uint8Array, BrokenPipe>, command: string) =>
+        Effect.scoped(Effect.flatMap(start(command), (started) =>
+          GuestCommand.connect(started, { stdin, stdout: Sink.drain, stderr: Sink.drain })))
+      expect((yield* Effect.flip(connect(Stream.fail(new BrokenPipe()), "cat")))._tag).toBe("BrokenPipe")
+      expect(yield* connect(Stream.never, "false")).toMatchObject({ code: 1 })
+    }))
+})

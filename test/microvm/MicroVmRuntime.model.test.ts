@@ -1,0 +1,251 @@
+import { expect, it } from "@effect/vitest"
+import type { Shutdown, ShutdownPolicy } from "effect-microvm-runtime/lifecycle"
+import {
+  type Machine,
+  MachineState,
+  MemoryDriver,
+  MemoryProvider,
+  type MicroVmError,
+  MicroVmRuntime
+} from "effect-microvm-runtime/microvm"
+import * as Cause from "effect/Cause"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Option from "effect/Option"
+import * as Result from "effect/Result"
+import * as Schema from "effect/Schema"
+import * as Scope from "effect/Scope"
+import { fork, isDone, pass, quiet, wanted } from "./support.ts"
+
+type Runtime = MicroVmRuntime.MicroVmRuntime["Service"]
+type Failure = MicroVmError.MicroVmError | Shutdown.NoSuchStage | ShutdownPolicy.ShutdownPolicyError
+
+const upTo = (maximum: number) => Schema.Int.check(Schema.isBetween({ minimum: 0, maximum }))
+const chance = Schema.Literals([true, false, false, false])
+
+const Command = Schema.Struct({
+  what: Schema.Literals(["create", "start", "pause", "resume", "snapshot", "stop", "destroy", "rename"]),
+  id: Schema.Literals(["a", "b", "c"]),
+  to: Schema.Literals(["a", "b", "c"]),
+  snapshot: Schema.Literals(["s", "t", "not/a/name"])
+})
+type Command = typeof Command.Type
+
+const run = (runtime: Runtime, { id, snapshot, to, what }: Command): Effect.Effect<unknown, Failure> => {
+  switch (what) {
+    case "create":
+      return runtime.create(wanted(id))
+    case "snapshot":
+      return runtime.snapshot(id, snapshot)
+    case "rename":
+      return runtime.rename(id, to)
+    default:
+      return runtime[what](id)
+  }
+}
+
+const summary = (failure: Failure): string => {
+  if (failure._tag !== "MicroVmError") return failure._tag
+  const { reason } = failure
+  return reason._tag === "InvalidTransition" ? `${reason._tag} ${reason.from}→${reason.to}` : reason._tag
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// One command after the other: each answer and each view is as the model says.
+// ---------------------------------------------------------------------------------------------------------------------
+
+interface Modelled {
+  readonly state: MachineState.MachineState
+  readonly snapshots: ReadonlyArray<string>
+}
+type World = ReadonlyMap<string, Modelled>
+
+/** What a command answers, and the world after it. */
+const predict = (world: World, command: Command, fault: boolean): readonly [string, World] => {
+  const { id, snapshot, to, what } = command
+  const machine = world.get(id)
+  const set = (...entries: ReadonlyArray<readonly [string, Modelled | undefined]>): World => {
+    const after = new Map(world)
+    for (const [name, value] of entries) {
+      if (value === undefined) after.delete(name)
+      else after.set(name, value)
+    }
+    return after
+  }
+  const isFree = (name: string) => (world.get(name)?.state ?? "destroyed") === "destroyed"
+  if (what === "create") {
+    if (!isFree(id)) return ["MachineAlreadyExists", world]
+    return fault ? ["LaunchFailed", set([id, undefined])] : ["ok", set([id, { state: "created", snapshots: [] }])]
+  }
+  if (what === "rename" && id === to) return ["ok", world]
+  if (machine === undefined) return ["MachineNotFound", world]
+  const end = MachineState.next(machine.state, what)
+  if (Option.isNone(end)) return [`InvalidTransition ${machine.state}→${MachineState.goals[what]}`, world]
+  const after: Modelled = { ...machine, state: end.value }
+  switch (what) {
+    case "rename":
+      return isFree(to) ? ["ok", set([id, undefined], [to, after])] : ["MachineAlreadyExists", world]
+    case "snapshot":
+      if (machine.snapshots.includes(snapshot)) return ["SnapshotAlreadyExists", world]
+      if (snapshot === "not/a/name") return ["InvalidSpec", world]
+      if (fault) return ["OperationFailed", world]
+      return ["ok", set([id, { ...after, snapshots: [...after.snapshots, snapshot] }])]
+    case "start":
+      if (fault) return [machine.state === "created" ? "OperationFailed" : "LaunchFailed", world]
+      return ["ok", set([id, after])]
+    case "pause":
+    case "resume":
+      return fault ? ["OperationFailed", world] : ["ok", set([id, after])]
+    default:
+      return ["ok", set([id, after])]
+  }
+}
+
+const Sequential = Schema.Struct({
+  steps: Schema.Array(Schema.Struct({
+    command: Command,
+    fault: chance,
+    /** What happens to each machine that lives before the command. */
+    event: Schema.Literals(["none", "none", "none", "none", "crash", "powerOff"])
+  })).check(Schema.isMaxLength(40))
+})
+
+it.effect.prop(
+  "one command after the other answers as the model does",
+  { input: Sequential },
+  ({ input }) =>
+    Effect.gen(function*() {
+      const driver = yield* MemoryDriver.MemoryDriver
+      const runtime = yield* MicroVmRuntime.make()
+      const guests = new Map<Machine.Machine, MemoryDriver.MemoryGuest>()
+      let world: World = new Map()
+      for (const { command, event, fault } of input.steps) {
+        if (event !== "none") {
+          yield* driver.script("*", {})
+          for (const [id, { state, snapshots }] of world) {
+            const machine = Option.getOrUndefined(yield* runtime.machine(id))
+            const guest = machine === undefined ? undefined : guests.get(machine)
+            if (guest === undefined) continue
+            yield* event === "crash" ? guest.crash("x") : guest.powerOff
+            expect(["created", "running", "paused"]).toContain(state)
+            world = new Map(world).set(id, { state: event === "crash" ? "crashed" : "stopped", snapshots })
+          }
+          yield* quiet
+        }
+        const broken = fault ? Effect.fail("fault") : Effect.void
+        yield* driver.script("*", {
+          launch: (step) => step === "spawn" ? broken : Effect.void,
+          start: broken,
+          pause: broken,
+          resume: broken,
+          snapshot: broken
+        })
+        const [answer, after] = predict(world, command, fault)
+        const result = yield* Effect.result(run(runtime, command))
+        expect([command, Result.isSuccess(result) ? "ok" : summary(result.failure)]).toEqual([command, answer])
+        world = after
+        const views = (yield* runtime.list).map(({ id, snapshots, state }) => [id, { state, snapshots }])
+        expect(views).toEqual([...world].toSorted(([a], [b]) => a < b ? -1 : 1))
+        for (const id of world.keys()) {
+          const machine = Option.getOrUndefined(yield* runtime.machine(id))
+          if (machine !== undefined && !guests.has(machine)) guests.set(machine, yield* driver.guest(machine.id))
+        }
+      }
+    }).pipe(Effect.scoped, Effect.provide(MemoryProvider.layer, { local: true })),
+  { arbitrary: { runs: 300 } }
+)
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Many at once, with faults: whatever the interleaving, the promises hold.
+// ---------------------------------------------------------------------------------------------------------------------
+
+const Fault = Schema.Struct({
+  kind: Schema.Literals(["none", "none", "none", "none", "slow", "fails", "hangs", "dies"]),
+  tens: upTo(30)
+})
+type Fault = typeof Fault.Type
+
+const Concurrent = Schema.Struct({
+  rename: Schema.Boolean,
+  calls: Schema.Array(Schema.Struct({
+    command: Command,
+    at: upTo(60),
+    /** Over 30: never. */
+    interruptedAfter: upTo(90)
+  })).check(Schema.isMinLength(1), Schema.isMaxLength(30)),
+  ends: Schema.Array(Schema.Struct({
+    id: Schema.Literals(["a", "b", "c"]),
+    at: upTo(60),
+    how: Schema.Literals(["crash", "powerOff", "panic"])
+  })).check(Schema.isMaxLength(5)),
+  /** Taken in turn by what the backend is asked for. */
+  faults: Schema.Array(Fault).check(Schema.isMinLength(1), Schema.isMaxLength(12)),
+  /** How machines take requests to end, in turn. */
+  requests: Schema.Array(Fault).check(Schema.isMinLength(1), Schema.isMaxLength(6)),
+  closeAt: upTo(100)
+})
+
+const inject = ({ kind, tens }: Fault): Effect.Effect<void, string> => {
+  switch (kind) {
+    case "none":
+      return Effect.void
+    case "slow":
+      return Effect.sleep(tens * 10)
+    case "fails":
+      return Effect.andThen(Effect.sleep(tens * 10), Effect.fail("fault"))
+    case "hangs":
+      return Effect.never
+    case "dies":
+      return Effect.die("defect of a backend")
+  }
+}
+
+const cycle = <A>(items: ReadonlyArray<A>): (() => ReadonlyArray<A>) => {
+  let next = 0
+  return () => items.slice(next++ % items.length).slice(0, 1)
+}
+
+const concurrently = Effect.fnUntraced(function*(input: typeof Concurrent.Type) {
+  const driver = yield* MemoryDriver.MemoryDriver
+  const faults = cycle(input.faults)
+  const requests = cycle(input.requests)
+  let overlaps = 0
+  for (const id of ["a", "b", "c"]) {
+    let active = 0
+    // One operation of a machine at a time. After a rename two lives may have been launched under one id.
+    const alone = Effect.suspend(() => {
+      if (active > 0 && !input.rename) overlaps++
+      active++
+      return Effect.forEach(faults(), inject, { discard: true })
+    }).pipe(Effect.ensuring(Effect.sync(() => {
+      active--
+    })))
+    yield* driver.script(id, {
+      launch: (step) => step === "connect" ? alone : Effect.void,
+      start: alone,
+      pause: alone,
+      resume: alone,
+      snapshot: alone,
+      request: (request, guest) =>
+        Effect.forEach(requests(), (fault) =>
+          fault.kind === "slow"
+            ? guest.background(Effect.delay(MemoryDriver.obey(request, guest), fault.tens * 100))
+            : Effect.andThen(inject(fault), MemoryDriver.obey(request, guest)), { discard: true }),
+      release: Effect.sleep(70)
+    })
+  }
+  yield* pass(0)
+
+  const scope = yield* Scope.make()
+  const runtime = yield* Scope.provide(MicroVmRuntime.make(), scope)
+  const calls = yield* Effect.forEach(input.calls, (call) =>
+    fork(Effect.gen(function*() {
+      yield* Effect.sleep(call.at * 10)
+      const fiber = yield* fork(run(runtime, call.command))
+      if (call.interruptedAfter > 30) return fiber
+      yield* Effect.sleep(call.interruptedAfter * 10 + 5)
+      fiber.interruptUnsafe()
+      return fiber
+    }).pipe(Effect.flatMap((fiber) => Effect.exit(Effect.flatten(Effect.sync(() => fiberJoin(fiber))))))))
+  return { calls, driver, overlaps: () => overlaps, runtime, scope }
+})
