@@ -16,11 +16,11 @@ import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import * as Ref from "effect/Ref"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as Stdio from "effect/Stdio"
-import * as Stream from "effect/Stream"
 import * as ImageProgress from "../image/ImageProgress.ts"
 import { ImageStore } from "../image/ImageStore.ts"
 import * as ExitCode from "../lifecycle/ExitCode.ts"
@@ -28,12 +28,11 @@ import * as ExitStatus from "../lifecycle/ExitStatus.ts"
 import { type RunEnd, RunReport } from "../lifecycle/RunReport.ts"
 import * as ShutdownOutcome from "../lifecycle/ShutdownOutcome.ts"
 import * as MachineSpec from "../microvm/MachineSpec.ts"
-import { MicroVmError } from "../microvm/MicroVmError.ts"
 import { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
 import * as Backend from "./Backend.ts"
 import * as Doctor from "./Doctor.ts"
 import { orSignal } from "./HostSignals.ts"
-import { formatTook, Reporter } from "./Reporter.ts"
+import { formatTook, Reporter, say } from "./Reporter.ts"
 import * as Run from "./Run.ts"
 import * as RunOptions from "./RunOptions.ts"
 
@@ -66,8 +65,7 @@ const untilSignal = <A, E, R>(self: Effect.Effect<A, E, R>) =>
     (result) => Result.isSuccess(result) ? Effect.void : exitWith(ExitCode.fromSignal(result.failure), false)
   )
 
-const print = (text: string) =>
-  Effect.flatMap(Stdio.Stdio, (stdio) => Effect.ignore(Stream.run(Stream.make(`${text}\n`), stdio.stdout())))
+const print = (text: string) => Effect.flatMap(Stdio.Stdio, (stdio) => say(stdio.stdout(), `${text}\n`))
 
 const jsonFlag = Flag.Boolean("json").pipe(
   Flag.withDefault(false),
@@ -124,7 +122,7 @@ const dryRun = Effect.fnUntraced(function*(options: RunOptions.RunOptions, asJso
   const detail = yield* Backend.BackendDetail
   const spec = yield* Effect.fromResult(
     // The image is not built for a plan, so the plan names its files by their places.
-    MachineSpec.make(Run.toSpec("dry-run", options, { kernel: "/IMAGE/kernel", initramfs: "/IMAGE/initramfs" }))
+    MachineSpec.make(Run.toSpec(Option.getOrElse(options.name, () => "dry-run"), options, { kernel: "/IMAGE/kernel", initramfs: "/IMAGE/initramfs" }))
   )
   const plan = yield* Effect.fromResult(provider.plan(spec))
   yield* print(
@@ -203,7 +201,7 @@ const runCommand = Command.make(
       yield* conclude(yield* Run.run(options, { backendDetail, json: flags.json }), flags.json)
     }).pipe(
       Effect.provide(Backend.layer),
-      Effect.catch((error) => conclude(failedBefore(options, "", toEnd(error)), flags.json))
+      Effect.catch((error) => conclude(failedBefore(options, Run.toEnd(error)), flags.json))
     )
   })
 ).pipe(

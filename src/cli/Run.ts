@@ -11,6 +11,7 @@
  */
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
+import * as Config from "effect/Config"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -74,30 +75,36 @@ export const makeId: Effect.Effect<string> = Effect.map(
   (indices) => `run-${indices.map((index) => letters.charAt(index)).join("")}`
 )
 
-/** What ended the run, when it was no answer of the command. */
-const endOf = (error: unknown): RunEnd => {
-  if (error instanceof MicroVmError) {
-    switch (error.reason._tag) {
-      case "BackendUnavailable":
-        return { _tag: "NoBackend", message: error.message }
-      case "InvalidSpec":
-        return { _tag: "Usage", message: error.message }
-      default:
-        return { _tag: "Failed", message: error.message }
-    }
-  }
-  if (error instanceof PlatformError.PlatformError) {
-    // Writing to our own stdout or stderr is all that is done through the platform here.
-    return { _tag: "Interrupted", signal: "SIGPIPE" }
-  }
-  return { _tag: "Failed", message: error instanceof Error ? error.message : String(error) }
+/**
+ * The end of a run that an error was the end of.
+ *
+ * @category conversions
+ * @since 0.1.0
+ */
+export const toEnd = (error: unknown): RunEnd => {
+  const message = error instanceof Error ? error.message : String(error)
+  if (error instanceof MicroVmError && error.reason._tag === "BackendUnavailable") return { _tag: "NoBackend", message }
+  const isUsage = error instanceof MicroVmError && error.reason._tag === "InvalidSpec" ||
+    error instanceof ImageError && error.reason._tag === "UnknownImage" ||
+    error instanceof Config.ConfigError
+  if (isUsage) return { _tag: "Usage", message }
+  return error instanceof PlatformError.PlatformError ? ofStream(error) : { _tag: "Failed", message }
+}
+
+/** Our own stdin, stdout and stderr are all that is reached through the platform here. */
+const ofStream = ({ message, reason }: PlatformError.PlatformError): RunEnd => {
+  const { cause, method } = { method: "a stream", ...reason }
+  const code = typeof cause === "object" && cause !== null && "code" in cause ? String(cause.code) : message
+  if (code === "EPIPE") return { _tag: "Interrupted", signal: "SIGPIPE" }
+  return { _tag: "Failed", message: `${method} could not be ${method === "stdin" ? "read" : "written"}: ${code}` }
 }
 
 /**
  * Runs a command in a fresh machine and ends the machine again.
  *
- * The first signal ends the run in order; each further one goes to the next stage of the shutdown at once. Output goes to
- * the `Stdio` service as it comes; with `json` the command's stdout goes to stderr, as stdout is the report's.
+ * The first signal ends the run in order; each further one goes to the next stage of the shutdown at once. A signal
+ * that comes after the command's end, while the machine stops, counts as the end too. Output goes to the `Stdio` service
+ * as it comes; with `json` the command's stdout goes to stderr, as stdout is the report's.
  *
  * @category main
  * @since 0.1.0
@@ -158,10 +165,10 @@ export const run = Effect.fn("Run.run")(function*(
         const command = Effect.gen(function*() {
           const [program, ...args] = options.command
           const started = yield* GuestCommand.run(ready, slots, { command: program, args, env: options.env })
-          const stderr = stdio.stderr()
+          const stderr = reporter.beside("stderr")(stdio.stderr())
           const status = yield* GuestCommand.connect(started, {
             stdin: stdio.stdin,
-            stdout: context.json ? stderr : stdio.stdout(),
+            stdout: context.json ? stderr : reporter.beside("stdout")(stdio.stdout()),
             stderr
           })
           return { _tag: "Completed", status } satisfies RunEnd

@@ -7,6 +7,7 @@ import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Option from "effect/Option"
 import * as Result from "effect/Result"
+import * as MachineSpec from "../microvm/MachineSpec.ts"
 
 /**
  * @category models
@@ -83,6 +84,28 @@ export interface RunFlags {
   readonly command: ReadonlyArray<string>
 }
 
+const isVariable = (name: string): boolean => /^[A-Za-z_][A-Za-z0-9_]*$/.test(name)
+
+/** What the machine itself does not allow, in terms of the flags. */
+const specFaults = ({ memory, name, vcpus }: RunFlags): ReadonlyArray<string> => {
+  // A name is a host name too. The kernel and its place are not known yet.
+  const named = Option.match(name, { onNone: () => ({ id: "m" }), onSome: (id) => ({ id, hostname: id }) })
+  const spec = MachineSpec.make({ ...named, vcpus, memoryMib: memory, kernel: "/kernel" })
+  const reason = Result.isFailure(spec) ? spec.failure.reason : undefined
+  if (reason?._tag !== "InvalidSpec") return []
+  const texts = reason.faults.map(({ field, remedy, value }) => {
+    switch (field) {
+      case "vcpus":
+      case "memoryMib":
+        return `--${field === "vcpus" ? field : "memory"} ${String(value)} is not possible: ${remedy}`
+      default:
+        return `--name ${JSON.stringify(value)} is not possible: ` +
+          "give 1 to 64 letters, digits and \"-\", the first and the last no \"-\""
+    }
+  })
+  return Array.from(new Set(texts))
+}
+
 /**
  * Checks the flags. All faults are reported together, each with the flag, the value and what to do.
  *
@@ -90,7 +113,7 @@ export interface RunFlags {
  * @since 0.1.0
  */
 export const fromFlags = (flags: RunFlags): Result.Result<RunOptions, UsageError> => {
-  const faults: Array<string> = []
+  const faults = [...specFaults(flags)]
   const positive = (flag: string, text: string): Duration.Duration => {
     const duration = parseDuration(text)
     if (Option.isSome(duration) && Duration.toMillis(duration.value) > 0) return duration.value
@@ -101,9 +124,11 @@ export const fromFlags = (flags: RunFlags): Result.Result<RunOptions, UsageError
   for (const pair of flags.env) {
     const at = pair.indexOf("=")
     const key = at === -1 ? pair : pair.slice(0, at)
-    if (at === -1) faults.push(`--env ${JSON.stringify(pair)} has no value: write ${pair}=VALUE`)
-    // The value may be a secret, so the name alone is told.
-    else if (!/^[A-Za-z_][A-Za-z0-9_]*$/.test(key)) {
+    // The value may be a secret, so the name alone is told; what is neither may be a value whose name was forgotten.
+    if (at === -1) {
+      const [told, name] = isVariable(pair) ? [` ${pair}`, pair] : ["", "NAME"]
+      faults.push(`--env${told} has no value: write ${name}=VALUE`)
+    } else if (!isVariable(key)) {
       faults.push(`--env name ${JSON.stringify(key)} is not valid: use letters, digits and _, no digit first`)
     } else if (pair.includes("\0")) faults.push(`--env ${key} holds a NUL byte: remove it`)
     else env.push([key, pair.slice(at + 1)])

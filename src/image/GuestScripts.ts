@@ -63,6 +63,7 @@ done </lib/modules/microvm.list
 
 hostname=microvm
 read -r arguments </proc/cmdline
+set -f
 for argument in $arguments; do
   case $argument in microvm.hostname=?*) hostname=\${argument#*=} ;; esac
 done
@@ -76,8 +77,8 @@ echo 0 >/proc/sys/kernel/ctrl-alt-del
 `
 
 /**
- * \`microvm-port NAME SECONDS\`: waits until the virtio port NAME is there, at most SECONDS, and links it and all
- * others found as \`/dev/virtio-ports/NAME\`, the way udev would. The kernel adds ports some time after their driver is loaded.
+ * `microvm-port NAME SECONDS`: waits until the virtio port NAME is there, at most SECONDS, and links it and all
+ * others found as `/dev/virtio-ports/NAME`, the way udev would. The kernel adds ports some time after their driver is loaded.
  *
  * @category scripts
  * @since 0.1.0
@@ -120,6 +121,7 @@ exec qemu-ga -m virtio-serial -p "/dev/virtio-ports/$port" -t /run </dev/null
  * @since 0.1.0
  */
 export const powerButton = `#!/bin/busybox sh
+[ -d /run/shutdown ] && exit
 for input in /sys/class/input/event*; do
   { read -r name <"$input/device/name"; } 2>/dev/null || continue
   [ "$name" = "Power Button" ] || continue
@@ -132,8 +134,8 @@ exec sleep 2147483647
 `
 
 /**
- * \`shutdown [-P | -H | -r] …\`: ends all processes in order, then powers off (the default), halts or reboots. The agent
- * calls it as \`shutdown -h -P +0 "reason"\`; the time is taken as now. The processes have a second to act on SIGTERM.
+ * `shutdown [-P | -H | -r] …`: ends all processes in order, then powers off (the default), halts or reboots. The agent
+ * calls it as `shutdown -h -P +0 "reason"`; the time is taken as now. The processes have a second to act on SIGTERM.
  *
  * @category scripts
  * @since 0.1.0
@@ -184,13 +186,13 @@ go_down &
 `
 
 /**
- * \`microvm-exec [-C DIR] SLOT NONCE -- COMMAND [ARGUMENT…]\`: becomes COMMAND, whose stdin, stdout and stderr travel over
- * the virtio ports \`microvm.SLOT.stdin\`, \`.stdout\` and \`.stderr\`, with flow control from end to end. NONCE is 32
+ * `microvm-exec [-C DIR] SLOT NONCE -- COMMAND [ARGUMENT…]`: becomes COMMAND, whose stdin, stdout and stderr travel over
+ * the virtio ports `microvm.SLOT.stdin`, `.stdout` and `.stderr`, with flow control from end to end. NONCE is 32
  * lower-case hexadecimal digits, new for each run. The environment is the caller's, but IFS and names that
  * are no shell identifiers are dropped, SHLVL counts, and a PATH is added when there is none.
  *
- * - Output ports carry the bytes as they come, then \`\\0NONCE\\n\` once every writer has closed the stream.
- * - The input port carries a line \`BEGIN NONCE\`, then frames: a line with the length in decimal, at most 262144, and that
+ * - Output ports carry the bytes as they come, then `\0NONCE\n` once every writer has closed the stream.
+ * - The input port carries a line `BEGIN NONCE`, then frames: a line with the length in decimal, at most 262144, and that
  *   many bytes. Length 0 is the end of input. When the command no longer reads, the port is closed in the guest.
  *
  * Its own faults are told on the caller's stderr: 125 (usage, ports absent or in use) and 126 (DIR). When COMMAND is not

@@ -215,7 +215,7 @@ const make = Effect.fnUntraced(function*(options: StoreOptions) {
   ) =>
     Effect.scoped(Effect.gen(function*() {
       yield* Effect.forEach([images, names, temporary], (directory) => fs.makeDirectory(directory, { recursive: true }))
-      const own = yield* fs.makeTempDirectoryScoped({
+      const own = yield* Files.temporaryDirectory({
         directory: temporary,
         prefix: BuildLock.ownerName(yield* BuildLock.self)
       })
@@ -223,7 +223,7 @@ const make = Effect.fnUntraced(function*(options: StoreOptions) {
       for (const name of yield* fs.readDirectory(temporary)) {
         const owner = BuildLock.ownerOfName(name)
         if (owner === undefined || !(yield* BuildLock.isAlive(owner))) {
-          yield* fs.remove(path.join(temporary, name), { recursive: true, force: true })
+          yield* Files.removeTree(path.join(temporary, name))
         }
       }
       return yield* use(own)

@@ -116,7 +116,7 @@ export const adopt = Effect.fn("AdoptedProcess.adopt")(function*(
   const shutdown = yield* Shutdown.make(
     Target.make(
       host,
-      { pid, poll, exit, signal, pinnedUntil: () => hasEnded ? lastSeen : undefined },
+      { pid, startTime: identity.startTime, poll, exit, signal, pinnedUntil: () => hasEnded ? lastSeen : undefined },
       killScope,
       mark
     ),

@@ -31,7 +31,7 @@ export interface ProcessInfo {
   readonly state: string
   /** At most 15 bytes of its name. */
   readonly command: string
-  /** The value of `Mark.variable` in its environment, where that can be read. */
+  /** The value of `Mark.variable` in its environment, where that could be read. */
   readonly mark: string | undefined
 }
 
@@ -154,8 +154,8 @@ export class ProcessHost extends Context.Service<ProcessHost, {
   /** The environment that children inherit. */
   readonly env: Effect.Effect<Readonly<Record<string, string>>>
   readonly inspect: (pid: number) => Effect.Effect<Option.Option<ProcessInfo>>
-  /** Every process that can be seen. */
-  readonly list: Effect.Effect<ReadonlyArray<ProcessInfo>>
+  /** Every process that can be seen, with the marks of those that started at this tick or later. */
+  readonly list: (since: number) => Effect.Effect<ReadonlyArray<ProcessInfo>>
   /** Has the process group any member, dead ones that nobody has waited for included? */
   readonly groupExists: (pgid: number) => Effect.Effect<boolean>
   /** kill(2): a negative target is a process group. `false` when there is no such process or group. */

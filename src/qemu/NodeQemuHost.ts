@@ -34,8 +34,8 @@ const lookAtKvm = async (architecture: Architecture): Promise<Kvm> => {
       const remedy = "turn on (nested) virtualization for this machine"
       return { _tag: "Unusable", why: "the CPU shows neither vmx nor svm", remedy }
     }
-    const { gid, mode, uid } = await handle.stat()
-    return { _tag: "Usable", gid, mode: mode & 0o777, uid }
+    const { gid, mode } = await handle.stat()
+    return { _tag: "Usable", gid, mode: mode & 0o777 }
   } catch (error) {
     const code = codeOf(error)
     return code === "EACCES" || code === "EPERM"

@@ -29,13 +29,13 @@ export interface Version {
 export type Architecture = "x86_64" | "aarch64"
 
 /**
- * Can guests run on the processor itself? `mode`, `uid` and `gid` are those of `/dev/kvm`.
+ * Can guests run on the processor itself? `mode` and `gid` are those of `/dev/kvm`.
  *
  * @category models
  * @since 0.1.0
  */
 export type Kvm =
-  | { readonly _tag: "Usable"; readonly mode: number; readonly uid: number; readonly gid: number }
+  | { readonly _tag: "Usable"; readonly mode: number; readonly gid: number }
   | { readonly _tag: "Unusable"; readonly why: string; readonly remedy: string }
 
 /**
@@ -52,7 +52,7 @@ export interface Observations {
   readonly kvm: Kvm
   /** Our own effective user id. */
   readonly uid: number
-  /** Is setpriv(1) of util-linux there? */
+  /** Is setpriv(1) of util-linux there? Looked for only when we are root. */
   readonly setpriv: boolean
   /** Our PATH, for the programs that are started. */
   readonly path: string

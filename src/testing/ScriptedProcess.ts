@@ -277,7 +277,7 @@ const make = Effect.fnUntraced(function*(options: Options) {
     ticks,
     env: Effect.succeed({ PATH: "/usr/bin:/bin" }),
     inspect: (pid) => Effect.sync(() => Option.fromUndefinedOr(entries.get(pid)?.info)),
-    list: Effect.sync(() => Array.from(entries.values(), (entry) => entry.info)),
+    list: () => Effect.sync(() => Array.from(entries.values(), (entry) => entry.info)),
     groupExists: (pgid) => Effect.sync(() => Array.from(entries.values()).some((entry) => entry.info.group === pgid)),
     kill: (target, signal) =>
       Effect.suspend(() =>
@@ -347,7 +347,7 @@ const make = Effect.fnUntraced(function*(options: Options) {
   })
 
   const driver = Driver.of({
-    table: host.list,
+    table: host.list(0),
     delivered: Effect.sync(() => [...delivered]),
     intrude: (pid, script = {}) =>
       Effect.map(

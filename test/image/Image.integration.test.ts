@@ -3,8 +3,9 @@ import * as NodeServices from "@effect/platform-node/NodeServices"
 import { ImageStore, NodeImageStore } from "effect-microvm-runtime/image"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import { spawnSync } from "node:child_process"
+import { spawn, spawnSync } from "node:child_process"
 import { createHash, randomBytes } from "node:crypto"
+import { once } from "node:events"
 import { mkdtempSync, readdirSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
@@ -48,6 +49,24 @@ describe.skipIf(missing.length > 0)(
       expect(again.manifest).toEqual(image.manifest)
       expect(readdirSync(join(root, "b")).toSorted()).toEqual(["images", "names", "tmp"])
       expect(readdirSync(join(root, "b", "tmp"))).toEqual([])
+    }, 5 * MINUTES)
+
+    it("is built by the next one when its builder is killed", async () => {
+      const directory = join(root, "c")
+      const builder = spawn(process.execPath, [join(import.meta.dirname, "builder.fixture.ts"), directory])
+      const ended = once(builder, "exit")
+      let steps = ""
+      builder.stdout.on("data", (part) => void (steps += String(part)))
+      try {
+        await until("the kernel's package", () => steps.includes("\"package\":\"linux-image"))
+      } finally {
+        builder.kill("SIGKILL")
+        await ended
+      }
+      expect(readdirSync(directory)).toContain("lock")
+      expect((await ensureIn(directory)).digest).toBe(image.digest)
+      expect(readdirSync(directory).toSorted()).toEqual(["images", "names", "tmp"])
+      expect(readdirSync(join(directory, "tmp"))).toEqual([])
     }, 5 * MINUTES)
 
     describe("in a guest", () => {

@@ -324,6 +324,30 @@ describe("ImageStore", () => {
       expect(yield* leftovers(directory)).toEqual(["this-boot.50.5.abc"])
     })))
 
+  it.effect("is not kept from building by a leftover that cannot be removed", () =>
+    withDirectory(Effect.fnUntraced(function*(directory) {
+      const fs = yield* FileSystem.FileSystem
+      const stuck = join(directory, "tmp", "this-boot.99.1.abc")
+      yield* fs.makeDirectory(stuck, { recursive: true })
+      const tried = yield* Deferred.make<void>()
+      const busy = Layer.succeed(FileSystem.FileSystem, {
+        ...fs,
+        remove: (path, options) =>
+          path === stuck
+            ? Deferred.succeed(tried, undefined).pipe(
+              Effect.andThen(PlatformError.systemError({ _tag: "Busy", module: "FileSystem", method: "remove" }))
+            )
+            : fs.remove(path, options)
+      })
+      const layer = ImageStore.layerAt({ directory, recipes: { default: recipe } }).pipe(
+        Layer.provide([fakeDebian().layer, processes(), NodeHasher.layer, busy, NodePath.layer])
+      )
+      const fiber = yield* Effect.forkChild(using(layer, (images) => images.ensure()))
+      yield* Deferred.await(tried)
+      yield* TestClock.adjust("1 minute")
+      expect((yield* Fiber.join(fiber)).name).toBe("default")
+    })))
+
   it.effect("an interrupted build leaves nothing", () =>
     withDirectory(Effect.fnUntraced(function*(directory) {
       const started = yield* Deferred.make<void>()

@@ -11,6 +11,7 @@ import {
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
@@ -176,7 +177,7 @@ const Concurrent = Schema.Struct({
   ends: Schema.Array(Schema.Struct({
     id: Schema.Literals(["a", "b", "c"]),
     at: upTo(60),
-    how: Schema.Literals(["crash", "powerOff", "panic"])
+    how: Schema.Literals(["reboot", "powerOff", "panic", "quit"])
   })).check(Schema.isMaxLength(5)),
   /** Taken in turn by what the backend is asked for. */
   faults: Schema.Array(Fault).check(Schema.isMinLength(1), Schema.isMaxLength(12)),
@@ -200,7 +201,7 @@ const inject = ({ kind, tens }: Fault): Effect.Effect<void, string> => {
   }
 }
 
-const cycle = <A>(items: ReadonlyArray<A>): (() => ReadonlyArray<A>) => {
+const cycle = <A>(items: ReadonlyArray<A>): () => ReadonlyArray<A> => {
   let next = 0
   return () => items.slice(next++ % items.length).slice(0, 1)
 }
@@ -234,18 +235,65 @@ const concurrently = Effect.fnUntraced(function*(input: typeof Concurrent.Type) 
       release: Effect.sleep(70)
     })
   }
+  // The first sleep of a test clock that nobody has moved ends at once in a fiber that is interrupted.
   yield* pass(0)
 
   const scope = yield* Scope.make()
   const runtime = yield* Scope.provide(MicroVmRuntime.make(), scope)
-  const calls = yield* Effect.forEach(input.calls, (call) =>
-    fork(Effect.gen(function*() {
-      yield* Effect.sleep(call.at * 10)
-      const fiber = yield* fork(run(runtime, call.command))
-      if (call.interruptedAfter > 30) return fiber
-      yield* Effect.sleep(call.interruptedAfter * 10 + 5)
-      fiber.interruptUnsafe()
-      return fiber
-    }).pipe(Effect.flatMap((fiber) => Effect.exit(Effect.flatten(Effect.sync(() => fiberJoin(fiber))))))))
-  return { calls, driver, overlaps: () => overlaps, runtime, scope }
+  const callers = yield* Effect.forEach(input.calls, ({ at, command, interruptedAfter }) =>
+    Effect.gen(function*() {
+      const caller = yield* fork(Effect.delay(run(runtime, command), at * 10))
+      const leaves = interruptedAfter <= 30
+      if (leaves) yield* fork(Effect.delay(Fiber.interrupt(caller), (at + interruptedAfter) * 10 + 5))
+      return { caller, leaves, command }
+    }))
+  yield* Effect.forEach(
+    input.ends,
+    ({ at, how, id }) =>
+      fork(Effect.delay(Effect.ignore(Effect.flatMap(driver.guest(id), (guest) => guest[how])), at * 10 + 3))
+  )
+  const closed = yield* fork(Effect.delay(Scope.close(scope, Exit.void), input.closeAt * 10 + 1))
+
+  for (let step = 0; step < 20; step++) {
+    yield* pass("50 millis")
+    expect(isDone(yield* fork(Effect.all([runtime.list, runtime.get("a"), runtime.listSnapshots("b")])))).toBe(true)
+    const ids = (yield* runtime.list).map(({ id }) => id)
+    expect(ids).toEqual([...new Set(ids)].toSorted())
+  }
+  yield* pass("5 minutes")
+  yield* quiet
+
+  expect(isDone(closed)).toBe(true)
+  expect(overlaps).toBe(0)
+  expect(yield* driver.claims).toEqual([])
+  const events = yield* driver.events
+  for (const life of new Set(events.map((event) => event.life))) {
+    const whats = events.filter((event) => event.life === life).map(({ what }) => what)
+    // No launch met a claim that another one still held.
+    expect(whats).toContain("spawn")
+    expect([life, whats.filter((what) => what === "released").length, whats.at(-1)]).toEqual([life, 1, "released"])
+    expect(whats.filter((what) => what === "ended").length).toBeLessThanOrEqual(1)
+  }
+  const alive = (yield* runtime.list).filter(({ state }) => !MachineState.isOver(state) && state !== "stopping")
+  expect(alive).toEqual([])
+  const mayDie = input.faults.some(({ kind }) => kind === "dies")
+  for (const { caller, command, leaves } of callers) {
+    const exit = caller.pollUnsafe()
+    expect([command, exit === undefined]).toEqual([command, false])
+    if (exit === undefined || Exit.isSuccess(exit)) continue
+    for (const found of exit.cause.reasons) {
+      const fine = Cause.isFailReason(found) || (Cause.isInterruptReason(found) ? leaves : mayDie)
+      expect([command, found, fine]).toEqual([command, found, true])
+    }
+  }
 })
+
+it.effect.prop(
+  "many commands at once, with faults, keep every promise",
+  { input: Concurrent },
+  ({ input }) =>
+    Effect.provide(concurrently(input), MemoryProvider.layerWith({ capabilities: { rename: input.rename } }), {
+      local: true
+    }),
+  { arbitrary: { runs: 300 } }
+)

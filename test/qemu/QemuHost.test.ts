@@ -17,7 +17,7 @@ const seen: QemuHost.Observations = {
   setpriv: true,
   path: "/bin"
 }
-const kvm = (mode: number, gid: number): QemuHost.Kvm => ({ _tag: "Usable", mode, uid: 0, gid })
+const kvm = (mode: number, gid: number): QemuHost.Kvm => ({ _tag: "Usable", mode, gid })
 
 const choose = (observations: Partial<QemuHost.Observations>, options?: QemuHost.Options) =>
   Result.getOrThrow(QemuHost.choose({ ...seen, ...observations }, options))

@@ -139,7 +139,11 @@ export const makeMemoryHost = (capabilities: Capabilities): {
       MicroVmError.make(new MicroVmError.OperationFailed({ id, operation, cause }))
     yield* Effect.acquireRelease(
       Effect.sync(() => guests.set(id, guest)),
-      () => Effect.suspend(() => end === undefined ? Effect.ignore(request("Kill")) : Effect.void)
+      // A script may leave it hanging; a release must come to an end.
+      () =>
+        Effect.suspend(() =>
+          end === undefined ? Effect.ignore(Effect.timeoutOption(request("Kill"), "2 seconds")) : Effect.void
+        )
     )
     yield* step("connect")
     for (const name of spec.channels) channels.set(name, yield* makeSocketPair(16))

@@ -14,10 +14,10 @@ const readMark = (pid: number): string | undefined => {
 }
 
 /** What the kernel says of a process now, its mark included. */
-export const read = (pid: number): ProcessInfo | undefined => {
+export const read = (pid: number, since = 0): ProcessInfo | undefined => {
   const stat = attempt(() => NodeFs.readFileSync(`/proc/${pid}/stat`, "utf8"))
   const info = stat === undefined ? undefined : ProcStat.parse(stat)
-  return info && { ...info, mark: readMark(pid) }
+  return info && { ...info, mark: info.startTime < since ? undefined : readMark(pid) }
 }
 
 /** `/proc/uptime` has seconds with two decimals, `/proc/PID/stat` counts hundredths (USER_HZ is 100 on Linux). */
@@ -30,12 +30,15 @@ const slice = 64
  * The whole table. All who ask while a look is under way share the next one, and each look lets the event loop go on after
  * a few milliseconds, so a hundred children that end together cost two looks, not a hundred.
  */
-export const makeList = (): Effect.Effect<ReadonlyArray<ProcessInfo>> => {
+export const makeList = (): (since: number) => Effect.Effect<ReadonlyArray<ProcessInfo>> => {
   let next: Deferred.Deferred<ReadonlyArray<ProcessInfo>> | undefined
+  let earliest = Infinity
   let isLooking = false
 
   const look = (): void => {
     const waiting = next
+    const since = earliest
+    earliest = Infinity
     isLooking = waiting !== undefined
     if (waiting === undefined) return
     next = undefined
@@ -43,7 +46,7 @@ export const makeList = (): Effect.Effect<ReadonlyArray<ProcessInfo>> => {
     const found: Array<ProcessInfo> = []
     const go = (from: number): void => {
       for (const pid of pids.slice(from, from + slice)) {
-        const info = read(pid)
+        const info = read(pid, since)
         if (info !== undefined) found.push(info)
       }
       if (from + slice < pids.length) setImmediate(go, from + slice)
@@ -55,12 +58,14 @@ export const makeList = (): Effect.Effect<ReadonlyArray<ProcessInfo>> => {
     go(0)
   }
 
-  return Effect.suspend(() => {
-    next ??= Deferred.makeUnsafe()
-    if (!isLooking) {
-      isLooking = true
-      setImmediate(look)
-    }
-    return Deferred.await(next)
-  })
+  return (since) =>
+    Effect.suspend(() => {
+      next ??= Deferred.makeUnsafe()
+      earliest = Math.min(earliest, since)
+      if (!isLooking) {
+        isLooking = true
+        setImmediate(look)
+      }
+      return Deferred.await(next)
+    })
 }

@@ -8,6 +8,7 @@ import { type CGroup, isAlive, type ProcessHost, type ProcessInfo } from "../Pro
 /** The process that a kill scope belongs to. */
 export interface Leader {
   readonly pid: number
+  readonly startTime: number
   readonly poll: Effect.Effect<Option.Option<ExitStatus>>
   readonly exit: Effect.Effect<ExitStatus>
   readonly signal: (signal: Signal) => Effect.Effect<void, ProcessError>
@@ -71,7 +72,7 @@ const group = (host: ProcessHost["Service"], leader: Leader, pgid: number, mark:
    */
   const members = Effect.gen(function*() {
     if (!(yield* host.groupExists(pgid))) return []
-    const all = (yield* host.list).filter((info) => info.group === pgid)
+    const all = (yield* host.list(leader.startTime)).filter((info) => info.group === pgid)
     const pinnedUntil = leader.pinnedUntil()
     const isOurs = pinnedUntil === undefined ||
       all.some((info) => info.startTime < pinnedUntil || (mark !== undefined && info.mark === mark))
