@@ -3,10 +3,11 @@
  *
  * @since 0.1.0
  */
-import type * as Config from "effect/Config"
+import * as Config from "effect/Config"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as SchemaIssue from "effect/SchemaIssue"
 import type { MicroVmError } from "../microvm/MicroVmError.ts"
 import type { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
 import type { ProcessSpawner } from "../process/ProcessSpawner.ts"
@@ -31,6 +32,23 @@ export class BackendDetail
  */
 export const describe = ({ accelerator, because, version }: QemuHost.Setup): string =>
   `QEMU ${QemuHost.formatVersion(version)} with ${accelerator === "kvm" ? "KVM" : "TCG"}, since ${because}`
+
+const issuesOf = SchemaIssue.makeFormatterStandardSchemaV1()
+
+/**
+ * What is wrong with the environment, or with the host, for people.
+ *
+ * @category conversions
+ * @since 0.1.0
+ */
+export const explain = (error: unknown): string => {
+  if (!(error instanceof Config.ConfigError)) return error instanceof Error ? error.message : String(error)
+  if (error.cause._tag !== "SchemaError") return error.message
+  return issuesOf(error.cause.issue).issues.map(({ message, path = [] }) => {
+    const name = path.map((segment) => String(typeof segment === "object" ? segment.key : segment)).join("_")
+    return `${name} is not valid: ${message}`
+  }).join("\n")
+}
 
 /**
  * QEMU, with KVM where it is usable, as `MICROVM_QEMU_*` say.

@@ -72,7 +72,7 @@ const jsonFlag = Flag.Boolean("json").pipe(
   Flag.withDescription("Print the result as JSON on stdout")
 )
 
-const tell = (end: RunEnd): string | undefined => {
+const tellEnd = (end: RunEnd): string | undefined => {
   switch (end._tag) {
     case "Completed":
       return end.status._tag === "Exited" ? undefined : `the command was ${ExitStatus.format(end.status)}`
@@ -81,9 +81,7 @@ const tell = (end: RunEnd): string | undefined => {
     case "TimedOut":
       return `the command did not end within ${Duration.format(end.after)}`
     case "MachineEnded":
-      return `the machine ended before the command: ${end.why}${
-        end.consoleTail === "" ? "" : `\n--- the end of its console ---\n${end.consoleTail.trimEnd()}\n---`
-      }`
+      return Run.withConsole(`the machine ended before the command: ${end.why}`, end.consoleTail)
     case "Failed":
     case "NoBackend":
     case "Usage":
@@ -91,8 +89,24 @@ const tell = (end: RunEnd): string | undefined => {
   }
 }
 
-const failedBefore = (options: RunOptions.RunOptions, id: string, end: RunEnd): RunReport => ({
-  id,
+/**
+ * What a person has to be told of a run that the command has not told itself.
+ *
+ * @category conversions
+ * @since 0.1.0
+ */
+export const tell = ({ end, shutdown }: RunReport): ReadonlyArray<string> => {
+  const text = tellEnd(end)
+  return [
+    ...(text === undefined ? [] : [text]),
+    ...(shutdown === undefined || ShutdownOutcome.isComplete(shutdown)
+      ? []
+      : [`the machine could not be ended: ${ShutdownOutcome.format(shutdown)}`])
+  ]
+}
+
+const failedBefore = (options: RunOptions.RunOptions, end: RunEnd): RunReport => ({
+  id: Option.getOrElse(options.name, () => "none"),
   backend: options.backend,
   backendDetail: "none",
   command: options.command,
@@ -103,26 +117,20 @@ const failedBefore = (options: RunOptions.RunOptions, id: string, end: RunEnd): 
 
 const conclude = Effect.fnUntraced(function*(report: RunReport, asJson: boolean) {
   const reporter = yield* Reporter
-  const text = tell(report.end)
-  if (text !== undefined) yield* reporter.line(text)
-  if (report.shutdown !== undefined && !ShutdownOutcome.isComplete(report.shutdown)) {
-    yield* reporter.line(`the machine could not be ended: ${ShutdownOutcome.format(report.shutdown)}`)
-  }
+  yield* Effect.forEach(tell(report), reporter.line, { discard: true })
   if (asJson) yield* print(JSON.stringify(yield* Effect.orDie(Schema.encodeEffect(RunReport)(report)), null, 2))
   yield* exitWith(report.exitCode, report.end._tag === "Completed")
 })
-
-const toEnd = (error: Config.ConfigError | MicroVmError): RunEnd =>
-  error instanceof MicroVmError
-    ? { _tag: "NoBackend", message: error.message }
-    : { _tag: "Usage", message: error.message }
 
 const dryRun = Effect.fnUntraced(function*(options: RunOptions.RunOptions, asJson: boolean) {
   const provider = yield* MicroVmProvider
   const detail = yield* Backend.BackendDetail
   const spec = yield* Effect.fromResult(
-    // The image is not built for a plan, so the plan names its files by their places.
-    MachineSpec.make(Run.toSpec(Option.getOrElse(options.name, () => "dry-run"), options, { kernel: "/IMAGE/kernel", initramfs: "/IMAGE/initramfs" }))
+    MachineSpec.make(Run.toSpec(Option.getOrElse(options.name, () => "dry-run"), options, {
+      // The image is not built for a plan, so the plan names its files by their places.
+      kernel: "/IMAGE/kernel",
+      initramfs: "/IMAGE/initramfs"
+    }))
   )
   const plan = yield* Effect.fromResult(provider.plan(spec))
   yield* print(
@@ -136,13 +144,17 @@ const dryRun = Effect.fnUntraced(function*(options: RunOptions.RunOptions, asJso
 const quote = (word: string): string =>
   /^[A-Za-z0-9_@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`
 
+const backends = ["auto", "firecracker", "qemu"] as const
+const backendConfig = Config.Literals(backends, "MICROVM_BACKEND").pipe(Config.withDefault("auto" as const))
+
 const runCommand = Command.make(
   "run",
   {
-    backend: Flag.Literals("backend", ["auto", "firecracker", "qemu"]).pipe(
-      Flag.withFallbackConfig(Config.Literals(["auto", "firecracker", "qemu"], "MICROVM_BACKEND")),
-      Flag.withDefault("auto"),
-      Flag.withDescription("What runs the machine; auto takes the best that works here, and says why")
+    backend: Flag.Literals("backend", backends).pipe(
+      Flag.optional,
+      Flag.withDescription(
+        "What runs the machine; auto takes the best that works here, and says why. Default: MICROVM_BACKEND, or else auto"
+      )
     ),
     name: Flag.String("name").pipe(Flag.optional, Flag.withDescription("The machine's id; made up when absent")),
     vcpus: Flag.Int("vcpus").pipe(Flag.withDefault(1), Flag.withDescription("Virtual processors, 1 to 32")),
@@ -188,9 +200,11 @@ const runCommand = Command.make(
   },
   Effect.fnUntraced(function*(flags) {
     const reporter = yield* Reporter
-    const parsed = RunOptions.fromFlags(flags)
-    if (Result.isFailure(parsed)) {
-      for (const fault of parsed.failure.faults) yield* reporter.line(fault)
+    const backend = yield* Effect.result(Option.isSome(flags.backend) ? Effect.succeed(flags.backend.value) : backendConfig)
+    const parsed = RunOptions.fromFlags({ ...flags, backend: Result.getOrElse(backend, () => "auto" as const) })
+    if (Result.isFailure(backend) || Result.isFailure(parsed)) {
+      if (Result.isFailure(backend)) yield* reporter.line(Backend.explain(backend.failure))
+      for (const fault of Result.isFailure(parsed) ? parsed.failure.faults : []) yield* reporter.line(fault)
       return yield* exitWith(ExitCode.run.usage)
     }
     const options = parsed.success
@@ -253,7 +267,9 @@ const build = Command.make(
       Effect.flatMap(([took, image]) =>
         last === "" ? Effect.void : reporter.line(`image ${image.name} built in ${formatTook(took)}`)
       ),
-      Effect.catch((error) => Effect.andThen(reporter.line(error.message), exitWith(ExitCode.run.runtimeFailed))),
+      Effect.catch((error) =>
+        Effect.andThen(reporter.line(error.message), exitWith(ExitCode.fromRun(Run.toEnd(error))))
+      ),
       untilSignal
     )
   })

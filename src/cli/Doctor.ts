@@ -12,6 +12,7 @@ import * as KillScope from "../process/KillScope.ts"
 import { ProcessSpawner } from "../process/ProcessSpawner.ts"
 import * as QemuHost from "../qemu/QemuHost.ts"
 import * as QemuProvider from "../qemu/QemuProvider.ts"
+import * as Backend from "./Backend.ts"
 
 /**
  * One check. `required`: without it no machine can run; the others make machines faster or safer.
@@ -52,12 +53,12 @@ export const Diagnosis = Schema.Struct({
 export type Diagnosis = typeof Diagnosis.Type
 
 const passed = (name: string, required: boolean, found: string): Check => ({ name, ok: true, required, found })
-const failed = (name: string, required: boolean, found: string, remedy: string): Check => ({
+const failed = (name: string, required: boolean, found: string, remedy?: string): Check => ({
   name,
   ok: false,
   required,
   found,
-  remedy
+  ...(remedy === undefined ? {} : { remedy })
 })
 
 const qemu = Effect.gen(function*() {
@@ -71,7 +72,12 @@ const qemu = Effect.gen(function*() {
       ? passed("kvm", false, "usable")
       : failed("kvm", false, observed.kvm.why, `${observed.kvm.remedy}; until then guests run emulated, and slowly`),
     setup.user._tag === "Own" && observed.uid === 0
-      ? failed("privileges", false, `QEMU ${setup.user.why}`, "install util-linux, so that QEMU need not run as root")
+      ? failed(
+        "privileges",
+        false,
+        `QEMU runs as ${setup.user.why}`,
+        observed.setpriv ? undefined : "install util-linux, so that QEMU need not run as root"
+      )
       : passed(
         "privileges",
         false,
@@ -80,7 +86,13 @@ const qemu = Effect.gen(function*() {
   ]
   return checks
 }).pipe(
-  Effect.catch((error) => Effect.succeed([failed("qemu", true, error.message, "see above")]))
+  Effect.catch((error) => {
+    const { why = Backend.explain(error), remedy } = error._tag === "MicroVmError" &&
+        error.reason._tag === "BackendUnavailable"
+      ? error.reason
+      : {}
+    return Effect.succeed([failed("qemu", true, why, remedy)])
+  })
 )
 
 const killScope = Effect.gen(function*() {
@@ -97,7 +109,7 @@ const killScope = Effect.gen(function*() {
     )
 }).pipe(
   Effect.scoped,
-  Effect.catch((error) => Effect.succeed(failed("cgroup", false, error.message, "see above")))
+  Effect.catch((error) => Effect.succeed(failed("cgroup", false, error.message)))
 )
 
 const image = Effect.gen(function*() {
@@ -120,7 +132,7 @@ const image = Effect.gen(function*() {
       "default is not built, and there is no apt-get to build it with",
       "build it on a Debian machine with microvm image build, and copy its cache directory here"
     )
-}).pipe(Effect.catch((error) => Effect.succeed(failed("image", true, error.message, "see above"))))
+}).pipe(Effect.catch((error) => Effect.succeed(failed("image", true, error.message))))
 
 /**
  * Runs all checks, also after one has failed.

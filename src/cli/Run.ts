@@ -15,6 +15,7 @@ import * as Config from "effect/Config"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as PlatformError from "effect/PlatformError"
 import * as Random from "effect/Random"
@@ -24,7 +25,7 @@ import * as GuestAgent from "../guest/GuestAgent.ts"
 import * as GuestCommand from "../guest/GuestCommand.ts"
 import type * as GuestError from "../guest/GuestError.ts"
 import * as GuestSlots from "../guest/GuestSlots.ts"
-import type { ImageError } from "../image/ImageError.ts"
+import { ImageError } from "../image/ImageError.ts"
 import { ImageStore } from "../image/ImageStore.ts"
 import * as ExitCode from "../lifecycle/ExitCode.ts"
 import type { Phase, RunEnd, RunReport } from "../lifecycle/RunReport.ts"
@@ -33,12 +34,15 @@ import * as MachineEnd from "../microvm/MachineEnd.ts"
 import * as MachineSpec from "../microvm/MachineSpec.ts"
 import { MicroVmError } from "../microvm/MicroVmError.ts"
 import { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
+import * as Backend from "./Backend.ts"
 import { HostSignals } from "./HostSignals.ts"
 import { Reporter } from "./Reporter.ts"
 import type { RunOptions } from "./RunOptions.ts"
 
 /** A guest on an emulated processor of a busy host takes its time; what takes longer than this will never come. */
 const bootWithin = Duration.minutes(2)
+/** How long a reader of ours may take for what came from the guest before its end. */
+const lastWordsWithin = Duration.seconds(1)
 /** How long a machine may take to say that it has ended, once its channels have. */
 const machineEndWithin = Duration.seconds(2)
 
@@ -82,7 +86,7 @@ export const makeId: Effect.Effect<string> = Effect.map(
  * @since 0.1.0
  */
 export const toEnd = (error: unknown): RunEnd => {
-  const message = error instanceof Error ? error.message : String(error)
+  const message = Backend.explain(error)
   if (error instanceof MicroVmError && error.reason._tag === "BackendUnavailable") return { _tag: "NoBackend", message }
   const isUsage = error instanceof MicroVmError && error.reason._tag === "InvalidSpec" ||
     error instanceof ImageError && error.reason._tag === "UnknownImage" ||
@@ -91,9 +95,22 @@ export const toEnd = (error: unknown): RunEnd => {
   return error instanceof PlatformError.PlatformError ? ofStream(error) : { _tag: "Failed", message }
 }
 
+const shownLines = 50
+
+/**
+ * A text with the last of a machine's console below it, where the guest's kernel says what is wrong.
+ *
+ * @category conversions
+ * @since 0.1.0
+ */
+export const withConsole = (text: string, consoleTail: string): string => {
+  const lines = consoleTail.replaceAll("\r", "").trimEnd().split("\n").slice(-shownLines)
+  return lines.join("") === "" ? text : [text, "--- the end of its console ---", ...lines, "---"].join("\n")
+}
+
 /** Our own stdin, stdout and stderr are all that is reached through the platform here. */
 const ofStream = ({ message, reason }: PlatformError.PlatformError): RunEnd => {
-  const { cause, method } = { method: "a stream", ...reason }
+  const { cause, method } = reason
   const code = typeof cause === "object" && cause !== null && "code" in cause ? String(cause.code) : message
   if (code === "EPIPE") return { _tag: "Interrupted", signal: "SIGPIPE" }
   return { _tag: "Failed", message: `${method} could not be ${method === "stdin" ? "read" : "written"}: ${code}` }
@@ -136,6 +153,7 @@ export const run = Effect.fn("Run.run")(function*(
     const cut = yield* Deferred.make<RunEnd>()
     let machine: Machine.Machine | undefined
     let agent: GuestAgent.GuestAgent | undefined
+    let streams: Fiber.Fiber<unknown, unknown> | undefined
 
     yield* Effect.gen(function*() {
       const signal = yield* signals.next
@@ -166,12 +184,14 @@ export const run = Effect.fn("Run.run")(function*(
           const [program, ...args] = options.command
           const started = yield* GuestCommand.run(ready, slots, { command: program, args, env: options.env })
           const stderr = reporter.beside("stderr")(stdio.stderr())
-          const status = yield* GuestCommand.connect(started, {
+          // In a fiber of its own, which goes on when this is called off: a command that is ended has last words.
+          const connected = yield* GuestCommand.connect(started, {
             stdin: stdio.stdin,
             stdout: context.json ? stderr : reporter.beside("stdout")(stdio.stdout()),
             stderr
-          })
-          return { _tag: "Completed", status } satisfies RunEnd
+          }).pipe(Effect.forkScoped({ startImmediately: true }))
+          streams = connected
+          return { _tag: "Completed", status: yield* Fiber.join(connected) } satisfies RunEnd
         })
         return yield* phase("command")(
           Option.match(options.timeout, {
@@ -185,20 +205,22 @@ export const run = Effect.fn("Run.run")(function*(
         )
       }).pipe(Effect.provideService(MicroVmProvider, yield* MicroVmProvider), Scope.provide(yield* Effect.scope))
 
-    const machineEnded = Effect.suspend(() =>
-      machine === undefined ? Effect.never : Effect.map(machine.ended, (how): RunEnd => ({
+    const machineEnded = (one: Machine.Machine) =>
+      Effect.map(one.ended, (how): RunEnd => ({
         _tag: "MachineEnded",
         why: MachineEnd.format(how),
         consoleTail: how.consoleTail
       }))
-    )
     const ended = yield* body.pipe(
       Effect.catchCause((cause) => {
-        const failure = endOf(Cause.squash(cause))
+        const failure = toEnd(Cause.squash(cause))
+        if (failure._tag !== "Failed" || machine === undefined) return Effect.succeed(failure)
+        // A guest whose agent was never heard of has only its console to say why.
+        const console = agent === undefined ? machine.consoleTail : Effect.succeed("")
         // A machine that ends takes its channels along; what happened to it says more than that they are closed.
-        return failure._tag !== "Failed" ? Effect.succeed(failure) : Effect.timeoutOrElse(machineEnded, {
+        return Effect.timeoutOrElse(machineEnded(machine), {
           duration: machineEndWithin,
-          orElse: () => Effect.succeed(failure)
+          orElse: () => Effect.map(console, (tail): RunEnd => ({ ...failure, message: withConsole(failure.message, tail) }))
         })
       }),
       Effect.raceFirst(Deferred.await(cut))
@@ -214,8 +236,11 @@ export const run = Effect.fn("Run.run")(function*(
           : { leading: [{ name: "guest power-off", request: agent.powerOff, grace: options.grace }] }
       ))
     )
-    return { end: ended, outcome: stopped }
-  })).pipe(Effect.catchCause((cause) => Effect.succeed({ end: endOf(Cause.squash(cause)), outcome: undefined })))
+    if (streams !== undefined) yield* Effect.timeoutOption(Fiber.await(streams), lastWordsWithin)
+    // Whoever calls a run off while its machine stops does not want what was to come after a success either.
+    const calledOff = ended._tag === "Completed" && (yield* Deferred.isDone(cut))
+    return { end: calledOff ? yield* Deferred.await(cut) : ended, outcome: stopped }
+  })).pipe(Effect.catchCause((cause) => Effect.succeed({ end: toEnd(Cause.squash(cause)), outcome: undefined })))
 
   return {
     id,

@@ -4,11 +4,13 @@
  */
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import * as Cause from "effect/Cause"
+import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Ref from "effect/Ref"
+import * as NodeOs from "node:os"
 import packageJson from "../../package.json" with { type: "json" }
 import * as NodeImageStore from "../image/NodeImageStore.ts"
 import * as ExitCode from "../lifecycle/ExitCode.ts"
@@ -18,13 +20,21 @@ import * as Commands from "./Commands.ts"
 import { HostSignals } from "./HostSignals.ts"
 import { Reporter } from "./Reporter.ts"
 
+/** Services and cron jobs often have no HOME; where it is, the user database says too. */
+const home = Layer.unwrap(
+  Effect.map(
+    Effect.orElseSucceed(Effect.try(() => NodeOs.homedir()), () => "/nonexistent"),
+    (HOME) => ConfigProvider.layerAdd(ConfigProvider.fromEnv({ env: { HOME } }))
+  )
+)
+
 const services = Layer.mergeAll(
   NodeImageStore.layer,
   NodeQemuHost.layer,
   Reporter.layer,
   HostSignals.layer,
   Commands.ExitWith.layer
-).pipe(Layer.provideMerge(NodeProcessSpawner.layer), Layer.provideMerge(NodeServices.layer))
+).pipe(Layer.provideMerge(NodeProcessSpawner.layer), Layer.provideMerge(NodeServices.layer), Layer.provide(home))
 
 /** What was written but not yet taken by the reader. A reader that has gone away takes nothing more. */
 const flushed = (stream: NodeJS.WriteStream): Effect.Effect<void> =>
@@ -36,10 +46,11 @@ const program = Effect.gen(function*() {
   yield* Commands.main(packageJson.version)(process.argv.slice(2))
   const { code, patient } = yield* Ref.get(yield* Commands.ExitWith)
   const { next } = yield* HostSignals
-  yield* Effect.andThen(flushed(process.stdout), flushed(process.stderr)).pipe(
-    Effect.raceFirst(patient ? next : Effect.sleep("1 second"))
+  return yield* Effect.andThen(flushed(process.stdout), flushed(process.stderr)).pipe(
+    Effect.as(code),
+    // Output that nobody has read by then is lost, and the code is not to hide that.
+    Effect.raceFirst(patient ? Effect.map(next, ExitCode.fromSignal) : Effect.as(Effect.sleep("1 second"), code))
   )
-  return code
 }).pipe(Effect.provide(services), Effect.provideService(Logger.LogToStderr, true))
 
 // Without a listener, a write to a pipe whose reader has gone away ends the process with a stack trace.

@@ -165,7 +165,9 @@ const killScript = "kill -s \"$0\" -- \"-$1\" 2>/dev/null || kill -s \"$0\" \"$1
 
 const decoded = (data: string | undefined): Result.Result<Uint8Array, unknown> => Base64.decode(data ?? "")
 
-const toStatus = (status: typeof GuestAgentSchema.guestExecStatus["returns"]["Type"]): ExitStatus.ExitStatus => {
+type Status = typeof GuestAgentSchema.guestExecStatus.returns.Type
+
+const toStatus = (status: Status): ExitStatus.ExitStatus => {
   if (status.exitcode !== undefined) return ExitStatus.exited(status.exitcode, "agent")
   if (status.signal === undefined) return ExitStatus.lost("the agent told neither an exit code nor a signal", "agent")
   const signal = Signal.fromNumber(status.signal)
@@ -174,9 +176,7 @@ const toStatus = (status: typeof GuestAgentSchema.guestExecStatus["returns"]["Ty
     : ExitStatus.signaled(signal, { observedBy: "agent" })
 }
 
-const toEnd = (
-  status: typeof GuestAgentSchema.guestExecStatus["returns"]["Type"]
-): Result.Result<ProgramEnd, GuestError.GuestError> => {
+const toEnd = (status: Status): Result.Result<ProgramEnd, GuestError.GuestError> => {
   const stdout = decoded(status["out-data"])
   const stderr = decoded(status["err-data"])
   if (Result.isFailure(stdout) || Result.isFailure(stderr)) {
@@ -196,8 +196,8 @@ const toEnd = (
 
 /**
  * Connects to the agent and waits until it answers: bytes that are sent early wait until the guest opens its end. Fails
- * with `NotReady` at the deadline, and with `Closed` when the stream ends before. Closing the scope closes the connection;
- * what still waits for an answer fails with `Closed`.
+ * with `NotReady` at the deadline, and with `Closed` when the stream ends before; then it can be tried again. Closing the
+ * scope closes the connection; what still waits for an answer fails with `Closed`.
  *
  * ```ts import.meta.vitest
  * import { GuestAgent } from "effect-microvm-runtime/guest"
@@ -232,11 +232,11 @@ export const make = Effect.fn("GuestAgent.make")(function*(
     connection.request(command, args, { within: Duration.fromInputUnsafe(within) })
 
   // An end is told once. When it is told after its request was given up, it is kept for the next one.
-  const told = new Map<number, Result.Result<ProgramEnd, GuestError.GuestError>>()
-  const keep = (pid: number, end: Result.Result<ProgramEnd, GuestError.GuestError>): void => {
+  const told = new Map<number, Status>()
+  const keep = (pid: number, status: Status): void => {
     const [oldest] = told.keys()
     if (told.size >= maxTold && oldest !== undefined) told.delete(oldest)
-    told.set(pid, end)
+    told.set(pid, status)
   }
 
   const spawn: GuestAgent["spawn"] = Effect.fn("GuestAgent.spawn")(function*(program, { capture = false } = {}) {
@@ -256,30 +256,22 @@ export const make = Effect.fn("GuestAgent.make")(function*(
   })
 
   const poll: GuestAgent["poll"] = Effect.fn("GuestAgent.poll")(function*(pid) {
-    const take = () => {
-      const end = told.get(pid)
-      told.delete(pid)
-      return end
-    }
-    const early = take()
-    if (early !== undefined) return Option.some(yield* Effect.fromResult(early))
     const status = yield* connection.request(GuestAgentSchema.guestExecStatus, { pid }, {
       within: requestTimeout,
       onLate: (late) => {
-        if (late.exited) keep(pid, toEnd(late))
+        if (late.exited) keep(pid, late)
       }
     }).pipe(
-      // It may have been told while this request was on its way.
-      Effect.catchReason("GuestError", "AgentError", (reason, error) => {
-        const late = take()
-        if (late !== undefined) return Effect.map(Effect.fromResult(late), (end) => ({ exited: true as const, end }))
-        return /invalid parameter 'pid'/i.test(reason.desc)
+      // The agent refuses for no other reason; its words for it differ from version to version.
+      Effect.catchReason("GuestError", "AgentError", () => {
+        const late = told.get(pid)
+        told.delete(pid)
+        return late === undefined
           ? Effect.fail(GuestError.make(new GuestError.UnknownProcess({ pid })))
-          : Effect.fail(error)
+          : Effect.succeed(late)
       })
     )
-    if (!status.exited) return Option.none()
-    return Option.some("end" in status ? status.end : yield* Effect.fromResult(toEnd(status)))
+    return status.exited ? Option.some(yield* Effect.fromResult(toEnd(status))) : Option.none()
   })
 
   const awaitEnd = Effect.fnUntraced(function*(pid: number) {
@@ -301,6 +293,11 @@ export const make = Effect.fn("GuestAgent.make")(function*(
     )
 
   const kill: GuestAgent["kill"] = Effect.fn("GuestAgent.kill")(function*(pid, signal) {
+    // To kill(2), 0 and -1 mean many processes.
+    if (!Number.isInteger(pid) || pid < 2) {
+      const faults = [`pid is ${pid}: give that of a process other than the guest's first one`]
+      return yield* GuestError.make(new GuestError.InvalidArgument({ faults }))
+    }
     const args = ["-c", killScript, signal.slice("SIG".length), String(pid)]
     yield* run({ path: "/bin/sh", args }, () => Effect.void)
   })

@@ -95,7 +95,7 @@ const makeNonce = Effect.map(
 )
 
 /**
- * Runs a command. Closing the scope kills it if it still runs (SIGKILL), and gives its slot back.
+ * Runs a command. Closing the scope kills it if it still runs (SIGKILL), drops what was not read, and gives its slot back.
  *
  * ```ts import.meta.vitest
  * import { GuestAgent, GuestCommand, GuestSlots } from "effect-microvm-runtime/guest"
@@ -261,7 +261,11 @@ const watch = Effect.fnUntraced(function*(agent: GuestAgent, pid: number, stream
       if (Option.isSome(answer.success)) return yield* toExit(answer.success.value)
     } else {
       const { reason } = answer.failure
-      if (reason._tag === "UnknownProcess") return ExitStatus.lost(reason.message, "agent")
+      if (reason._tag === "UnknownProcess") {
+        // An agent that was started again has forgotten it, which does not end it.
+        yield* streamsEnded
+        return ExitStatus.lost(reason.message, "agent")
+      }
       // A guest that stands still answers when it goes on; how long that may take is the caller's to say.
       if (reason._tag !== "Timeout" && reason._tag !== "Busy") faults++
       if (reason._tag === "Closed" || faults > maxFaults) return yield* answer.failure

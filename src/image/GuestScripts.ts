@@ -285,12 +285,20 @@ connect() {
 locate() {
   local IFS=: directory
   microvm_exec_file=$1
-  case $1 in */*) return ;; esac
-  for directory in $PATH; do
-    [ -f "\${directory:-.}/$1" ] && [ -x "\${directory:-.}/$1" ] || continue
-    microvm_exec_file=\${directory:-.}/$1
-    return
-  done
+  case $1 in
+    */*) ;;
+    *)
+      for directory in $PATH; do
+        [ -f "\${directory:-.}/$1" ] && [ -x "\${directory:-.}/$1" ] || continue
+        microvm_exec_file=\${directory:-.}/$1
+        return
+      done
+      echo "microvm: $1: not found in PATH" >&2
+      exit 127
+      ;;
+  esac
+  [ -e "$1" ] || { echo "microvm: $1: not found" >&2; exit 127; }
+  [ -f "$1" ] && [ -x "$1" ] || { echo "microvm: $1: not executable" >&2; exit 126; }
 }
 
 set -f
@@ -300,9 +308,14 @@ shift 3
 unset OLDPWD
 export PATH
 locate "$1"
-microvm_exec_name=$1
-shift
-exec -a "$microvm_exec_name" -- "$microvm_exec_file" "$@"
+# In a session and a group of its own, the command takes neither the agent nor the pumps along when it signals its
+# group, and whoever ends the command can end its group. The shell in between gives it the name it was called by.
+exec setsid -- /bin/busybox sh -fc '
+  microvm_exec_file=$1
+  microvm_exec_name=$2
+  shift 2
+  exec -a "$microvm_exec_name" -- "$microvm_exec_file" "$@"
+' sh "$microvm_exec_file" "$@"
 `
 
 /**

@@ -67,7 +67,7 @@ const make = Effect.gen(function*() {
       if (!isMainThread || faults.length > 0) return undefined
       const works = yield* run(probe(executable, ["--pdeathsig", "KILL", "--", "/bin/sh", "-c", "exit 0"]))
       return works ? executable : undefined
-    }).pipe(Effect.catch(() => Effect.succeed(undefined)))
+    }).pipe(Effect.orElseSucceed(() => undefined))
   )
 
   const root = CGroup.findRoot(`${process.pid}-${startedAt}-${Math.random().toString(36).slice(2, 8)}`)

@@ -41,7 +41,7 @@ export interface ProcessInfo {
  * @category guards
  * @since 0.1.0
  */
-export const isAlive = (info: ProcessInfo): boolean => info.state !== "Z" && info.state !== "X"
+export const isAlive = (info: Pick<ProcessInfo, "state">): boolean => info.state !== "Z" && info.state !== "X"
 
 /**
  * The bytes of a pipe. Waiting can be interrupted without loss, because taking does not wait.
@@ -118,13 +118,10 @@ export interface CGroup {
   /** Starts to watch; the effect it gives waits until `populated` may have changed since it was last run. */
   readonly watch: Effect.Effect<Effect.Effect<void>, never, Scope.Scope>
   /**
-   * Sends to each member but `except`, and tells to whom. Fails when there were members and none could be signalled.
-   * It looks and sends without a pause, so that no pid changes hands between.
+   * Sends to each member, and tells to whom. Fails when there were members and none could be signalled. It looks and sends
+   * without a pause, so that no pid changes hands between.
    */
-  readonly signal: (
-    signal: Signal,
-    except: ReadonlySet<number>
-  ) => Effect.Effect<ReadonlyArray<number>, ProcessError>
+  readonly signal: (signal: Signal) => Effect.Effect<ReadonlyArray<number>, ProcessError>
   /** SIGKILL to all in it at once, those that fork meanwhile included. */
   readonly kill: Effect.Effect<void, ProcessError>
   /** Removes it and all below it; `false` while something lives in it. */

@@ -29,6 +29,8 @@ export class ProcessSpawner extends Context.Service<ProcessSpawner, {
    * **Gotchas**
    *
    * - `argv[0]` is the path of the file that was found.
+   * - In a cgroup, variables whose names no shell can have (`a.b`) pass through the command line of the short-lived shell
+   *   that enters it, where others may see them for a moment. Secrets in such variables are refused.
    * - `detached` of the command defaults to `true`: the child has its own session, and the terminal's Ctrl-C does not
    *   reach it.
    */

@@ -7,11 +7,12 @@
 import type * as Arr from "effect/Array"
 import * as Cause from "effect/Cause"
 import * as Deferred from "effect/Deferred"
-import * as Duration from "effect/Duration"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Base64 from "effect/encoding/Base64"
 import * as FiberHandle from "effect/FiberHandle"
 import * as Latch from "effect/Latch"
+import type * as Pull from "effect/Pull"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
@@ -120,6 +121,8 @@ interface Process {
   readonly kill: Deferred.Deferred<Signal.Signal>
   readonly captured: Record<"stdout" | "stderr", { bytes: Uint8Array; truncated: boolean }> | undefined
   end: End | undefined
+  /** What happens once it has ended, as the last holder of its output. */
+  release: Effect.Effect<void>
 }
 interface Port {
   readonly write: (bytes: Uint8Array) => Effect.Effect<void>
@@ -190,14 +193,15 @@ export const serve = Effect.fn("FakeGuestAgent.serve")(function*<E>(
   ): Effect.Effect<number> =>
     Effect.suspend(() => {
       const pid = ++lastPid
-      const process: Process = { command, captured, kill: Deferred.makeUnsafe(), end: undefined }
+      const process: Process = { command, captured, kill: Deferred.makeUnsafe(), end: undefined, release: Effect.void }
       processes.set(pid, process)
       return Effect.map(body(process), (exitcode): End => ({ exitcode })).pipe(
         Effect.raceFirst(
           Effect.map(Deferred.await(process.kill), (signal): End => ({ signal: Signal.toNumber(signal) }))
         ),
-        Effect.map((end) => {
+        Effect.flatMap((end) => {
           process.end = end
+          return process.release
         }),
         Effect.forkIn(scope, { startImmediately: true }),
         Effect.as(pid)
@@ -248,12 +252,15 @@ export const serve = Effect.fn("FakeGuestAgent.serve")(function*<E>(
     if (opened._tag === "None") return yield* fail(125, `there is no virtio port ${names.stdin}`)
     const { stdin, stdout, stderr } = opened.value
     busy.add(slot)
+    const input = readInput(stdin, nonce)
     let holders = 1
     const letGo = Effect.suspend(() => {
       if (--holders > 0) return Effect.void
       const trailer = GuestStdio.trailer(nonce)
       return Effect.andThen(stdout.write(trailer), stderr.write(trailer)).pipe(
-        Effect.ensuring(Effect.sync(() => busy.delete(slot))),
+        // Who brings the input lives until there is none, or until it finds out that nobody reads.
+        Effect.andThen(Effect.ignore(input)),
+        Effect.andThen(Effect.sync(() => busy.delete(slot))),
         Effect.forkIn(scope, { startImmediately: true })
       )
     })
@@ -268,7 +275,7 @@ export const serve = Effect.fn("FakeGuestAgent.serve")(function*<E>(
         args,
         env,
         cwd,
-        stdin: readInput(stdin, nonce),
+        stdin: Stream.fromPull(Effect.succeed(input)),
         write,
         leaveBehind: (effect) =>
           Effect.suspend(() => {
@@ -276,7 +283,8 @@ export const serve = Effect.fn("FakeGuestAgent.serve")(function*<E>(
             return Effect.asVoid(Effect.forkIn(Effect.ensuring(effect, letGo), scope, { startImmediately: true }))
           })
       })
-    return yield* Effect.ensuring(running, letGo)
+    process.release = letGo
+    return yield* running
   })
 
   const exec = (
@@ -491,9 +499,9 @@ export const serve = Effect.fn("FakeGuestAgent.serve")(function*<E>(
 })
 
 /** The guest's end of the input of one command. What comes after it is kept for the next command. */
-const readInput = (port: Port, nonce: string): Stream.Stream<Uint8Array> => {
+const readInput = (port: Port, nonce: string): Pull.Pull<Arr.NonEmptyReadonlyArray<Uint8Array>> => {
   const decoder = GuestStdio.makeFrameDecoder(nonce)
-  const next: Effect.Effect<Arr.NonEmptyReadonlyArray<Uint8Array>, Cause.Done> = Effect.gen(function*() {
+  return Effect.gen(function*() {
     while (true) {
       if (decoder.ended()) return yield* Cause.done()
       if (port.unread.length === 0) {
@@ -504,7 +512,6 @@ const readInput = (port: Port, nonce: string): Stream.Stream<Uint8Array> => {
       if (first !== undefined) return [first, ...more]
     }
   })
-  return Stream.fromPull(Effect.succeed(next))
 }
 
 /**

@@ -52,4 +52,3 @@ export const builtins: Readonly<Record<string, Program>> = {
   cat: ({ stdin, write }) => Effect.as(Stream.runForEach(stdin, (bytes) => write("stdout", bytes)), 0),
   sleep: ({ args }) => Effect.as(Effect.sleep(Duration.seconds(Number(args[0] ?? 0))), 0)
 }
-

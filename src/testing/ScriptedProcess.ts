@@ -246,9 +246,9 @@ const make = Effect.fnUntraced(function*(options: Options) {
         wake()
       })
     }),
-    signal: (signal, except) =>
+    signal: (signal) =>
       Effect.suspend(() => {
-        const found = members(path).filter((entry) => !except.has(entry.info.pid))
+        const found = members(path)
         return Effect.as(send(found, signal), found.map((entry) => entry.info.pid))
       }),
     kill: Effect.suspend(() => Effect.forEach(members(path), (entry) => act(entry, "SIGKILL"), { discard: true })),

@@ -5,6 +5,7 @@
  * @since 0.1.0
  */
 export * as FakeGuestAgent from "./FakeGuestAgent.ts"
+export * as FakeGuestProgram from "./FakeGuestProgram.ts"
 export * as FakeQmp from "./FakeQmp.ts"
 export * as MicroVmConformance from "./MicroVmConformance.ts"
 export * as ScriptedProcess from "./ScriptedProcess.ts"

@@ -2,11 +2,9 @@
  * A world for `microvm run` in which everything happens in memory and by the virtual clock: the backend, the guest, the
  * image, the terminal and the signals.
  */
-import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
@@ -27,6 +25,7 @@ import type { Signal } from "../../src/lifecycle/Signal.ts"
 import * as MemoryDriver from "../../src/microvm/MemoryDriver.ts"
 import * as MemoryProvider from "../../src/microvm/MemoryProvider.ts"
 import { MicroVmProvider } from "../../src/microvm/MicroVmProvider.ts"
+import type * as QemuHost from "../../src/qemu/QemuHost.ts"
 import * as FakeGuestAgent from "../../src/testing/FakeGuestAgent.ts"
 
 /** How long each part takes, so that a test can act in any of them. */
@@ -48,7 +47,7 @@ export const flags: RunOptions.RunFlags = {
   command: ["true"]
 }
 
-export const options = (some: Partial<RunOptions.RunFlags>): RunOptions.RunOptions =>
+export const optionsOf = (some: Partial<RunOptions.RunFlags>): RunOptions.RunOptions =>
   Result.getOrThrow(RunOptions.fromFlags({ ...flags, ...some }))
 
 const sha256 = "0".repeat(64)
@@ -120,11 +119,15 @@ export class Written {
     Sink.forEach((chunk: string | Uint8Array) => Effect.sync(() => this.chunks.push(chunk)))
 }
 
-export interface Setting extends Partial<RunOptions.RunFlags> {
+export interface Setting {
+  /** What differs from `true`, run in machine `m`. */
+  readonly flags?: Partial<RunOptions.RunFlags>
   /** What the guest's programs do, and how it takes a power-off. */
   readonly guest?: Pick<FakeGuestAgent.Options, "programs" | "onShutdown">
   /** In place of the guest that serves after `takes.boot`. */
   readonly machine?: MemoryDriver.Script
+  /** In place of the backend as it is. */
+  readonly provider?: (provider: MicroVmProvider["Service"]) => MicroVmProvider["Service"]
   readonly image?: Effect.Effect<Image, ImageError.ImageError>
   readonly stdin?: Stdio.Stdio["stdin"]
   readonly stdout?: Stdio.Stdio["stdout"]
@@ -159,15 +162,16 @@ export const start = Effect.fnUntraced(function*(setting: Setting = {}) {
   let stdinOpen = 0
   const context = yield* Layer.build(MemoryProvider.layer)
   const driver = yield* Effect.provide(MemoryDriver.MemoryDriver, context)
+  const provider = yield* Effect.provide(MicroVmProvider, context)
   yield* driver.script("*", makeGuest(setting, (serving) => void (guest = serving)))
   const began = yield* Clock.currentTimeMillis
-  const fiber = yield* Run.run(options({ name: Option.some("m"), ...setting }), {
+  const fiber = yield* Run.run(optionsOf({ name: Option.some("m"), ...setting.flags }), {
     backendDetail: "a backend in memory",
     json: setting.json ?? false
   }).pipe(
     Effect.flatMap((report) => Effect.map(Clock.currentTimeMillis, (now) => ({ report, took: now - began }))),
     Effect.provide(Layer.mergeAll(
-      Layer.succeed(MicroVmProvider, yield* Effect.provide(MicroVmProvider, context)),
+      Layer.succeed(MicroVmProvider, setting.provider?.(provider) ?? provider),
       Layer.succeed(ImageStore, imageStore(setting.image ?? Effect.delay(Effect.succeed(image), takes.image))),
       Stdio.layerTest({
         stdin: Stream.unwrap(
@@ -209,6 +213,7 @@ export const start = Effect.fnUntraced(function*(setting: Setting = {}) {
     const { report, took } = result
     return {
       report,
+      code: report.exitCode,
       took,
       left,
       /** What was asked of the machine once it ran. */
@@ -238,5 +243,13 @@ export const nothing = { claims: [], machines: 0, takers: 0, stdin: 0 }
 /** A run from its start to its end. */
 export const run = (setting: Setting = {}) => Effect.flatMap(start(setting), (started) => started.end)
 
-export const failureOf = (exit: Exit.Exit<unknown, unknown>): unknown =>
-  Exit.isFailure(exit) ? Cause.squash(exit.cause) : undefined
+/** A host with QEMU and without KVM. */
+export const observations: QemuHost.Observations = {
+  binary: "qemu-system-x86_64",
+  version: { major: 7, minor: 2, micro: 22 },
+  architecture: "x86_64",
+  kvm: { _tag: "Unusable", why: "the CPU shows neither vmx nor svm", remedy: "turn it on" },
+  uid: 1000,
+  setpriv: true,
+  path: "/usr/bin:/bin"
+}

@@ -34,7 +34,10 @@ const count = <E, R>(stream: Stream.Stream<Uint8Array, E, R>) =>
 const noInput = (command: GuestCommand.GuestCommand) => Stream.run(Stream.empty, command.stdin)
 
 /** Runs a command to its end: its status and what it wrote. */
-const runAll = (started: Effect.Effect<GuestCommand.GuestCommand, GuestError, Scope.Scope>, input: ReadonlyArray<string> = []) =>
+const runAll = (
+  started: Effect.Effect<GuestCommand.GuestCommand, GuestError, Scope.Scope>,
+  input: ReadonlyArray<string> = []
+) =>
   Effect.scoped(Effect.gen(function*() {
     const command = yield* started
     const [, stdout, stderr, status] = yield* Effect.all([
@@ -133,8 +136,15 @@ describe("a command", () => {
   it.effect("that could not be set up says why, and takes no slot along", () =>
     Effect.gen(function*() {
       const { agent, slots } = yield* setUp()
-      const error = yield* Effect.flip(runAll(GuestCommand.run(agent, slots, { command: "pwd", cwd: "/nope" })))
-      expect(error.reason).toMatchObject({ _tag: "NotStarted", code: 126, text: "microvm-exec: cannot work in /nope" })
+      const fiber = yield* background(
+        Effect.flip(runAll(GuestCommand.run(agent, slots, { command: "pwd", cwd: "/nope" })))
+      )
+      yield* TestClock.adjust("100 millis")
+      expect((yield* Fiber.join(fiber)).reason).toMatchObject({
+        _tag: "NotStarted",
+        code: 126,
+        text: "microvm-exec: cannot work in /nope"
+      })
       expect(yield* slots.usage).toEqual({ free: 1, inUse: 0, retired: 0 })
       expect((yield* runAll(GuestCommand.run(agent, slots, { command: "pwd" }))).stdout).toBe("/\n")
     }))
@@ -263,7 +273,10 @@ describe("output that does not end with the command", () => {
       // 100 ms until the agent is asked, 1 s for the streams.
       expect(time).toBe(1100)
       expect(yield* slots.usage).toEqual({ free: 0, inUse: 0, retired: 1 })
-      expect((yield* Effect.flip(Effect.scoped(start("true")))).reason).toMatchObject({ _tag: "NoFreeSlot", retired: 1 })
+      expect((yield* Effect.flip(Effect.scoped(start("true")))).reason).toMatchObject({
+        _tag: "NoFreeSlot",
+        retired: 1
+      })
     }))
 
   it.effect("`drain` says how long they may go on", () =>
@@ -282,10 +295,11 @@ describe("output that does not end with the command", () => {
         capacity: 16 * megabyte,
         programs: {
           daemon: ({ leaveBehind, write }) =>
-            Effect.forEach(Array.from({ length: 50 }), () => write("stdout", new Uint8Array(65536)), { discard: true }).pipe(
-              Effect.andThen(leaveBehind(Effect.never)),
-              Effect.as(0)
-            )
+            Effect.forEach(Array.from({ length: 50 }), () => write("stdout", new Uint8Array(65536)), { discard: true })
+              .pipe(
+                Effect.andThen(leaveBehind(Effect.never)),
+                Effect.as(0)
+              )
         }
       })
       yield* Effect.scoped(Effect.gen(function*() {
@@ -296,6 +310,43 @@ describe("output that does not end with the command", () => {
         expect(yield* Fiber.join(fiber)).toBe(50 * 65536)
         expect(yield* command.exit).toMatchObject({ code: 0 })
       }))
+    }))
+
+  /** Ends after ten quiet seconds; what it leaves behind writes a byte now and then. */
+  const drip = (times: number): FakeGuestAgent.Options["programs"] => ({
+    drip: ({ leaveBehind, write }) =>
+      Effect.sleep("10 seconds").pipe(
+        Effect.andThen(leaveBehind(
+          Effect.sleep("3 seconds").pipe(
+            Effect.andThen(Effect.repeat(
+              Effect.andThen(Effect.sleep("100 millis"), write("stdout", ".")),
+              { times: times - 1 }
+            ))
+          )
+        )),
+        Effect.as(0)
+      )
+  })
+
+  it.effect("the wait for it is bounded in all, however it is spread", () =>
+    Effect.gen(function*() {
+      const { agent, slots } = yield* setUp({ slots: 2, programs: drip(1000) })
+      const run = runAll(GuestCommand.run(agent, slots, { command: "drip", drain: "5 seconds" }))
+      const fiber = yield* background(Effect.zip(run, Clock.currentTimeMillis))
+      yield* TestClock.adjust("1 minute")
+      const [{ stdout }, time] = yield* Fiber.join(fiber)
+      expect(time).toBeLessThan(17_000)
+      expect(stdout.length).toBeGreaterThan(20)
+      expect(stdout.length).toBeLessThan(35)
+    }))
+
+  it.effect("the wait before the command's end does not count", () =>
+    Effect.gen(function*() {
+      const { agent, slots } = yield* setUp({ programs: drip(10) })
+      const fiber = yield* background(runAll(GuestCommand.run(agent, slots, { command: "drip", drain: "5 seconds" })))
+      yield* TestClock.adjust("1 minute")
+      expect((yield* Fiber.join(fiber)).stdout).toBe("..........")
+      expect(yield* slots.usage).toEqual({ free: 1, inUse: 0, retired: 0 })
     }))
 
   it.effect("a process that never stops writing does not hold the end up", () =>
@@ -332,6 +383,17 @@ describe("closing the scope", () => {
       expect(yield* guest.running).toEqual([])
       expect(yield* slots.usage).toEqual({ free: 1, inUse: 0, retired: 0 })
       expect((yield* runAll(start("echo", "clean"))).stdout).toBe("clean\n")
+    }))
+
+  it.effect("ends the input of one that has ended without it, so that the slot can be used again", () =>
+    Effect.gen(function*() {
+      const { slots, start } = yield* setUp()
+      for (let i = 0; i < 3; i++) {
+        yield* Effect.scoped(Effect.gen(function*() {
+          expect(yield* (yield* start("exit", "3")).exit).toMatchObject({ code: 3 })
+        }))
+      }
+      expect(yield* slots.usage).toEqual({ free: 1, inUse: 0, retired: 0 })
     }))
 
   it.effect("is bounded when the guest stands still", () =>
@@ -403,15 +465,33 @@ describe("the end of a command", () => {
       }))
     }))
 
-  it.effect("is told to be lost when the agent has forgotten it", () =>
+  it.effect("is asked for again soon once the streams have ended", () =>
     Effect.gen(function*() {
       const { guest, start } = yield* setUp()
       yield* Effect.scoped(Effect.gen(function*() {
         const command = yield* start("cat")
-        yield* guest.restart
+        yield* guest.inject({ _tag: "Ignore" })
         yield* noInput(command)
-        expect(yield* command.exit).toMatchObject({ _tag: "Lost", observedBy: "agent" })
+        const fiber = yield* background(Effect.andThen(command.exit, Clock.currentTimeMillis))
+        yield* TestClock.adjust("1 minute")
+        expect(yield* Fiber.join(fiber)).toBeLessThan(10_010)
       }))
+    }))
+
+  it.effect("is told to be lost when the agent has forgotten it, but not before; its streams go on", () =>
+    Effect.gen(function*() {
+      const { guest, slots, start } = yield* setUp()
+      yield* Effect.scoped(Effect.gen(function*() {
+        const command = yield* start("cat")
+        const exit = yield* background(command.exit)
+        yield* guest.restart
+        yield* TestClock.adjust("1 minute")
+        expect(exit.pollUnsafe()).toBeUndefined()
+        yield* Stream.run(Stream.encodeText(Stream.make("still here")), command.stdin)
+        expect(yield* text(command.stdout)).toBe("still here")
+        expect(yield* Fiber.join(exit)).toMatchObject({ _tag: "Lost", observedBy: "agent" })
+      }))
+      expect(yield* slots.usage).toEqual({ free: 1, inUse: 0, retired: 0 })
     }))
 
   it.effect("is given up after many odd answers, not after one", () =>

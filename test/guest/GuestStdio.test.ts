@@ -15,9 +15,11 @@ const Pieces = Schema.Array(Schema.Union([
 const Sizes = Schema.NonEmptyArray(Schema.Int.check(Schema.isBetween({ minimum: 1, maximum: 80 })))
 
 const bytesOf = (pieces: typeof Pieces.Type): Uint8Array =>
-  new Uint8Array(pieces.flatMap((piece) =>
-    typeof piece === "number" ? [piece] : Array.from(mark.subarray(piece.from, piece.from + piece.length % 36))
-  ))
+  new Uint8Array(
+    pieces.flatMap((piece) =>
+      typeof piece === "number" ? [piece] : Array.from(mark.subarray(piece.from, piece.from + piece.length % 36))
+    )
+  )
 const join = (...parts: ReadonlyArray<Uint8Array>): Uint8Array => new Uint8Array(Buffer.concat(parts))
 const cut = (bytes: Uint8Array, sizes: typeof Sizes.Type): ReadonlyArray<Uint8Array> => {
   const chunks: Array<Uint8Array> = []

@@ -22,7 +22,10 @@ describe("lines", () => {
     { bytes: Bytes, size: Schema.Int.check(Schema.isBetween({ minimum: 1, maximum: 9 })) },
     ({ bytes, size }) => {
       const all = new Uint8Array(bytes)
-      const chunks = Array.from({ length: Math.ceil(all.length / size) }, (_, i) => all.subarray(i * size, (i + 1) * size))
+      const chunks = Array.from(
+        { length: Math.ceil(all.length / size) },
+        (_, i) => all.subarray(i * size, (i + 1) * size)
+      )
       const model = Buffer.from(all).toString("latin1").split("\n").slice(0, -1)
         .map((line) => line.slice(line.lastIndexOf("\xff") + 1))
         .filter((line) => line !== "")
@@ -34,7 +37,11 @@ describe("lines", () => {
   it("are told once when too long, at once, and skipped up to their end", () => {
     const bytes = (text: string) => new TextEncoder().encode(text)
     expect(decode([bytes("aaaa"), bytes("aa")], 5)).toEqual([undefined])
-    expect(decode([bytes("aaaa"), bytes("aaaa"), bytes("aaaa\nb\n"), bytes("ccccc\n")], 5)).toEqual([undefined, "b", "ccccc"])
+    expect(decode([bytes("aaaa"), bytes("aaaa"), bytes("aaaa\nb\n"), bytes("ccccc\n")], 5)).toEqual([
+      undefined,
+      "b",
+      "ccccc"
+    ])
     expect(decode([bytes("aaaaaaaa"), new Uint8Array([0x61, 0xff, 0x62, 0x0a])], 5)).toEqual([undefined, "b"])
   })
 })

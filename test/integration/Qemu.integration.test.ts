@@ -16,7 +16,6 @@ import * as Machine from "../../src/microvm/Machine.ts"
 import * as MachineSpec from "../../src/microvm/MachineSpec.ts"
 import type { MachineRequest } from "../../src/microvm/MicroVmProvider.ts"
 import * as NodeProcessSpawner from "../../src/process/NodeProcessSpawner.ts"
-import { ProcessHost } from "../../src/process/ProcessHost.ts"
 import * as NodeQemuHost from "../../src/qemu/NodeQemuHost.ts"
 import * as QemuHost from "../../src/qemu/QemuHost.ts"
 import * as QemuProvider from "../../src/qemu/QemuProvider.ts"
@@ -58,11 +57,17 @@ const boot = Effect.fnUntraced(function*(id: string, options?: Partial<MachineSp
 
 /** Our own QEMU processes; other tests may have theirs. */
 const monitors = Effect.gen(function*() {
-  const processes = yield* ProcessHost
-  const all = yield* processes.list
-  return all.filter(({ command, parent }) => parent === processes.self && command.startsWith("qemu"))
-    .map(({ command, pid }) => `${command}[${pid}]`)
+  const fs = yield* FileSystem.FileSystem
+  const children = yield* fs.readFileString(`/proc/self/task/${process.pid}/children`)
+  const names = yield* Effect.forEach(
+    children.split(" ").filter((pid) => pid !== ""),
+    (pid) => Effect.orElseSucceed(fs.readFileString(`/proc/${pid}/comm`), () => "")
+  )
+  return names.filter((name) => name.startsWith("qemu"))
 })
+
+const killMonitor = (signal: "SIGTERM" | "SIGKILL") => (machine: Machine.Machine) =>
+  Effect.sync(() => process.kill(pidOf(machine), signal))
 
 const pidOf = (machine: Machine.Machine): number => Option.getOrThrow(machine.pid)
 
@@ -167,7 +172,7 @@ layer(qemu, { excludeTestServices: true, timeout: "10 minutes" })("a guest on QE
     Effect.gen(function*() {
       const machine = yield* launch("stopped")
       yield* machine.start
-      yield* ProcessHost.use((processes) => processes.kill(pidOf(machine), "SIGTERM"))
+      yield* killMonitor("SIGTERM")(machine)
       assert.strictEqual((yield* machine.ended)._tag, "Stopped")
       assert.strictEqual(yield* machine.state, "crashed")
     }))
@@ -260,7 +265,7 @@ layer(qemu, { excludeTestServices: true, timeout: "10 minutes" })("conformance",
       return agent === undefined ? Effect.die("not booted") : agent.spawn({ path: "sh", args: ["-c", script] })
     }).pipe(Effect.ignore)
 
-  const scenarios = MicroVmConformance.scenarios<ProcessHost | Scope.Scope>({
+  const scenarios = MicroVmConformance.scenarios<FileSystem.FileSystem | Scope.Scope>({
     capabilities: QemuProvider.capabilities,
     prefix: "qemu-",
     spec: specOf,
@@ -272,7 +277,7 @@ layer(qemu, { excludeTestServices: true, timeout: "10 minutes" })("conformance",
     powerOff: inGuest("poweroff -f"),
     reboot: inGuest("reboot -f"),
     panic: inGuest("echo c >/proc/sysrq-trigger"),
-    kill: (machine) => ProcessHost.use((processes) => processes.kill(pidOf(machine), "SIGKILL")),
+    kill: killMonitor("SIGKILL"),
     echo,
     left: monitors
   })

@@ -6,13 +6,14 @@ import {
   MemoryDriver,
   MemoryProvider,
   MicroVmError,
-  type MicroVmProvider,
+  MicroVmProvider,
   MicroVmRuntime
 } from "effect-microvm-runtime/microvm"
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import * as Scope from "effect/Scope"
@@ -277,6 +278,37 @@ describe("start", () => {
         expect(yield* driver.claims).toEqual([])
       }).pipe(host)
   )
+})
+
+describe("a backend that tells of the end late", () => {
+  const late = Layer.effect(
+    MicroVmProvider.MicroVmProvider,
+    Effect.map(MicroVmProvider.MicroVmProvider, (real) => ({
+      ...real,
+      launch: (spec) =>
+        Effect.map(
+          real.launch(spec),
+          (vmm) => ({ ...vmm, ended: Effect.tap(vmm.ended, () => Effect.sleep("1 second")) })
+        )
+    }))
+  ).pipe(Layer.provideMerge(MemoryProvider.layer))
+
+  it.effect("leaves no record of a start that failed", () =>
+    Effect.gen(function*() {
+      const { driver, runtime } = yield* setUp()
+      yield* runtime.create(wanted("m"))
+      yield* runtime.start("m")
+      const stopped = yield* fork(runtime.stop("m"))
+      yield* pass("1 second")
+      yield* Fiber.join(stopped)
+      const before = yield* runtime.get("m")
+      yield* driver.script("*", { start: Effect.fail("no room"), request: (_, guest) => guest.crash("x") })
+      const started = yield* fork(reason(runtime.start("m")))
+      yield* pass("1 second")
+      yield* pass("1 second")
+      expect(yield* Fiber.join(started)).toMatchObject({ cause: "no room" })
+      expect(yield* runtime.get("m")).toEqual(before)
+    }).pipe(Effect.provide(late)))
 })
 
 describe("stop and destroy", () => {

@@ -18,7 +18,7 @@ import { tmpdir } from "node:os"
 import { dirname } from "node:path"
 import * as NodeSupervisorGuard from "../../src/process/NodeSupervisorGuard.ts"
 import { SupervisorGuard, Watched } from "../../src/process/SupervisorGuard.ts"
-import { cgroupSupport, eventually, fixture, hasCGroups, type Trial, trial } from "./support.ts"
+import { cgroupSupport, clearUp, eventually, fixture, hasCGroups, trial } from "./support.ts"
 
 const scopes = hasCGroups ? ["cgroup", "group", "process"] as const : ["group", "process"] as const
 
@@ -122,13 +122,6 @@ describe("when the supervisor is killed by SIGKILL", () => {
     )
   }
 })
-
-/** Ends what a test has left alive on purpose. */
-const clearUp = (own: Trial) =>
-  eventually(() => {
-    own.alive().forEach((pid) => process.kill(pid, "SIGKILL"))
-    return own.alive().length === 0
-  })
 
 describe("without a guard", () => {
   const hasSetpriv = spawnSync("setpriv", ["--pdeathsig", "KILL", "--", "true"]).status === 0

@@ -17,7 +17,7 @@ import * as Mark from "../../src/process/Mark.ts"
 import * as Process from "../../src/process/Process.ts"
 import { ProcessSpawner } from "../../src/process/ProcessSpawner.ts"
 import type { SpawnOptions } from "../../src/process/SpawnOptions.ts"
-import { eventually, fixture, hasCGroups, isRoot, layer, ready, start, trial } from "./support.ts"
+import { clearUp, fixture, hasCGroups, isRoot, layer, ready, start, trial } from "./support.ts"
 
 const scopes = hasCGroups ? ["cgroup", "group"] as const : ["group"] as const
 
@@ -121,7 +121,7 @@ describe("output", () => {
     Effect.gen(function*() {
       const command = ChildProcess.make("sh", [
         "-c",
-        "trap 'head -c 5000000 /dev/zero; exit 4' TERM; sleep 60 & echo ready; wait"
+        "trap 'head -c 5000000 /dev/zero; exit 4' TERM; echo ready; while :; do sleep 0.05; done"
       ])
       const child = yield* spawn(command, { killScope: "group" })
       yield* ready(child)
@@ -153,7 +153,6 @@ describe("output", () => {
   it.live("of one that has exited can still be read", () =>
     Effect.gen(function*() {
       const child = yield* spawn(ChildProcess.make("printf", ["%s", "late"]))
-      yield* eventually(() => false, 50)
       yield* child.exit
       expect(yield* text(child.stdout)).toBe("late")
     }).pipe(Effect.scoped, Effect.provide(layer)))
@@ -169,8 +168,7 @@ describe("output", () => {
       })))
       expect(outcome).toMatchObject({ _tag: "Survivors", survivors: [{ why: "outside the process group" }] })
       expect(Duration.toMillis(took)).toBeLessThan(2500)
-      own.alive().forEach((pid) => process.kill(pid, "SIGKILL"))
-      expect(yield* eventually(() => own.alive().length === 0)).toBe(true)
+      expect(yield* clearUp(own)).toBe(true)
     }).pipe(Effect.provide(layer)))
 })
 

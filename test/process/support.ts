@@ -50,6 +50,13 @@ export const eventually = (holds: () => boolean, withinMillis = 10_000): Effect.
     return Effect.andThen(Effect.sleep("5 millis"), eventually(holds, withinMillis - 5))
   })
 
+/** Ends what a test has left alive on purpose; `false` if that did not work. */
+export const clearUp = (own: Trial): Effect.Effect<boolean> =>
+  eventually(() => {
+    own.alive().forEach((pid) => attempt(() => process.kill(pid, "SIGKILL"), false))
+    return own.alive().length === 0
+  })
+
 /** Starts a fixture and waits for the line `ready`, if it is one that says it. */
 export const start = Effect.fnUntraced(function*(
   name: string,

@@ -8,7 +8,7 @@ import * as ExitStatus from "../../src/lifecycle/ExitStatus.ts"
 import * as ShutdownPolicy from "../../src/lifecycle/ShutdownPolicy.ts"
 import type { Choice } from "../../src/process/KillScope.ts"
 import { ProcessSpawner } from "../../src/process/ProcessSpawner.ts"
-import { eventually, fixture, hasCGroups, isRoot, layer, start, trial } from "./support.ts"
+import { clearUp, fixture, hasCGroups, isRoot, layer, start, trial } from "./support.ts"
 
 // What there is to be said of an end, on real processes and in each kill scope. One that nothing kills, and an exit at the
 // very deadline, are in ProcessSpawner.test.ts: no real process does that on command.
@@ -38,8 +38,7 @@ for (const killScope of scopes) {
           yield* check({ process, alive: own.alive })
         }))
         // What was named as a survivor is ours to clear up.
-        own.alive().forEach((pid) => process.kill(pid, "SIGKILL"))
-        expect(yield* eventually(() => own.alive().length === 0)).toBe(true)
+        expect(yield* clearUp(own)).toBe(true)
       }).pipe(Effect.provide(layer))
 
     it.live("it exits 0 on SIGTERM", () =>
@@ -159,8 +158,8 @@ for (const killScope of scopes) {
           const outcome = yield* process.shutdown()
           expect(isTree ? ["Graceful", "Forced"] : ["Graceful", "Forced", "Survivors"]).toContain(outcome._tag)
         }
-        if (!isTree) own.alive().forEach((pid) => process.kill(pid, "SIGKILL"))
-        expect(yield* eventually(() => own.alive().length === 0)).toBe(true)
+        if (isTree) expect(own.alive()).toEqual([])
+        else expect(yield* clearUp(own)).toBe(true)
       }).pipe(Effect.scoped, Effect.provide(layer)))
 
     it.live("it could not be started", () =>
@@ -181,21 +180,16 @@ for (const killScope of scopes) {
       Effect.gen(function*() {
         const own = trial()
         for (let n = 0; n < 10; n++) {
-          const fiber = yield* Effect.forkChild(
-            Effect.scoped(
-              Effect.andThen(start("ignore-term.sh", [], { killScope, trial: own, ready: false }), Effect.never)
-            ),
-            { startImmediately: true }
-          )
-          yield* Effect.sleep(Math.random() * 5)
-          const stop = yield* Effect.forkChild(Fiber.interrupt(fiber))
-          own.alive().forEach((pid) => process.kill(pid, "SIGKILL"))
-          yield* eventually(() => {
-            own.alive().forEach((pid) => process.kill(pid, "SIGKILL"))
-            return stop.pollUnsafe() !== undefined
+          const policy = ShutdownPolicy.signals({ signal: "SIGKILL" })
+          const spawned = start("ignore-term.sh", [], { killScope, policy, trial: own, ready: false })
+          const fiber = yield* Effect.forkChild(Effect.scoped(Effect.andThen(spawned, Effect.never)), {
+            startImmediately: true
           })
+          yield* Effect.sleep(Math.random() * 5)
+          yield* Fiber.interrupt(fiber)
         }
-        expect(own.alive()).toEqual([])
+        if (isTree) expect(own.alive()).toEqual([])
+        else expect(yield* clearUp(own)).toBe(true)
       }).pipe(Effect.provide(layer)))
   })
 }

@@ -18,7 +18,7 @@ import * as Option from "effect/Option"
 import * as Random from "effect/Random"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import * as Socket from "effect/socket/Socket"
 import * as GuestAgentSchema from "../GuestAgentSchema.ts"
@@ -75,21 +75,26 @@ const encodeRequest = Schema.encodeSync(Schema.fromJsonString(GuestAgentSchema.R
  *
  * @internal
  */
-export const make = (
+export const make = Effect.fnUntraced(function*(
   socket: Socket.Socket,
   options: { readonly within: Duration.Duration; readonly maxWaiting: number }
-): Effect.Effect<Connection, GuestError.GuestError, Scope.Scope> =>
-  Effect.suspend(() => {
-    const { within } = options
-    let attempts = 0
-    const onGreeting = (): void => {
-      attempts++
-    }
-    return Effect.timeoutOrElse(connect(socket, options.maxWaiting, onGreeting), {
+): Effect.fn.Return<Connection, GuestError.GuestError, Scope.Scope> {
+  const { maxWaiting, within } = options
+  let attempts = 0
+  const onGreeting = (): void => {
+    attempts++
+  }
+  // A failure leaves no reader behind, so that another attempt has the channel for itself.
+  const scope = yield* Scope.fork(yield* Effect.scope)
+  return yield* connect(socket, maxWaiting, onGreeting).pipe(
+    Scope.provide(scope),
+    Effect.timeoutOrElse({
       duration: within,
       orElse: () => fail(new GuestError.NotReady({ within, attempts }))
-    })
-  })
+    }),
+    Effect.onExit((exit) => Exit.isSuccess(exit) ? Effect.void : Scope.close(scope, exit))
+  )
+})
 
 const connect = Effect.fnUntraced(function*(
   socket: Socket.Socket,
@@ -210,7 +215,6 @@ const connect = Effect.fnUntraced(function*(
         continue
       }
       greetAgainAfter = firstSyncAfter
-      late = undefined
       aligned = true
       return
     }

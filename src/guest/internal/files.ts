@@ -69,7 +69,9 @@ export const make = (request: Request, within: Duration.Duration) => {
         if (ended) return yield* Cause.done()
         const { "buf-b64": data, eof } = yield* file.read
         const bytes = Base64.decode(data)
-        if (Result.isFailure(bytes)) return yield* odd(GuestAgentSchema.guestFileRead.execute, "data that are not base64")
+        if (Result.isFailure(bytes)) {
+          return yield* odd(GuestAgentSchema.guestFileRead.execute, "data that are not base64")
+        }
         // The last bytes and the mark may come at once, or the mark alone.
         if (bytes.success.length === 0) return yield* Cause.done()
         ended = eof

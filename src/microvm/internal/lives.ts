@@ -133,7 +133,10 @@ export const makeLauncher = Effect.fnUntraced(function*(
             entry.launching = undefined
           }))
         )
-        if (Exit.isSuccess(exit) || !Cause.hasInterruptsOnly(exit.cause)) return yield* exit
+        if (Exit.isSuccess(exit)) return exit.value
+        // Its interruption is not the caller's.
+        const own = exit.cause.reasons.filter((reason) => !Cause.isInterruptReason(reason))
+        if (own.length > 0) return yield* Effect.failCause(Cause.fromReasons(own))
         const cause = new Error("broken off: the machine was destroyed, or the runtime closed")
         return yield* MicroVmError.fail(new MicroVmError.OperationFailed({ id: entry.id, operation: "launch", cause }))
       })

@@ -142,7 +142,7 @@ export const makeMemoryHost = (capabilities: Capabilities): {
       // A script may leave it hanging; a release must come to an end.
       () =>
         Effect.suspend(() =>
-          end === undefined ? Effect.ignore(Effect.timeoutOption(request("Kill"), "2 seconds")) : Effect.void
+          end === undefined ? Effect.ignoreCause(Effect.timeoutOption(request("Kill"), "2 seconds")) : Effect.void
         )
     )
     yield* step("connect")

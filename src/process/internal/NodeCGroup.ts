@@ -109,12 +109,11 @@ export const at = (path: string): CGroup => ({
     attempt(() => NodeFs.readFileSync(`${path}/cgroup.events`, "latin1"))?.includes("populated 1") === true
   ),
   watch: watch(path),
-  signal: (signal, except) =>
+  signal: (signal) =>
     Effect.suspend(() => {
       const reached: Array<number> = []
       let refusal: unknown
       for (const pid of members(path)) {
-        if (except.has(pid)) continue
         try {
           process.kill(pid, Signal.toNumber(signal))
           reached.push(pid)

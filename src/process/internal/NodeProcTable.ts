@@ -3,28 +3,36 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as NodeFs from "node:fs"
 import * as Mark from "../Mark.ts"
-import type { ProcessInfo } from "../ProcessHost.ts"
+import { isAlive, type ProcessInfo } from "../ProcessHost.ts"
 import { attempt } from "./NodeErrno.ts"
 import * as ProcStat from "./procStat.ts"
 
+/** The mark of a process; `"unknown"` in the middle of its execve(2), when it has no environment for a moment. */
 const readMark = (pid: number): string | undefined => {
   const environ = attempt(() => NodeFs.readFileSync(`/proc/${pid}/environ`, "latin1"))
+  if (environ === "") return unknown
   const prefix = `${Mark.variable}=`
   return environ?.split("\0").find((entry) => entry.startsWith(prefix))?.slice(prefix.length)
 }
+
+/** No mark looks like this. */
+const unknown = "unknown"
 
 /** What the kernel says of a process now, its mark included. */
 export const read = (pid: number, since = 0): ProcessInfo | undefined => {
   const stat = attempt(() => NodeFs.readFileSync(`/proc/${pid}/stat`, "utf8"))
   const info = stat === undefined ? undefined : ProcStat.parse(stat)
-  return info && { ...info, mark: info.startTime < since ? undefined : readMark(pid) }
+  return info && { ...info, mark: info.startTime < since || !isAlive(info) ? undefined : readMark(pid) }
 }
 
 /** `/proc/uptime` has seconds with two decimals, `/proc/PID/stat` counts hundredths (USER_HZ is 100 on Linux). */
 export const ticks = (): number => Math.round(Number(NodeFs.readFileSync("/proc/uptime", "latin1").split(" ")[0]) * 100)
 
-/** Some 5 ms of file reads; then others have their turn. */
+/** Some milliseconds of file reads; then others have their turn. */
 const slice = 64
+
+/** Milliseconds. An execve(2) that is under way is over by then, as a rule. */
+const execTime = 2
 
 /**
  * The whole table. All who ask while a look is under way share the next one, and each look lets the event loop go on after
@@ -44,15 +52,23 @@ export const makeList = (): (since: number) => Effect.Effect<ReadonlyArray<Proce
     next = undefined
     const pids = (attempt(() => NodeFs.readdirSync("/proc")) ?? []).filter((name) => /^\d+$/.test(name)).map(Number)
     const found: Array<ProcessInfo> = []
+    const finish = (infos: ReadonlyArray<ProcessInfo>): void => {
+      Deferred.doneUnsafe(waiting, Exit.succeed(infos))
+      look()
+    }
     const go = (from: number): void => {
       for (const pid of pids.slice(from, from + slice)) {
         const info = read(pid, since)
         if (info !== undefined) found.push(info)
       }
       if (from + slice < pids.length) setImmediate(go, from + slice)
+      else if (!found.some((info) => info.mark === unknown)) finish(found)
       else {
-        Deferred.doneUnsafe(waiting, Exit.succeed(found))
-        look()
+        const again = (info: ProcessInfo): ReadonlyArray<ProcessInfo> => {
+          const seen = info.mark === unknown ? read(info.pid) : info
+          return seen === undefined ? [] : [seen]
+        }
+        setTimeout(() => finish(found.flatMap(again)), execTime)
       }
     }
     go(0)

@@ -91,23 +91,18 @@ const group = (host: ProcessHost["Service"], leader: Leader, pgid: number, mark:
   }
 }
 
-/** A group that forks faster than this many rounds of signals is left to the next stage. */
-const mostRounds = 10
-
 const controlGroup = (host: ProcessHost["Service"], leader: Leader, cgroup: CGroup): Reach => {
   const isEmpty = Effect.map(cgroup.populated, (populated) => !populated)
 
-  const signalAll = Effect.fnUntraced(function*(signal: Signal) {
-    const reached = new Set<number>()
-    for (let round = 0; round < mostRounds; round++) {
-      const fresh = yield* cgroup.signal(signal, reached)
-      if (fresh.length === 0) break
-      fresh.forEach((pid) => reached.add(pid))
-      if (isFollowedByContinue(signal)) yield* cgroup.signal("SIGCONT", new Set())
-    }
-    // At its very start it may not have entered yet.
-    if (!reached.has(leader.pid)) yield* leader.signal(signal)
-  })
+  /**
+   * To all that are in it at one moment, as kill(2) does for a group. What they fork afterwards is not signalled: it may be
+   * what a handler needs to end in order. A fork between our look and the signal is left to the next stage.
+   */
+  const signalAll = withContinue((signal) =>
+    Effect.flatMap(cgroup.signal(signal), (reached) =>
+      // At its very start the leader may not have entered yet.
+      reached.includes(leader.pid) ? Effect.void : leader.signal(signal))
+  )
 
   const awaitEmpty = Effect.scoped(Effect.gen(function*() {
     if (yield* isEmpty) return
@@ -116,7 +111,8 @@ const controlGroup = (host: ProcessHost["Service"], leader: Leader, cgroup: CGro
   }))
 
   return {
-    request: (signal) => signal === "SIGKILL" ? Effect.andThen(leader.signal(signal), cgroup.kill) : signalAll(signal),
+    request: (signal) =>
+      signal === "SIGKILL" ? Effect.andThen(Effect.ignore(leader.signal(signal)), cgroup.kill) : signalAll(signal),
     members: Effect.flatMap(cgroup.members, (pids) =>
       Effect.map(
         Effect.forEach(pids, (pid) => host.inspect(pid)),

@@ -107,7 +107,12 @@ export const make = Effect.fnUntraced(function*(host: ProcessHost["Service"], gu
       const stdout = OutputPipe.make("stdout", child.output(1), tailBytes)
       const stderr = OutputPipe.make("stderr", child.output(2), tailBytes)
       const drain = Effect.all([stdout.drain, stderr.drain], { concurrency: 2, discard: true })
-      const drainToTheEnd = yield* Effect.cached(Effect.forkIn(drain, pipes))
+      let isDrained = false
+      const drainToTheEnd = Effect.suspend(() => {
+        if (isDrained) return Effect.void
+        isDrained = true
+        return Effect.asVoid(Effect.forkIn(drain, pipes))
+      })
       const ended = Effect.andThen(stdout.ended, stderr.ended)
       const shutdown = yield* Shutdown.make(
         Target.make(host, { ...child, pinnedUntil: child.reapedAt }, killScope, mark),

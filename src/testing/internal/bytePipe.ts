@@ -29,21 +29,21 @@ const makePipe = (capacity: number): Pipe => {
     writers = []
     for (const wake of all) wake()
   }
-  const take = (): Arr.NonEmptyReadonlyArray<Uint8Array> | undefined => {
-    if (!Arr.isArrayNonEmpty(chunks)) return undefined
-    const all = chunks
-    chunks = []
-    bytes = 0
-    wakeWriters()
-    return all
-  }
   const wakeReader = (): void => {
-    if (reader === undefined) return
     const resume = reader
-    const all = take()
-    if (all === undefined && !ended) return
-    reader = undefined
-    resume(all === undefined ? Effect.fail(closed(1000)) : Effect.succeed(all))
+    const all = chunks
+    if (resume === undefined) return
+    if (Arr.isArrayNonEmpty(all)) {
+      reader = undefined
+      chunks = []
+      bytes = 0
+      resume(Effect.succeed(all))
+      // Last, since a writer may go on at once.
+      wakeWriters()
+    } else if (ended) {
+      reader = undefined
+      resume(Effect.fail(closed(1000)))
+    }
   }
   const room: Effect.Effect<void, Socket.SocketError> = Effect.suspend(() => {
     if (ended) return Effect.fail(notWritten("the other end is closed"))

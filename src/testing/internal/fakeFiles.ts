@@ -2,13 +2,14 @@ import * as Base64 from "effect/encoding/Base64"
 import * as Result from "effect/Result"
 
 /** @internal */
-export type Answer = { readonly return: unknown } | { readonly error: { readonly class: string; readonly desc: string } }
+export type Answer = { readonly return: unknown } | {
+  readonly error: { readonly class: string; readonly desc: string }
+}
 
 const encoder = new TextEncoder()
 
 /** @internal */
-export const bytesOf = (data: string | Uint8Array): Uint8Array =>
-  typeof data === "string" ? encoder.encode(data) : data
+export const bytesOf = (data: string | Uint8Array): Uint8Array => typeof data === "string" ? encoder.encode(data) : data
 
 /** @internal */
 export const concat = (a: Uint8Array, b: Uint8Array): Uint8Array => {

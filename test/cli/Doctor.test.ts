@@ -1,0 +1,145 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as ConfigProvider from "effect/ConfigProvider"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Schema from "effect/Schema"
+import * as Doctor from "../../src/cli/Doctor.ts"
+import * as ImageError from "../../src/image/ImageError.ts"
+import { ImageStore, type StoredImage } from "../../src/image/ImageStore.ts"
+import * as MicroVmError from "../../src/microvm/MicroVmError.ts"
+import * as ProcessError from "../../src/process/ProcessError.ts"
+import * as QemuHost from "../../src/qemu/QemuHost.ts"
+import * as ScriptedProcess from "../../src/testing/ScriptedProcess.ts"
+import { image, imageStore, observations } from "./world.ts"
+
+const stored: StoredImage = {
+  digest: image.digest,
+  names: ["default"],
+  kernelRelease: "6.1.0",
+  directory: "/images",
+  bytes: 1
+}
+
+interface Host {
+  readonly observed?: Partial<QemuHost.Observations> | MicroVmError.MicroVmError
+  readonly images?: Effect.Effect<ReadonlyArray<StoredImage>, ImageError.ImageError>
+  /** Programs that are not there. */
+  readonly missing?: ReadonlyArray<string>
+  readonly cgroups?: boolean
+  readonly env?: Record<string, string>
+}
+
+const diagnose = ({ cgroups = true, env = {}, images = Effect.succeed([stored]), missing = [], observed = {} }: Host) =>
+  Doctor.diagnose().pipe(Effect.provide(Layer.mergeAll(
+    Layer.succeed(QemuHost.QemuHost, {
+      observe: () =>
+        observed instanceof MicroVmError.MicroVmError
+          ? Effect.fail(observed)
+          : Effect.succeed({ ...observations, ...observed }),
+      inspect: (path) => Effect.succeed({ path, worldReadable: true })
+    }),
+    Layer.succeed(ImageStore, { ...imageStore(Effect.succeed(image)), list: images }),
+    ConfigProvider.layer(ConfigProvider.fromEnv({ env })),
+    ScriptedProcess.layer({
+      cgroups,
+      script: ({ executable: program }) =>
+        missing.includes(program)
+          ? ProcessError.fromReason(ProcessError.ProcessErrorReason.NotFound({ command: program, searched: [] }))
+          : { exitAfter: 0 }
+    })
+  )))
+
+const failures = ({ checks }: Doctor.Diagnosis) => checks.filter(({ ok }) => !ok).map(({ name }) => name)
+
+describe("diagnose", () => {
+  it.effect("finds nothing wrong with a good host", () =>
+    Effect.gen(function*() {
+      const diagnosis = yield* diagnose({ observed: { kvm: { _tag: "Usable", mode: 0o666, gid: 0 } } })
+      assert.deepStrictEqual(diagnosis.checks.map(({ name }) => name), ["qemu", "kvm", "privileges", "cgroup", "image"])
+      assert.deepStrictEqual(failures(diagnosis), [])
+      assert.isTrue(diagnosis.usable)
+      assert.include(diagnosis.checks[0]?.found, "7.2.22")
+    }))
+
+  const unavailable = MicroVmError.make(
+    new MicroVmError.BackendUnavailable({ backend: "qemu", why: "it is not installed", remedy: "install qemu-system-x86" })
+  )
+  const hosts: ReadonlyArray<readonly [what: string, host: Host, usable: boolean, failed: ReadonlyArray<string>, told: RegExp]> = [
+    ["QEMU", { observed: unavailable }, false, ["qemu"], /install qemu-system-x86/],
+    ["a QEMU that is new enough", { observed: { version: { major: 5, minor: 2, micro: 0 } } }, false, ["qemu"], /QEMU 6\.0/],
+    ["KVM", { observed: { kvm: { _tag: "Unusable", why: "no vmx", remedy: "turn it on" } } }, true, ["kvm"], /no vmx\n.*turn it on/],
+    [
+      "a KVM that is asked for",
+      { observed: { kvm: { _tag: "Unusable", why: "no vmx", remedy: "turn it on" } }, env: { MICROVM_QEMU_ACCELERATOR: "kvm" } },
+      false,
+      ["qemu"],
+      /no vmx\n.*turn it on/
+    ],
+    ["setpriv, as root", { observed: { uid: 0, setpriv: false } }, true, ["kvm", "privileges"], /install util-linux/],
+    ["cgroups", { cgroups: false }, true, ["kvm", "cgroup"], /Delegate=yes/],
+    ["an image, with apt", { images: Effect.succeed([]) }, true, ["kvm"], /not built yet; the first run/],
+    ["an image, and apt", { images: Effect.succeed([]), missing: ["apt-get"] }, false, ["kvm", "image"], /copy its cache/],
+    [
+      "a cache that can be read",
+      { images: Effect.fail(ImageError.fromReason(ImageError.ImageErrorReason.CacheUnusable({ path: "/c", why: "EACCES" }))) },
+      false,
+      ["kvm", "image"],
+      /\/c: EACCES: make it writable/
+    ],
+    ["a valid environment", { env: { MICROVM_QEMU_USER: "root" } }, false, ["qemu"], /MICROVM_QEMU_USER is not valid: Expected "auto" | "keep"/]
+  ]
+  it.effect.each(hosts)("a host without %s", ([, host, usable, failed, told]) =>
+    Effect.gen(function*() {
+      const diagnosis = yield* diagnose(host)
+      assert.deepStrictEqual(failures(diagnosis), failed)
+      assert.strictEqual(diagnosis.usable, usable)
+      assert.match(Doctor.format(diagnosis), told)
+      // The others are made all the same.
+      assert.includeMembers(diagnosis.checks.map(({ name }) => name), ["qemu", "cgroup", "image"])
+    }))
+
+  it.effect("finds all that is wrong at once", () =>
+    Effect.gen(function*() {
+      const diagnosis = yield* diagnose({
+        observed: unavailable,
+        cgroups: false,
+        images: Effect.succeed([]),
+        missing: ["true", "apt-get"]
+      })
+      assert.deepStrictEqual(failures(diagnosis), ["qemu", "cgroup", "image"])
+    }))
+
+  it.effect("is the same after it was JSON", () =>
+    Effect.gen(function*() {
+      const diagnosis = yield* diagnose({ cgroups: false })
+      const back = yield* Schema.decodeUnknownEffect(Doctor.Diagnosis, { onExcessProperty: "error" })(
+        JSON.parse(JSON.stringify(diagnosis))
+      )
+      assert.deepStrictEqual(back, diagnosis)
+    }))
+})
+
+describe("format", () => {
+  const check = { name: "kvm", ok: true, required: false, found: "usable" }
+  it("has a line for each check, and one for the remedy", () => {
+    assert.strictEqual(
+      Doctor.format({
+        usable: false,
+        checks: [
+          check,
+          { ...check, ok: false, found: "no vmx", remedy: "turn it on" },
+          { name: "qemu", ok: false, required: true, found: "not there", remedy: "install it" }
+        ]
+      }),
+      [
+        "ok    kvm: usable",
+        "warn  kvm: no vmx",
+        "      → turn it on",
+        "FAIL  qemu: not there",
+        "      → install it",
+        "No machine can run here."
+      ].join("\n")
+    )
+    assert.strictEqual(Doctor.format({ usable: true, checks: [check] }), "ok    kvm: usable\nMachines can run here.")
+  })
+})

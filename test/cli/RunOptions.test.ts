@@ -1,0 +1,153 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Duration from "effect/Duration"
+import * as Option from "effect/Option"
+import * as Result from "effect/Result"
+import * as RunOptions from "../../src/cli/RunOptions.ts"
+import { flags } from "./world.ts"
+
+const faultsOf = (some: Partial<RunOptions.RunFlags>): ReadonlyArray<string> => {
+  const result = RunOptions.fromFlags({ ...flags, ...some })
+  return Result.isFailure(result) ? result.failure.faults : []
+}
+
+describe("a duration", () => {
+  const good: ReadonlyArray<readonly [text: string, millis: number]> = [
+    ["500ms", 500],
+    ["0s", 0],
+    ["3s", 3000],
+    ["3 s", 3000],
+    [" 3s ", 3000],
+    ["1.5m", 90_000],
+    ["0.001s", 1],
+    ["2h", 7_200_000],
+    ["1d", 86_400_000],
+    ["30d", 2_592_000_000],
+    ["1 milli", 1],
+    ["10 millis", 10],
+    ["1 second", 1000],
+    ["3 seconds", 3000],
+    ["2 minutes", 120_000],
+    ["1 hour", 3_600_000],
+    ["7 days", 604_800_000]
+  ]
+  it.each(good)("%j is %d ms", (text, millis) => {
+    assert.strictEqual(Duration.toMillis(Option.getOrThrow(RunOptions.parseDuration(text))), millis)
+  })
+
+  const bad = [
+    "",
+    "3",
+    "s",
+    "-3s",
+    "+3s",
+    "3S",
+    "1e3s",
+    "1,5s",
+    ".5s",
+    "5.s",
+    "1.2345s",
+    "3  s",
+    "1m30s",
+    "3 sec",
+    "3 y",
+    "Infinity",
+    "1234567890s",
+    "3s\n4s",
+    "٣s"
+  ]
+  it.each(bad)("%j is none", (text) => assert.deepStrictEqual(RunOptions.parseDuration(text), Option.none()))
+})
+
+describe("flags", () => {
+  it("become options", () => {
+    const result = RunOptions.fromFlags({
+      ...flags,
+      backend: "qemu",
+      name: Option.some("web-1"),
+      vcpus: 2,
+      memory: 512,
+      image: "big",
+      env: ["A=1"],
+      timeout: Option.some("3s"),
+      grace: "1m",
+      command: ["sh", "-c", "true"]
+    })
+    assert.deepStrictEqual(Result.getOrThrow(result), {
+      backend: "qemu",
+      name: Option.some("web-1"),
+      vcpus: 2,
+      memoryMib: 512,
+      image: "big",
+      env: { A: "1" },
+      timeout: Option.some(Duration.seconds(3)),
+      grace: Duration.minutes(1),
+      command: ["sh", "-c", "true"]
+    })
+  })
+
+  it("have all their faults told at once, each with what to do", () => {
+    const faults = faultsOf({
+      backend: "firecracker",
+      name: Option.some("bad_"),
+      vcpus: 99,
+      memory: 1,
+      env: ["A", "1B=x", "C=\0"],
+      timeout: Option.some("0s"),
+      grace: "soon",
+      network: "nat",
+      allow: ["tcp:443"],
+      command: []
+    })
+    assert.deepStrictEqual(faults.toSorted(), [
+      "--allow needs --network nat, which is not available yet: leave it out",
+      "--backend firecracker is not available yet: write --backend auto or --backend qemu",
+      "--env A has no value: write A=VALUE",
+      "--env C holds a NUL byte: remove it",
+      `--env name "1B" is not valid: use letters, digits and _, no digit first`,
+      `--grace "soon" is no duration above zero: write 500ms, 30s, 5m or 2h`,
+      "--memory 1 is not possible: give a whole number of MiB from 96 to 1048576",
+      `--name "bad_" is not possible: give 1 to 64 letters, digits and "-", the first and the last no "-"`,
+      "--network nat is not available yet: leave it out, or write --network none",
+      `--timeout "0s" is no duration above zero: write 500ms, 30s, 5m or 2h`,
+      "--vcpus 99 is not possible: give a whole number from 1 to 32",
+      "no command: write it after --, as in microvm run -- uname -a"
+    ])
+  })
+
+  it.each(["", "-a", "a-", "a.b", "a b", "ä", "a".repeat(65)])("refuse the name %j once", (name) => {
+    assert.match(faultsOf({ name: Option.some(name) }).join("\n"), /^--name .* is not possible: [^\n]*$/)
+  })
+
+  it.each(["a", "1", "A-1", "a".repeat(64)])("take the name %j", (name) => {
+    assert.deepStrictEqual(faultsOf({ name: Option.some(name) }), [])
+  })
+
+  it("refuse an empty program, and NUL bytes anywhere", () => {
+    assert.deepStrictEqual(faultsOf({ command: ["", "x"] }), ["the command is empty: name a program after --"])
+    assert.deepStrictEqual(faultsOf({ command: ["a", "b\0"] }), ["the command holds a NUL byte: remove it"])
+  })
+})
+
+describe("--env", () => {
+  const envOf = (...env: ReadonlyArray<string>) => Result.getOrThrow(RunOptions.fromFlags({ ...flags, env })).env
+
+  it("splits at the first =, keeps the value as it is, and the last of a name counts", () => {
+    assert.deepStrictEqual(envOf("A=b=c", "E=", "S= x\ny ", "_=1", "A=2"), { A: "2", E: "", S: " x\ny ", _: "1" })
+  })
+
+  it("takes names that objects have already", () => {
+    const env = envOf("__proto__=1", "constructor=2", "toString=3")
+    assert.deepStrictEqual(Object.entries(env), [["__proto__", "1"], ["constructor", "2"], ["toString", "3"]])
+  })
+
+  const secret = "hunter2!"
+  it.each([`1A=${secret}`, `A B=${secret}`, `=${secret}`, `A=${secret}\0`, secret, `A:${secret}`])(
+    "never tells a value: %j",
+    (pair) => {
+      const faults = faultsOf({ env: [pair] })
+      assert.lengthOf(faults, 1)
+      assert.notInclude(faults.join(), "hunter")
+      assert.match(faults.join(), /^--env /)
+    }
+  )
+})
