@@ -78,7 +78,7 @@ const open = Effect.fnUntraced(function*(ports: Ports) {
   const pullStderr = yield* output(ports.stderr, names.stderr)
   const writer = yield* ports.stdin.writer
   // A socket's writer waits until its reader is open.
-  yield* output(ports.stdin, names.stdin)
+  yield* Effect.asVoid(output(ports.stdin, names.stdin))
   const turn = yield* Semaphore.make(1)
   const begin = (chunks: Arr.NonEmptyReadonlyArray<Uint8Array>) =>
     Semaphore.withPermit(turn, writer.writeAll(chunks)).pipe(

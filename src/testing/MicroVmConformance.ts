@@ -380,7 +380,7 @@ export const scenarios = <R = never>(rig: Rig<R>): ReadonlyArray<Scenario<R>> =>
     [],
     ({ create, runtime }) =>
       Effect.gen(function*() {
-        const results = yield* Effect.all([create("a"), create("a"), create("a")].map(Effect.result), {
+        const results = yield* Effect.forEach(["a", "a", "a"], (name) => Effect.result(create(name)), {
           concurrency: "unbounded"
         })
         yield* expect("winners", results.filter(Result.isSuccess).length, 1)

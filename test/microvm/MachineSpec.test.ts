@@ -98,7 +98,7 @@ describe("MachineSpec", () => {
     { spec: MachineSpec.MachineSpec },
     ({ spec }) =>
       Effect.gen(function*() {
-        const encoded = Schema.encodeSync(MachineSpec.MachineSpec)(spec)
+        const encoded = yield* Schema.encodeEffect(MachineSpec.MachineSpec)(spec)
         expect(yield* MachineSpec.decode(encoded)).toEqual(spec)
       })
   )

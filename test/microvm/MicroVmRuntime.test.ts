@@ -288,7 +288,7 @@ describe("a backend that tells of the end late", () => {
       launch: (spec) =>
         Effect.map(
           real.launch(spec),
-          (vmm) => ({ ...vmm, ended: Effect.tap(vmm.ended, () => Effect.sleep("1 second")) })
+          (vmm) => ({ ...vmm, ended: Effect.tap(vmm.ended, () => Effect.sleep("1 hour")) })
         )
     }))
   ).pipe(Layer.provideMerge(MemoryProvider.layer))
@@ -299,13 +299,13 @@ describe("a backend that tells of the end late", () => {
       yield* runtime.create(wanted("m"))
       yield* runtime.start("m")
       const stopped = yield* fork(runtime.stop("m"))
-      yield* pass("1 second")
+      yield* pass("1 hour")
       yield* Fiber.join(stopped)
       const before = yield* runtime.get("m")
       yield* driver.script("*", { start: Effect.fail("no room"), request: (_, guest) => guest.crash("x") })
       const started = yield* fork(reason(runtime.start("m")))
-      yield* pass("1 second")
-      yield* pass("1 second")
+      yield* pass("1 hour")
+      yield* pass("1 hour")
       expect(yield* Fiber.join(started)).toMatchObject({ cause: "no room" })
       expect(yield* runtime.get("m")).toEqual(before)
     }).pipe(Effect.provide(late)))
