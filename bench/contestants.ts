@@ -11,13 +11,14 @@ import { type ChildProcess as NodeChild, spawn, spawnSync } from "node:child_pro
 import { once } from "node:events"
 import { ShutdownPolicy } from "../src/lifecycle/index.ts"
 import { type KillScope, NodeProcessSpawner, ProcessSpawner } from "../src/process/index.ts"
+import { now } from "./measure.ts"
 
 export const runtime = ManagedRuntime.make(Layer.mergeAll(NodeServices.layer, NodeProcessSpawner.layer))
 
 export interface Child {
   readonly pid: number
-  /** SIGTERM, the grace, SIGKILL; resolves when the child is reaped. */
-  readonly stop: () => Promise<void>
+  /** SIGTERM, the grace, SIGKILL; gives the milliseconds until the child was reaped. */
+  readonly stop: () => Promise<number>
   /** Whatever there is to clear up after that. */
   readonly close: () => Promise<void>
 }
@@ -26,6 +27,18 @@ export interface Contender {
   readonly name: string
   readonly start: (command: string, args: ReadonlyArray<string>, graceMillis: number) => Promise<Child>
 }
+
+/** Taken where the contestant's user sees it: in a promise, or in an Effect. */
+const timed = async (stop: () => Promise<unknown>): Promise<number> => {
+  const start = now()
+  await stop()
+  return now() - start
+}
+const timedEffect = <E>(stop: Effect.Effect<unknown, E>): Promise<number> =>
+  runtime.runPromise(Effect.suspend(() => {
+    const start = now()
+    return Effect.map(stop, () => now() - start)
+  }))
 
 const nothing = (): Promise<void> => Promise.resolve()
 const reaped = (child: NodeChild): Promise<unknown> => once(child, "exit")
@@ -37,13 +50,14 @@ const raw: Contender = {
     await once(child, "spawn")
     return {
       pid: child.pid ?? 0,
-      stop: async () => {
-        const exit = reaped(child)
-        child.kill("SIGTERM")
-        const timer = setTimeout(() => child.kill("SIGKILL"), grace)
-        await exit
-        clearTimeout(timer)
-      },
+      stop: () =>
+        timed(async () => {
+          const exit = reaped(child)
+          child.kill("SIGTERM")
+          const timer = setTimeout(() => child.kill("SIGKILL"), grace)
+          await exit
+          clearTimeout(timer)
+        }),
       close: nothing
     }
   }
@@ -55,10 +69,11 @@ const viaExeca: Contender = {
     const child = execa(command, args, { stdio: "ignore", reject: false, forceKillAfterDelay: grace })
     return Promise.resolve({
       pid: child.pid ?? 0,
-      stop: async () => {
-        child.kill()
-        await child
-      },
+      stop: () =>
+        timed(() => {
+          child.kill()
+          return child
+        }),
       close: nothing
     })
   }
@@ -78,9 +93,7 @@ const viaEffect: Contender = {
     )
     return {
       pid: handle.pid,
-      stop: async () => {
-        await runtime.runPromise(handle.kill({ killSignal: "SIGTERM", forceKillAfter: grace }))
-      },
+      stop: () => timedEffect(handle.kill({ killSignal: "SIGTERM", forceKillAfter: grace })),
       close: () => runtime.runPromise(Scope.close(scope, Exit.void))
     }
   }
@@ -102,12 +115,8 @@ export const ours = (killScope: KillScope.Choice): Contender => ({
     )
     return {
       pid: child.pid,
-      stop: async () => {
-        // The engine's proof that nothing else is left comes after the end of the child; it is timed by itself.
-        await runtime.runPromise(
-          Effect.andThen(Effect.forkDetach(child.shutdown(), { startImmediately: true }), child.exit)
-        )
-      },
+      // The engine's proof that nothing else is left comes after the end of the child.
+      stop: () => timedEffect(Effect.andThen(Effect.forkDetach(child.shutdown(), { startImmediately: true }), child.exit)),
       close: () => runtime.runPromise(Effect.andThen(child.shutdown(), Scope.close(scope, Exit.void)))
     }
   }

@@ -42,8 +42,7 @@ const stopSleep = (contender: Contender, whole: boolean) => async (): Promise<nu
   if (contender.name.includes("tini")) await sleep(10)
   else await settled(child.pid, "sleep")
   const start = now()
-  await child.stop()
-  const reaped = now() - start
+  const reaped = await child.stop()
   await child.close()
   return whole ? now() - start : reaped
 }
@@ -97,9 +96,7 @@ export const overshoot = async (rounds: number): Promise<Section> => {
         run: async () => {
           const child = await contender.start("sh", args, grace)
           await settled(child.pid, "sleep")
-          const start = now()
-          await child.stop()
-          const late = now() - start - grace
+          const late = await child.stop() - grace
           await child.close()
           return late
         }

@@ -299,7 +299,7 @@ export const make = <R, E>(
           return climb(startedAt).pipe(
             Effect.exit,
             Effect.map((exit) => Deferred.doneUnsafe(outcome, exit)),
-            Effect.withSpan("Shutdown.run"),
+            Effect.withSpan("Shutdown.run", {}, { captureStackTrace: false }),
             Effect.forkDetach({ startImmediately: true }),
             Effect.andThen(restore(Deferred.await(outcome)))
           )

@@ -60,7 +60,8 @@ export interface ShutdownOptions {
  * A launched machine.
  *
  * Operations on it run one at a time, in the order of their calls; a shutdown waits for none of them. One that has
- * begun is carried through when its caller is interrupted, and fails when the machine ends under it.
+ * begun is carried through when its caller is interrupted, and fails with `OperationFailed` when the machine ends under
+ * it. One that has worked is a success, also where a shutdown that began meanwhile has set another state.
  *
  * @category models
  * @since 0.1.0
@@ -85,7 +86,7 @@ export interface Machine {
   readonly snapshot: (name: string) => Effect.Effect<void, MicroVmError.MicroVmError>
   /** The host's end of a byte channel that the spec names. */
   readonly channel: (name: string) => Effect.Effect<Socket.Socket, MicroVmError.MicroVmError>
-  /** The serial console from now on. Each run is a view of its own; one that reads too slowly loses the oldest. */
+  /** The serial console from now to the end. Each run is a view of its own; a slow reader loses the oldest. */
   readonly console: Stream.Stream<Uint8Array>
   /** The last 64 KiB of the serial console, also after the end. */
   readonly consoleTail: Effect.Effect<string>

@@ -121,6 +121,9 @@ export interface Fault {
   readonly remedy: string
 }
 
+const why = (cause: unknown): string =>
+  cause instanceof Error ? cause.message : typeof cause === "string" ? cause : show(cause)
+
 const show = (value: unknown): string => {
   const text = Formatter.format(value)
   return text.length > 80 ? `${text.slice(0, 79)}…` : text
@@ -176,7 +179,7 @@ export class LaunchFailed extends Data.TaggedError("LaunchFailed")<{
 }> {
   override get message(): string {
     const status = this.status === undefined ? "" : `; the monitor ${ExitStatus.format(this.status)}`
-    const cause = this.cause instanceof Error ? `: ${this.cause.message}` : ""
+    const cause = this.cause === undefined ? "" : `: ${why(this.cause)}`
     return `Machine "${this.id}" could not be launched, ${this.stage} failed${cause}${status}${tails(this)}`
   }
 }
@@ -193,8 +196,7 @@ export class OperationFailed extends Data.TaggedError("OperationFailed")<{
   readonly cause: unknown
 }> {
   override get message(): string {
-    const why = this.cause instanceof Error ? this.cause.message : show(this.cause)
-    return `Machine "${this.id}": ${this.operation} failed: ${why}`
+    return `Machine "${this.id}": ${this.operation} failed: ${why(this.cause)}`
   }
 }
 

@@ -84,7 +84,7 @@ export interface Vmm {
   readonly remains: Effect.Effect<Remains>
   /** The host's end of a byte channel of the spec. Fails with `ChannelUnavailable` when the spec does not name it. */
   readonly channel: (name: string) => Effect.Effect<Socket.Socket, MicroVmError>
-  /** The serial console from now on. Each run is a view of its own; one that reads too slowly loses the oldest. */
+  /** The serial console from now to the end. Each run is a view of its own; a slow reader loses the oldest. */
   readonly console: Stream.Stream<Uint8Array>
   /** The last 64 KiB of the serial console, also after the end. */
   readonly consoleTail: Effect.Effect<string>

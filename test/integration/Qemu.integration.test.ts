@@ -73,7 +73,7 @@ const pidOf = (machine: Machine.Machine): number => Option.getOrThrow(machine.pi
 
 const field = (text: string, name: string) => new RegExp(`^${name}:\\s*(.*)$`, "m").exec(text)?.[1]?.trim()
 
-layer(qemu, { excludeTestServices: true, timeout: "10 minutes" })("a guest on QEMU", (it) => {
+layer(qemu, { excludeTestServices: true, timeout: "1 minute" })("a guest on QEMU", (it) => {
   it.effect("boots, answers, and powers off when its button is pressed", () =>
     Effect.gen(function*() {
       const fs = yield* FileSystem.FileSystem
@@ -178,7 +178,7 @@ layer(qemu, { excludeTestServices: true, timeout: "10 minutes" })("a guest on QE
     }))
 })
 
-layer(qemu, { excludeTestServices: true, timeout: "10 minutes" })("a launch on QEMU", (it) => {
+layer(qemu, { excludeTestServices: true, timeout: "1 minute" })("a launch on QEMU", (it) => {
   it.effect("of a kernel that is none fails with QEMU's words, and leaves nothing", () =>
     Effect.gen(function*() {
       const fs = yield* FileSystem.FileSystem
@@ -257,7 +257,7 @@ layer(host, { excludeTestServices: true })("a host", (it) => {
     }))
 })
 
-layer(qemu, { excludeTestServices: true, timeout: "10 minutes" })("conformance", (it) => {
+layer(qemu, { excludeTestServices: true, timeout: "1 minute" })("conformance", (it) => {
   const agents = new Map<number, GuestAgent.GuestAgent>()
   const inGuest = (script: string) => (machine: Machine.Machine) =>
     Effect.suspend(() => {

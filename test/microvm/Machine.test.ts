@@ -555,9 +555,9 @@ describe("a launch", () => {
   it.effect.each(steps)("that fails at %s leaves nothing and says why", (broken) =>
     Effect.gen(function*() {
       const driver = yield* MemoryDriver.MemoryDriver
-      yield* driver.script("*", { launch: (step) => step === broken ? Effect.fail(new Error("no room")) : Effect.void })
+      yield* driver.script("*", { launch: (step) => step === broken ? Effect.fail("no room") : Effect.void })
       const error = yield* Effect.flip(Effect.scoped(Effect.flatMap(spec, (wanted) => Machine.launch(wanted))))
-      expect(error).toMatchObject({ reason: { _tag: "LaunchFailed", stage: broken }, cause: new Error("no room") })
+      expect(error).toMatchObject({ reason: { _tag: "LaunchFailed", stage: broken }, cause: "no room" })
       expect(error.message).toContain(`${broken} failed: no room`)
       expect(yield* driver.claims).toEqual([])
     }).pipe(host))
