@@ -116,7 +116,8 @@ export const ours = (killScope: KillScope.Choice): Contender => ({
     return {
       pid: child.pid,
       // The engine's proof that nothing else is left comes after the end of the child.
-      stop: () => timedEffect(Effect.andThen(Effect.forkDetach(child.shutdown(), { startImmediately: true }), child.exit)),
+      stop: () =>
+        timedEffect(Effect.andThen(Effect.forkDetach(child.shutdown(), { startImmediately: true }), child.exit)),
       close: () => runtime.runPromise(Effect.andThen(child.shutdown(), Scope.close(scope, Exit.void)))
     }
   }

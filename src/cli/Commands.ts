@@ -200,7 +200,9 @@ const runCommand = Command.make(
   },
   Effect.fnUntraced(function*(flags) {
     const reporter = yield* Reporter
-    const backend = yield* Effect.result(Option.isSome(flags.backend) ? Effect.succeed(flags.backend.value) : backendConfig)
+    const backend = yield* Effect.result(
+      Option.isSome(flags.backend) ? Effect.succeed(flags.backend.value) : backendConfig
+    )
     const parsed = RunOptions.fromFlags({ ...flags, backend: Result.getOrElse(backend, () => "auto" as const) })
     if (Result.isFailure(backend) || Result.isFailure(parsed)) {
       if (Result.isFailure(backend)) yield* reporter.line(Backend.explain(backend.failure))

@@ -220,7 +220,8 @@ export const run = Effect.fn("Run.run")(function*(
         // A machine that ends takes its channels along; what happened to it says more than that they are closed.
         return Effect.timeoutOrElse(machineEnded(machine), {
           duration: machineEndWithin,
-          orElse: () => Effect.map(console, (tail): RunEnd => ({ ...failure, message: withConsole(failure.message, tail) }))
+          orElse: () =>
+            Effect.map(console, (tail): RunEnd => ({ ...failure, message: withConsole(failure.message, tail) }))
         })
       }),
       Effect.raceFirst(Deferred.await(cut))

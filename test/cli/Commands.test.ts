@@ -46,7 +46,9 @@ interface Host {
 interface Qemu {
   readonly process: ScriptedProcess.Script
   /** It can exit only where it runs. */
-  readonly onHost: (host: Context.Context<ProcessHost | ScriptedProcess.Driver>) => Effect.Effect<void, never, Scope.Scope>
+  readonly onHost: (
+    host: Context.Context<ProcessHost | ScriptedProcess.Driver>
+  ) => Effect.Effect<void, never, Scope.Scope>
 }
 
 /** `microvm` with these arguments. What goes to the console goes to stdout and stderr too. */
@@ -91,13 +93,16 @@ const microvm = Effect.fnUntraced(function*(args: ReadonlyArray<string>, host: H
 })
 
 describe("help", () => {
-  it.effect.each([["--help"], ["-h"], []].map((args) => ({ args })))("of the whole is on stdout: $args", ({ args }) =>
-    Effect.gen(function*() {
-      const { code, errors, stderr, stdout } = yield* microvm(args)
-      assert.strictEqual(code, 0)
-      for (const command of ["run", "doctor", "image"]) assert.match(stdout, new RegExp(`^ +${command} `, "m"))
-      assert.deepStrictEqual([stderr, errors], [[], []])
-    }))
+  it.effect.each([["--help"], ["-h"], []].map((args) => ({ args })))(
+    "of the whole is on stdout: $args",
+    ({ args }) =>
+      Effect.gen(function*() {
+        const { code, errors, stderr, stdout } = yield* microvm(args)
+        assert.strictEqual(code, 0)
+        for (const command of ["run", "doctor", "image"]) assert.match(stdout, new RegExp(`^ +${command} `, "m"))
+        assert.deepStrictEqual([stderr, errors], [[], []])
+      })
+  )
 
   it.effect("of run shows each flag and each exit code", () =>
     Effect.gen(function*() {
@@ -156,7 +161,17 @@ describe("a wrong command line", () => {
 
   it.effect("words after -- are the command's, whatever they look like", () =>
     Effect.gen(function*() {
-      const { code, stdout } = yield* microvm(["run", "--dry-run", "--json", "--", "ls", "--help", "--vcpus", "x", "--"])
+      const { code, stdout } = yield* microvm([
+        "run",
+        "--dry-run",
+        "--json",
+        "--",
+        "ls",
+        "--help",
+        "--vcpus",
+        "x",
+        "--"
+      ])
       assert.strictEqual(code, 0)
       assert.notInclude(stdout, "USAGE")
     }))
@@ -195,7 +210,9 @@ describe("--dry-run", () => {
   it.effect("prints the plan, and does nothing", () =>
     Effect.gen(function*() {
       const images = imageStore(Effect.die(new Error("the image was asked for")))
-      const { code, started, stderr, stdout } = yield* microvm(["run", "--dry-run", "--vcpus", "2", "--", "true"], { images })
+      const { code, started, stderr, stdout } = yield* microvm(["run", "--dry-run", "--vcpus", "2", "--", "true"], {
+        images
+      })
       assert.strictEqual(code, 0)
       assert.deepStrictEqual(stderr, [])
       assert.match(stdout, /^qemu: QEMU 7\.2\.22 with TCG, since the CPU shows neither vmx nor svm\n- /)
@@ -224,13 +241,16 @@ describe("without a backend", () => {
   const observed = MicroVmError.make(
     new MicroVmError.BackendUnavailable({ backend: "qemu", why: "it was not found", remedy: "install qemu-system-x86" })
   )
-  it.effect.each([["run", "--", "true"], ["run", "--dry-run", "--", "true"]].map((args) => ({ args })))("$args exits with 69", ({ args }) =>
-    Effect.gen(function*() {
-      const { code, stderr, stdout } = yield* microvm(args, { observed })
-      assert.strictEqual(code, 69)
-      assert.strictEqual(stdout, "")
-      assert.deepStrictEqual(stderr, [observed.message])
-    }))
+  it.effect.each([["run", "--", "true"], ["run", "--dry-run", "--", "true"]].map((args) => ({ args })))(
+    "$args exits with 69",
+    ({ args }) =>
+      Effect.gen(function*() {
+        const { code, stderr, stdout } = yield* microvm(args, { observed })
+        assert.strictEqual(code, 69)
+        assert.strictEqual(stdout, "")
+        assert.deepStrictEqual(stderr, [observed.message])
+      })
+  )
 
   it.effect("--json tells it, too", () =>
     Effect.gen(function*() {
@@ -274,7 +294,11 @@ describe("doctor", () => {
   it.effect("ends at a signal", () =>
     Effect.gen(function*() {
       const images = { ...imageStore(Effect.succeed(image)), list: Effect.never }
-      assert.deepInclude(yield* microvm(["doctor"], { images, signal: "SIGTERM" }), { code: 143, patient: false, stdout: "" })
+      assert.deepInclude(yield* microvm(["doctor"], { images, signal: "SIGTERM" }), {
+        code: 143,
+        patient: false,
+        stdout: ""
+      })
     }))
 })
 
@@ -416,7 +440,9 @@ describe("run", () => {
 
   it.live("prints a report on stdout with --json, and the command's output elsewhere", () =>
     Effect.gen(function*() {
-      const ended = yield* microvm(["run", "--name", "web-1", "--json", "--", "echo", "hello"], { qemu: yield* makeQemu })
+      const ended = yield* microvm(["run", "--name", "web-1", "--json", "--", "echo", "hello"], {
+        qemu: yield* makeQemu
+      })
       const report = yield* Schema.decodeUnknownEffect(Schema.fromJsonString(RunReport))(ended.stdout)
       assert.deepInclude(report, { id: "web-1", backend: "qemu", command: ["echo", "hello"], exitCode: 0 })
       assert.strictEqual(`backend qemu: ${report.backendDetail}`, took)

@@ -62,15 +62,36 @@ describe("diagnose", () => {
     }))
 
   const unavailable = MicroVmError.make(
-    new MicroVmError.BackendUnavailable({ backend: "qemu", why: "it is not installed", remedy: "install qemu-system-x86" })
+    new MicroVmError.BackendUnavailable({
+      backend: "qemu",
+      why: "it is not installed",
+      remedy: "install qemu-system-x86"
+    })
   )
-  const hosts: ReadonlyArray<readonly [what: string, host: Host, usable: boolean, failed: ReadonlyArray<string>, told: RegExp]> = [
+  const hosts: ReadonlyArray<
+    readonly [what: string, host: Host, usable: boolean, failed: ReadonlyArray<string>, told: RegExp]
+  > = [
     ["QEMU", { observed: unavailable }, false, ["qemu"], /install qemu-system-x86/],
-    ["a QEMU that is new enough", { observed: { version: { major: 5, minor: 2, micro: 0 } } }, false, ["qemu"], /QEMU 6\.0/],
-    ["KVM", { observed: { kvm: { _tag: "Unusable", why: "no vmx", remedy: "turn it on" } } }, true, ["kvm"], /no vmx\n.*turn it on/],
+    [
+      "a QEMU that is new enough",
+      { observed: { version: { major: 5, minor: 2, micro: 0 } } },
+      false,
+      ["qemu"],
+      /QEMU 6\.0/
+    ],
+    [
+      "KVM",
+      { observed: { kvm: { _tag: "Unusable", why: "no vmx", remedy: "turn it on" } } },
+      true,
+      ["kvm"],
+      /no vmx\n.*turn it on/
+    ],
     [
       "a KVM that is asked for",
-      { observed: { kvm: { _tag: "Unusable", why: "no vmx", remedy: "turn it on" } }, env: { MICROVM_QEMU_ACCELERATOR: "kvm" } },
+      {
+        observed: { kvm: { _tag: "Unusable", why: "no vmx", remedy: "turn it on" } },
+        env: { MICROVM_QEMU_ACCELERATOR: "kvm" }
+      },
       false,
       ["qemu"],
       /no vmx\n.*turn it on/
@@ -78,15 +99,31 @@ describe("diagnose", () => {
     ["setpriv, as root", { observed: { uid: 0, setpriv: false } }, true, ["kvm", "privileges"], /install util-linux/],
     ["cgroups", { cgroups: false }, true, ["kvm", "cgroup"], /Delegate=yes/],
     ["an image, with apt", { images: Effect.succeed([]) }, true, ["kvm"], /not built yet; the first run/],
-    ["an image, and apt", { images: Effect.succeed([]), missing: ["apt-get"] }, false, ["kvm", "image"], /copy its cache/],
+    [
+      "an image, and apt",
+      { images: Effect.succeed([]), missing: ["apt-get"] },
+      false,
+      ["kvm", "image"],
+      /copy its cache/
+    ],
     [
       "a cache that can be read",
-      { images: Effect.fail(ImageError.fromReason(ImageError.ImageErrorReason.CacheUnusable({ path: "/c", why: "EACCES" }))) },
+      {
+        images: Effect.fail(
+          ImageError.fromReason(ImageError.ImageErrorReason.CacheUnusable({ path: "/c", why: "EACCES" }))
+        )
+      },
       false,
       ["kvm", "image"],
       /\/c: EACCES: make it writable/
     ],
-    ["a valid environment", { env: { MICROVM_QEMU_USER: "root" } }, false, ["qemu"], /MICROVM_QEMU_USER is not valid: Expected "auto" | "keep"/]
+    [
+      "a valid environment",
+      { env: { MICROVM_QEMU_USER: "root" } },
+      false,
+      ["qemu"],
+      /MICROVM_QEMU_USER is not valid: Expected "auto" | "keep"/
+    ]
   ]
   it.effect.each(hosts)("a host without %s", ([, host, usable, failed, told]) =>
     Effect.gen(function*() {

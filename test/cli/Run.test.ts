@@ -10,12 +10,12 @@ import * as Stream from "effect/Stream"
 import * as TestClock from "effect/testing/TestClock"
 import * as Run from "../../src/cli/Run.ts"
 import * as ImageError from "../../src/image/ImageError.ts"
-import type { Signal } from "../../src/lifecycle/Signal.ts"
 import { RunReport } from "../../src/lifecycle/RunReport.ts"
 import * as ShutdownOutcome from "../../src/lifecycle/ShutdownOutcome.ts"
+import type { Signal } from "../../src/lifecycle/Signal.ts"
 import { obey } from "../../src/microvm/MemoryDriver.ts"
-import type { MachineRequest } from "../../src/microvm/MicroVmProvider.ts"
 import * as MicroVmError from "../../src/microvm/MicroVmError.ts"
+import type { MachineRequest } from "../../src/microvm/MicroVmProvider.ts"
 import type { Program } from "../../src/testing/FakeGuestProgram.ts"
 import { broken, commandStarts, nothing, optionsOf, run, type Setting, start, takes, Written } from "./world.ts"
 
@@ -60,7 +60,12 @@ describe("a command", () => {
     ["fails", command("false"), 1, ""],
     ["gives the highest code", command("exit", "255"), 255, ""],
     ["is not there", command("nonesuch"), 127, "nonesuch: not found\n"],
-    ["is no program", { ...command("data"), guest: { programs: { data: "not executable" } } }, 126, "data: Permission denied\n"]
+    [
+      "is no program",
+      { ...command("data"), guest: { programs: { data: "not executable" } } },
+      126,
+      "data: Permission denied\n"
+    ]
   ]
   it.effect.each(ends)("that %s", ([, setting, code, stderr]) =>
     Effect.gen(function*() {
@@ -207,9 +212,12 @@ describe("what a command reads and writes", () => {
           }
         }
       })
-      yield* Effect.forkChild(Effect.andThen(wrote.await, Effect.flatMap(started.machine, ({ powerOff }) => powerOff)), {
-        startImmediately: true
-      })
+      yield* Effect.forkChild(
+        Effect.andThen(wrote.await, Effect.flatMap(started.machine, ({ powerOff }) => powerOff)),
+        {
+          startImmediately: true
+        }
+      )
       const { code, stdout } = yield* started.end
       assert.strictEqual(code, 125)
       assert.strictEqual(stdout, "0\n1\n2\n3\n4\n5\n6\n7\n8\n9\n")
@@ -249,7 +257,11 @@ describe("what a command reads and writes", () => {
   it.effect("goes to stderr, all of it, when stdout is the report's", () =>
     Effect.gen(function*() {
       const { program } = counter(30)
-      const { stderr, stdout } = yield* run({ ...command("count"), guest: { programs: { count: program } }, json: true })
+      const { stderr, stdout } = yield* run({
+        ...command("count"),
+        guest: { programs: { count: program } },
+        json: true
+      })
       assert.strictEqual(stdout, "")
       assert.strictEqual(stderr.split("\n").length, 31)
     }))
@@ -293,30 +305,35 @@ describe("--timeout", () => {
 
 describe("a signal", () => {
   const stop = commandStarts + 200
-  const moments: ReadonlyArray<readonly [when: string, millis: number, signal: Signal, code: number, setting: Setting, last: string]> = [
+  const moments: ReadonlyArray<
+    readonly [when: string, millis: number, signal: Signal, code: number, setting: Setting, last: string]
+  > = [
     ["while the image is prepared", 1000, "SIGTERM", 143, forever, "image 1000"],
     ["while the machine is launched", takes.image + 1000, "SIGINT", 130, forever, "launch 1000"],
     ["while the guest boots", takes.image + takes.launch + 1000, "SIGHUP", 129, forever, "boot 1000"],
     ["while the command runs", commandStarts + 1000, "SIGTERM", 143, forever, "command 1000"],
     ["while the machine stops", stop, "SIGINT", 130, command("exit", "7"), "command 0"]
   ]
-  it.effect.each(moments)("%s ends the run in order", ([, millis, signal, code, setting, last]) =>
-    Effect.gen(function*() {
-      const started = yield* after(millis, setting)
-      yield* started.signal(signal)
-      const { left, phases, report, stages } = yield* started.end
-      assert.strictEqual(report.exitCode, code)
-      assert.deepStrictEqual(report.end, { _tag: "Interrupted", signal })
-      assert.strictEqual(phases.filter((phase) => !phase.startsWith("stop")).at(-1), last)
-      const expected = last.startsWith("command")
-        ? ["guest power-off ended"]
-        : last.startsWith("boot")
-        // It could not hear anything else.
-        ? ["SIGTERM ended"]
-        : []
-      assert.deepStrictEqual(stages, expected)
-      assert.deepStrictEqual(left, nothing)
-    }))
+  it.effect.each(moments)(
+    "%s ends the run in order",
+    ([, millis, signal, code, setting, last]) =>
+      Effect.gen(function*() {
+        const started = yield* after(millis, setting)
+        yield* started.signal(signal)
+        const { left, phases, report, stages } = yield* started.end
+        assert.strictEqual(report.exitCode, code)
+        assert.deepStrictEqual(report.end, { _tag: "Interrupted", signal })
+        assert.strictEqual(phases.filter((phase) => !phase.startsWith("stop")).at(-1), last)
+        const expected = last.startsWith("command")
+          ? ["guest power-off ended"]
+          : last.startsWith("boot")
+          // It could not hear anything else.
+          ? ["SIGTERM ended"]
+          : []
+        assert.deepStrictEqual(stages, expected)
+        assert.deepStrictEqual(left, nothing)
+      })
+  )
 
   it.effect("does not change what was told before it", () =>
     Effect.gen(function*() {
@@ -379,7 +396,9 @@ describe("a signal", () => {
 
 describe("a machine", () => {
   const panic = "Kernel panic - not syncing: Attempted to kill init!"
-  const ends: ReadonlyArray<readonly [how: string, act: (started: Started) => Effect.Effect<void, unknown>, why: string, tail: string]> = [
+  const ends: ReadonlyArray<
+    readonly [how: string, act: (started: Started) => Effect.Effect<void, unknown>, why: string, tail: string]
+  > = [
     ["powers off", ({ machine }) => Effect.flatMap(machine, ({ powerOff }) => powerOff), "the guest powered off", ""],
     [
       "panics",
@@ -400,7 +419,12 @@ describe("a machine", () => {
       ""
     ]
   ]
-  for (const [phase, millis] of [["boots", takes.image + takes.launch + 1000], ["runs the command", commandStarts + 1000]] as const) {
+  for (
+    const [phase, millis] of [["boots", takes.image + takes.launch + 1000], [
+      "runs the command",
+      commandStarts + 1000
+    ]] as const
+  ) {
     it.effect.each(ends)(`that %s while it ${phase} is told`, ([, act, why, consoleTail]) =>
       Effect.gen(function*() {
         const started = yield* after(millis, forever)
@@ -469,7 +493,10 @@ describe("a machine", () => {
       yield* Effect.flatMap(started.guest, ({ inject }) => inject({ _tag: "HangUp" }))
       const { left, report, stages } = yield* started.end
       assert.strictEqual(report.exitCode, 125)
-      assert.match(report.end._tag === "Failed" ? report.end.message : report.end._tag, /^The channel "agent" .* is closed/)
+      assert.match(
+        report.end._tag === "Failed" ? report.end.message : report.end._tag,
+        /^The channel "agent" .* is closed/
+      )
       assert.deepStrictEqual(stages, ["guest power-off failed", "power button ended"])
       assert.deepStrictEqual(left, nothing)
     }))
@@ -487,7 +514,9 @@ describe("a machine", () => {
 })
 
 describe("nothing is begun", () => {
-  const refusals: ReadonlyArray<readonly [what: string, reason: ImageError.ImageErrorReason, tag: "Failed" | "Usage", code: number]> = [
+  const refusals: ReadonlyArray<
+    readonly [what: string, reason: ImageError.ImageErrorReason, tag: "Failed" | "Usage", code: number]
+  > = [
     ["cannot be built", ImageError.ImageErrorReason.NoSpace({ path: "/cache" }), "Failed", 125],
     ["is not known", ImageError.ImageErrorReason.UnknownImage({ name: "big", known: ["default"] }), "Usage", 64]
   ]
@@ -503,7 +532,11 @@ describe("nothing is begun", () => {
 
   it.effect("without a backend", () =>
     Effect.gen(function*() {
-      const reason = new MicroVmError.BackendUnavailable({ backend: "qemu", why: "it was removed", remedy: "install it" })
+      const reason = new MicroVmError.BackendUnavailable({
+        backend: "qemu",
+        why: "it was removed",
+        remedy: "install it"
+      })
       const { left, report } = yield* run({
         provider: (provider) => ({ ...provider, launch: () => MicroVmError.fail(reason) })
       })
@@ -547,7 +580,10 @@ describe("a guest", () => {
   it.effect("that hears nothing is forced, after the grace of --grace", () =>
     Effect.gen(function*() {
       const setting = deaf("Kill")
-      const { code, left, phases, report, stages } = yield* run({ ...setting, flags: { command: ["exit", "7"], grace: "7s" } })
+      const { code, left, phases, report, stages } = yield* run({
+        ...setting,
+        flags: { command: ["exit", "7"], grace: "7s" }
+      })
       assert.strictEqual(code, 7)
       assert.deepStrictEqual(stages, [
         "guest power-off deadline",
@@ -587,7 +623,10 @@ describe("a guest", () => {
       assert.strictEqual(stages.at(-1), "SIGKILL deadline")
       const { shutdown } = report
       assert.strictEqual(shutdown?._tag, "Unkillable")
-      assert.match(shutdown === undefined ? "" : ShutdownOutcome.format(shutdown), /still there after .*: memory:m\[0\]/)
+      assert.match(
+        shutdown === undefined ? "" : ShutdownOutcome.format(shutdown),
+        /still there after .*: memory:m\[0\]/
+      )
       assert.deepStrictEqual(left, nothing)
     }))
 

@@ -143,7 +143,8 @@ const makeGuest = (setting: Setting, told: (guest: FakeGuestAgent.FakeGuest) => 
       yield* Effect.sleep(takes.boot)
       told(
         yield* FakeGuestAgent.serve(guest.channel, {
-          onShutdown: (mode) => mode === "powerdown" ? guest.background(Effect.delay(guest.powerOff, 500)) : Effect.void,
+          onShutdown: (mode) =>
+            mode === "powerdown" ? guest.background(Effect.delay(guest.powerOff, 500)) : Effect.void,
           ...setting.guest
         })
       )
@@ -233,7 +234,9 @@ export const start = Effect.fnUntraced(function*(setting: Setting = {}) {
     signal: signals.send,
     /** The machine's inner side. */
     machine: driver.guest("m"),
-    guest: Effect.suspend(() => guest === undefined ? Effect.die(new Error("no guest serves yet")) : Effect.succeed(guest)),
+    guest: Effect.suspend(() =>
+      guest === undefined ? Effect.die(new Error("no guest serves yet")) : Effect.succeed(guest)
+    ),
     end
   }
 })

@@ -114,6 +114,14 @@ export const make = Effect.fnUntraced(function*(host: ProcessHost["Service"], gu
         return Effect.asVoid(Effect.forkIn(drain, pipes))
       })
       const ended = Effect.andThen(stdout.ended, stderr.ended)
+      // Not a race: nobody who waits for the end has to wait for the drain to be stopped as well.
+      const exit = child.output(1) === undefined && child.output(2) === undefined
+        ? child.exit
+        : Effect.acquireUseRelease(
+          Effect.forkIn(drain, pipes),
+          () => child.exit,
+          (draining) => Effect.sync(() => draining.interruptUnsafe())
+        )
       const shutdown = yield* Shutdown.make(
         Target.make(host, { ...child, pinnedUntil: child.reapedAt }, killScope, mark),
         options.policy ?? plan.policy ?? ShutdownPolicy.defaults,
@@ -156,7 +164,7 @@ export const make = Effect.fnUntraced(function*(host: ProcessHost["Service"], gu
         identity: { bootId: host.bootId, pid: child.pid, startTime: child.startTime },
         pid: child.pid,
         killScope,
-        exit: Effect.raceFirst(child.exit, Effect.andThen(drain, Effect.never)),
+        exit,
         poll: child.poll,
         stdin: stdin ??
           Sink.fail(fromReason(ProcessErrorReason.StreamFailed({ stream: "stdin", code: "is not ours to write" }))),

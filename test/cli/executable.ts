@@ -1,0 +1,185 @@
+/**
+ * The executable as a process of its own, and what it leaves on the host.
+ */
+import * as NodeChildProcess from "node:child_process"
+import * as NodeEvents from "node:events"
+import * as NodeFs from "node:fs"
+import * as NodeOs from "node:os"
+import * as NodePath from "node:path"
+import { fileURLToPath } from "node:url"
+
+const bin = fileURLToPath(new URL("../../src/cli/bin.ts", import.meta.url))
+
+export const sleep = (millis: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, millis))
+
+/** Looks again and again until it is so. */
+export const until = async (what: string, isSo: () => boolean, within = 60_000): Promise<void> => {
+  for (const deadline = Date.now() + within; !isSo(); await sleep(20)) {
+    if (Date.now() > deadline) throw new Error(`${what}: not within ${within} ms`)
+  }
+}
+
+export interface Ended {
+  readonly code: number | null
+  readonly signal: NodeJS.Signals | null
+}
+
+export interface Options {
+  /** Given as it is, and then ended; `"open"` is a pipe that stays open. Default: nothing. */
+  readonly stdin?: string | NodeJS.ReadableStream | "open"
+  /** Does anybody read its output? Default `true`. */
+  readonly read?: boolean
+}
+
+let count = 0
+
+/** `microvm run` with a machine of its own name and a directory of its own for temporary files. */
+export class Executable implements AsyncDisposable {
+  readonly machine = `cli-${process.pid}-${++count}`
+  readonly temporary = NodeFs.mkdtempSync(NodePath.join(NodeOs.tmpdir(), "microvm-cli-test-"))
+  readonly child: NodeChildProcess.ChildProcess
+  readonly ended: Promise<Ended>
+  stdout = Buffer.alloc(0)
+  stderr = ""
+  private hasEnded = false
+
+  constructor(args: ReadonlyArray<string>, { read = true, stdin = "" }: Options = {}) {
+    const child = NodeChildProcess.spawn(process.execPath, [bin, "run", "--name", this.machine, ...args], {
+      env: { ...process.env, TMPDIR: this.temporary },
+      stdio: ["pipe", "pipe", "pipe"]
+    })
+    this.child = child
+    this.ended = NodeEvents.once(child, "exit").then(([code, signal]: ReadonlyArray<unknown>) => {
+      this.hasEnded = true
+      return {
+        code: typeof code === "number" ? code : null,
+        signal: signals.find((one) => one === signal) ?? null
+      }
+    })
+    child.stdin.on("error", () => {})
+    if (typeof stdin !== "string") stdin.pipe(child.stdin)
+    else if (stdin !== "open") child.stdin.end(stdin)
+    if (!read) return
+    const chunks: Array<Uint8Array> = []
+    child.stdout.on("data", (chunk: Uint8Array) => {
+      chunks.push(chunk)
+      if (chunks.length < 100) this.stdout = Buffer.concat(chunks)
+    })
+    child.stderr.on("data", (chunk: Uint8Array) => {
+      this.stderr += Buffer.from(chunk).toString()
+    })
+  }
+
+  get pid(): number {
+    return this.child.pid ?? 0
+  }
+
+  kill(signal: NodeJS.Signals): void {
+    this.child.kill(signal)
+  }
+
+  /** Waits until the command has said this. */
+  async says(text: string): Promise<void> {
+    await until(
+      `${text} from the command`,
+      () => {
+        if (this.hasEnded) throw new Error(`it ended before it said ${text}: ${this.stderr}`)
+        return this.stdout.includes(text)
+      },
+      120_000
+    )
+  }
+
+  /** Waits for its end and for the end of its output. */
+  async end(): Promise<Ended> {
+    const closed = this.hasEnded ? undefined : NodeEvents.once(this.child, "close")
+    const ended = await this.ended
+    await closed
+    return ended
+  }
+
+  /** What there is of it: processes, cgroups, sockets and files. `born` are processes that it had started. */
+  traces(born: ReadonlyArray<Process> = []): ReadonlyArray<string> {
+    const now = processes()
+    return [
+      ...now.filter(({ pid }) => pid !== this.pid && commandLine(pid).includes(this.machine)).map(show),
+      ...born.filter((one) => now.some(({ pid, start }) => pid === one.pid && start === one.start)).map(show),
+      ...cgroupsOf(this.pid),
+      ...readText("/proc/net/unix").split("\n").filter((line) => line.includes(this.machine)),
+      ...NodeFs.readdirSync(this.temporary).map((file) => NodePath.join(this.temporary, file)),
+      ...["/tmp", "/run", "/dev/shm"].flatMap((directory) =>
+        list(directory).filter((file) => file.includes(this.machine)).map((file) => NodePath.join(directory, file))
+      )
+    ]
+  }
+
+  /** Ends it and all that is left of it, for a test that has failed. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (!this.hasEnded) {
+      this.kill("SIGKILL")
+      await this.ended
+    }
+    NodeFs.rmSync(this.temporary, { recursive: true, force: true })
+  }
+}
+
+const signals = ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL", "SIGPIPE", "SIGABRT", "SIGSEGV"] as const
+
+export interface Process {
+  readonly pid: number
+  readonly parent: number
+  readonly start: string
+  readonly command: string
+}
+
+const show = ({ command, pid }: Process): string => `${command}[${pid}]`
+
+const readText = (path: string): string => {
+  try {
+    return NodeFs.readFileSync(path, "utf8")
+  } catch {
+    return ""
+  }
+}
+
+const list = (path: string): ReadonlyArray<string> => {
+  try {
+    return NodeFs.readdirSync(path)
+  } catch {
+    return []
+  }
+}
+
+const commandLine = (pid: number): string => readText(`/proc/${pid}/cmdline`)
+
+/** Everything that runs (proc_pid_stat(5)); what is dead already and only not reaped by init does not. */
+const processes = (): ReadonlyArray<Process> =>
+  list("/proc").filter((name) => /^\d+$/.test(name)).flatMap((name) => {
+    const [, command, rest] = /^\d+ \((.*)\) (.*)$/s.exec(readText(`/proc/${name}/stat`)) ?? []
+    if (command === undefined || rest === undefined) return []
+    const fields = rest.split(" ")
+    const [state, parent] = fields
+    return state === "Z" ? [] : [{ pid: Number(name), parent: Number(parent), start: fields[19] ?? "", command }]
+  })
+
+export const descendants = (pid: number): ReadonlyArray<Process> => {
+  const all = processes()
+  const below = (parent: number): ReadonlyArray<Process> =>
+    all.filter((one) => one.parent === parent).flatMap((one) => [one, ...below(one.pid)])
+  return below(pid)
+}
+
+/** The cgroups that this process has made, wherever version 2 is mounted. */
+const cgroupsOf = (pid: number): ReadonlyArray<string> => {
+  const mount = /^\S+ (\S+) cgroup2 /m.exec(readText("/proc/mounts"))?.[1]
+  if (mount === undefined) return []
+  const own = /^0::(.*)$/m.exec(readText("/proc/self/cgroup"))?.[1] ?? "/"
+  const directory = NodePath.join(mount, own)
+  return list(directory).filter((name) => name.startsWith(`effect-microvm-${pid}-`)).map((name) =>
+    NodePath.join(directory, name)
+  )
+}
+
+/** Resident memory in MiB (proc_pid_status(5)). */
+export const residentMiB = (pid: number): number =>
+  Number(/^VmRSS:\s+(\d+) kB$/m.exec(readText(`/proc/${pid}/status`))?.[1] ?? 0) / 1024
