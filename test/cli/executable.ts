@@ -2,13 +2,19 @@
  * The executable as a process of its own, and what it leaves on the host.
  */
 import * as NodeChildProcess from "node:child_process"
+import * as NodeCrypto from "node:crypto"
 import * as NodeEvents from "node:events"
 import * as NodeFs from "node:fs"
 import * as NodeOs from "node:os"
 import * as NodePath from "node:path"
 import { fileURLToPath } from "node:url"
 
-const bin = fileURLToPath(new URL("../../src/cli/bin.ts", import.meta.url))
+/** The file that is run. */
+export const bin = fileURLToPath(new URL("../../src/cli/bin.ts", import.meta.url))
+
+/** Runs another command of the executable to its end. */
+export const microvm = (...args: ReadonlyArray<string>): { readonly status: number | null; readonly stderr: string } =>
+  NodeChildProcess.spawnSync(process.execPath, [bin, ...args], { encoding: "utf8" })
 
 export const sleep = (millis: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, millis))
 
@@ -29,7 +35,13 @@ export interface Options {
   readonly stdin?: string | NodeJS.ReadableStream | "open"
   /** Does anybody read its output? Default `true`. */
   readonly read?: boolean
+  /** Runs it on a terminal of its own; all that it shows is its stdout then. Default `false`. */
+  readonly terminal?: boolean
 }
+
+/** The most that is kept of an output. */
+const keptBytes = 64 * 1024
+const shellWord = (word: string): string => `'${word.replaceAll("'", "'\\''")}'`
 
 let count = 0
 
@@ -39,13 +51,19 @@ export class Executable implements AsyncDisposable {
   readonly temporary = NodeFs.mkdtempSync(NodePath.join(NodeOs.tmpdir(), "microvm-cli-test-"))
   readonly child: NodeChildProcess.ChildProcess
   readonly ended: Promise<Ended>
-  stdout = Buffer.alloc(0)
+  stdout = ""
   stderr = ""
+  stdoutBytes = 0
+  private readonly hash = NodeCrypto.createHash("sha256")
   private hasEnded = false
 
-  constructor(args: ReadonlyArray<string>, { read = true, stdin = "" }: Options = {}) {
-    const child = NodeChildProcess.spawn(process.execPath, [bin, "run", "--name", this.machine, ...args], {
-      env: { ...process.env, TMPDIR: this.temporary },
+  constructor(args: ReadonlyArray<string>, { read = true, stdin = "", terminal = false }: Options = {}) {
+    const words = [process.execPath, bin, "run", "--name", this.machine, ...args]
+    const [program = "", ...rest] = terminal
+      ? ["script", "--quiet", "--return", "--flush", "--command", `exec ${words.map(shellWord).join(" ")}`, "/dev/null"]
+      : words
+    const child = NodeChildProcess.spawn(program, rest, {
+      env: { ...process.env, TERM: "xterm", TMPDIR: this.temporary },
       stdio: ["pipe", "pipe", "pipe"]
     })
     this.child = child
@@ -60,14 +78,19 @@ export class Executable implements AsyncDisposable {
     if (typeof stdin !== "string") stdin.pipe(child.stdin)
     else if (stdin !== "open") child.stdin.end(stdin)
     if (!read) return
-    const chunks: Array<Uint8Array> = []
     child.stdout.on("data", (chunk: Uint8Array) => {
-      chunks.push(chunk)
-      if (chunks.length < 100) this.stdout = Buffer.concat(chunks)
+      this.stdoutBytes += chunk.length
+      this.hash.update(chunk)
+      if (this.stdout.length < keptBytes) this.stdout += Buffer.from(chunk).toString()
     })
     child.stderr.on("data", (chunk: Uint8Array) => {
-      this.stderr += Buffer.from(chunk).toString()
+      if (this.stderr.length < keptBytes) this.stderr += Buffer.from(chunk).toString()
     })
+  }
+
+  /** The SHA-256 of its whole stdout. */
+  digest(): string {
+    return this.hash.digest("hex")
   }
 
   get pid(): number {
@@ -84,7 +107,7 @@ export class Executable implements AsyncDisposable {
       `${text} from the command`,
       () => {
         if (this.hasEnded) throw new Error(`it ended before it said ${text}: ${this.stderr}`)
-        return this.stdout.includes(text)
+        return this.stdout.includes(text) || this.stderr.includes(text)
       },
       120_000
     )
@@ -102,7 +125,7 @@ export class Executable implements AsyncDisposable {
   traces(born: ReadonlyArray<Process> = []): ReadonlyArray<string> {
     const now = processes()
     return [
-      ...now.filter(({ pid }) => pid !== this.pid && commandLine(pid).includes(this.machine)).map(show),
+      ...now.filter(({ line, pid }) => pid !== this.pid && line.includes(this.machine)).map(show),
       ...born.filter((one) => now.some(({ pid, start }) => pid === one.pid && start === one.start)).map(show),
       ...cgroupsOf(this.pid),
       ...readText("/proc/net/unix").split("\n").filter((line) => line.includes(this.machine)),
@@ -113,7 +136,7 @@ export class Executable implements AsyncDisposable {
     ]
   }
 
-  /** Ends it and all that is left of it, for a test that has failed. */
+  /** Ends it when a test has failed before its end. */
   async [Symbol.asyncDispose](): Promise<void> {
     if (!this.hasEnded) {
       this.kill("SIGKILL")
@@ -130,6 +153,8 @@ export interface Process {
   readonly parent: number
   readonly start: string
   readonly command: string
+  /** Its arguments, NUL between them. */
+  readonly line: string
 }
 
 const show = ({ command, pid }: Process): string => `${command}[${pid}]`
@@ -150,8 +175,6 @@ const list = (path: string): ReadonlyArray<string> => {
   }
 }
 
-const commandLine = (pid: number): string => readText(`/proc/${pid}/cmdline`)
-
 /** Everything that runs (proc_pid_stat(5)); what is dead already and only not reaped by init does not. */
 const processes = (): ReadonlyArray<Process> =>
   list("/proc").filter((name) => /^\d+$/.test(name)).flatMap((name) => {
@@ -159,7 +182,8 @@ const processes = (): ReadonlyArray<Process> =>
     if (command === undefined || rest === undefined) return []
     const fields = rest.split(" ")
     const [state, parent] = fields
-    return state === "Z" ? [] : [{ pid: Number(name), parent: Number(parent), start: fields[19] ?? "", command }]
+    const line = readText(`/proc/${name}/cmdline`)
+    return state === "Z" ? [] : [{ pid: Number(name), parent: Number(parent), start: fields[19] ?? "", command, line }]
   })
 
 export const descendants = (pid: number): ReadonlyArray<Process> => {

@@ -1,0 +1,260 @@
+/**
+ * The executable, real machines, and what is left of both.
+ */
+import { assert, beforeAll, describe, it } from "@effect/vitest"
+import * as Schema from "effect/Schema"
+import * as NodeChildProcess from "node:child_process"
+import * as NodeCrypto from "node:crypto"
+import * as NodeEvents from "node:events"
+import { Readable } from "node:stream"
+import { RunReport } from "../../src/lifecycle/RunReport.ts"
+import { bin, descendants, type Ended, Executable, microvm, type Options, residentMiB, sleep, until } from "../cli/executable.ts"
+
+const isThere = (program: string): boolean => NodeChildProcess.spawnSync(program, ["--version"]).status === 0
+const qemu = process.env["MICROVM_QEMU_BIN"] ?? `qemu-system-${process.arch === "arm64" ? "aarch64" : "x86_64"}`
+const missing = [qemu, "script"].filter((program) => !isThere(program))
+if (missing.length > 0) console.warn(`SKIPPED tests of the executable: not found: ${missing.join(", ")}`)
+const describeWith = (...programs: ReadonlyArray<string>) =>
+  describe.skipIf(programs.some((program) => missing.includes(program)))
+
+/** Runs to the end, after which nothing may be left. */
+const run = async (
+  args: ReadonlyArray<string>,
+  options: Options = {},
+  act: (run: Executable) => Promise<void> = async () => {}
+): Promise<Ended & Pick<Executable, "stderr" | "stdout">> => {
+  await using running = new Executable(args, options)
+  await act(running)
+  const ended = await running.end()
+  await until(`nothing left of ${args.join(" ")}`, () => running.traces().length === 0, 10_000)
+  return { ...ended, stdout: running.stdout, stderr: running.stderr }
+}
+
+const decodeReport = Schema.decodeUnknownSync(Schema.fromJsonString(RunReport))
+const longer = 300_000
+
+describeWith(qemu)("microvm run", () => {
+  let bootMillis = 0
+
+  beforeAll(() => {
+    const built = microvm("image", "build")
+    assert.strictEqual(built.status, 0, built.stderr)
+  }, 900_000)
+
+  it("exits with the command's code, and leaves nothing", async () => {
+    const began = Date.now()
+    const { code, stderr, stdout } = await run(["--", "sh", "-c", "exit 7"])
+    bootMillis = Date.now() - began
+    assert.deepStrictEqual({ code, stdout }, { code: 7, stdout: "" })
+    assert.match(stderr, /^microvm: backend qemu: QEMU [\d.]+ with (KVM|TCG), since /)
+  })
+
+  it("gives what the command reads and writes, and its arguments and variables as they are", async () => {
+    const script = `cat; printf '%s|' "$@" "$A"; echo oops >&2`
+    const { code, stderr, stdout } = await run(["--env", "A=x y", "--", "sh", "-c", script, "-", "a b", "", "*"], {
+      stdin: "first\nlast without an end"
+    })
+    assert.deepStrictEqual({ code, stdout }, { code: 0, stdout: "first\nlast without an enda b||*|x y|" })
+    assert.match(stderr, /^oops$/m)
+  })
+
+  const ends: ReadonlyArray<readonly [what: string, args: ReadonlyArray<string>, code: number, told: RegExp]> = [
+    ["that takes too long", ["--timeout", "3s", "--", "sleep", "60"], 124, /^microvm: the command did not end within 3s$/m],
+    ["that is not there", ["--", "nonesuch"], 127, /nonesuch: not found/],
+    ["that may not be executed", ["--", "/proc/version"], 126, /\/proc\/version: [Pp]ermission denied/],
+    ["that kills itself", ["--", "sh", "-c", "kill -9 $$"], 137, /^microvm: the command was killed by SIGKILL$/m],
+    [
+      "that panics the guest",
+      ["--", "sh", "-c", "echo c >/proc/sysrq-trigger"],
+      125,
+      /^microvm: the machine ended before the command: the guest's kernel panicked\n--- the end of its console ---\n(.*\n)*.*Kernel panic - not syncing: sysrq triggered crash\n/m
+    ],
+    ["that powers the guest off", ["--", "sh", "-c", "poweroff -f"], 125, /before the command: the guest powered off$/m]
+  ]
+  it.each(ends)("a command %s", async (_, args, code, told) => {
+    const ended = await run(args)
+    assert.strictEqual(ended.code, code)
+    assert.match(ended.stderr, told)
+    assert.strictEqual(ended.stdout, "")
+  })
+
+  it("prints its report", async () => {
+    const { code, stderr, stdout } = await run(["--json", "--", "sh", "-c", "echo hello; exit 3"])
+    const report = decodeReport(stdout)
+    assert.deepInclude(report, { backend: "qemu", exitCode: 3 })
+    assert.strictEqual(code, 3)
+    assert.deepStrictEqual(report.phases.map(({ name }) => name), ["image", "launch", "boot", "command", "stop"])
+    assert.strictEqual(report.shutdown?._tag === "Graceful" ? report.shutdown.stage : report.shutdown?._tag, "guest power-off")
+    assert.match(stderr, /^hello$/m)
+  })
+
+  it("passes 100 MB on whole, and stays small", async () => {
+    const megabytes = 100
+    const hash = NodeCrypto.createHash("sha256")
+    const block = NodeCrypto.randomBytes(1_000_000)
+    const input = function*() {
+      for (let index = 0; index < megabytes; index++) {
+        // No two are alike, so that what is lost, doubled or exchanged shows.
+        block.writeUInt32LE(index, 0)
+        hash.update(block)
+        yield Buffer.from(block)
+      }
+    }
+    await using running = new Executable(["--", "cat"], { stdin: Readable.from(input()) })
+    await until("the first bytes", () => running.stdoutBytes > 1_000_000, 120_000)
+    const samples: Array<number> = []
+    const sampling = setInterval(() => samples.push(residentMiB(running.pid)), 100)
+    const ended = await running.end()
+    clearInterval(sampling)
+    assert.strictEqual(ended.code, 0, running.stderr)
+    assert.strictEqual(running.stdoutBytes, megabytes * 1_000_000)
+    assert.strictEqual(running.digest(), hash.digest("hex"))
+    const seen = samples.filter((sample) => sample > 0)
+    const [least, most] = [Math.min(...seen), Math.max(...seen)]
+    console.log(`resident memory during 100 MB: ${least.toFixed(0)} to ${most.toFixed(0)} MiB`)
+    assert.isAbove(seen.length, 5)
+    assert.isBelow(most, 300)
+    // Were it buffered, it would be twice this.
+    assert.isBelow(most - least, 50)
+    await until("nothing left", () => running.traces().length === 0, 10_000)
+  }, longer)
+
+  it("ends when nobody reads its stdout any longer", async () => {
+    const { code, stderr } = await run(["--", "yes"], {}, async ({ child }) => {
+      const { stdout } = child
+      if (stdout === null) throw new Error("no stdout")
+      await NodeEvents.once(stdout, "data")
+      stdout.destroy()
+    })
+    assert.strictEqual(code, 141)
+    assert.notMatch(stderr, /error|EPIPE/i)
+  })
+
+  it("says when its stdout cannot be written", async () => {
+    const words = [process.execPath, bin, "run", "--", "echo", "x"]
+    const full = NodeChildProcess.spawnSync("sh", ["-c", `exec "$@" >/dev/full`, "sh", ...words])
+    assert.strictEqual(full.status, 125)
+    assert.match(String(full.stderr), /^microvm: stdout could not be written: ENOSPC$/m)
+  })
+
+  for (const stream of ["stdout", "stderr"] as const) {
+    it(`ends at a signal, though nobody reads the ${stream} that is full`, async () => {
+      const script = stream === "stdout" ? "yes" : "yes >&2"
+      const { code } = await run(["--", "sh", "-c", script], { read: false, stdin: "open" }, async (running) => {
+        await until("a machine", () => descendants(running.pid).some(({ command }) => command.startsWith("qemu")))
+        await sleep(2 * bootMillis)
+        running.kill("SIGTERM")
+      })
+      assert.strictEqual(code, 143)
+    })
+  }
+})
+
+describeWith(qemu)("a signal", () => {
+  const waiting = ["--", "sh", "-c", "echo up; exec sleep 1000"]
+
+  for (const [signal, code] of [["SIGTERM", 143], ["SIGINT", 130], ["SIGHUP", 129]] as const) {
+    it(`${signal} ends the run in order`, async () => {
+      const ended = await run(["--json", ...waiting], { stdin: "open" }, async (running) => {
+        await running.says("up")
+        running.kill(signal)
+      })
+      assert.strictEqual(ended.code, code)
+      const { end, shutdown } = decodeReport(ended.stdout)
+      assert.deepStrictEqual(end, { _tag: "Interrupted", signal })
+      assert.deepStrictEqual(shutdown?.stages.map((stage) => `${stage.name} ${stage.end}`), ["guest power-off ended"])
+    })
+  }
+
+  it("SIGINT that comes twice goes to the next stage at once", async () => {
+    const stuck = "kill -STOP $(pidof qemu-ga); echo up; exec sleep 1000"
+    const ended = await run(["--json", "--grace", "10m", "--", "sh", "-c", stuck], {}, async (running) => {
+      await running.says("up")
+      running.kill("SIGINT")
+      await sleep(500)
+      running.kill("SIGINT")
+    })
+    assert.strictEqual(ended.code, 130)
+    const stages = decodeReport(ended.stdout).shutdown?.stages.map((stage) => `${stage.name} ${stage.end}`)
+    assert.deepStrictEqual(stages, ["guest power-off hastened", "power button ended"])
+  })
+
+  it("while the guest boots ends it, too", async () => {
+    const ended = await run(["--json", ...waiting], {}, async (running) => {
+      await until("a machine", () => descendants(running.pid).some(({ command }) => command.startsWith("qemu")))
+      running.kill("SIGTERM")
+    })
+    assert.strictEqual(ended.code, 143)
+  })
+
+  it("SIGKILL at any moment leaves nothing: no process, no cgroup, no socket, no file", async () => {
+    const seed = Math.floor(Math.random() * 2 ** 32)
+    const random = mulberry32(seed)
+    const began = Date.now()
+    await run(waiting, {}, async (running) => {
+      await running.says("up")
+      running.kill("SIGKILL")
+    })
+    const span = (Date.now() - began) * 1.2
+    const log: Array<string> = []
+    for (let kill = 0; kill < 10; kill++) {
+      const moment = Math.round(random() * span)
+      await using running = new Executable(waiting)
+      await sleep(moment)
+      // Stopped first, so that what it has started is known.
+      running.kill("SIGSTOP")
+      await sleep(5)
+      const born = descendants(running.pid)
+      const at = performance.now()
+      running.kill("SIGKILL")
+      const says = `seed ${seed}, after ${moment} ms of ${log.join(", ")}`
+      const guards = born.filter(({ line }) => line.includes("microvm-guard"))
+      const others = born.filter((one) => !guards.includes(one))
+      await until(`${says}: ${others.map(({ command }) => command).join(", ")}`, () => running.traces(others).length === 0, 1000)
+      const gone = performance.now() - at
+      // Whoever clears up is the last to go.
+      await until(`${says}: the guard`, () => running.traces(born).length === 0, 10_000)
+      log.push(`${moment}: ${born.length} processes, gone after ${gone.toFixed(0)} ms, all after ${(performance.now() - at).toFixed(0)} ms`)
+    }
+    console.log(`SIGKILL after so many ms (seed ${seed}):\n${log.join("\n")}`)
+  }, longer)
+})
+
+describeWith(qemu, "script")("on a terminal", () => {
+  const live = /\r\u001B\[2K\u001B\[\?7l. [a-z ]+ \d+\.\d s\u001B\[\?7h/gu
+
+  it("shows what goes on in a line of its own, and clears it", async () => {
+    const { code, stdout } = await run(["--", "printf", "hello"], { stdin: "open", terminal: true })
+    assert.strictEqual(code, 0)
+    assert.match(stdout, live)
+    const shown = stdout.replaceAll(live, "[live]").replaceAll("\r\u001B[2K", "[clear]")
+    assert.match(shown, /^\[clear\]microvm: backend qemu: [^\r\n]*\r\n(\[live\]|\[clear\])+\[clear\]hello/)
+    // The line that the command has left unfinished is what a shell's prompt comes after.
+    assert.match(shown, /hello(\r\n(\[live\])+\[clear\])?$/)
+  })
+
+  it("Ctrl-C ends the run in order", async () => {
+    const { code, stdout } = await run(["--", "sh", "-c", "printf up; exec sleep 1000"], { stdin: "open", terminal: true }, async (running) => {
+      await running.says("up")
+      running.child.stdin?.write("\u0003")
+    })
+    assert.strictEqual(code, 130)
+    assert.match(stdout, /up\^C\r\nmicrovm: ended by SIGINT\r\n$/)
+  })
+
+  it("that is closed ends the run", async () => {
+    await using running = new Executable(["--", "sh", "-c", "echo up; exec sleep 1000"], { stdin: "open", terminal: true })
+    await running.says("up")
+    const born = descendants(running.pid)
+    running.kill("SIGKILL")
+    await until("nothing left", () => running.traces(born).length === 0, 30_000)
+  })
+})
+
+/** A generator of numbers that is the same everywhere. */
+const mulberry32 = (seed: number) => () => {
+  seed = (seed + 0x6d2b79f5) | 0
+  let mixed = Math.imul(seed ^ (seed >>> 15), 1 | seed)
+  mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed
+  return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
+}
