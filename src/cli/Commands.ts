@@ -157,11 +157,14 @@ const runCommand = Command.make(
       )
     ),
     name: Flag.String("name").pipe(Flag.optional, Flag.withDescription("The machine's id; made up when absent")),
-    vcpus: Flag.Int("vcpus").pipe(Flag.withDefault(1), Flag.withDescription("Virtual processors, 1 to 32")),
+    vcpus: Flag.Int("vcpus").pipe(
+      Flag.withDefault(1),
+      Flag.withDescription("Virtual processors, 1 to 32; 1 by default")
+    ),
     memory: Flag.Int("memory").pipe(
       Flag.withMetavar("MiB"),
       Flag.withDefault(256),
-      Flag.withDescription("Memory of the guest in MiB")
+      Flag.withDescription("Memory of the guest in MiB; 256 by default")
     ),
     image: Flag.String("image").pipe(Flag.withDefault("default"), Flag.withDescription("The guest image")),
     env: Flag.String("env").pipe(
@@ -177,7 +180,7 @@ const runCommand = Command.make(
     grace: Flag.String("grace").pipe(
       Flag.withMetavar("DURATION"),
       Flag.withDefault("5s"),
-      Flag.withDescription("How long the guest may take to power off before it is forced")
+      Flag.withDescription("How long the guest may take to power off before it is forced; 5s by default")
     ),
     network: Flag.Literals("network", ["none", "nat"]).pipe(
       Flag.withDefault("none"),
@@ -222,9 +225,17 @@ const runCommand = Command.make(
   })
 ).pipe(
   Command.withDescription(
-    "Run a command in a fresh microVM, end the machine in order, and exit with the command's exit code.\n\n" +
-      "Other exit codes: 124 --timeout passed, 125 the runtime failed, 126 the command could not be executed, " +
-      "127 the command was not found, 128+n ended by signal n, 64 bad command line, 69 no usable backend."
+    [
+      "Run a command in a fresh microVM, end the machine in order, and exit with the command's exit code, or with",
+      "",
+      "   64  bad command line",
+      "   69  no usable backend",
+      "  124  --timeout passed",
+      "  125  the runtime failed, or the machine ended before the command",
+      "  126  the command could not be executed",
+      "  127  the command was not found",
+      "  128+n  the command was killed by signal n, or the run was ended by it"
+    ].join("\n  ")
   ),
   Command.withShortDescription("Run a command in a fresh microVM"),
   Command.withExamples([

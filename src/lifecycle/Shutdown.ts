@@ -208,9 +208,10 @@ export const make = <R, E>(
           // An end at the very deadline is in time: the target is asked, whichever timer came first.
           if (until() <= now()) return deadlinePassed
           wake = Deferred.makeUnsafe()
-          // The deadline may have moved while we slept, so look again in either case.
+          // The deadline may have moved while we slept, so look again in either case. Timers cut fractions off, and one
+          // that is early means another round.
           return Deferred.await(wake).pipe(
-            Effect.timeoutOrElse({ duration: until() - now(), orElse: () => Effect.void }),
+            Effect.timeoutOrElse({ duration: Math.ceil(until() - now()), orElse: () => Effect.void }),
             Effect.andThen(wait)
           )
         })

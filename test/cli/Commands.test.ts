@@ -61,26 +61,27 @@ const microvm = Effect.fnUntraced(function*(args: ReadonlyArray<string>, host: H
   const { observed } = host
   const exit = yield* Commands.main("1.2.3")(args).pipe(
     Effect.andThen(Effect.flatMap(Commands.ExitWith, Ref.get)),
-    Effect.provide(Layer.mergeAll(
-      Commands.ExitWith.layer,
-      signals.layer,
-      Reporter.layerMemory(lines),
-      Layer.succeed(ImageStore, host.images ?? imageStore(Effect.succeed(image))),
-      Layer.succeed(QemuHost.QemuHost, {
-        observe: () => observed === undefined ? Effect.succeed(observations) : Effect.fail(observed),
-        inspect: (path) => Effect.succeed({ path, worldReadable: true })
-      }),
-      ScriptedProcess.layer({
-        cgroups: true,
-        script: ({ executable }) => {
-          started.push(executable)
-          return host.qemu?.process ?? { exitAfter: 0 }
-        }
-      }).pipe(Layer.tap((context) => host.qemu?.onHost(context) ?? Effect.void)),
-      ConfigProvider.layer(ConfigProvider.fromEnv({ env: host.env ?? {} }))
-    )),
-    Effect.provide(Stdio.layerTest({ stdout: stdout.sink, stdin: Stream.encodeText(Stream.make(host.stdin ?? "")) })),
-    Effect.provide(NodeServices.layer)
+    Effect.provide(
+      Layer.mergeAll(
+        Commands.ExitWith.layer,
+        signals.layer,
+        Reporter.layerMemory(lines),
+        Layer.succeed(ImageStore, host.images ?? imageStore(Effect.succeed(image))),
+        Layer.succeed(QemuHost.QemuHost, {
+          observe: () => observed === undefined ? Effect.succeed(observations) : Effect.fail(observed),
+          inspect: (path) => Effect.succeed({ path, worldReadable: true })
+        }),
+        ScriptedProcess.layer({
+          cgroups: true,
+          script: ({ executable }) => {
+            started.push(executable)
+            return host.qemu?.process ?? { exitAfter: 0 }
+          }
+        }).pipe(Layer.tap((context) => host.qemu?.onHost(context) ?? Effect.void)),
+        ConfigProvider.layer(ConfigProvider.fromEnv({ env: host.env ?? {} })),
+        Stdio.layerTest({ stdout: stdout.sink, stdin: Stream.encodeText(Stream.make(host.stdin ?? "")) })
+      ).pipe(Layer.provideMerge(NodeServices.layer))
+    )
   )
   const console = yield* TestConsole.logLines
   return {
@@ -225,7 +226,7 @@ describe("--dry-run", () => {
       const args = ["run", "--dry-run", "--json", "--name", "web-1", "--memory", "512", "--", "true"]
       const { code, stdout } = yield* microvm(args)
       assert.strictEqual(code, 0)
-      const plan = yield* Schema.decodeUnknownEffect(Plan)(stdout)
+      const plan = yield* Schema.decodeEffect(Plan)(stdout)
       assert.deepStrictEqual(plan.spec, { id: "web-1", vcpus: 1, memoryMib: 512 })
       assert.include(plan.argv, "qemu-system-x86_64")
     }))
@@ -255,7 +256,7 @@ describe("without a backend", () => {
   it.effect("--json tells it, too", () =>
     Effect.gen(function*() {
       const { code, stdout } = yield* microvm(["run", "--json", "--", "true"], { observed })
-      const report = yield* Schema.decodeUnknownEffect(Schema.fromJsonString(RunReport))(stdout)
+      const report = yield* Schema.decodeEffect(Schema.fromJsonString(RunReport))(stdout)
       assert.deepStrictEqual(report.end, { _tag: "NoBackend", message: observed.message })
       assert.strictEqual(report.exitCode, code)
     }))
@@ -286,7 +287,7 @@ describe("doctor", () => {
         }
       })
       assert.strictEqual(code, 0)
-      const { checks, usable } = yield* Schema.decodeUnknownEffect(Schema.fromJsonString(Doctor.Diagnosis))(stdout)
+      const { checks, usable } = yield* Schema.decodeEffect(Schema.fromJsonString(Doctor.Diagnosis))(stdout)
       assert.isTrue(usable)
       assert.deepStrictEqual(checks.map(({ name }) => name), ["qemu", "kvm", "privileges", "cgroup", "image"])
     }))
@@ -443,7 +444,7 @@ describe("run", () => {
       const ended = yield* microvm(["run", "--name", "web-1", "--json", "--", "echo", "hello"], {
         qemu: yield* makeQemu
       })
-      const report = yield* Schema.decodeUnknownEffect(Schema.fromJsonString(RunReport))(ended.stdout)
+      const report = yield* Schema.decodeEffect(Schema.fromJsonString(RunReport))(ended.stdout)
       assert.deepInclude(report, { id: "web-1", backend: "qemu", command: ["echo", "hello"], exitCode: 0 })
       assert.strictEqual(`backend qemu: ${report.backendDetail}`, took)
       assert.deepStrictEqual(report.phases.map(({ name }) => name), ["image", "launch", "boot", "command", "stop"])

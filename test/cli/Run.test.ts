@@ -3,6 +3,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Latch from "effect/Latch"
 import * as Option from "effect/Option"
+import * as Random from "effect/Random"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as Sink from "effect/Sink"
@@ -323,7 +324,7 @@ describe("a signal", () => {
         const { left, phases, report, stages } = yield* started.end
         assert.strictEqual(report.exitCode, code)
         assert.deepStrictEqual(report.end, { _tag: "Interrupted", signal })
-        assert.strictEqual(phases.filter((phase) => !phase.startsWith("stop")).at(-1), last)
+        assert.strictEqual(phases.findLast((phase) => !phase.startsWith("stop")), last)
         const expected = last.startsWith("command")
           ? ["guest power-off ended"]
           : last.startsWith("boot")
@@ -501,13 +502,14 @@ describe("a machine", () => {
       assert.deepStrictEqual(left, nothing)
     }))
 
-  it.effect("whose agent starts anew has lost the command", () =>
+  it.effect("whose agent starts anew has lost how the command ended", () =>
     Effect.gen(function*() {
-      const started = yield* after(commandStarts + 1000, forever)
+      const started = yield* after(commandStarts + 1000, command("sleep", "3"))
       yield* Effect.flatMap(started.guest, ({ restart }) => restart)
-      const { left, report, stages } = yield* started.end
+      const { left, phases, report, stages } = yield* started.end
       assert.strictEqual(report.exitCode, 125)
       assert.strictEqual(report.end._tag === "Completed" ? report.end.status._tag : report.end._tag, "Lost")
+      assert.strictEqual(phases[3], "command 3000")
       assert.deepStrictEqual(stages, ["guest power-off ended"])
       assert.deepStrictEqual(left, nothing)
     }))
@@ -591,8 +593,8 @@ describe("a guest", () => {
         "SIGTERM deadline",
         "SIGKILL ended"
       ])
-      const after = report.shutdown?.stages.map((stage) => Duration.toMillis(stage.after))
-      assert.deepStrictEqual(after, [0, 7000, 12_000, 13_000])
+      const begun = report.shutdown?.stages.map((stage) => Duration.toMillis(stage.after))
+      assert.deepStrictEqual(begun, [0, 7000, 12_000, 13_000])
       assert.strictEqual(phases.at(-1), "stop 13000")
       assert.strictEqual(report.shutdown?._tag, "Forced")
       assert.deepStrictEqual(left, nothing)
@@ -639,6 +641,40 @@ describe("a guest", () => {
     }))
 })
 
+describe("whatever comes together", () => {
+  const requests = ["PowerButton", "Terminate", "Kill"] as const
+  const between = (least: number, most: number) => Random.nextIntBetween(least, most)
+
+  it.effect.each(Array.from({ length: 60 }, (_, seed) => seed))(
+    "the run ends, in time, and leaves nothing: seed %d",
+    (seed) =>
+      Effect.gen(function*() {
+        const heard = new Set<MachineRequest>(["Kill"])
+        for (const request of requests) if (yield* Random.nextBoolean) heard.add(request)
+        const obedient = yield* Random.nextBoolean
+        const started = yield* start({
+          flags: {
+            command: (yield* Random.nextBoolean) ? ["sleep", "3"] : ["sleep", "1000000"],
+            timeout: (yield* Random.nextBoolean) ? Option.some("4s") : Option.none()
+          },
+          ...(obedient ? {} : { guest: { onShutdown: () => Effect.void } }),
+          machine: { request: (request, guest) => heard.has(request) ? obey(request, guest) : Effect.void }
+        })
+        for (let count = yield* between(1, 5); count > 0; count--) {
+          yield* TestClock.adjust(yield* between(0, 6000))
+          yield* started.signal((yield* Random.nextBoolean) ? "SIGINT" : "SIGTERM")
+        }
+        if (yield* Random.nextBoolean) yield* Effect.ignore(Effect.flatMap(started.machine, ({ panic }) => panic))
+        const { code, left, phases } = yield* started.end
+        assert.include([0, 124, 125, 130, 143], code)
+        const stop = /^stop (\d+)$/.exec(phases.at(-1) ?? "")?.[1]
+        // The longest way is 5 s for the guest's power-off, 5 s for the power button, and 1 s for SIGTERM.
+        assert.isAtMost(Number(stop ?? 0), 11_000)
+        assert.deepStrictEqual(left, nothing)
+      }).pipe(Random.withSeed(`${seed}`))
+  )
+})
+
 describe("the report", () => {
   const cases: ReadonlyArray<readonly [string, Setting]> = [
     ["a command that ended", command("true")],
@@ -652,7 +688,7 @@ describe("the report", () => {
       const { report } = yield* run(setting)
       const codec = Schema.fromJsonString(RunReport)
       const text = yield* Schema.encodeEffect(codec)(report)
-      const back = yield* Schema.decodeUnknownEffect(codec, { onExcessProperty: "error" })(text)
+      const back = yield* Schema.decodeEffect(codec, { onExcessProperty: "error" })(text)
       assert.deepStrictEqual(back, report)
     }))
 })

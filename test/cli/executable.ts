@@ -3,7 +3,7 @@
  */
 import * as NodeChildProcess from "node:child_process"
 import * as NodeCrypto from "node:crypto"
-import * as NodeEvents from "node:events"
+import { once } from "node:events"
 import * as NodeFs from "node:fs"
 import * as NodeOs from "node:os"
 import * as NodePath from "node:path"
@@ -31,8 +31,8 @@ export interface Ended {
 }
 
 export interface Options {
-  /** Given as it is, and then ended; `"open"` is a pipe that stays open. Default: nothing. */
-  readonly stdin?: string | NodeJS.ReadableStream | "open"
+  /** Given as it is, and then ended; `null` is a pipe that stays open. Default: nothing. */
+  readonly stdin?: string | NodeJS.ReadableStream | null
   /** Does anybody read its output? Default `true`. */
   readonly read?: boolean
   /** Runs it on a terminal of its own; all that it shows is its stdout then. Default `false`. */
@@ -67,7 +67,7 @@ export class Executable implements AsyncDisposable {
       stdio: ["pipe", "pipe", "pipe"]
     })
     this.child = child
-    this.ended = NodeEvents.once(child, "exit").then(([code, signal]: ReadonlyArray<unknown>) => {
+    this.ended = once(child, "exit").then(([code, signal]: ReadonlyArray<unknown>) => {
       this.hasEnded = true
       return {
         code: typeof code === "number" ? code : null,
@@ -75,15 +75,19 @@ export class Executable implements AsyncDisposable {
       }
     })
     child.stdin.on("error", () => {})
-    if (typeof stdin !== "string") stdin.pipe(child.stdin)
-    else if (stdin !== "open") child.stdin.end(stdin)
-    if (!read) return
-    child.stdout.on("data", (chunk: Uint8Array) => {
+    if (typeof stdin === "string") child.stdin.end(stdin)
+    else stdin?.pipe(child.stdin)
+    if (read) this.read()
+  }
+
+  /** Reads its output from now on. */
+  read(): void {
+    this.child.stdout?.on("data", (chunk: Uint8Array) => {
       this.stdoutBytes += chunk.length
       this.hash.update(chunk)
       if (this.stdout.length < keptBytes) this.stdout += Buffer.from(chunk).toString()
     })
-    child.stderr.on("data", (chunk: Uint8Array) => {
+    this.child.stderr?.on("data", (chunk: Uint8Array) => {
       if (this.stderr.length < keptBytes) this.stderr += Buffer.from(chunk).toString()
     })
   }
@@ -115,7 +119,7 @@ export class Executable implements AsyncDisposable {
 
   /** Waits for its end and for the end of its output. */
   async end(): Promise<Ended> {
-    const closed = this.hasEnded ? undefined : NodeEvents.once(this.child, "close")
+    const closed = this.hasEnded ? undefined : once(this.child, "close")
     const ended = await this.ended
     await closed
     return ended
@@ -188,9 +192,10 @@ const processes = (): ReadonlyArray<Process> =>
 
 export const descendants = (pid: number): ReadonlyArray<Process> => {
   const all = processes()
-  const below = (parent: number): ReadonlyArray<Process> =>
-    all.filter((one) => one.parent === parent).flatMap((one) => [one, ...below(one.pid)])
-  return below(pid)
+  const found = all.filter((one) => one.parent === pid)
+  // It grows while it is gone through.
+  for (const { pid: parent } of found) found.push(...all.filter((one) => one.parent === parent))
+  return found
 }
 
 /** The cgroups that this process has made, wherever version 2 is mounted. */

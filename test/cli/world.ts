@@ -220,7 +220,7 @@ export const start = Effect.fnUntraced(function*(setting: Setting = {}) {
       /** What was asked of the machine once it ran. */
       asked: events.map(({ what }) => what).filter((what) => ["PowerButton", "Terminate", "Kill"].includes(what)),
       stages: report.shutdown?.stages.map((stage) => `${stage.name} ${stage.end}`) ?? [],
-      phases: report.phases.map(({ name, took }) => `${name} ${Math.round(Duration.toMillis(took))}`),
+      phases: report.phases.map((phase) => `${phase.name} ${Math.round(Duration.toMillis(phase.took))}`),
       stdout: stdout.text,
       stderr: stderr.text
     }

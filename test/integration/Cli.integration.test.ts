@@ -2,20 +2,31 @@
  * The executable, real machines, and what is left of both.
  */
 import { assert, beforeAll, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Random from "effect/Random"
 import * as Schema from "effect/Schema"
 import * as NodeChildProcess from "node:child_process"
 import * as NodeCrypto from "node:crypto"
-import * as NodeEvents from "node:events"
+import { once } from "node:events"
 import { Readable } from "node:stream"
 import { RunReport } from "../../src/lifecycle/RunReport.ts"
-import { bin, descendants, type Ended, Executable, microvm, type Options, residentMiB, sleep, until } from "../cli/executable.ts"
+import {
+  bin,
+  descendants,
+  type Ended,
+  Executable,
+  microvm,
+  type Options,
+  residentMiB,
+  sleep,
+  until
+} from "../cli/executable.ts"
 
 const isThere = (program: string): boolean => NodeChildProcess.spawnSync(program, ["--version"]).status === 0
 const qemu = process.env["MICROVM_QEMU_BIN"] ?? `qemu-system-${process.arch === "arm64" ? "aarch64" : "x86_64"}`
 const missing = [qemu, "script"].filter((program) => !isThere(program))
 if (missing.length > 0) console.warn(`SKIPPED tests of the executable: not found: ${missing.join(", ")}`)
-const describeWith = (...programs: ReadonlyArray<string>) =>
-  describe.skipIf(programs.some((program) => missing.includes(program)))
+const lacks = (...programs: ReadonlyArray<string>): boolean => programs.some((program) => missing.includes(program))
 
 /** Runs to the end, after which nothing may be left. */
 const run = async (
@@ -33,7 +44,7 @@ const run = async (
 const decodeReport = Schema.decodeUnknownSync(Schema.fromJsonString(RunReport))
 const longer = 300_000
 
-describeWith(qemu)("microvm run", () => {
+describe.skipIf(lacks(qemu))("microvm run", () => {
   let bootMillis = 0
 
   beforeAll(() => {
@@ -59,9 +70,14 @@ describeWith(qemu)("microvm run", () => {
   })
 
   const ends: ReadonlyArray<readonly [what: string, args: ReadonlyArray<string>, code: number, told: RegExp]> = [
-    ["that takes too long", ["--timeout", "3s", "--", "sleep", "60"], 124, /^microvm: the command did not end within 3s$/m],
+    [
+      "that takes too long",
+      ["--timeout", "3s", "--", "sleep", "60"],
+      124,
+      /^microvm: the command did not end within 3s$/m
+    ],
     ["that is not there", ["--", "nonesuch"], 127, /nonesuch: not found/],
-    ["that may not be executed", ["--", "/proc/version"], 126, /\/proc\/version: [Pp]ermission denied/],
+    ["that may not be executed", ["--", "/proc/version"], 126, /\/proc\/version: not executable/],
     ["that kills itself", ["--", "sh", "-c", "kill -9 $$"], 137, /^microvm: the command was killed by SIGKILL$/m],
     [
       "that panics the guest",
@@ -84,7 +100,10 @@ describeWith(qemu)("microvm run", () => {
     assert.deepInclude(report, { backend: "qemu", exitCode: 3 })
     assert.strictEqual(code, 3)
     assert.deepStrictEqual(report.phases.map(({ name }) => name), ["image", "launch", "boot", "command", "stop"])
-    assert.strictEqual(report.shutdown?._tag === "Graceful" ? report.shutdown.stage : report.shutdown?._tag, "guest power-off")
+    assert.strictEqual(
+      report.shutdown?._tag === "Graceful" ? report.shutdown.stage : report.shutdown?._tag,
+      "guest power-off"
+    )
     assert.match(stderr, /^hello$/m)
   })
 
@@ -123,11 +142,36 @@ describeWith(qemu)("microvm run", () => {
     const { code, stderr } = await run(["--", "yes"], {}, async ({ child }) => {
       const { stdout } = child
       if (stdout === null) throw new Error("no stdout")
-      await NodeEvents.once(stdout, "data")
+      await once(stdout, "data")
       stdout.destroy()
     })
     assert.strictEqual(code, 141)
     assert.notMatch(stderr, /error|EPIPE/i)
+  })
+
+  /** More than a pipe holds, and less than what Node would wait for: all is done but for the reader. */
+  const unread = async (act: (running: Executable) => void) => {
+    await using running = new Executable(["--", "head", "-c", "75000", "/dev/zero"], { read: false })
+    const machine = () => descendants(running.pid).some(({ command }) => command.startsWith("qemu"))
+    await until("a machine", machine)
+    await until("the machine's end", () => !machine())
+    await sleep(1500)
+    act(running)
+    const { code } = await running.end()
+    return { code, bytes: running.stdoutBytes }
+  }
+
+  it("waits for whoever reads its output", async () => {
+    assert.deepStrictEqual(await unread((running) => running.read()), { code: 0, bytes: 75_000 })
+  })
+
+  it("does not hide by its code that output was lost at a signal", async () => {
+    const { bytes, code } = await unread((running) => {
+      running.kill("SIGTERM")
+      setTimeout(() => running.read(), 200)
+    })
+    assert.strictEqual(code, 143)
+    assert.isBelow(bytes, 75_000)
   })
 
   it("says when its stdout cannot be written", async () => {
@@ -140,9 +184,9 @@ describeWith(qemu)("microvm run", () => {
   for (const stream of ["stdout", "stderr"] as const) {
     it(`ends at a signal, though nobody reads the ${stream} that is full`, async () => {
       const script = stream === "stdout" ? "yes" : "yes >&2"
-      const { code } = await run(["--", "sh", "-c", script], { read: false, stdin: "open" }, async (running) => {
+      const { code } = await run(["--", "sh", "-c", script], { read: false, stdin: null }, async (running) => {
         await until("a machine", () => descendants(running.pid).some(({ command }) => command.startsWith("qemu")))
-        await sleep(2 * bootMillis)
+        await sleep(bootMillis)
         running.kill("SIGTERM")
       })
       assert.strictEqual(code, 143)
@@ -150,12 +194,14 @@ describeWith(qemu)("microvm run", () => {
   }
 })
 
-describeWith(qemu)("a signal", () => {
+describe.skipIf(lacks(qemu))("a signal", () => {
   const waiting = ["--", "sh", "-c", "echo up; exec sleep 1000"]
+  /** The guest's agent does not answer any longer. */
+  const stuck = "kill -STOP $(pidof qemu-ga); echo up; exec sleep 1000"
 
   for (const [signal, code] of [["SIGTERM", 143], ["SIGINT", 130], ["SIGHUP", 129]] as const) {
     it(`${signal} ends the run in order`, async () => {
-      const ended = await run(["--json", ...waiting], { stdin: "open" }, async (running) => {
+      const ended = await run(["--json", ...waiting], { stdin: null }, async (running) => {
         await running.says("up")
         running.kill(signal)
       })
@@ -167,7 +213,6 @@ describeWith(qemu)("a signal", () => {
   }
 
   it("SIGINT that comes twice goes to the next stage at once", async () => {
-    const stuck = "kill -STOP $(pidof qemu-ga); echo up; exec sleep 1000"
     const ended = await run(["--json", "--grace", "10m", "--", "sh", "-c", stuck], {}, async (running) => {
       await running.says("up")
       running.kill("SIGINT")
@@ -187,54 +232,73 @@ describeWith(qemu)("a signal", () => {
     assert.strictEqual(ended.code, 143)
   })
 
+  /** Kills it, and waits until nothing is left. */
+  const kill = async (running: Executable, what: string): Promise<string> => {
+    // Stopped first, so that what it has started is known.
+    running.kill("SIGSTOP")
+    await sleep(5)
+    const born = descendants(running.pid)
+    const began = performance.now()
+    const took = () => `${(performance.now() - began).toFixed(0)} ms`
+    running.kill("SIGKILL")
+    // Whoever clears up is the last to go.
+    const others = born.filter(({ line }) => !line.includes("microvm-guard"))
+    await until(`${what}: nothing left but the guard`, () => running.traces(others).length === 0, 1000)
+    const gone = took()
+    await until(`${what}: nothing left`, () => running.traces(born).length === 0, 10_000)
+    return `${born.length} processes, gone after ${gone}, the last one after ${took()}`
+  }
+
   it("SIGKILL at any moment leaves nothing: no process, no cgroup, no socket, no file", async () => {
     const seed = Math.floor(Math.random() * 2 ** 32)
-    const random = mulberry32(seed)
     const began = Date.now()
     await run(waiting, {}, async (running) => {
       await running.says("up")
       running.kill("SIGKILL")
     })
-    const span = (Date.now() - began) * 1.2
+    const span = Math.round((Date.now() - began) * 1.2)
+    const moments = Effect.runSync(
+      Effect.replicateEffect(Random.nextIntBetween(0, span), 10).pipe(Random.withSeed(`${seed}`))
+    )
     const log: Array<string> = []
-    for (let kill = 0; kill < 10; kill++) {
-      const moment = Math.round(random() * span)
+    for (const moment of moments) {
       await using running = new Executable(waiting)
       await sleep(moment)
-      // Stopped first, so that what it has started is known.
-      running.kill("SIGSTOP")
-      await sleep(5)
-      const born = descendants(running.pid)
-      const at = performance.now()
-      running.kill("SIGKILL")
-      const says = `seed ${seed}, after ${moment} ms of ${log.join(", ")}`
-      const guards = born.filter(({ line }) => line.includes("microvm-guard"))
-      const others = born.filter((one) => !guards.includes(one))
-      await until(`${says}: ${others.map(({ command }) => command).join(", ")}`, () => running.traces(others).length === 0, 1000)
-      const gone = performance.now() - at
-      // Whoever clears up is the last to go.
-      await until(`${says}: the guard`, () => running.traces(born).length === 0, 10_000)
-      log.push(`${moment}: ${born.length} processes, gone after ${gone.toFixed(0)} ms, all after ${(performance.now() - at).toFixed(0)} ms`)
+      log.push(`${moment}: ${await kill(running, `seed ${seed}, after ${moment} ms; before it ${log.join("; ")}`)}`)
     }
+    assert.lengthOf(log, 10)
     console.log(`SIGKILL after so many ms (seed ${seed}):\n${log.join("\n")}`)
   }, longer)
+
+  it("SIGKILL while the machine is stopped leaves nothing", async () => {
+    await using running = new Executable(["--grace", "10m", "--", "sh", "-c", stuck])
+    await running.says("up")
+    running.kill("SIGINT")
+    await sleep(300)
+    assert.match(await kill(running, "while it stops"), /^[1-9]/)
+  })
 })
 
-describeWith(qemu, "script")("on a terminal", () => {
-  const live = /\r\u001B\[2K\u001B\[\?7l. [a-z ]+ \d+\.\d s\u001B\[\?7h/gu
+describe.skipIf(lacks(qemu, "script"))("on a terminal", () => {
+  const escape = "\u001B"
+  const clear = `\r${escape}[2K`
+  const live = new RegExp(`\\r${escape}\\[2K${escape}\\[\\?7l. [a-z ]+ \\d+\\.\\d s${escape}\\[\\?7h`, "gu")
 
   it("shows what goes on in a line of its own, and clears it", async () => {
-    const { code, stdout } = await run(["--", "printf", "hello"], { stdin: "open", terminal: true })
+    const { code, stdout } = await run(["--", "printf", "hello"], { stdin: null, terminal: true })
     assert.strictEqual(code, 0)
     assert.match(stdout, live)
-    const shown = stdout.replaceAll(live, "[live]").replaceAll("\r\u001B[2K", "[clear]")
+    const shown = stdout.replaceAll(live, "[live]").replaceAll(clear, "[clear]")
     assert.match(shown, /^\[clear\]microvm: backend qemu: [^\r\n]*\r\n(\[live\]|\[clear\])+\[clear\]hello/)
     // The line that the command has left unfinished is what a shell's prompt comes after.
     assert.match(shown, /hello(\r\n(\[live\])+\[clear\])?$/)
   })
 
   it("Ctrl-C ends the run in order", async () => {
-    const { code, stdout } = await run(["--", "sh", "-c", "printf up; exec sleep 1000"], { stdin: "open", terminal: true }, async (running) => {
+    const { code, stdout } = await run(["--", "sh", "-c", "printf up; exec sleep 1000"], {
+      stdin: null,
+      terminal: true
+    }, async (running) => {
       await running.says("up")
       running.child.stdin?.write("\u0003")
     })
@@ -243,18 +307,14 @@ describeWith(qemu, "script")("on a terminal", () => {
   })
 
   it("that is closed ends the run", async () => {
-    await using running = new Executable(["--", "sh", "-c", "echo up; exec sleep 1000"], { stdin: "open", terminal: true })
+    await using running = new Executable(["--", "sh", "-c", "echo up; exec sleep 1000"], {
+      stdin: null,
+      terminal: true
+    })
     await running.says("up")
     const born = descendants(running.pid)
+    assert.isAbove(born.length, 2)
     running.kill("SIGKILL")
     await until("nothing left", () => running.traces(born).length === 0, 30_000)
   })
 })
-
-/** A generator of numbers that is the same everywhere. */
-const mulberry32 = (seed: number) => () => {
-  seed = (seed + 0x6d2b79f5) | 0
-  let mixed = Math.imul(seed ^ (seed >>> 15), 1 | seed)
-  mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed
-  return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
-}

@@ -1,0 +1,79 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Config from "effect/Config"
+import * as ConfigProvider from "effect/ConfigProvider"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Backend from "../../src/cli/Backend.ts"
+import { MicroVmProvider } from "../../src/microvm/MicroVmProvider.ts"
+import * as QemuHost from "../../src/qemu/QemuHost.ts"
+import * as ScriptedProcess from "../../src/testing/ScriptedProcess.ts"
+import { observations } from "./world.ts"
+
+const took = (observed: Partial<QemuHost.Observations>, env: Record<string, string> = {}) =>
+  Effect.suspend(() => {
+    let looks = 0
+    const observe = () =>
+      Effect.sync(() => {
+        looks++
+        return { ...observations, ...observed }
+      })
+    return Effect.gen(function*() {
+      const { backend } = yield* MicroVmProvider
+      return { backend, detail: yield* Backend.BackendDetail, looks }
+    }).pipe(Effect.provide(Backend.layer.pipe(
+      Layer.provide(Layer.succeed(QemuHost.QemuHost, { observe, inspect: () => Effect.die("not asked for") })),
+      Layer.provide(ScriptedProcess.layer({ script: () => ({}) })),
+      Layer.provide(ConfigProvider.layer(ConfigProvider.fromEnv({ env })))
+    )))
+  })
+
+describe("the backend", () => {
+  it.effect("is QEMU with KVM where that is usable, and the host is looked at once", () =>
+    Effect.gen(function*() {
+      assert.deepStrictEqual(yield* took({ kvm: { _tag: "Usable", mode: 0o666, gid: 0 } }), {
+        backend: "qemu",
+        detail: "QEMU 7.2.22 with KVM, since KVM is usable",
+        looks: 1
+      })
+    }))
+
+  it.effect("is QEMU with TCG elsewhere, and says why", () =>
+    Effect.gen(function*() {
+      assert.strictEqual(
+        (yield* took({})).detail,
+        "QEMU 7.2.22 with TCG, since the CPU shows neither vmx nor svm"
+      )
+    }))
+
+  it.effect("is what the environment says", () =>
+    Effect.gen(function*() {
+      const { detail } = yield* took({ kvm: { _tag: "Usable", mode: 0o666, gid: 0 } }, {
+        MICROVM_QEMU_ACCELERATOR: "tcg"
+      })
+      assert.strictEqual(detail, "QEMU 7.2.22 with TCG, since asked for")
+    }))
+
+  it.effect("is none without what was asked for", () =>
+    Effect.gen(function*() {
+      const error = yield* Effect.flip(took({}, { MICROVM_QEMU_ACCELERATOR: "kvm" }))
+      assert.match(Backend.explain(error), /KVM was asked for, but the CPU shows neither vmx nor svm: turn it on$/)
+    }))
+})
+
+describe("explain", () => {
+  const fault = (config: Config.Config<unknown>, env: Record<string, string>) =>
+    Effect.map(Effect.flip(config.parse(ConfigProvider.fromEnv({ env }))), Backend.explain)
+
+  it.effect("names the variable and what it may be, without its value", () =>
+    Effect.gen(function*() {
+      const size = Config.nested(Config.Int("SIZE"), "MICROVM")
+      assert.strictEqual(
+        yield* fault(size, { MICROVM_SIZE: "hunter2" }),
+        "MICROVM_SIZE is not valid: Expected a string representing a finite number"
+      )
+    }))
+
+  it("gives the message of other errors", () => {
+    assert.deepStrictEqual([new Error("why"), "text"].map(Backend.explain), ["why", "text"])
+  })
+})
