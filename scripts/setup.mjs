@@ -198,7 +198,9 @@ for (const signal of /** @type {const} */ (["SIGINT", "SIGTERM", "SIGHUP"])) {
     say(`ended by ${signal}; run it again to go on`)
     const code = 128 + os.signals[signal]
     if (child === undefined) process.exit(code)
-    child.removeAllListeners("close").on("exit", () => process.exit(code)).kill(signal)
+    // Nothing may follow: not when the child ends, and not when it may not be signalled, as sudo's children may not.
+    child.removeAllListeners("close").removeAllListeners("error").on("error", () => process.exit(code))
+    child.on("exit", () => process.exit(code)).kill(signal)
   })
 }
 

@@ -175,21 +175,25 @@ const runCommand = Command.make(
     timeout: Flag.String("timeout").pipe(
       Flag.withMetavar("DURATION"),
       Flag.optional,
-      Flag.withDescription("End the command after this time, and exit with 124: 500ms, 30s, 5m, 2h")
+      Flag.withDescription(
+        "End the command this long after it started in the guest, and exit with 124: 500ms, 30s, 5m, 2h"
+      )
     ),
     grace: Flag.String("grace").pipe(
       Flag.withMetavar("DURATION"),
       Flag.withDefault("5s"),
-      Flag.withDescription("How long the guest may take to power off before it is forced; 5s by default")
+      Flag.withDescription(
+        "How long the guest may take to obey its agent, and then its power button, before it is forced; 5s by default"
+      )
     ),
     network: Flag.Literals("network", ["none", "nat"]).pipe(
       Flag.withDefault("none"),
-      Flag.withDescription("The guest's network")
+      Flag.withDescription("The guest's network; nat is for a later version")
     ),
     allow: Flag.String("allow").pipe(
       Flag.withMetavar("RULE"),
       Flag.atLeast(0),
-      Flag.withDescription("What the guest may reach; may be repeated")
+      Flag.withDescription("What the guest may reach, for a later version; may be repeated")
     ),
     dryRun: Flag.Boolean("dry-run").pipe(
       Flag.withDefault(false),
@@ -214,12 +218,19 @@ const runCommand = Command.make(
     }
     const options = parsed.success
     yield* Effect.gen(function*() {
-      const backendDetail = yield* Backend.BackendDetail
-      if (flags.dryRun) return yield* dryRun(options, flags.json)
-      if (options.backend === "auto") yield* reporter.line(`backend qemu: ${backendDetail}`)
-      yield* conclude(yield* Run.run(options, { backendDetail, json: flags.json }), flags.json)
+      // A host whose programs hang must not keep us from ending.
+      const found = yield* orSignal(Layer.build(Backend.layer))
+      if (Result.isFailure(found)) {
+        return yield* conclude(failedBefore(options, { _tag: "Interrupted", signal: found.failure }), flags.json)
+      }
+      yield* Effect.gen(function*() {
+        const backendDetail = yield* Backend.BackendDetail
+        if (flags.dryRun) return yield* dryRun(options, flags.json)
+        if (options.backend === "auto") yield* reporter.line(`backend qemu: ${backendDetail}`)
+        yield* conclude(yield* Run.run(options, { backendDetail, json: flags.json }), flags.json)
+      }).pipe(Effect.provideContext(found.success))
     }).pipe(
-      Effect.provide(Backend.layer),
+      Effect.scoped,
       Effect.catch((error) => conclude(failedBefore(options, Run.toEnd(error)), flags.json))
     )
   })
@@ -310,7 +321,11 @@ const presenter = Effect.map(Reporter, ({ line }): CliOutput.Presenter => ({
     event._tag !== "InvalidInvocation"
       ? CliOutput.defaultPresenter.present(event)
       : Effect.forEach(
-        [...event.errors.map(({ message }) => message), `see ${event.commandPath.join(" ")} --help`],
+        [
+          ...event.errors.map(({ message }) => message),
+          ...(event.commandPath.includes("run") ? ["the command and its own flags go after --"] : []),
+          `see ${event.commandPath.join(" ")} --help`
+        ],
         line,
         { discard: true }
       )

@@ -29,11 +29,12 @@ import { ImageError } from "../image/ImageError.ts"
 import { ImageStore } from "../image/ImageStore.ts"
 import * as ExitCode from "../lifecycle/ExitCode.ts"
 import type { Phase, RunEnd, RunReport } from "../lifecycle/RunReport.ts"
+import type * as ShutdownPolicy from "../lifecycle/ShutdownPolicy.ts"
 import * as Machine from "../microvm/Machine.ts"
 import * as MachineEnd from "../microvm/MachineEnd.ts"
 import * as MachineSpec from "../microvm/MachineSpec.ts"
 import { MicroVmError } from "../microvm/MicroVmError.ts"
-import { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
+import { type MachineRequest, MicroVmProvider } from "../microvm/MicroVmProvider.ts"
 import * as Backend from "./Backend.ts"
 import { HostSignals } from "./HostSignals.ts"
 import { Reporter } from "./Reporter.ts"
@@ -228,13 +229,20 @@ export const run = Effect.fn("Run.run")(function*(
     )
 
     if (machine === undefined) return { end: ended, outcome: undefined }
-    const { shutdown } = machine
+    const { capabilities, shutdown } = machine
+    const { stages: [first, ...rest] } = Machine.defaultPolicy(capabilities)
+    // What the guest may refuse may take `grace` at the most.
+    const bounded = (stage: ShutdownPolicy.Stage<MachineRequest>) =>
+      stage.force ? stage : { ...stage, grace: Duration.min(stage.grace, options.grace) }
     // A guest that is still booting hears neither its agent nor its power button, and has nothing to lose.
     const stopped = yield* phase("stop", "stopping the machine")(
       Effect.orDie(shutdown(
         agent === undefined
           ? { request: { atLeast: "SIGTERM" } }
-          : { leading: [{ name: "guest power-off", request: agent.powerOff, grace: options.grace }] }
+          : {
+            leading: [{ name: "guest power-off", request: agent.powerOff, grace: options.grace }],
+            policy: { stages: [bounded(first), ...rest.map(bounded)] }
+          }
       ))
     )
     if (streams !== undefined) yield* Effect.timeoutOption(Fiber.await(streams), lastWordsWithin)

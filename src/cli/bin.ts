@@ -16,6 +16,7 @@ import * as NodeImageStore from "../image/NodeImageStore.ts"
 import * as ExitCode from "../lifecycle/ExitCode.ts"
 import * as NodeProcessSpawner from "../process/NodeProcessSpawner.ts"
 import * as NodeQemuHost from "../qemu/NodeQemuHost.ts"
+import * as Backend from "./Backend.ts"
 import * as Commands from "./Commands.ts"
 import { HostSignals } from "./HostSignals.ts"
 import { Reporter } from "./Reporter.ts"
@@ -51,7 +52,17 @@ const program = Effect.gen(function*() {
     // Output that nobody has read by then is lost, and the code is not to hide that.
     Effect.raceFirst(patient ? Effect.map(next, ExitCode.fromSignal) : Effect.as(Effect.sleep("1 second"), code))
   )
-}).pipe(Effect.provide(services), Effect.provideService(Logger.LogToStderr, true))
+}).pipe(
+  Effect.provide(services),
+  // A variable that is not valid, told before anything was done.
+  Effect.catch((error) =>
+    Effect.sync(() => {
+      process.stderr.write(`microvm: ${Backend.explain(error)}\n`)
+      return ExitCode.run.usage
+    })
+  ),
+  Effect.provideService(Logger.LogToStderr, true)
+)
 
 // Without a listener, a write to a pipe whose reader has gone away ends the process with a stack trace.
 for (const stream of [process.stdout, process.stderr]) stream.on("error", () => undefined)

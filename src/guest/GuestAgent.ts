@@ -168,7 +168,13 @@ const decoded = (data: string | undefined): Result.Result<Uint8Array, unknown> =
 type Status = typeof GuestAgentSchema.guestExecStatus.returns.Type
 
 const toStatus = (status: Status): ExitStatus.ExitStatus => {
-  if (status.exitcode !== undefined) return ExitStatus.exited(status.exitcode, "agent")
+  const { exitcode } = status
+  // A guest is not trusted: as an exit code of ours, its 256 would read as a success.
+  if (exitcode !== undefined) {
+    return exitcode >= 0 && exitcode <= 255
+      ? ExitStatus.exited(exitcode, "agent")
+      : ExitStatus.lost(`the agent told exit code ${exitcode}, which there is not`, "agent")
+  }
   if (status.signal === undefined) return ExitStatus.lost("the agent told neither an exit code nor a signal", "agent")
   const signal = Signal.fromNumber(status.signal)
   return signal === undefined
@@ -221,6 +227,7 @@ export const make = Effect.fn("GuestAgent.make")(function*(
   options: Options = {}
 ): Effect.fn.Return<GuestAgent, GuestError.GuestError, Scope.Scope> {
   const requestTimeout = Duration.fromInputUnsafe(options.requestTimeout ?? "10 seconds")
+  const services = yield* Effect.context()
   const connection = yield* Connection.make(socket, {
     within: Duration.fromInputUnsafe(options.within ?? "30 seconds"),
     maxWaiting: options.maxWaiting ?? 64
@@ -242,7 +249,7 @@ export const make = Effect.fn("GuestAgent.make")(function*(
   const spawn: GuestAgent["spawn"] = Effect.fn("GuestAgent.spawn")(function*(program, { capture = false } = {}) {
     const { args = [], env, input, path } = program
     yield* Programs.check({ names: { path }, args, env, input })
-    const { pid } = yield* request(GuestAgentSchema.guestExec, {
+    const { pid } = yield* connection.request(GuestAgentSchema.guestExec, {
       path,
       arg: args,
       "capture-output": capture,
@@ -250,6 +257,10 @@ export const make = Effect.fn("GuestAgent.make")(function*(
         ? {}
         : { env: Object.entries(env).map(([name, value]) => `${name}=${Programs.reveal(value)}`) }),
       ...(input === undefined ? {} : { "input-data": Base64.encode(input) })
+    }, {
+      within: requestTimeout,
+      // Whoever asked has gone, and nobody else knows of it.
+      onLate: (late) => void Effect.runForkWith(services)(endUnwanted(late.pid))
     })
     told.delete(pid)
     return pid
@@ -302,14 +313,16 @@ export const make = Effect.fn("GuestAgent.make")(function*(
     yield* run({ path: "/bin/sh", args }, () => Effect.void)
   })
 
+  const endUnwanted = (pid: number): Effect.Effect<void> =>
+    kill(pid, "SIGKILL").pipe(
+      // Reads its end too, or the agent would keep it for ever.
+      Effect.andThen(awaitEnd(pid)),
+      Effect.timeoutOption(killWithin),
+      Effect.ignore
+    )
+
   const exec: GuestAgent["exec"] = Effect.fn("GuestAgent.exec")(function*(program) {
-    return yield* run(program, (pid) =>
-      kill(pid, "SIGKILL").pipe(
-        // Reads its end too, or the agent would keep it for ever.
-        Effect.andThen(awaitEnd(pid)),
-        Effect.timeoutOption(killWithin),
-        Effect.ignore
-      ))
+    return yield* run(program, endUnwanted)
   })
 
   const shutdown = (mode: "powerdown" | "halt" | "reboot"): Effect.Effect<void, GuestError.GuestError> =>

@@ -107,7 +107,8 @@ export const isSuccess = (self: ExitStatus): boolean => self._tag === "Exited" &
 
 /**
  * The code a shell would show: the exit code, 128 + n for signal n (bash(1), "EXIT STATUS"), and 125 for `Lost`, as for
- * any other failure of the one who should have watched.
+ * any other failure of the one who should have watched. An exit code that there is not, outside 0 to 255, is 125 too: the
+ * kernel would cut it down, 256 to a success.
  *
  * @category conversions
  * @since 0.1.0
@@ -115,7 +116,7 @@ export const isSuccess = (self: ExitStatus): boolean => self._tag === "Exited" &
 export const toCode = (self: ExitStatus): number => {
   switch (self._tag) {
     case "Exited":
-      return self.code
+      return Number.isInteger(self.code) && self.code >= 0 && self.code <= 255 ? self.code : 125
     case "Signaled":
       return 128 + Signal.toNumber(self.signal)
     case "Lost":

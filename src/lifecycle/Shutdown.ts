@@ -122,6 +122,12 @@ export interface Shutdown {
   readonly stage: Effect.Effect<Option.Option<string>>
 }
 
+/** Throws for what is no duration, and NaN is none: taken for zero, it would be the harshest request of all. */
+const toMillis = (input: Duration.Input): number => {
+  if (Number.isNaN(input)) throw new RangeError("NaN is no duration: give a number of milliseconds")
+  return Duration.toMillis(Duration.fromInputUnsafe(input))
+}
+
 class Escalate extends Data.TaggedError("Escalate")<{}> {}
 
 /**
@@ -193,11 +199,13 @@ export const make = <R, E>(
         cap = deadline + Duration.toMillis(stage.maxExtension)
         let failure: { readonly error: unknown } | undefined
         const until = (): number => index === last ? deadline : Math.min(deadline, lastStageBy)
-        const deadlinePassed = Effect.map(hasEnded, (ended) => {
-          if (ended) return "ended" as const
-          if (until() === deadline) return "deadline" as const
+        const deadlinePassed: Effect.Effect<StageReport["end"]> = Effect.flatMap(hasEnded, (ended) => {
+          if (ended) return Effect.succeed("ended" as const)
+          // More time was granted while the target was asked.
+          if (until() > now()) return wait
+          if (until() === deadline) return Effect.succeed("deadline" as const)
           floor = last
-          return "hastened" as const
+          return Effect.succeed("hastened" as const)
         })
         const wait: Effect.Effect<StageReport["end"]> = Effect.suspend(() => {
           if (status !== undefined) return Effect.succeed("ended" as const)
@@ -289,9 +297,7 @@ export const make = <R, E>(
             }
             floor = Math.max(floor, index)
           }
-          if (within !== undefined) {
-            lastStageBy = Math.min(lastStageBy, now() + Duration.toMillis(Duration.fromInputUnsafe(within)))
-          }
+          if (within !== undefined) lastStageBy = Math.min(lastStageBy, now() + toMillis(within))
           if (startedAt !== undefined) {
             rouse()
             return restore(Deferred.await(outcome))
@@ -311,7 +317,7 @@ export const make = <R, E>(
           const stage = current === -1 ? undefined : stages[current]
           if (stage === undefined) return Effect.succeed(Duration.zero)
           const limit = current === last ? cap : Math.min(cap, lastStageBy)
-          const extended = Math.min(Math.max(deadline, now() + Duration.toMillis(Duration.fromInputUnsafe(by))), limit)
+          const extended = Math.min(Math.max(deadline, now() + toMillis(by)), limit)
           const granted = Duration.millis(Math.max(0, extended - deadline))
           deadline = Math.max(deadline, extended)
           rouse()

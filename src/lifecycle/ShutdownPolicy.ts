@@ -6,6 +6,7 @@
 import type * as Arr from "effect/Array"
 import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
+import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import type { Signal } from "./Signal.ts"
 
@@ -97,17 +98,22 @@ export const make = <R>(
   const faults: Array<string> = []
   const names = new Set<string>()
   let forced: string | undefined
+  const read = (name: string, field: string, input: Duration.Input): Duration.Duration => {
+    const duration = Number.isNaN(input) ? Option.none() : Duration.fromInput(input)
+    const fault = Option.isNone(duration) ? "write it as 500 or \"2 seconds\"" : boundFault(duration.value)
+    if (fault !== undefined) {
+      const value = Option.match(duration, { onNone: () => String(input), onSome: Duration.format })
+      faults.push(`stage "${name}": ${field} is ${value}: ${fault}`)
+    }
+    return Option.getOrElse(duration, () => Duration.zero)
+  }
   const toStage = (options: StageOptions<R>): Stage<R> => {
     const { name, request, force = false } = options
-    const grace = Duration.fromInputUnsafe(options.grace)
-    const maxExtension = Duration.fromInputUnsafe(options.maxExtension ?? 0)
     if (name === "") faults.push("a stage has an empty name: give it one")
     if (names.has(name)) faults.push(`two stages are called "${name}": rename one`)
     names.add(name)
-    for (const [field, duration] of Object.entries({ grace, maxExtension })) {
-      const fault = boundFault(duration)
-      if (fault !== undefined) faults.push(`stage "${name}": ${field} is ${Duration.format(duration)}: ${fault}`)
-    }
+    const grace = read(name, "grace", options.grace)
+    const maxExtension = read(name, "maxExtension", options.maxExtension ?? 0)
     if (force) forced = name
     else if (forced !== undefined) {
       faults.push(`stage "${name}" asks after "${forced}" has already forced: put it first`)

@@ -25,7 +25,10 @@ import * as Option from "effect/Option"
 export interface Part<out E = never, out R = never> {
   readonly name: string
   readonly stop: Effect.Effect<unknown, E, R>
-  /** How much of the budget it may claim, compared with the others. Default 1. The weight of a group is its largest. */
+  /**
+   * How much of the budget it may claim, compared with the others. Default 1, also for what is no number above zero. The
+   * weight of a group is its largest.
+   */
   readonly weight?: number | undefined
   /** Never more than this, whatever its share. Default: its share. */
   readonly atMost?: Duration.Input | undefined
@@ -44,7 +47,7 @@ export type PartOutcome<E = never> = Data.TaggedEnum<{
 }>
 
 const weightOf = (parts: ReadonlyArray<Part<unknown, unknown>>): number =>
-  parts.reduce((most, { weight = 1 }) => Math.max(most, weight), 0)
+  parts.reduce((most, { weight = 1 }) => Math.max(most, Number.isFinite(weight) && weight > 0 ? weight : 1), 0)
 
 /**
  * The share of a group, in a stop that has `left` and groups of the given weights still to go, the group's own first.

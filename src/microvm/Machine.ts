@@ -26,7 +26,7 @@ import * as ShutdownOutcome from "../lifecycle/ShutdownOutcome.ts"
 import * as ShutdownPolicy from "../lifecycle/ShutdownPolicy.ts"
 import { type Life, makeLife } from "./internal/life.ts"
 import type * as MachineEnd from "./MachineEnd.ts"
-import type { MachineSpec } from "./MachineSpec.ts"
+import * as MachineSpec from "./MachineSpec.ts"
 import * as MachineState from "./MachineState.ts"
 import * as MicroVmError from "./MicroVmError.ts"
 import { type Capabilities, type MachineRequest, MicroVmProvider, type Vmm } from "./MicroVmProvider.ts"
@@ -68,7 +68,7 @@ export interface ShutdownOptions {
  */
 export interface Machine {
   readonly id: string
-  readonly spec: MachineSpec
+  readonly spec: MachineSpec.MachineSpec
   readonly backend: string
   readonly capabilities: Capabilities
   /** The monitor's process, if there is one. */
@@ -161,13 +161,15 @@ export interface LaunchOptions {
  * @since 0.1.0
  */
 export const launch: (
-  spec: MachineSpec,
+  spec: MachineSpec.MachineSpec,
   options?: LaunchOptions
 ) => Effect.Effect<Machine, MicroVmError.MicroVmError, MicroVmProvider | Scope.Scope> = Effect.fn("Machine.launch")(
-  (spec: MachineSpec, options: LaunchOptions = {}) =>
+  (wanted: MachineSpec.MachineSpec, options: LaunchOptions = {}) =>
     Effect.uninterruptibleMask((restore) =>
       Effect.gen(function*() {
         const provider = yield* MicroVmProvider
+        // A type is a promise; what reaches a command line is checked.
+        const spec = yield* MachineSpec.decode(wanted)
         yield* Effect.fromResult(provider.plan(spec))
         const scope = yield* Scope.fork(yield* Effect.scope)
         const life = yield* makeLife()
@@ -196,7 +198,7 @@ const endUnattended = (machine: Machine): Effect.Effect<void> =>
   )
 
 const fromVmm = Effect.fnUntraced(function*(
-  spec: MachineSpec,
+  spec: MachineSpec.MachineSpec,
   { backend, capabilities }: MicroVmProvider["Service"],
   vmm: Vmm,
   life: Life,

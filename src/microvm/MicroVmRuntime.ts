@@ -209,14 +209,17 @@ export const make = Effect.fnUntraced(function*(
   const snapshot = Effect.fn("MicroVmRuntime.snapshot")((id: string, name: string) =>
     inTurn(id, "snapshot", (entry) =>
       withLife(entry, "snapshot", (machine) => {
-        if (entry.snapshots.includes(name)) {
+        if (entry.snapshots.includes(name) || entry.making.has(name)) {
           return MicroVmError.fail(new MicroVmError.SnapshotAlreadyExists({ id: entry.id, snapshot: name }))
         }
-        // Listed even if the caller has left when it is made.
-        return once(Effect.andThen(
-          machine.snapshot(name),
-          Effect.sync(() => void (entry.snapshots = [...entry.snapshots, name]))
-        ))
+        entry.making.add(name)
+        // Listed even if the caller has left when it is made; until then its name is taken.
+        return once(
+          machine.snapshot(name).pipe(
+            Effect.tap(() => Effect.sync(() => void (entry.snapshots = [...entry.snapshots, name]))),
+            Effect.ensuring(Effect.sync(() => entry.making.delete(name)))
+          )
+        )
       }))
   )
 

@@ -25,7 +25,8 @@ const reason = {
  */
 export const KillScope = Schema.TaggedUnion({
   Process: reason,
-  Group: { ...reason, pgid: Schema.Int },
+  // kill(2) takes 0 for our own group and -1 for every process there is.
+  Group: { ...reason, pgid: Schema.Int.check(Schema.isGreaterThanOrEqualTo(2)) },
   CGroup: { ...reason, path: Schema.String }
 })
 

@@ -9,6 +9,7 @@ import * as Option from "effect/Option"
 import * as NodeFs from "node:fs"
 import { isMainThread } from "node:worker_threads"
 import * as Signal from "../lifecycle/Signal.ts"
+import { cachedSuccess } from "./internal/cachedSuccess.ts"
 import * as CGroup from "./internal/NodeCGroup.ts"
 import { attempt, errnoName } from "./internal/NodeErrno.ts"
 import * as Launch from "./internal/NodeLaunch.ts"
@@ -29,6 +30,9 @@ const probe = (executable: string, args: ReadonlyArray<string>): LaunchPlan => (
   cgroup: undefined,
   dieWithParent: false
 })
+
+/** What runs longer than this is taken not to work, and is killed. */
+const probeTime = "2 seconds"
 
 const inherited = (): Record<string, string> => {
   const env: Record<string, string> = {}
@@ -51,27 +55,32 @@ const make = Effect.gen(function*() {
   const options = { setpriv: undefined, neverDumps: neverDumps() }
 
   const run = (plan: LaunchPlan) =>
-    Launch.launch(plan, options).pipe(
-      Effect.flatMap((child) => child.exit),
-      Effect.map((status) => status._tag === "Exited" && status.code === 0),
-      Effect.uninterruptible
-    )
+    Effect.acquireUseRelease(
+      Launch.launch(plan, options),
+      (child) => Effect.timeoutOption(child.exit, probeTime),
+      (child) =>
+        Effect.gen(function*() {
+          if (Option.isSome(yield* child.poll)) return
+          attempt(() => process.kill(-child.pid, "SIGKILL"))
+          yield* Effect.timeoutOption(child.exit, probeTime)
+        })
+    ).pipe(Effect.map(Option.exists((status) => status._tag === "Exited" && status.code === 0)))
 
   /**
    * setpriv(1) of util-linux, where it is there and knows --pdeathsig. The kernel binds that signal to the thread that
    * forked, so a child of a worker thread would die with the worker: not used there.
    */
-  const setpriv = yield* Effect.cached(
+  const setpriv = yield* cachedSuccess(
     Effect.gen(function*() {
       const { executable, faults } = Locate.locate({ command: "setpriv", path: inherited()["PATH"], cwd: "/" })
       if (!isMainThread || faults.length > 0) return undefined
       const works = yield* run(probe(executable, ["--pdeathsig", "KILL", "--", "/bin/sh", "-c", "exit 0"]))
       return works ? executable : undefined
-    }).pipe(Effect.orElseSucceed(() => undefined))
+    })
   )
 
   const root = CGroup.findRoot(`${process.pid}-${startedAt}-${Math.random().toString(36).slice(2, 8)}`)
-  const cgroupSupport = yield* Effect.cached(
+  const cgroupSupport = yield* cachedSuccess(
     Effect.gen(function*() {
       if ("why" in root) return { _tag: "Unusable", why: root.why } as const
       const path = `${root.path}/probe`
@@ -83,7 +92,7 @@ const make = Effect.gen(function*() {
       return works
         ? { _tag: "Usable", root: root.path } as const
         : { _tag: "Unusable", why: `a process cannot enter a cgroup below ${root.path}` } as const
-    }).pipe(Effect.catch((error) => Effect.succeed({ _tag: "Unusable", why: error.message } as const)))
+    })
   )
 
   return ProcessHost.of({
@@ -101,8 +110,12 @@ const make = Effect.gen(function*() {
           return errnoName(cause) !== "ESRCH"
         }
       }),
-    kill: (target, signal) =>
-      Effect.try({
+    kill: (target, signal) => {
+      if (!Number.isSafeInteger(target) || Math.abs(target) < 2) {
+        const why = `${target} stands for more than a process or a group of ours: give a pid from 2 on, or minus a pgid`
+        return Effect.fail(fromReason(ProcessErrorReason.InvalidArgument({ field: "target", why })))
+      }
+      return Effect.try({
         try: () => process.kill(target, Signal.toNumber(signal)),
         catch: (cause) => ({ cause, code: errnoName(cause) })
       }).pipe(Effect.catch(({ cause, code }) =>
@@ -114,12 +127,20 @@ const make = Effect.gen(function*() {
           }),
           cause
         ))
-      )),
+      ))
+    },
     turn,
     locate: (request) => Effect.sync(() => Locate.locate(request)),
-    launch: (plan) => Effect.flatMap(setpriv, (found) => Launch.launch(plan, { ...options, setpriv: found })),
+    launch: (plan) =>
+      // Nothing is started yet, so a caller that cannot be interrupted any more still can be while it waits for that.
+      Effect.interruptible(Effect.orElseSucceed(setpriv, () => undefined)).pipe(
+        Effect.flatMap((found) => Launch.launch(plan, { ...options, setpriv: found }))
+      ),
     cgroupRoot: "path" in root ? Option.some(root.path) : Option.none(),
-    cgroupSupport,
+    cgroupSupport: Effect.catch(
+      cgroupSupport,
+      (error) => Effect.succeed({ _tag: "Unusable", why: error.message } as const)
+    ),
     cgroup: CGroup.at,
     makeCGroup: CGroup.make
   })

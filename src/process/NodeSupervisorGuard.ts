@@ -14,7 +14,7 @@ import * as NodeNet from "node:net"
 import * as NodePath from "node:path"
 import type { Writable } from "node:stream"
 import { guardScript } from "./internal/guardScript.ts"
-import { errnoName } from "./internal/NodeErrno.ts"
+import { errnoName, withoutArguments } from "./internal/NodeErrno.ts"
 import { fromReason, type ProcessError, ProcessErrorReason } from "./ProcessError.ts"
 import { SupervisorGuard, Watched } from "./SupervisorGuard.ts"
 
@@ -36,7 +36,14 @@ const toLine: (what: Watched) => string = Watched.$match({
 
 /** It is going to be removed with all in it, without asking: it had better be meant. */
 const check = (what: Watched): Effect.Effect<void, ProcessError> => {
-  if (what._tag === "Group") return Effect.void
+  if (what._tag === "Group") {
+    return Number.isSafeInteger(what.pgid) && what.pgid >= 2
+      ? Effect.void
+      : Effect.fail(fromReason(ProcessErrorReason.InvalidArgument({
+        field: "pgid",
+        why: `${what.pgid} is no process group to kill: give a number from 2 on`
+      })))
+  }
   const { path } = what
   const isMeant = NodePath.isAbsolute(path) && NodePath.normalize(path) === path && NodePath.dirname(path) !== path &&
     !path.includes("\0")
@@ -62,9 +69,8 @@ const make = Effect.gen(function*() {
   let starts = 0
   let isClosing = false
 
-  const start = (): Guard => {
-    starts++
-    const child = NodeChildProcess.spawn("/bin/sh", ["-c", guardScript, "microvm-guard", mark], {
+  const spawn = () =>
+    NodeChildProcess.spawn("/bin/sh", ["-c", guardScript, "microvm-guard", mark], {
       cwd: "/",
       // Without the mark that a guard above us would look for: it has to outlive us.
       env: { PATH: process.env["PATH"] ?? "/usr/bin:/bin" },
@@ -72,13 +78,29 @@ const make = Effect.gen(function*() {
       // A session of its own: what a terminal or a group kill sends to us does not reach it.
       detached: true
     })
+
+  /** Never throws: it is called by event handlers too. What could not be started, the next thing to watch starts. */
+  const start = (onFailure: (cause: unknown) => void): Guard | undefined => {
+    let child: ReturnType<typeof spawn>
+    try {
+      child = spawn()
+    } catch (cause) {
+      onFailure(cause)
+      return undefined
+    }
+    if (child.pid === undefined) {
+      // Out of descriptors, it has no pipe either.
+      child.on("error", onFailure)
+      return undefined
+    }
+    starts++
     const gone = Deferred.makeUnsafe<void>()
     const pipe = child.stdin
     const end = (): void => {
       Deferred.doneUnsafe(gone, Exit.void)
       if (guard?.child !== child) return
       guard = undefined
-      if (!isClosing && watched.size > 0 && starts < mostStarts) guard = start()
+      if (!isClosing && watched.size > 0 && starts < mostStarts) guard = start(() => {})
     }
     child.once("exit", end).once("error", end)
     pipe.on("error", () => {})
@@ -90,12 +112,14 @@ const make = Effect.gen(function*() {
 
   const tell = (line: string): Effect.Effect<void, ProcessError> =>
     Effect.callback<void, ProcessError>((resume) => {
-      guard ??= starts < mostStarts ? start() : undefined
-      if (guard === undefined) {
+      if (guard === undefined && starts >= mostStarts) {
         resume(Effect.fail(guardFailed(`it has been killed ${mostStarts} times: find out by whom`)))
         return
       }
-      guard.pipe.write(line, (cause) => {
+      guard ??= start((cause) =>
+        resume(Effect.fail(guardFailed(`it cannot be started: ${errnoName(cause)}`, withoutArguments(cause))))
+      )
+      guard?.pipe.write(line, (cause) => {
         resume(cause ? Effect.fail(guardFailed(`it cannot be told: ${errnoName(cause)}`, cause)) : Effect.void)
       })
     }).pipe(Effect.timeoutOrElse({
@@ -133,7 +157,7 @@ const make = Effect.gen(function*() {
             const line = toLine(what)
             watched.set(slot, line)
             return Effect.as(tell(`${slot} ${line}\n`), slot).pipe(
-              Effect.tapError(() => Effect.sync(() => watched.delete(slot)))
+              Effect.onError(() => Effect.sync(() => watched.delete(slot)))
             )
           }),
           (slot) => {

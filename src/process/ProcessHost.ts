@@ -155,7 +155,10 @@ export class ProcessHost extends Context.Service<ProcessHost, {
   readonly list: (since: number) => Effect.Effect<ReadonlyArray<ProcessInfo>>
   /** Has the process group any member, dead ones that nobody has waited for included? */
   readonly groupExists: (pgid: number) => Effect.Effect<boolean>
-  /** kill(2): a negative target is a process group. `false` when there is no such process or group. */
+  /**
+   * kill(2): a negative target is a process group. `false` when there is no such process or group. Fails with
+   * `InvalidArgument` for -1, 0 and 1, which stand for every process, our own group and init.
+   */
   readonly kill: (target: number, signal: Signal) => Effect.Effect<boolean, ProcessError>
   /** Waits its turn, so that many children that are ended at once do not hold up all else. */
   readonly turn: Effect.Effect<void>
@@ -168,7 +171,7 @@ export class ProcessHost extends Context.Service<ProcessHost, {
   readonly launch: (plan: LaunchPlan) => Effect.Effect<Child, ProcessError>
   /** All cgroups that this host makes are below this path; none where there can be none. Nothing is made by asking. */
   readonly cgroupRoot: Option.Option<string>
-  /** Tries it once, below `cgroupRoot`. */
+  /** Tries it below `cgroupRoot`, once for all unless the attempt itself failed. */
   readonly cgroupSupport: Effect.Effect<CGroupSupport>
   /** A cgroup by its path; nothing is made. */
   readonly cgroup: (path: string) => CGroup

@@ -33,8 +33,10 @@ export interface Ended {
 export interface Options {
   /** Given as it is, and then ended; `null` is a pipe that stays open. Default: nothing. */
   readonly stdin?: string | NodeJS.ReadableStream | null
-  /** Does anybody read its output? Default `true`. */
-  readonly read?: boolean
+  /** A descriptor that it gets as its stdout. Default: a pipe. */
+  readonly stdout?: number
+  /** Which of its output is read. Default: both. */
+  readonly read?: ReadonlyArray<"stdout" | "stderr">
   /** Runs it on a terminal of its own; all that it shows is its stdout then. Default `false`. */
   readonly terminal?: boolean
 }
@@ -54,19 +56,24 @@ export class Executable implements AsyncDisposable {
   stdout = ""
   stderr = ""
   stdoutBytes = 0
+  private readonly closed: Promise<unknown>
   private readonly hash = NodeCrypto.createHash("sha256")
   private hasEnded = false
 
-  constructor(args: ReadonlyArray<string>, { read = true, stdin = "", terminal = false }: Options = {}) {
+  constructor(
+    args: ReadonlyArray<string>,
+    { read = ["stdout", "stderr"], stdin = "", stdout, terminal = false }: Options = {}
+  ) {
     const words = [process.execPath, bin, "run", "--name", this.machine, ...args]
     const [program = "", ...rest] = terminal
       ? ["script", "--quiet", "--return", "--flush", "--command", `exec ${words.map(shellWord).join(" ")}`, "/dev/null"]
       : words
     const child = NodeChildProcess.spawn(program, rest, {
       env: { ...process.env, TERM: "xterm", TMPDIR: this.temporary },
-      stdio: ["pipe", "pipe", "pipe"]
+      stdio: ["pipe", stdout ?? "pipe", "pipe"]
     })
     this.child = child
+    this.closed = once(child, "close")
     this.ended = once(child, "exit").then(([code, signal]: ReadonlyArray<unknown>) => {
       this.hasEnded = true
       return {
@@ -74,22 +81,21 @@ export class Executable implements AsyncDisposable {
         signal: signals.find((one) => one === signal) ?? null
       }
     })
-    child.stdin.on("error", () => {})
-    if (typeof stdin === "string") child.stdin.end(stdin)
-    else stdin?.pipe(child.stdin)
-    if (read) this.read()
-  }
-
-  /** Reads its output from now on. */
-  read(): void {
-    this.child.stdout?.on("data", (chunk: Uint8Array) => {
-      this.stdoutBytes += chunk.length
-      this.hash.update(chunk)
-      if (this.stdout.length < keptBytes) this.stdout += Buffer.from(chunk).toString()
-    })
-    this.child.stderr?.on("data", (chunk: Uint8Array) => {
-      if (this.stderr.length < keptBytes) this.stderr += Buffer.from(chunk).toString()
-    })
+    child.stdin?.on("error", () => {})
+    if (typeof stdin === "string") child.stdin?.end(stdin)
+    else if (child.stdin !== null) stdin?.pipe(child.stdin)
+    if (read.includes("stdout")) {
+      child.stdout?.on("data", (chunk: Uint8Array) => {
+        this.stdoutBytes += chunk.length
+        this.hash.update(chunk)
+        if (this.stdout.length < keptBytes) this.stdout += Buffer.from(chunk).toString()
+      })
+    }
+    if (read.includes("stderr")) {
+      child.stderr?.on("data", (chunk: Uint8Array) => {
+        if (this.stderr.length < keptBytes) this.stderr += Buffer.from(chunk).toString()
+      })
+    }
   }
 
   /** The SHA-256 of its whole stdout. */
@@ -103,6 +109,11 @@ export class Executable implements AsyncDisposable {
 
   kill(signal: NodeJS.Signals): void {
     this.child.kill(signal)
+  }
+
+  /** Is its QEMU there? */
+  hasMachine(): boolean {
+    return descendants(this.pid).some(({ command, line }) => command.startsWith("qemu") && line.includes(this.machine))
   }
 
   /** Waits until the command has said this. */
@@ -119,9 +130,11 @@ export class Executable implements AsyncDisposable {
 
   /** Waits for its end and for the end of its output. */
   async end(): Promise<Ended> {
-    const closed = this.hasEnded ? undefined : once(this.child, "close")
     const ended = await this.ended
-    await closed
+    // What nobody has read by now is let go.
+    this.child.stdout?.resume()
+    this.child.stderr?.resume()
+    await this.closed
     return ended
   }
 

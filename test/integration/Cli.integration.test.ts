@@ -8,6 +8,9 @@ import * as Schema from "effect/Schema"
 import * as NodeChildProcess from "node:child_process"
 import * as NodeCrypto from "node:crypto"
 import { once } from "node:events"
+import * as NodeFs from "node:fs"
+import * as NodeOs from "node:os"
+import * as NodePath from "node:path"
 import { Readable } from "node:stream"
 import { RunReport } from "../../src/lifecycle/RunReport.ts"
 import {
@@ -45,17 +48,13 @@ const decodeReport = Schema.decodeUnknownSync(Schema.fromJsonString(RunReport))
 const longer = 300_000
 
 describe.skipIf(lacks(qemu))("microvm run", () => {
-  let bootMillis = 0
-
   beforeAll(() => {
     const built = microvm("image", "build")
     assert.strictEqual(built.status, 0, built.stderr)
   }, 900_000)
 
   it("exits with the command's code, and leaves nothing", async () => {
-    const began = Date.now()
     const { code, stderr, stdout } = await run(["--", "sh", "-c", "exit 7"])
-    bootMillis = Date.now() - began
     assert.deepStrictEqual({ code, stdout }, { code: 7, stdout: "" })
     assert.match(stderr, /^microvm: backend qemu: QEMU [\d.]+ with (KVM|TCG), since /)
   })
@@ -149,26 +148,46 @@ describe.skipIf(lacks(qemu))("microvm run", () => {
     assert.notMatch(stderr, /error|EPIPE/i)
   })
 
-  /** More than a pipe holds, and less than what Node would wait for: all is done but for the reader. */
-  const unread = async (act: (running: Executable) => void) => {
-    await using running = new Executable(["--", "head", "-c", "75000", "/dev/zero"], { read: false })
-    const machine = () => descendants(running.pid).some(({ command }) => command.startsWith("qemu"))
-    await until("a machine", machine)
-    await until("the machine's end", () => !machine())
-    await sleep(1500)
-    act(running)
-    const { code } = await running.end()
-    return { code, bytes: running.stdoutBytes }
+  /** Writes more than a pipe holds, and less than what Node would wait for: all is done but for the reader. */
+  const unread = async (act: (running: Executable) => Promise<unknown>) => {
+    const directory = NodeFs.mkdtempSync(NodePath.join(NodeOs.tmpdir(), "microvm-cli-test-"))
+    const fifo = NodePath.join(directory, "stdout")
+    NodeChildProcess.execFileSync("mkfifo", [fifo])
+    const reader = NodeFs.openSync(fifo, NodeFs.constants.O_RDONLY | NodeFs.constants.O_NONBLOCK)
+    const stdout = NodeFs.openSync(fifo, NodeFs.constants.O_WRONLY)
+    try {
+      await using running = new Executable(["--", "head", "-c", "75000", "/dev/zero"], { stdout })
+      NodeFs.closeSync(stdout)
+      await until("a machine", () => running.hasMachine())
+      await until("the machine's end", () => !running.hasMachine())
+      await sleep(1500)
+      await act(running)
+      let bytes = 0
+      await until("the end of its output", () => {
+        try {
+          const read = NodeFs.readSync(reader, new Uint8Array(65_536))
+          bytes += read
+          return read === 0
+        } catch {
+          // There is nothing just now (EAGAIN).
+          return false
+        }
+      })
+      return { code: (await running.end()).code, bytes }
+    } finally {
+      NodeFs.closeSync(reader)
+      NodeFs.rmSync(directory, { recursive: true })
+    }
   }
 
   it("waits for whoever reads its output", async () => {
-    assert.deepStrictEqual(await unread((running) => running.read()), { code: 0, bytes: 75_000 })
+    assert.deepStrictEqual(await unread(async () => {}), { code: 0, bytes: 75_000 })
   })
 
   it("does not hide by its code that output was lost at a signal", async () => {
     const { bytes, code } = await unread((running) => {
       running.kill("SIGTERM")
-      setTimeout(() => running.read(), 200)
+      return running.ended
     })
     assert.strictEqual(code, 143)
     assert.isBelow(bytes, 75_000)
@@ -183,10 +202,12 @@ describe.skipIf(lacks(qemu))("microvm run", () => {
 
   for (const stream of ["stdout", "stderr"] as const) {
     it(`ends at a signal, though nobody reads the ${stream} that is full`, async () => {
-      const script = stream === "stdout" ? "yes" : "yes >&2"
-      const { code } = await run(["--", "sh", "-c", script], { read: false, stdin: null }, async (running) => {
-        await until("a machine", () => descendants(running.pid).some(({ command }) => command.startsWith("qemu")))
-        await sleep(bootMillis)
+      const script = stream === "stdout" ? "echo up >&2; yes" : "echo up; yes >&2"
+      const read = stream === "stdout" ? ["stderr" as const] : ["stdout" as const]
+      const { code } = await run(["--", "sh", "-c", script], { read, stdin: null }, async (running) => {
+        await running.says("up")
+        // A pipe is full in no time.
+        await sleep(500)
         running.kill("SIGTERM")
       })
       assert.strictEqual(code, 143)
@@ -226,7 +247,7 @@ describe.skipIf(lacks(qemu))("a signal", () => {
 
   it("while the guest boots ends it, too", async () => {
     const ended = await run(["--json", ...waiting], {}, async (running) => {
-      await until("a machine", () => descendants(running.pid).some(({ command }) => command.startsWith("qemu")))
+      await until("a machine", () => running.hasMachine())
       running.kill("SIGTERM")
     })
     assert.strictEqual(ended.code, 143)

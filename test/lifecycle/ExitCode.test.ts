@@ -110,6 +110,14 @@ describe("ExitStatus", () => {
     expect(ExitStatus.format(status)).toBe(text)
   })
 
+  it.each([256, -1, 999, 0.5, Number.NaN])(
+    "an exit code of %d, which there is not, never reads as a success",
+    (code) => {
+      const end = ExitCode.fromRun({ _tag: "Completed", status: { _tag: "Exited", code, observedBy: "agent" } })
+      expect(end).toBe(125)
+    }
+  )
+
   it.prop("survives JSON", [ExitStatus.ExitStatus], ([status]) => {
     const codec = Schema.fromJsonString(ExitStatus.ExitStatus)
     expect(Schema.decodeSync(codec)(Schema.encodeSync(codec)(status))).toEqual(status)

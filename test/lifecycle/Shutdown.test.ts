@@ -189,6 +189,14 @@ describe("Shutdown", () => {
       expect(Exit.isFailure(yield* Effect.exit(shutdown.run()))).toBe(true)
     }))
 
+  it.effect("NaN is no time to hasten to", () =>
+    Effect.gen(function*() {
+      const { sent, target } = yield* scripted({})
+      const shutdown = yield* Shutdown.make(target, ShutdownPolicy.defaults)
+      expect(Exit.isFailure(yield* Effect.exit(shutdown.run({ within: Number.NaN })))).toBe(true)
+      expect(sent).toEqual([])
+    }))
+
   it.effect("an observer that fails changes nothing", () =>
     Effect.gen(function*() {
       const { target } = yield* scripted({ SIGTERM: leaves(30) })
@@ -213,6 +221,13 @@ describe("ShutdownPolicy", () => {
       "a stage has an empty name: give it one",
       "stage \"\": maxExtension is Infinity: give it an end, or the shutdown has none",
       "stage \"\" asks after \"a\" has already forced: put it first"
+    ])
+  })
+
+  it("takes no NaN for zero", () => {
+    const result = ShutdownPolicy.make([{ name: "a", request: 1, grace: Number.NaN }])
+    expect(Result.isFailure(result) && result.failure.faults).toEqual([
+      "stage \"a\": grace is NaN: write it as 500 or \"2 seconds\""
     ])
   })
 

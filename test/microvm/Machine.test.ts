@@ -68,6 +68,18 @@ const settled = <A, E>(fiber: Fiber.Fiber<A, E>) => Effect.andThen(TestClock.adj
 
 const host = Effect.provide(MemoryProvider.layer)
 
+describe("a launch", () => {
+  it.effect("checks a specification that only claims to be one, before anything is done", () =>
+    Effect.gen(function*() {
+      const driver = yield* MemoryDriver.MemoryDriver
+      const forged = { ...(yield* spec), vcpus: -1, memoryMib: Number.NaN, channels: ["x,chardev=foo"] }
+      const error = yield* Effect.flip(Effect.scoped(Machine.launch(forged)))
+      expect(error.reason).toMatchObject({ _tag: "InvalidSpec" })
+      expect(error.reason._tag === "InvalidSpec" && error.reason.faults.length).toBe(3)
+      expect(yield* driver.events).toEqual([])
+    }).pipe(host))
+})
+
 describe("operations by state", () => {
   const reach: { readonly [S in MachineState.MachineState]?: (all: Launched) => Effect.Effect<unknown, unknown> } = {
     created: () => Effect.void,

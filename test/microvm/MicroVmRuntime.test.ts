@@ -544,6 +544,18 @@ describe("the scope of the runtime", () => {
 })
 
 describe("snapshots", () => {
+  it.effect("keep their name while they are made, also when the caller has left", () =>
+    Effect.gen(function*() {
+      const { runtime } = yield* setUp({ snapshot: Effect.sleep("1 second") })
+      yield* runtime.create(wanted("m"))
+      yield* runtime.start("m")
+      const left = yield* fork(runtime.snapshot("m", "s"))
+      yield* Fiber.interrupt(left)
+      expect((yield* reason(runtime.snapshot("m", "s")))?._tag).toBe("SnapshotAlreadyExists")
+      yield* pass("1 second")
+      expect(yield* runtime.listSnapshots("m")).toEqual(Option.some(["s"]))
+    }).pipe(host))
+
   it.effect("are listed when made, also if the caller has left, and stay through lives", () =>
     Effect.gen(function*() {
       const { driver, runtime } = yield* setUp({ snapshot: Effect.sleep("1 second") })

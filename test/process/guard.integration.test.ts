@@ -16,6 +16,7 @@ import {
 } from "node:fs"
 import { tmpdir } from "node:os"
 import { dirname } from "node:path"
+import * as Mark from "../../src/process/Mark.ts"
 import * as NodeSupervisorGuard from "../../src/process/NodeSupervisorGuard.ts"
 import { SupervisorGuard, Watched } from "../../src/process/SupervisorGuard.ts"
 import { cgroupSupport, clearUp, eventually, fixture, hasCGroups, trial } from "./support.ts"
@@ -225,6 +226,61 @@ describe("the guard", () => {
         expect(error.reason).toMatchObject({ _tag: "InvalidArgument", field: "path" })
       }
     }).pipe(Effect.provide(NodeSupervisorGuard.layer)))
+
+  it.live("refuses to watch a group that stands for more", () =>
+    Effect.gen(function*() {
+      const guard = yield* SupervisorGuard
+      for (const pgid of [-7, -1, 0, 1, 2.5, NaN]) {
+        const error = yield* Effect.flip(Effect.scoped(guard.watch(Watched.Group({ pgid, startTime: 1 }))))
+        expect(error.reason).toMatchObject({ _tag: "InvalidArgument", field: "pgid" })
+      }
+    }).pipe(Effect.provide(NodeSupervisorGuard.layer)))
+
+  it.live("that cannot be started for want of descriptors is a typed error, and is started when there are some", () =>
+    Effect.sync(() => {
+      const { status, stderr, stdout } = spawnSync(
+        "/bin/sh",
+        ["-c", `ulimit -n 128; exec "$0" "$1"`, process.execPath, fixture("starved-guard.ts")],
+        { encoding: "utf8", timeout: 30_000 }
+      )
+      expect({ status, stderr, lines: stdout.trim().split("\n") }).toEqual({
+        status: 0,
+        stderr: "",
+        lines: ["it cannot be started: EMFILE", "watched", "none", "watched", "replaced"]
+      })
+    }), 40_000)
+
+  it.live("kills a whole group whose leader is gone, as long as a member carries the mark", () =>
+    Effect.gen(function*() {
+      const { guardScript } = yield* Effect.promise(() => import("../../src/process/internal/guardScript.ts"))
+      const mark = `test-${process.pid}`
+      const leader = spawn("/bin/sh", ["-c", "read -r _; sleep 4445 & env -i sleep 4446 & exit 0"], {
+        detached: true,
+        env: { ...process.env, [Mark.variable]: `${mark}.1` },
+        stdio: ["pipe", "ignore", "ignore"]
+      })
+      const pgid = leader.pid ?? 0
+      const startTime = readFileSync(`/proc/${pgid}/stat`, "latin1").replace(/^.*\) /s, "").split(" ")[19]
+      leader.stdin.end("\n")
+      yield* died(leader)
+      const members = () =>
+        readdirSync("/proc").filter((name) => {
+          try {
+            return new RegExp(`\\) [^Z] \\d+ ${pgid} `).test(readFileSync(`/proc/${name}/stat`, "latin1"))
+          } catch {
+            return false
+          }
+        })
+      expect(members().length).toBe(2)
+      const names = () => members().map((pid) => commandOf(Number(pid)))
+      expect(yield* eventually(() => names().every((name) => name === "sleep"))).toBe(true)
+      const guard = spawn("/bin/sh", ["-c", guardScript, "microvm-guard", mark], { stdio: ["pipe", "ignore", "ignore"] })
+      guard.stdin.end(`1 group ${pgid} ${startTime}\n`)
+      yield* died(guard)
+      const left = members()
+      left.forEach((pid) => process.kill(Number(pid), "SIGKILL"))
+      expect(left).toEqual([])
+    }))
 
   it.live("survives garbage, forgets what it is told to forget, and does not follow links", () =>
     withDirectory((base) =>

@@ -9,9 +9,10 @@ import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import * as Socket from "effect/socket/Socket"
 import * as Stream from "effect/Stream"
-import { chmodSync, mkdirSync, mkdtempSync, readdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs"
+import { chmodSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { monitorEventLoopDelay } from "node:perf_hooks"
+import { inspect } from "node:util"
 import * as ExitStatus from "../../src/lifecycle/ExitStatus.ts"
 import * as Mark from "../../src/process/Mark.ts"
 import * as Process from "../../src/process/Process.ts"
@@ -222,6 +223,50 @@ describe("a command that cannot be", () => {
         expect(yield* status("no-x", { env: { PATH: `${directory}:${directory}/later` } })).toEqual(
           ExitStatus.exited(8)
         )
+      }).pipe(Effect.scoped, Effect.provide(layer))
+    ))
+})
+
+describe("a process group", () => {
+  const withArgument = (argument: string): ReadonlyArray<string> =>
+    readdirSync("/proc").filter((name) => {
+      try {
+        return /^\d+$/.test(name) && readFileSync(`/proc/${name}/cmdline`, "latin1").includes(argument)
+      } catch {
+        return false
+      }
+    })
+
+  it.live("ends with its scope, though its leader is reaped in the tick in which an unmarked member starts", () =>
+    Effect.gen(function*() {
+      const seconds = `4444.${process.pid}`
+      yield* Effect.forEach(
+        Array.from({ length: 40 }),
+        () =>
+          spawn(ChildProcess.make("sh", ["-c", `exec env -i sh -c 'sleep ${seconds} & exit 0'`]), {
+            killScope: "group"
+          }).pipe(Effect.flatMap((child) => child.exit), Effect.scoped),
+        { concurrency: 4, discard: true }
+      )
+      const left = withArgument(seconds)
+      left.forEach((pid) => process.kill(Number(pid), "SIGKILL"))
+      expect(left).toEqual([])
+    }).pipe(Effect.provide(layer)))
+})
+
+describe("a spawn that fails", () => {
+  it.live("keeps no argument in its error", () =>
+    withDirectory((directory) =>
+      Effect.gen(function*() {
+        const path = `${directory}/program`
+        writeFileSync(path, "#!/no/such/interpreter\n")
+        chmodSync(path, 0o755)
+        const error = yield* Effect.flip(
+          spawn(ChildProcess.make(path, ["hunter2"]), { killScope: "group", dieWithParent: false })
+        )
+        expect(error.reason).toMatchObject({ _tag: "SpawnFailed", code: "ENOENT" })
+        expect(error.cause).toMatchObject({ code: "ENOENT" })
+        expect(inspect(error, { depth: 9, showHidden: true })).not.toContain("hunter2")
       }).pipe(Effect.scoped, Effect.provide(layer))
     ))
 })

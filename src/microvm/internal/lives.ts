@@ -30,6 +30,8 @@ export interface Entry {
   state: MachineState
   end: Option.Option<MachineEnd>
   snapshots: ReadonlyArray<string>
+  /** Names of snapshots that are being made. */
+  readonly making: Set<string>
   life: Life | undefined
   launching: Fiber.Fiber<Life, MicroVmError.MicroVmError> | undefined
   /** Settled when nothing of the last life is left. */
@@ -43,6 +45,7 @@ export const makeEntry = (spec: MachineSpec): Entry => ({
   state: "creating",
   end: Option.none(),
   snapshots: [],
+  making: new Set(),
   life: undefined,
   launching: undefined,
   reaped: Effect.void,

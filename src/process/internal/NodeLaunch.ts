@@ -10,7 +10,7 @@ import * as ExitStatus from "../../lifecycle/ExitStatus.ts"
 import * as Signal from "../../lifecycle/Signal.ts"
 import { fromReason, type ProcessError, ProcessErrorReason } from "../ProcessError.ts"
 import type { Child, LaunchPlan, OutputSource } from "../ProcessHost.ts"
-import { errnoName } from "./NodeErrno.ts"
+import { errnoName, withoutArguments } from "./NodeErrno.ts"
 import * as ProcTable from "./NodeProcTable.ts"
 import { inTurn } from "./NodeTurns.ts"
 
@@ -106,7 +106,10 @@ export const launch = (
 ): Effect.Effect<Child, ProcessError> =>
   Effect.suspend(() => {
     const spawnFailed = (cause: unknown): ProcessError =>
-      fromReason(ProcessErrorReason.SpawnFailed({ command: plan.executable, code: errnoName(cause) }), cause)
+      fromReason(
+        ProcessErrorReason.SpawnFailed({ command: plan.executable, code: errnoName(cause) }),
+        withoutArguments(cause)
+      )
     const [file, args] = commandLine(plan, options.setpriv)
     let child: NodeChildProcess.ChildProcess
     try {

@@ -32,20 +32,39 @@ kill_cgroup() {
   find "$1" -depth -type d -exec rmdir {} ';'
 }
 
+find_marked() {
+  set +f
+  marked=$(grep -lsF -e "${Mark.variable}=$mark." /proc/[0-9]*/environ)
+  set -f
+}
+
+find_groups() {
+  find_marked
+  groups=' '
+  for file in $marked; do
+    stat=$(cat "\${file%environ}stat") || continue
+    set -- \${stat##*) }
+    groups="$groups$3 "
+  done
+}
+
 kill_group() {
-  stat=$(cat "/proc/$1/stat") || return 0
+  case $1 in '' | *[!0-9]* | 0 | 1) return 0 ;; esac
   pgid=$1 since=$2
-  set -- \${stat##*) }
-  [ "\${20}" = "$since" ] || return 0
-  [ "$1" = Z ] || found=1
+  if stat=$(cat "/proc/$pgid/stat"); then
+    set -- \${stat##*) }
+    [ "\${20}" = "$since" ] || return 0
+    [ "$1" = Z ] || found=1
+  else
+    [ -n "$groups" ] || find_groups
+    case $groups in *" $pgid "*) found=1 ;; *) return 0 ;; esac
+  fi
   kill -s KILL -- "-$pgid"
 }
 
 kill_marked() {
-  set +f
-  files=$(grep -lsF -e "${Mark.variable}=$mark." /proc/[0-9]*/environ)
-  set -f
-  for file in $files; do
+  find_marked
+  for file in $marked; do
     pid=\${file#/proc/}
     kill -s KILL "\${pid%/environ}" && found=1
   done
@@ -72,6 +91,7 @@ quiet=0
 rounds=0
 while [ "$quiet" -lt 6 ] && [ "$rounds" -lt 200 ]; do
   found=0
+  groups=
   clear processes
   kill_marked
   if [ "$found" = 0 ]; then quiet=$((quiet + 1)); else quiet=0; fi

@@ -2,7 +2,7 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import type { ExitStatus } from "../../lifecycle/ExitStatus.ts"
 import type { Signal } from "../../lifecycle/Signal.ts"
-import type { ProcessError } from "../ProcessError.ts"
+import { fromReason, type ProcessError, ProcessErrorReason } from "../ProcessError.ts"
 import { type CGroup, isAlive, type ProcessHost, type ProcessInfo } from "../ProcessHost.ts"
 
 /** The process that a kill scope belongs to. */
@@ -68,18 +68,23 @@ const group = (host: ProcessHost["Service"], leader: Leader, pgid: number, mark:
   /**
    * Live members, if the group is the one we made. Its number cannot be given away while a member is there, dead or
    * alive; so it is ours while the leader is not reaped, and later as long as one member started before that or carries
-   * our mark.
+   * our mark. A tick is 10 ms, so a member can start in the very one in which the leader is reaped.
    */
   const members = Effect.gen(function*() {
     if (!(yield* host.groupExists(pgid))) return []
     const all = (yield* host.list(leader.startTime)).filter((info) => info.group === pgid)
     const pinnedUntil = leader.pinnedUntil()
     const isOurs = pinnedUntil === undefined ||
-      all.some((info) => info.startTime < pinnedUntil || (mark !== undefined && info.mark === mark))
+      all.some((info) => info.startTime <= pinnedUntil || (mark !== undefined && info.mark === mark))
     return isOurs ? all.filter(isAlive) : []
   })
   const isEmpty = Effect.map(members, (found) => found.length === 0)
-  const send = withContinue((signal) => host.kill(-pgid, signal))
+  const send = withContinue((signal) =>
+    pgid >= 2 ? host.kill(-pgid, signal) : Effect.fail(fromReason(ProcessErrorReason.InvalidArgument({
+      field: "killScope.pgid",
+      why: `is ${pgid}: no process group that we start has a number below 2`
+    })))
+  )
   return {
     request: (signal) =>
       Effect.flatMap(leader.poll, (status) => Option.isNone(status) ? Effect.succeed(false) : isEmpty).pipe(

@@ -16,6 +16,7 @@ import { fromReason, type ProcessError, ProcessErrorReason } from "../ProcessErr
 import type { ProcessHost } from "../ProcessHost.ts"
 import type { SpawnOptions } from "../SpawnOptions.ts"
 import { type SupervisorGuard, Watched } from "../SupervisorGuard.ts"
+import { cachedSuccess } from "./cachedSuccess.ts"
 import { chooseScope } from "./chooseScope.ts"
 import * as CommandPlan from "./commandPlan.ts"
 import * as OutputPipe from "./outputPipe.ts"
@@ -50,12 +51,12 @@ export const make = Effect.fnUntraced(function*(host: ProcessHost["Service"], gu
   let spawned = 0
 
   // One word to the guard covers every cgroup to come, so it is told before the first is tried.
-  const cgroupSupport = yield* Effect.cached(Effect.gen(function*() {
-    if (Option.isSome(host.cgroupRoot)) {
-      yield* Scope.provide(guard.watch(Watched.CGroup({ path: host.cgroupRoot.value })), layerScope)
-    }
-    return yield* host.cgroupSupport
-  }))
+  const watchRoot = yield* cachedSuccess(
+    Option.isNone(host.cgroupRoot)
+      ? Effect.void
+      : Scope.provide(guard.watch(Watched.CGroup({ path: host.cgroupRoot.value })), layerScope)
+  )
+  const cgroupSupport = Effect.andThen(watchRoot, host.cgroupSupport)
 
   const start = Effect.fnUntraced(function*(
     plan: CommandPlan.CommandPlan,

@@ -112,7 +112,8 @@ export const bringUp = Effect.fnUntraced(function*(
     ),
     Terminate: Effect.suspend(() => {
       asked = true
-      return Effect.mapError(child.signal("SIGTERM"), failed("SIGTERM"))
+      // A monitor that was stopped hears only after SIGCONT.
+      return Effect.mapError(Effect.andThen(child.signal("SIGTERM"), child.signal("SIGCONT")), failed("SIGTERM"))
     }),
     Kill: Effect.suspend(() => {
       asked = true

@@ -1,0 +1,93 @@
+import { describe, expect, it } from "@effect/vitest"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Schema from "effect/Schema"
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { cachedSuccess } from "../../src/process/internal/cachedSuccess.ts"
+import { KillScope } from "../../src/process/KillScope.ts"
+import * as NodeProcessHost from "../../src/process/NodeProcessHost.ts"
+import { type LaunchPlan, ProcessHost } from "../../src/process/ProcessHost.ts"
+import { eventually, trial } from "./support.ts"
+
+describe("what stands for more than one process or group", () => {
+  it.live("is not signalled", () =>
+    Effect.gen(function*() {
+      const host = yield* ProcessHost
+      for (const target of [-1, 0, 1, NaN, 2.5]) {
+        const error = yield* Effect.flip(host.kill(target, "SIGCONT"))
+        expect(error.reason).toMatchObject({ _tag: "InvalidArgument", field: "target" })
+      }
+    }).pipe(Effect.provide(NodeProcessHost.layer)))
+
+  it("is no kill scope", () => {
+    const isKillScope = Schema.is(KillScope)
+    const group = (pgid: number) => isKillScope({ _tag: "Group", pgid, reason: "asked for" })
+    expect([-7, -1, 0, 1, 2].map(group)).toEqual([false, false, false, false, true])
+  })
+})
+
+it.effect("a failure is not kept, a success is", () =>
+  Effect.gen(function*() {
+    let runs = 0
+    const cached = yield* cachedSuccess(Effect.suspend(() => ++runs < 3 ? Effect.fail("EMFILE") : Effect.succeed(runs)))
+    expect(yield* Effect.flip(cached)).toBe("EMFILE")
+    expect(yield* Effect.flip(cached)).toBe("EMFILE")
+    expect([yield* cached, yield* cached, runs]).toEqual([3, 3, 3])
+  }))
+
+describe("a setpriv that never ends", () => {
+  /** Has the host find a setpriv that hangs, and forks at that. */
+  const withHangingSetpriv = <A, E, R>(use: (alive: () => ReadonlyArray<number>) => Effect.Effect<A, E, R>) =>
+    Effect.acquireUseRelease(
+      Effect.sync(() => {
+        const directory = mkdtempSync(`${tmpdir()}/process-host-`)
+        const own = trial()
+        const env = Object.entries(own.env).map(([name, value]) => `${name}=${value}`).join(" ")
+        writeFileSync(`${directory}/setpriv`, `#!/bin/sh\nenv ${env} sleep 4447\n:\n`, { mode: 0o755 })
+        const path = process.env["PATH"] ?? ""
+        process.env["PATH"] = `${directory}:${path}`
+        return { alive: own.alive, directory, path }
+      }),
+      ({ alive }) => use(alive),
+      ({ directory, path }) =>
+        Effect.sync(() => {
+          process.env["PATH"] = path
+          rmSync(directory, { recursive: true, force: true })
+        })
+    )
+
+  const plan: LaunchPlan = {
+    executable: "/bin/sh",
+    args: ["-c", "exit 0"],
+    env: {},
+    cwd: "/",
+    stdio: ["ignore", "ignore", "ignore"],
+    detached: true,
+    cgroup: undefined,
+    dieWithParent: true
+  }
+
+  it.live("is given up and killed, and the program is started without it", () =>
+    withHangingSetpriv((alive) =>
+      Effect.gen(function*() {
+        const host = yield* ProcessHost
+        const child = yield* host.launch(plan)
+        expect(yield* child.exit).toMatchObject({ _tag: "Exited", code: 0 })
+        expect(yield* eventually(() => alive().length === 0)).toBe(true)
+      }).pipe(Effect.provide(NodeProcessHost.layer))
+    ), 20_000)
+
+  it.live("holds up nobody who is interrupted", () =>
+    withHangingSetpriv((alive) =>
+      Effect.gen(function*() {
+        const host = yield* ProcessHost
+        const fiber = yield* Effect.forkChild(Effect.uninterruptible(host.launch(plan)), { startImmediately: true })
+        expect(yield* eventually(() => alive().length === 1)).toBe(true)
+        const [took] = yield* Effect.timed(Fiber.interrupt(fiber))
+        expect(Duration.toMillis(took)).toBeLessThan(1500)
+        expect(yield* eventually(() => alive().length === 0)).toBe(true)
+      }).pipe(Effect.provide(NodeProcessHost.layer))
+    ), 20_000)
+})
