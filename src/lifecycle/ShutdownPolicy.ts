@@ -102,7 +102,10 @@ export const make = <R>(
     const duration = Number.isNaN(input) ? Option.none() : Duration.fromInput(input)
     const fault = Option.isNone(duration) ? "write it as 500 or \"2 seconds\"" : boundFault(duration.value)
     if (fault !== undefined) {
-      const value = Option.match(duration, { onNone: () => String(input), onSome: Duration.format })
+      const value = Option.match(duration, {
+        onNone: () => Number.isNaN(input) ? "NaN" : JSON.stringify(input),
+        onSome: Duration.format
+      })
       faults.push(`stage "${name}": ${field} is ${value}: ${fault}`)
     }
     return Option.getOrElse(duration, () => Duration.zero)

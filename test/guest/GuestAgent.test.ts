@@ -326,6 +326,26 @@ describe("programs", () => {
       expect((yield* agent.exec({ path: "cat", input })).stdout).toEqual(input)
     }))
 
+  it.effect("with an exit code that there is not are lost, and no success", () =>
+    Effect.gen(function*() {
+      const { agent } = yield* setUp()
+      for (const code of ["256", "-1"]) {
+        expect((yield* agent.exec({ path: "exit", args: [code] })).status._tag).toBe("Lost")
+      }
+    }))
+
+  it.effect("that start after whoever asked has gone are ended", () =>
+    Effect.gen(function*() {
+      const { agent, guest } = yield* setUp()
+      yield* guest.pause
+      const fiber = yield* background(agent.exec({ path: "sleep", args: ["1000"] }))
+      yield* Fiber.interrupt(fiber)
+      yield* guest.resume
+      yield* TestClock.adjust("10 seconds")
+      expect((yield* guest.requests).some(({ execute }) => execute === "guest-exec")).toBe(true)
+      expect(yield* guest.running).toEqual([])
+    }))
+
   it.effect("are asked for less and less often", () =>
     Effect.gen(function*() {
       const { agent, guest } = yield* setUp()

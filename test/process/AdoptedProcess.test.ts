@@ -69,6 +69,24 @@ describe("on a scripted host", () => {
       expect(yield* driver.delivered).toEqual([])
     }).pipe(withScript({ exitAfter: "100 millis" })))
 
+  it.effect("signals nobody for a group that stands for more", () =>
+    Effect.gen(function*() {
+      const driver = yield* ScriptedProcess.Driver
+      const process = yield* spawn("process")
+      for (const pgid of [-process.pid, 0, 1, NaN]) {
+        const adopted = yield* AdoptedProcess.adopt(process.identity, {
+          killScope: { _tag: "Group", pgid, reason: "decoded" }
+        })
+        const fiber = yield* Effect.forkChild(adopted.shutdown(), { startImmediately: true })
+        yield* TestClock.adjust("1 minute")
+        expect(yield* Fiber.join(fiber)).toMatchObject({
+          _tag: "Unkillable",
+          stages: [{ end: "failed" }, { end: "failed" }]
+        })
+      }
+      expect(yield* driver.delivered).toEqual([])
+    }).pipe(withScript({})))
+
   it.effect("takes a process of an earlier boot for gone", () =>
     Effect.gen(function*() {
       const driver = yield* ScriptedProcess.Driver

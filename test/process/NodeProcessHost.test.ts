@@ -5,11 +5,36 @@ import * as Fiber from "effect/Fiber"
 import * as Schema from "effect/Schema"
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
+import { inspect } from "node:util"
 import { cachedSuccess } from "../../src/process/internal/cachedSuccess.ts"
 import { KillScope } from "../../src/process/KillScope.ts"
 import * as NodeProcessHost from "../../src/process/NodeProcessHost.ts"
 import { type LaunchPlan, ProcessHost } from "../../src/process/ProcessHost.ts"
 import { eventually, trial } from "./support.ts"
+
+const plan: LaunchPlan = {
+  executable: "/bin/sh",
+  args: ["-c", "exit 0"],
+  env: {},
+  cwd: "/",
+  stdio: ["ignore", "ignore", "ignore"],
+  detached: true,
+  cgroup: undefined,
+  dieWithParent: true
+}
+
+it.live("a start that fails keeps no argument in its error", () =>
+  Effect.gen(function*() {
+    const host = yield* ProcessHost
+    const faulty: LaunchPlan = { ...plan, dieWithParent: false }
+    // One fails with an event, the other is thrown.
+    const absent = yield* Effect.flip(host.launch({ ...faulty, executable: "/no/such/program", args: ["hunter2"] }))
+    expect(absent.reason).toMatchObject({ _tag: "SpawnFailed", code: "ENOENT" })
+    expect(absent.cause).toMatchObject({ code: "ENOENT", errno: -2, syscall: "spawn /no/such/program" })
+    const invalid = yield* Effect.flip(host.launch({ ...faulty, args: ["hunter2\0"] }))
+    expect(invalid.reason).toMatchObject({ _tag: "SpawnFailed", code: "ERR_INVALID_ARG_VALUE" })
+    expect(inspect([absent, invalid], { depth: 9, showHidden: true })).not.toContain("hunter2")
+  }).pipe(Effect.provide(NodeProcessHost.layer)))
 
 describe("what stands for more than one process or group", () => {
   it.live("is not signalled", () =>
@@ -58,26 +83,19 @@ describe("a setpriv that never ends", () => {
         })
     )
 
-  const plan: LaunchPlan = {
-    executable: "/bin/sh",
-    args: ["-c", "exit 0"],
-    env: {},
-    cwd: "/",
-    stdio: ["ignore", "ignore", "ignore"],
-    detached: true,
-    cgroup: undefined,
-    dieWithParent: true
-  }
-
-  it.live("is given up and killed, and the program is started without it", () =>
-    withHangingSetpriv((alive) =>
-      Effect.gen(function*() {
-        const host = yield* ProcessHost
-        const child = yield* host.launch(plan)
-        expect(yield* child.exit).toMatchObject({ _tag: "Exited", code: 0 })
-        expect(yield* eventually(() => alive().length === 0)).toBe(true)
-      }).pipe(Effect.provide(NodeProcessHost.layer))
-    ), 20_000)
+  it.live(
+    "is given up and killed, and the program is started without it",
+    () =>
+      withHangingSetpriv((alive) =>
+        Effect.gen(function*() {
+          const host = yield* ProcessHost
+          const child = yield* host.launch(plan)
+          expect(yield* child.exit).toMatchObject({ _tag: "Exited", code: 0 })
+          expect(yield* eventually(() => alive().length === 0)).toBe(true)
+        }).pipe(Effect.provide(NodeProcessHost.layer))
+      ),
+    20_000
+  )
 
   it.live("holds up nobody who is interrupted", () =>
     withHangingSetpriv((alive) =>

@@ -3,6 +3,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
 import * as ChildProcess from "effect/process/ChildProcess"
 import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
@@ -13,8 +14,9 @@ import type { ShutdownRequest } from "../../src/lifecycle/Shutdown.ts"
 import * as ShutdownPolicy from "../../src/lifecycle/ShutdownPolicy.ts"
 import * as Process from "../../src/process/Process.ts"
 import { fromReason, ProcessErrorReason } from "../../src/process/ProcessError.ts"
-import { ProcessSpawner } from "../../src/process/ProcessSpawner.ts"
+import { layer as spawnerLayer, ProcessSpawner } from "../../src/process/ProcessSpawner.ts"
 import type { SpawnOptions } from "../../src/process/SpawnOptions.ts"
+import { SupervisorGuard } from "../../src/process/SupervisorGuard.ts"
 import * as ScriptedProcess from "../../src/testing/ScriptedProcess.ts"
 
 const command = ChildProcess.make("db", ["--data", "/srv"])
@@ -38,6 +40,27 @@ const shutdownWithin = (process: Process.Process, time: Duration.Input, request?
   })
 
 const elapsed = (outcome: { readonly elapsed: Duration.Duration }): number => Duration.toMillis(outcome.elapsed)
+
+it.effect("a guard that fails once fails one spawn, not all to come", () => {
+  let asked = 0
+  const host = ScriptedProcess.layerHost({ cgroups: true, script: () => ({}) })
+  const guard = Layer.succeed(
+    SupervisorGuard,
+    SupervisorGuard.of({
+      mark: "test",
+      watch: () =>
+        Effect.suspend(() =>
+          ++asked === 1 ? Effect.fail(fromReason(ProcessErrorReason.GuardFailed({ why: "EMFILE" }))) : Effect.void
+        )
+    })
+  )
+  return Effect.gen(function*() {
+    expect((yield* Effect.flip(spawn())).reason).toEqual({ _tag: "GuardFailed", why: "EMFILE" })
+    expect((yield* spawn()).killScope._tag).toBe("CGroup")
+    yield* spawn()
+    expect(asked).toBe(2)
+  }).pipe(Effect.scoped, Effect.provide(Layer.provide(spawnerLayer, Layer.merge(host, guard))))
+})
 
 describe("shutdown of a process", () => {
   it.effect("one that handles SIGTERM ends gracefully, when it does", () =>

@@ -236,19 +236,23 @@ describe("the guard", () => {
       }
     }).pipe(Effect.provide(NodeSupervisorGuard.layer)))
 
-  it.live("that cannot be started for want of descriptors is a typed error, and is started when there are some", () =>
-    Effect.sync(() => {
-      const { status, stderr, stdout } = spawnSync(
-        "/bin/sh",
-        ["-c", `ulimit -n 128; exec "$0" "$1"`, process.execPath, fixture("starved-guard.ts")],
-        { encoding: "utf8", timeout: 30_000 }
-      )
-      expect({ status, stderr, lines: stdout.trim().split("\n") }).toEqual({
-        status: 0,
-        stderr: "",
-        lines: ["it cannot be started: EMFILE", "watched", "none", "watched", "replaced"]
-      })
-    }), 40_000)
+  it.live(
+    "that cannot be started for want of descriptors is a typed error, and is started when there are some",
+    () =>
+      Effect.sync(() => {
+        const { status, stderr, stdout } = spawnSync(
+          "/bin/sh",
+          ["-c", `ulimit -n 128; exec "$0" "$1"`, process.execPath, fixture("starved-guard.ts")],
+          { encoding: "utf8", timeout: 30_000 }
+        )
+        expect({ status, stderr, lines: stdout.trim().split("\n") }).toEqual({
+          status: 0,
+          stderr: "",
+          lines: ["it cannot be started: EMFILE", "watched", "none", "watched", "replaced"]
+        })
+      }),
+    40_000
+  )
 
   it.live("kills a whole group whose leader is gone, as long as a member carries the mark", () =>
     Effect.gen(function*() {
@@ -274,7 +278,9 @@ describe("the guard", () => {
       expect(members().length).toBe(2)
       const names = () => members().map((pid) => commandOf(Number(pid)))
       expect(yield* eventually(() => names().every((name) => name === "sleep"))).toBe(true)
-      const guard = spawn("/bin/sh", ["-c", guardScript, "microvm-guard", mark], { stdio: ["pipe", "ignore", "ignore"] })
+      const guard = spawn("/bin/sh", ["-c", guardScript, "microvm-guard", mark], {
+        stdio: ["pipe", "ignore", "ignore"]
+      })
       guard.stdin.end(`1 group ${pgid} ${startTime}\n`)
       yield* died(guard)
       const left = members()

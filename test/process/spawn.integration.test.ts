@@ -9,10 +9,18 @@ import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import * as Socket from "effect/socket/Socket"
 import * as Stream from "effect/Stream"
-import { chmodSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs"
+import {
+  chmodSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync
+} from "node:fs"
 import { tmpdir } from "node:os"
 import { monitorEventLoopDelay } from "node:perf_hooks"
-import { inspect } from "node:util"
 import * as ExitStatus from "../../src/lifecycle/ExitStatus.ts"
 import * as Mark from "../../src/process/Mark.ts"
 import * as Process from "../../src/process/Process.ts"
@@ -252,23 +260,6 @@ describe("a process group", () => {
       left.forEach((pid) => process.kill(Number(pid), "SIGKILL"))
       expect(left).toEqual([])
     }).pipe(Effect.provide(layer)))
-})
-
-describe("a spawn that fails", () => {
-  it.live("keeps no argument in its error", () =>
-    withDirectory((directory) =>
-      Effect.gen(function*() {
-        const path = `${directory}/program`
-        writeFileSync(path, "#!/no/such/interpreter\n")
-        chmodSync(path, 0o755)
-        const error = yield* Effect.flip(
-          spawn(ChildProcess.make(path, ["hunter2"]), { killScope: "group", dieWithParent: false })
-        )
-        expect(error.reason).toMatchObject({ _tag: "SpawnFailed", code: "ENOENT" })
-        expect(error.cause).toMatchObject({ code: "ENOENT" })
-        expect(inspect(error, { depth: 9, showHidden: true })).not.toContain("hunter2")
-      }).pipe(Effect.scoped, Effect.provide(layer))
-    ))
 })
 
 describe("signals", () => {

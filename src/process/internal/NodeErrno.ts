@@ -10,7 +10,7 @@ export const withoutArguments = (cause: unknown): unknown => {
   const { code } = cause
   const errno = "errno" in cause ? cause.errno : undefined
   const syscall = "syscall" in cause ? cause.syscall : undefined
-  return Object.assign(new Error(`spawn: ${errnoName(cause)}`), { code, errno, syscall })
+  return Object.assign(new Error(`spawn ${errnoName(cause)}`), { code, errno, syscall })
 }
 
 /** Runs `f`; `undefined` when the file or process it looks at is gone or closed to us. */
