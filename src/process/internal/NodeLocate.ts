@@ -48,7 +48,11 @@ export const locate = (request: {
   readonly path: string | undefined
   readonly cwd: string | undefined
 }): { readonly executable: string; readonly faults: ReadonlyArray<ProcessErrorReason> } => {
-  const cwd = NodePath.resolve(request.cwd ?? ".")
+  const cwd = attempt(() => NodePath.resolve(request.cwd ?? "."))
+  if (cwd === undefined) {
+    const why = "our own working directory is gone: change to another"
+    return { executable: request.command, faults: [ProcessErrorReason.BadWorkingDirectory({ path: ".", why })] }
+  }
   const directoryFault = checkDirectory(cwd)
   const faults = directoryFault === undefined
     ? []
