@@ -287,6 +287,7 @@ describe("signals", () => {
         JSON.stringify(target.identity)
       ]))
       const output = yield* text(asNobody.stdout)
+      yield* asNobody.exit
       const complaint = (yield* asNobody.tail).stderr.text
       if (/EACCES|Permission denied|ERR_MODULE_NOT_FOUND/.test(complaint)) {
         console.warn(`skipped: nobody cannot read this directory: ${complaint}`)
