@@ -25,6 +25,7 @@ import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import type * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import type { ExitStatus } from "./ExitStatus.ts"
 import { ShutdownOutcome, type StageReport, type Survivor } from "./ShutdownOutcome.ts"
@@ -192,6 +193,15 @@ export const make = <R, E>(
         return status !== undefined
       })
 
+      const watch = target.ended.pipe(
+        Effect.map((seen) => {
+          status = seen
+          rouse()
+        }),
+        Effect.forkDetach({ startImmediately: true, uninterruptible: false })
+      )
+      let watcher: Fiber.Fiber<void> | undefined
+
       const attempt = Effect.fnUntraced(function*(stage: Stage<R>, index: number, start: number) {
         const began = now()
         current = index
@@ -235,6 +245,8 @@ export const make = <R, E>(
           ),
           Effect.forkDetach({ startImmediately: true, uninterruptible: false })
         )
+        // After the first request: nothing that can wait comes before it.
+        watcher ??= yield* watch
         const end = yield* wait
         request.interruptUnsafe()
         const report: StageReport = {
@@ -272,15 +284,8 @@ export const make = <R, E>(
       const climb = (start: number): Effect.Effect<ShutdownOutcome> =>
         Effect.gen(function*() {
           if (yield* hasEnded) return yield* conclude(undefined, start)
-          const watcher = yield* target.ended.pipe(
-            Effect.map((seen) => {
-              status = seen
-              rouse()
-            }),
-            Effect.forkDetach({ startImmediately: true, uninterruptible: false })
-          )
           const stage = yield* ladder(start)
-          watcher.interruptUnsafe()
+          watcher?.interruptUnsafe()
           current = -1
           return yield* conclude(stage, start)
         })

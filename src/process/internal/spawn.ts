@@ -108,7 +108,8 @@ export const make = Effect.fnUntraced(function*(host: ProcessHost["Service"], gu
       const stdout = OutputPipe.make("stdout", child.output(1), tailBytes)
       const stderr = OutputPipe.make("stderr", child.output(2), tailBytes)
       const drain = Effect.all([stdout.drain, stderr.drain], { concurrency: 2, discard: true })
-      let isDrained = false
+      const hasOutput = child.output(1) !== undefined || child.output(2) !== undefined
+      let isDrained = !hasOutput
       const drainToTheEnd = Effect.suspend(() => {
         if (isDrained) return Effect.void
         isDrained = true
@@ -116,19 +117,21 @@ export const make = Effect.fnUntraced(function*(host: ProcessHost["Service"], gu
       })
       const ended = Effect.andThen(stdout.ended, stderr.ended)
       // Not a race: nobody who waits for the end has to wait for the drain to be stopped as well.
-      const exit = child.output(1) === undefined && child.output(2) === undefined
-        ? child.exit
-        : Effect.acquireUseRelease(
+      const exit = hasOutput
+        ? Effect.acquireUseRelease(
           Effect.forkIn(drain, pipes),
           () => child.exit,
           (draining) => Effect.sync(() => draining.interruptUnsafe())
         )
+        : child.exit
       const shutdown = yield* Shutdown.make(
         Target.make(host, { ...child, pinnedUntil: child.reapedAt }, killScope, mark),
         options.policy ?? plan.policy ?? ShutdownPolicy.defaults,
         { onEvent: options.onShutdown }
       )
-      const lastRead = Effect.andThen(drainToTheEnd, Effect.timeoutOption(ended, lastWords))
+      const lastRead = hasOutput
+        ? Effect.andThen(drainToTheEnd, Effect.timeoutOption(ended, lastWords))
+        : Effect.void
 
       yield* Scope.addFinalizer(
         scope,
