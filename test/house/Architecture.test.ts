@@ -15,7 +15,7 @@ describe("src keeps the rules", () => {
     expect(cycles(modules)).toEqual([])
   })
 
-  it("process.exit in one place", () => {
+  it("process.exit at the edges only, once in each", () => {
     expect(processExits(modules)).toEqual([])
   })
 
@@ -187,10 +187,14 @@ describe("each rule sees its violation, and only that", () => {
     expect(cycles(modules.slice(3))).toEqual([])
   })
 
-  it("a second process.exit", () => {
-    const one = parse("src/cli/A.ts", "process.exit(1)")
-    const two = parse("src/cli/B.ts", "globalThis.process.exit(2)")
-    expect(processExits([one])).toEqual([])
-    expect(processExits([one, two]).map((violation) => violation.at)).toEqual(["src/cli/A.ts:1", "src/cli/B.ts:1"])
+  it("a process.exit beside the edges, and a second one in an edge", () => {
+    const edge = parse("src/cli/bin.ts", "process.exit(1)")
+    const beside = parse("src/cli/B.ts", "globalThis.process.exit(2)")
+    const twice = parse("src/service/NodeService.ts", "process.exit(1)\nprocess.exit(2)")
+    expect(processExits([edge])).toEqual([])
+    expect(processExits([edge, beside, twice]).map((violation) => violation.at)).toEqual([
+      "src/cli/B.ts:1",
+      "src/service/NodeService.ts:2"
+    ])
   })
 })
