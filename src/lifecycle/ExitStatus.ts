@@ -12,11 +12,12 @@ import * as Signal from "./Signal.ts"
  * - `wait`: the kernel told us as the parent (wait(2)); the only witness of an exit code on the host.
  * - `identity`: the process was not our child; its identity (boot, pid, start time) is gone.
  * - `agent`: the agent inside a guest told us about a process of the guest.
+ * - `self`: the part of our own process that has ended told so.
  *
  * @category models
  * @since 0.1.0
  */
-export const ObservedBy = Schema.Literals(["wait", "identity", "agent"])
+export const ObservedBy = Schema.Literals(["wait", "identity", "agent", "self"])
 
 /**
  * @category models
