@@ -1,0 +1,103 @@
+/**
+ * Logs, traces and metrics of a service: lines on stdout, and an OpenTelemetry collector when there is one.
+ *
+ * @since 0.1.0
+ */
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import * as Option from "effect/Option"
+import * as References from "effect/References"
+import type { ServiceConfig, Telemetry } from "./ServiceConfig.ts"
+import { explain } from "./ServiceError.ts"
+
+/**
+ * For how long what is still collected is sent on when the scope closes: a tenth of the stop budget, at most one second, and
+ * no time at all without a collector.
+ *
+ * @category conversions
+ * @since 0.1.0
+ */
+export const flushWithin = ({ stopBudget, telemetry }: ServiceConfig): Duration.Duration =>
+  Option.isNone(telemetry.otlp) ? Duration.zero : Duration.min(Duration.seconds(1), Duration.times(stopBudget, 0.1))
+
+/** A value that cannot be written as JSON, a getter that throws say, costs the line its message, not the service its life. */
+const jsonLogger = Logger.withConsoleLog(Logger.make<unknown, string>((options) => {
+  try {
+    return Logger.formatJson.log(options)
+  } catch (cause) {
+    return JSON.stringify({
+      message: `a log message could not be written: ${explain(cause)}`,
+      level: options.logLevel.toUpperCase(),
+      timestamp: options.date.toISOString()
+    })
+  }
+}))
+
+const consoleLogger = ({ colors, logFormat }: Telemetry): Logger.Logger<unknown, void> => {
+  const terminal = process.stdout.isTTY
+  const format = Option.getOrElse(logFormat, () => terminal ? "pretty" : "json")
+  return format === "json" ? jsonLogger : Logger.consolePretty({ colors: colors && terminal, mode: "tty" })
+}
+
+const ignore = (): void => {}
+
+/**
+ * Node ends a process that writes to a pipe that nobody reads any more, unless somebody listens for the error. It comes after
+ * the write, maybe when all scopes are closed, so the listener stays.
+ */
+const surviveClosedOutput = Effect.sync(() => {
+  for (const stream of [process.stdout, process.stderr]) {
+    if (!stream.listeners("error").includes(ignore)) stream.on("error", ignore)
+  }
+})
+
+/**
+ * Loggers, the least level that is logged, and exporters of traces, metrics and logs if the configuration names a collector.
+ *
+ * **Details**
+ *
+ * - Lines go to stdout: `pretty` on a terminal, one JSON object a line otherwise, coloured on a terminal only, and not if
+ *   `NO_COLOR` says so. Whoever closes stdout loses the lines, nothing else.
+ * - A collector that cannot be reached neither fails the service nor holds it up. That is said once, as a warning; while it
+ *   lasts, what is collected is dropped.
+ * - When the scope closes, what is left is sent within `flushWithin`.
+ *
+ * ```ts import.meta.vitest
+ * import { NodeTelemetry, ServiceConfig } from "effect-microvm-runtime/service"
+ * import * as Effect from "effect/Effect"
+ * import * as References from "effect/References"
+ * import * as Result from "effect/Result"
+ *
+ * const config = Result.getOrThrow(ServiceConfig.parse({
+ *   env: { SERVICE_LOG_LEVEL: "debug" },
+ *   argv: [],
+ *   defaults: { name: "notes" }
+ * }))
+ * const program = Effect.provide(
+ *   Effect.service(References.MinimumLogLevel),
+ *   NodeTelemetry.layer(config, { version: "1.0.0" })
+ * )
+ * await Effect.runPromise(program) // => "Debug"
+ * ```
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer = (config: ServiceConfig, { version }: { readonly version: string }): Layer.Layer<never> => {
+  const { environment, telemetry } = config
+  const console = Layer.merge(
+    Logger.layer([consoleLogger(telemetry), Logger.tracerLogger]),
+    Layer.effect(References.MinimumLogLevel, Effect.as(surviveClosedOutput, telemetry.logLevel))
+  )
+  return Option.match(telemetry.otlp, {
+    onNone: () => console,
+    onSome: (otlp) =>
+      Effect.promise(() => import("./internal/NodeTelemetryExport.ts")).pipe(
+        Effect.map((exporters) => exporters.layer(otlp, { environment, version, flushWithin: flushWithin(config) })),
+        Layer.unwrap,
+        Layer.provideMerge(console)
+      )
+  })
+}

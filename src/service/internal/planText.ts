@@ -1,0 +1,107 @@
+/** A plan for people, and for programs. */
+import * as Duration from "effect/Duration"
+import * as Option from "effect/Option"
+import type { ServiceReason } from "../../lifecycle/ExitCode.ts"
+import type { Address, Finding, ServiceOutline } from "./planModel.ts"
+
+const meaning: { readonly [Reason in ServiceReason]: string } = {
+  ended: "ended by itself",
+  failed: "failed while running, or could not bind",
+  stopped: "ended in order after a signal",
+  budgetPassed: "the stop budget passed, something was abandoned",
+  finalizerFailed: "something failed while stopping",
+  defect: "a defect",
+  configInvalid: "configuration invalid",
+  secrets: "secrets could not be had",
+  loading: "a resource could not say what it needs",
+  resourceInput: "the input of a resource is not valid",
+  provisionRequest: "a provisioning request failed",
+  resourceState: "a resource is in a bad state",
+  initialisation: "initialisation failed",
+  healthBind: "the health listener could not bind",
+  healthFailed: "the health listener failed"
+}
+
+const codes = (outline: ServiceOutline): ReadonlyArray<readonly [code: number, what: string]> => {
+  const rows: Array<readonly [number, string]> = []
+  let reason: ServiceReason
+  for (reason in meaning) rows.push([outline.exitCodes[reason], meaning[reason]])
+  return rows.toSorted(([a], [b]) => a - b)
+}
+
+const at = ({ ip, port }: Address): string =>
+  `${ip.includes(":") ? `[${ip}]` : ip}:${port === 0 ? "any free port" : String(port)}`
+
+const section = (title: string, lines: ReadonlyArray<string>): ReadonlyArray<string> =>
+  lines.length === 0 ? [] : ["", title, ...lines.map((line) => `  ${line}`)]
+
+const numbered = (
+  groups: ReadonlyArray<ReadonlyArray<string>>,
+  show: (name: string) => string
+): ReadonlyArray<string> => groups.map((names, index) => `${index + 1}. ${names.map(show).join(", ")}`)
+
+export const format = (outline: ServiceOutline, findings: ReadonlyArray<Finding>): string => {
+  const parts = new Map(outline.parts.map((part) => [part.name, part]))
+  const after = (name: string): string => {
+    const before = parts.get(name)?.dependsOn ?? []
+    return before.length === 0 ? name : `${name} (after ${before.join(", ")})`
+  }
+  const within = (name: string): string =>
+    Option.match(parts.get(name)?.stopWithin ?? Option.none(), {
+      onNone: () => name,
+      onSome: (limit) => `${name} (at most ${Duration.format(limit)})`
+    })
+  const { drainDelay, maxExtension, stopBudget } = outline
+  const width = Math.max(0, ...outline.resources.map(({ name }) => name.length))
+  return [
+    `${outline.name} ${outline.version}, ${outline.environment}`,
+    `listens on ${at(outline.listen)}, answers ${
+      Option.match(outline.health, { onNone: () => "no probes", onSome: (address) => `probes on ${at(address)}` })
+    }`,
+    ...section(
+      "Resources",
+      outline.resources.map(({ kind, name, type }) =>
+        `${name.padEnd(width)}  ${type}${kind === "custom" ? ", custom" : ""}`
+      )
+    ),
+    ...section("Start", numbered(outline.startOrder, after)),
+    ...section(
+      `Stop, within ${Duration.format(stopBudget)}` +
+        (Duration.isPositive(maxExtension) ? `, ${Duration.format(maxExtension)} more when asked for` : ""),
+      [
+        ...(Duration.isPositive(drainDelay)
+          ? [`0. not ready, requests are still served for ${Duration.format(drainDelay)}`]
+          : []),
+        ...numbered(outline.stopOrder, within)
+      ]
+    ),
+    ...section("Exit codes", [
+      ...codes(outline).map(([code, what]) => `${String(code).padStart(3)}  ${what}`),
+      "128 + n  a second signal n cut the stop short"
+    ]),
+    ...section("Findings", findings.map(({ severity, what }) => `${severity}: ${what}`))
+  ].join("\n")
+}
+
+export const toJson = (outline: ServiceOutline, findings: ReadonlyArray<Finding>): string => {
+  const { drainDelay, health, maxExtension, parts, startWithin, stopBudget, ...rest } = outline
+  return JSON.stringify(
+    {
+      ...rest,
+      health: Option.getOrNull(health),
+      parts: parts.map(({ dependsOn, name, stopWeight, stopWithin }) => ({
+        name,
+        dependsOn,
+        stopWeight,
+        stopWithinMillis: Option.getOrNull(Option.map(stopWithin, Duration.toMillis))
+      })),
+      startWithinMillis: Duration.toMillis(startWithin),
+      stopBudgetMillis: Duration.toMillis(stopBudget),
+      drainDelayMillis: Duration.toMillis(drainDelay),
+      maxExtensionMillis: Duration.toMillis(maxExtension),
+      findings
+    },
+    null,
+    2
+  )
+}
