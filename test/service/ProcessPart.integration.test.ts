@@ -1,0 +1,161 @@
+import { describe, expect, it } from "@effect/vitest"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as ChildProcess from "effect/process/ChildProcess"
+import * as Ref from "effect/Ref"
+import * as Schedule from "effect/Schedule"
+import * as NodeProcessSpawner from "../../src/process/NodeProcessSpawner.ts"
+import type { Process } from "../../src/process/Process.ts"
+import type { ProcessSpawner } from "../../src/process/ProcessSpawner.ts"
+import * as Readiness from "../../src/process/Readiness.ts"
+import { Fatal } from "../../src/service/Fatal.ts"
+import * as Parts from "../../src/service/Parts.ts"
+import { ServiceEvents } from "../../src/service/Phase.ts"
+import * as ProcessPart from "../../src/service/ProcessPart.ts"
+import type { ServiceError } from "../../src/service/ServiceError.ts"
+
+const sh = (script: string) => ChildProcess.make("sh", ["-c", script])
+
+const isAlive = (pid: number): boolean => {
+  try {
+    process.kill(pid, 0)
+    return true
+  } catch {
+    return false
+  }
+}
+
+/** Notes the pid of each process that is started, and takes it for ready once it says so. */
+const ready = (pids: Array<number>) => (child: Process) =>
+  Effect.andThen(
+    Effect.sync(() => pids.push(child.pid)),
+    Readiness.outputMatches(child, "stdout", /ready/)
+  )
+
+const eventually = (what: string, condition: () => boolean) =>
+  Effect.gen(function*() {
+    while (!condition()) yield* Effect.sleep("10 millis")
+  }).pipe(Effect.timeoutOrElse({ duration: "20 seconds", orElse: () => Effect.die(new Error(`never: ${what}`)) }))
+
+const harness = <A, E>(
+  use: (reports: Array<ServiceError>) => Effect.Effect<A, E, Fatal | ServiceEvents | ProcessSpawner>
+) => {
+  const reports: Array<ServiceError> = []
+  return use(reports).pipe(
+    Effect.provideService(Fatal, {
+      report: (error) =>
+        Effect.sync(() => {
+          reports.push(error)
+        })
+    }),
+    Effect.provide([ServiceEvents.layer, NodeProcessSpawner.layer])
+  )
+}
+
+describe("ProcessPart", () => {
+  it.live("starts when the process is ready, and leaves nothing behind", () =>
+    harness((reports) =>
+      Effect.gen(function*() {
+        const pids: Array<number> = []
+        const part = ProcessPart.make("child", sh("echo ready; sleep 60 & wait"), { ready: ready(pids) })
+        const started = yield* Parts.start([part])
+        const [pid = 0] = pids
+        expect(isAlive(pid)).toBe(true)
+        const outcomes = yield* started.stop({ budget: "10 seconds" })
+        expect(outcomes.map(({ _tag }) => _tag)).toEqual(["Stopped"])
+        expect(isAlive(pid)).toBe(false)
+        expect(reports).toEqual([])
+      })
+    ))
+
+  it.live("one that dies before it is ready fails the start, with its last words", () =>
+    harness(() =>
+      Effect.gen(function*() {
+        const part = ProcessPart.make("child", sh("echo no disk >&2; exit 3"), { ready: ready([]) })
+        const error = yield* Effect.flip(Parts.start([part]))
+        expect(error.reason).toMatchObject({ _tag: "InitFailed", part: "child" })
+        expect(error.message).toContain("exited with code 3 before it was ready")
+        expect(error.message).toContain("no disk")
+        const missing = yield* Effect.flip(
+          Parts.start([ProcessPart.make("x", ChildProcess.make("no-such-command", []))])
+        )
+        expect(missing.message).toContain("no-such-command")
+      })
+    ))
+
+  it.live("a death later ends the service", () =>
+    harness((reports) =>
+      Effect.gen(function*() {
+        const part = ProcessPart.make("child", sh("echo last words; exit 4"))
+        const started = yield* Parts.start([part])
+        yield* eventually("a report", () => reports.length > 0)
+        expect(reports[0]?.exitReason).toBe("failed")
+        expect(reports[0]?.message).toContain("exited with code 4")
+        expect(reports[0]?.message).toContain("last words")
+        expect((yield* started.stop({ budget: "5 seconds" })).map(({ _tag }) => _tag)).toEqual(["Stopped"])
+      })
+    ))
+
+  it.live("an end with code zero is a death too, unless said otherwise", () =>
+    harness((reports) =>
+      Effect.gen(function*() {
+        const ended = yield* Ref.make(0)
+        const done = ProcessPart.make("done", sh("exit 0"), {
+          onEnd: "done",
+          ready: () => Ref.update(ended, (n) => n + 1)
+        })
+        const started = yield* Parts.start([done, ProcessPart.make("dead", sh("sleep 0.2"))])
+        yield* eventually("a report", () => reports.length > 0)
+        expect(reports.map(({ reason }) => reason._tag === "TaskFailed" ? reason.task : reason._tag)).toEqual(["dead"])
+        yield* started.stop({ budget: "5 seconds" })
+      })
+    ))
+
+  it.live("starts again as its schedule says, each time in a new process", () =>
+    harness((reports) =>
+      Effect.gen(function*() {
+        const pids: Array<number> = []
+        const part = ProcessPart.make("child", sh("echo ready; sleep 0.05; exit 1"), {
+          ready: ready(pids),
+          restart: Schedule.recurs(2)
+        })
+        const started = yield* Parts.start([part])
+        yield* eventually("a report", () => reports.length > 0)
+        expect(new Set(pids).size).toBe(3)
+        expect(pids.filter(isAlive)).toEqual([])
+        yield* started.stop({ budget: "5 seconds" })
+      })
+    ))
+
+  it.live("one that ignores SIGTERM is killed in time to keep the share", () =>
+    harness(() =>
+      Effect.gen(function*() {
+        const pids: Array<number> = []
+        // The policy alone would wait for 2 seconds before SIGKILL.
+        const part = ProcessPart.make("child", sh("trap '' TERM; echo ready; while :; do sleep 1; done"), {
+          ready: ready(pids)
+        })
+        const started = yield* Parts.start([part])
+        const [outcome] = yield* started.stop({ budget: "1 second" })
+        expect(outcome?._tag).toBe("Stopped")
+        expect(Duration.toMillis(outcome?.took ?? Duration.infinity)).toBeLessThan(1000)
+        expect(pids.filter(isAlive)).toEqual([])
+      })
+    ))
+
+  it.live("a stop while it is started ends it too", () =>
+    harness(() =>
+      Effect.gen(function*() {
+        const pids: Array<number> = []
+        const parts = yield* Parts.make([
+          ProcessPart.make("child", sh("sleep 60"), {
+            ready: (child) => Effect.andThen(Effect.sync(() => pids.push(child.pid)), Effect.never)
+          })
+        ])
+        yield* Effect.forkChild(Effect.ignoreCause(parts.start()), { startImmediately: true })
+        yield* eventually("a process", () => pids.length > 0)
+        expect((yield* parts.stop({ budget: "5 seconds" })).map(({ _tag }) => _tag)).toEqual(["Stopped"])
+        expect(pids.filter(isAlive)).toEqual([])
+      })
+    ))
+})
