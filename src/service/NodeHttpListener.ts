@@ -1,0 +1,304 @@
+/**
+ * The HTTP server of a service: it stops without failing a request, as soon as its last answer is sent.
+ *
+ * When its scope closes it stops accepting connections, closes those that are idle, says `Connection: close` in every
+ * answer, and waits for requests that are in flight, however slowly they stream. Sockets that were upgraded are told to
+ * close and get a short grace. What still hangs when the time is over is cut. In a service it says `Connection: close`
+ * from the moment at which the service drains, so that who keeps connections open goes elsewhere before they are closed.
+ *
+ * @since 0.1.0
+ */
+import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
+import * as NodeWS from "@effect/platform-node/NodeWS"
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import type { HttpMiddleware } from "effect/http/HttpMiddleware"
+import * as HttpServer from "effect/http/HttpServer"
+import type { HttpServerRequest } from "effect/http/HttpServerRequest"
+import type { HttpServerResponse } from "effect/http/HttpServerResponse"
+import * as Latch from "effect/Latch"
+import * as Layer from "effect/Layer"
+import * as NetAddress from "effect/net/NetAddress"
+import * as Option from "effect/Option"
+import * as Scope from "effect/Scope"
+import * as NodeHttp from "node:http"
+import type { Duplex } from "node:stream"
+import { Fatal } from "./Fatal.ts"
+import { Health } from "./Health.ts"
+import * as Bind from "./internal/NodeHttpBind.ts"
+import * as Connections from "./internal/NodeHttpConnections.ts"
+import * as ServiceError from "./ServiceError.ts"
+
+/**
+ * Where parts that serve HTTP listen: an address, or a socket that somebody else has opened, as systemd does. The port 0
+ * is one that is free.
+ *
+ * @category services
+ * @since 0.1.0
+ */
+export class ListenAddress extends Context.Service<
+  ListenAddress,
+  { readonly host: string; readonly port: number } | { readonly fd: number }
+>()("effect-microvm-runtime/service/ListenAddress") {}
+
+/**
+ * The listener beside its `HttpServer`.
+ *
+ * @category services
+ * @since 0.1.0
+ */
+export class HttpListener extends Context.Service<HttpListener, {
+  /**
+   * Stops as the end of the scope does. All who stop it share one stop. To interrupt the first one who does is to give up:
+   * everything is cut then.
+   */
+  readonly stop: Effect.Effect<void>
+}>()("effect-microvm-runtime/service/HttpListener") {}
+
+/**
+ * How an HTTP server is run.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export interface Options {
+  /** Of the part, for messages. Default `http`. */
+  readonly name?: string | undefined
+  /** How long requests in flight may take when the server stops. Default 20 seconds. */
+  readonly inFlightWithin?: Duration.Input | undefined
+  /** How long an upgraded connection, or one with half of a request, may take when the server stops. Default 1 second. */
+  readonly upgradedWithin?: Duration.Input | undefined
+  /**
+   * How long a connection may be idle between two requests. Longer than the idle time-out of the balancer in front,
+   * otherwise requests fail now and then. Default 75 seconds.
+   */
+  readonly idleWithin?: Duration.Input | undefined
+  /** Further options of Node's server: the time and the size that requests may have. */
+  readonly server?: NodeHttp.ServerOptions | undefined
+  /** Options of the WebSocket server: the size of messages, compression. */
+  readonly websocket?: NodeHttpServer.Options["websocket"]
+}
+
+/** When the time is over: for handlers that were interrupted to say so (503). */
+const lastWords = Duration.millis(100)
+
+interface Upgraded {
+  readonly socket: Duplex
+  /** Of its handler. */
+  readonly scope: Scope.Closeable
+  /** Its handshake is done, so it is no request any more. */
+  readonly isDone: () => boolean
+}
+
+const written = (socket: Duplex): number => "bytesWritten" in socket ? Number(socket.bytesWritten) : 0
+
+/** Interrupts handlers, on its own: one that cannot be interrupted does not hold who asks. */
+const interruptAll = (scope: Scope.Closeable): Effect.Effect<Fiber.Fiber<void>> =>
+  Effect.forkDetach(Scope.close(scope, Exit.void), { startImmediately: true })
+
+type App = Effect.Effect<HttpServerResponse, unknown, HttpServerRequest | Scope.Scope>
+
+const applied =
+  (middleware: HttpMiddleware): HttpMiddleware.Applied<App, unknown, HttpServerRequest | Scope.Scope> => (self) =>
+    middleware(self)
+
+/** `GET /slow, POST /upload and 3 more` */
+const tellAll = (inFlight: ReadonlyArray<Connections.InFlight>): string => {
+  const some = inFlight.slice(0, 5).map(({ method, path }) => `${method} ${path.slice(0, 100)}`).join(", ")
+  return inFlight.length > 5 ? `${some} and ${inFlight.length - 5} more` : some
+}
+
+const failed = (name: string, cause: unknown): ServiceError.ServiceError =>
+  ServiceError.fromReason(
+    ServiceError.ServiceErrorReason.RunFailed({ part: name, why: Bind.whyNot(cause) }),
+    cause
+  )
+
+/**
+ * Listens until the scope closes. Until something is served, requests are answered with 503.
+ *
+ * It fails with `RunFailed` when the port is taken, or cannot be used for another reason; when it cannot accept
+ * connections any more later on, it tells `Fatal` so.
+ *
+ * **Gotchas**
+ *
+ * - A response that never ends holds the stop for as long as it may take: end endless streams with
+ *   `Stream.interruptWhen(health.awaitDraining)`.
+ * - Handlers that cannot be interrupted go on after they were cut, without a connection. Under a bare `HttpServer.serve`
+ *   without middleware every handler is like that; `HttpRouter.serve` is not.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = Effect.fn("NodeHttpListener.make")(function*(options: Options = {}): Effect.fn.Return<
+  Context.Context<HttpListener | HttpServer.HttpServer>,
+  ServiceError.ServiceError,
+  Fatal | ListenAddress | Scope.Scope
+> {
+  const { idleWithin = "75 seconds", inFlightWithin = "20 seconds", name = "http", upgradedWithin = "1 second" } =
+    options
+  const where = yield* ListenAddress
+  const fatal = yield* Fatal
+
+  const server = NodeHttp.createServer({
+    keepAliveTimeout: Duration.toMillis(Duration.fromInputUnsafe(idleWithin)),
+    ...options.server
+  })
+  const connections = Connections.track(server)
+  // Not of the scope that is closed: handlers go on while the server stops.
+  const requests = Scope.makeUnsafe("parallel")
+  const upgrades = new Set<Upgraded>()
+  let stopping = false
+
+  const closeUpgraded = Effect.gen(function*() {
+    const told = new Set<Upgraded>()
+    while (upgrades.size > 0) {
+      for (const one of upgrades) {
+        if (told.has(one)) one.socket.destroy()
+        else if (one.isDone()) {
+          told.add(one)
+          yield* interruptAll(one.scope)
+        }
+      }
+      yield* Effect.timeoutOption(connections.ended, upgradedWithin)
+    }
+  })
+
+  const wait = Effect.gen(function*() {
+    yield* Effect.forkChild(closeUpgraded)
+    yield* Effect.timeoutOption(connections.ended, upgradedWithin)
+    connections.closeUnfinished()
+    yield* connections.ended
+    // All answers are sent; what handlers do after that, they do while what they use is still there.
+    yield* Fiber.join(yield* interruptAll(requests))
+  })
+
+  const drain = Effect.gen(function*() {
+    yield* connections.close
+    const left = connections.inFlight()
+    yield* left.length === 0 ? wait : Effect.withSpan(wait, `waiting for ${tellAll(left)}`)
+  })
+
+  const cut = Effect.suspend(() => {
+    const left = connections.inFlight()
+    const close = Effect.gen(function*() {
+      if (left.length > 0) yield* Effect.logWarning(`${name}: requests cut while stopping: ${tellAll(left)}`)
+      yield* interruptAll(requests)
+      yield* Effect.timeoutOption(connections.ended, lastWords)
+      connections.destroy()
+    })
+    return left.length === 0 ? close : Effect.withSpan(close, `cutting ${tellAll(left)}`)
+  })
+
+  const stopped = Latch.makeUnsafe()
+  const stop = Effect.uninterruptible(Effect.gen(function*() {
+    if (stopping) return yield* stopped.await
+    stopping = true
+    const bounded = Effect.timeoutOption(drain, inFlightWithin)
+    // Who gives the stop up interrupts it; but who stops because of an interruption has only begun.
+    const begun = yield* Effect.exit(Effect.interruptible(Effect.void))
+    const exit = yield* Effect.exit(Exit.isSuccess(begun) ? Effect.interruptible(bounded) : bounded)
+    if (Exit.isFailure(exit) || Option.isNone(exit.value)) yield* cut
+    stopped.openUnsafe()
+  }))
+
+  const notYet = (_: NodeHttp.IncomingMessage, response: NodeHttp.ServerResponse) => {
+    response.writeHead(503, { connection: "close", "retry-after": "1" }).end()
+  }
+  server.on("request", notYet)
+
+  yield* Effect.acquireRelease(
+    Effect.mapError(Bind.listen(server, where), (cause) => failed(name, cause)),
+    () => stop,
+    { interruptible: true }
+  )
+  yield* Bind.watchAccept(server, name, (why) => fatal.report(failed(name, new Error(why))))
+
+  const health = yield* Effect.serviceOption(Health)
+  if (Option.isSome(health)) {
+    yield* Effect.forkScoped(Effect.andThen(health.value.awaitDraining, Effect.sync(connections.lastAnswers)))
+  }
+
+  const bound = server.address()
+  if (bound === null) return yield* failed(name, "the socket has no address")
+  const address = typeof bound === "string"
+    ? NetAddress.unixPathAddress(bound)
+    : yield* Effect.mapError(
+      Effect.fromResult(NetAddress.inetAddressFromIpString(bound.address, bound.port)),
+      (cause) => failed(name, cause)
+    )
+
+  const webSockets = Effect.succeed(
+    new NodeWS.WebSocketServer({ ...options.websocket, noServer: true, clientTracking: false })
+  )
+
+  const httpServer = HttpServer.make({
+    address,
+    serve: Effect.fnUntraced(function*(httpApp: App, middleware?: HttpMiddleware) {
+      const services = yield* Effect.context<never>()
+      const handled = { scope: requests, middleware: middleware && applied(middleware) }
+      const handler = yield* NodeHttpServer.makeHandler(httpApp, handled)
+
+      const onUpgrade = (request: NodeHttp.IncomingMessage, socket: Duplex, head: Buffer) => {
+        if (stopping) {
+          socket.end("HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+          return
+        }
+        const before = written(socket)
+        const scope = Scope.forkUnsafe(requests, "parallel")
+        const one: Upgraded = { socket, scope, isDone: () => written(socket) > before }
+        connections.upgraded(socket)
+        upgrades.add(one)
+        socket.once("close", () => {
+          upgrades.delete(one)
+        })
+        const upgrade = Effect.runSyncWith(services)(
+          NodeHttpServer.makeUpgradeHandler(webSockets, httpApp, { ...handled, scope })
+        )
+        upgrade(request, socket, head)
+      }
+
+      yield* Effect.acquireRelease(
+        Effect.sync(() => {
+          server.off("request", notYet)
+          server.on("request", handler)
+          server.on("upgrade", onUpgrade)
+        }),
+        () => stop
+      )
+    })
+  })
+  return Context.add(Context.make(HttpListener, { stop }), HttpServer.HttpServer, httpServer)
+})
+
+/**
+ * The listener as a layer, with all that `HttpRouter` and file responses need besides.
+ *
+ * ```ts import.meta.vitest
+ * import { Fatal, NodeHttpListener } from "effect-microvm-runtime/service"
+ * import * as Effect from "effect/Effect"
+ * import * as HttpRouter from "effect/http/HttpRouter"
+ * import * as HttpServerResponse from "effect/http/HttpServerResponse"
+ * import * as Latch from "effect/Latch"
+import * as Layer from "effect/Layer"
+ *
+ * const Routes = HttpRouter.add("GET", "/hello", HttpServerResponse.text("hello"))
+ * const Server = HttpRouter.serve(Routes, { disableListenLog: true }).pipe(
+ *   Layer.provide(NodeHttpListener.layer()),
+ *   Layer.provide(Layer.succeed(NodeHttpListener.ListenAddress, { host: "127.0.0.1", port: 0 })),
+ *   Layer.provide(Layer.succeed(Fatal.Fatal, { report: Effect.die }))
+ * )
+ * await Effect.runPromise(Effect.scoped(Effect.as(Layer.build(Server), "served and stopped"))) // => "served and stopped"
+ * ```
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer = (options?: Options): Layer.Layer<
+  HttpListener | HttpServer.HttpServer | Layer.Success<typeof NodeHttpServer.layerHttpServices>,
+  ServiceError.ServiceError,
+  Fatal | ListenAddress
+> => Layer.merge(Layer.effectContext(make(options)), NodeHttpServer.layerHttpServices)

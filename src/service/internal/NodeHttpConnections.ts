@@ -1,0 +1,140 @@
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Latch from "effect/Latch"
+import type { Server, ServerResponse } from "node:http"
+import { Socket } from "node:net"
+import type { Duplex } from "node:stream"
+
+interface Connection {
+  /** Answers that are not sent yet, oldest first. */
+  readonly answering: Set<ServerResponse>
+  /** What had been read when the last answer was sent: more than that is the beginning of a request. */
+  read: number
+  upgraded: boolean
+}
+
+/** A request that is not answered yet. */
+export interface InFlight {
+  readonly method: string
+  /** Without the query, which may hold a secret. */
+  readonly path: string
+}
+
+/**
+ * The connections of a server, so that it can stop as soon as its last answer is sent.
+ *
+ * Node's own `close` leaves open what has sent nothing yet, what becomes idle later, and what is upgraded.
+ */
+export interface Connections {
+  readonly size: () => number
+  /** From now on each answer is the last one of its connection. */
+  readonly lastAnswers: () => void
+  /** Closes the connection that has been idle for the longest time, else the oldest one. */
+  readonly evict: () => void
+  /** This one is no HTTP any more: it ends by itself or by `destroy`. */
+  readonly upgraded: (socket: Duplex) => void
+  readonly inFlight: () => ReadonlyArray<InFlight>
+  /** Stops accepting, and closes what is idle. */
+  readonly close: Effect.Effect<void>
+  /** Closes what has sent no more than a piece of a request. */
+  readonly closeUnfinished: () => void
+  /** Waits for the last connection after `close`. */
+  readonly ended: Effect.Effect<void>
+  readonly destroy: () => void
+}
+
+/** One round of the event loop, so that what has already arrived is read. The second one has seen the poll phase whole. */
+const turn = Effect.callback<void>((resume) => {
+  setImmediate(() => setImmediate(() => resume(Effect.void)))
+})
+
+/** Who has connected a moment ago sends its request in this time; then there is no reason to wait for one. */
+const firstRequest = Duration.millis(20)
+
+/** Before all other listeners of the server, and before it listens. */
+export const track = (server: Server): Connections => {
+  const connections = new Map<Socket, Connection>()
+  const ended = Latch.makeUnsafe()
+  let last = false
+  let stopping = false
+
+  const idle = (connection: Connection): boolean => connection.answering.size === 0 && !connection.upgraded
+
+  server.once("close", () => ended.openUnsafe())
+
+  server.on("connection", (socket) => {
+    connections.set(socket, { answering: new Set(), read: 0, upgraded: false })
+    socket.once("close", () => connections.delete(socket))
+  })
+
+  server.on("request", (request, response) => {
+    const { socket } = request
+    const connection = connections.get(socket)
+    if (connection === undefined) return
+    if (last) {
+      // Requests that were sent without waiting for answers: only the last of these is the last one.
+      for (const earlier of connection.answering) if (!earlier.headersSent) earlier.removeHeader("connection")
+      response.setHeader("connection", "close")
+    }
+    connection.answering.add(response)
+    response.once("close", () => {
+      connection.answering.delete(response)
+      connection.read = socket.bytesRead
+      // To the end of the order: the first idle one has been idle for the longest time.
+      if (connections.delete(socket)) connections.set(socket, connection)
+      if (stopping && idle(connection) && request.complete) socket.destroySoon()
+    })
+  })
+
+  const lastAnswers = () => {
+    if (last) return
+    last = true
+    for (const { answering } of connections.values()) {
+      const response = [...answering].at(-1)
+      if (response !== undefined && !response.headersSent) response.setHeader("connection", "close")
+    }
+  }
+
+  const closeIdle = (which: (socket: Socket, connection: Connection) => boolean) => {
+    for (const [socket, connection] of connections) if (idle(connection) && which(socket, connection)) socket.destroy()
+  }
+
+  return {
+    size: () => connections.size,
+    lastAnswers,
+    evict: () => {
+      let oldest: Socket | undefined
+      for (const [socket, connection] of connections) {
+        oldest ??= socket
+        if (!idle(connection)) continue
+        oldest = socket
+        break
+      }
+      oldest?.destroy()
+    },
+    upgraded: (socket) => {
+      const connection = socket instanceof Socket ? connections.get(socket) : undefined
+      if (connection !== undefined) connection.upgraded = true
+    },
+    inFlight: () =>
+      [...connections.values()].flatMap(({ answering }) =>
+        [...answering].map(({ req: { method = "", url = "" } }) => ({ method, path: url.replace(/[?#].*$/s, "") }))
+      ),
+    close: Effect.gen(function*() {
+      lastAnswers()
+      // A request that is here, or a connection that the system has accepted, is not lost.
+      yield* turn
+      stopping = true
+      server.close()
+      yield* turn
+      closeIdle((socket, { read }) => socket.bytesRead > 0 && socket.bytesRead === read)
+      yield* Effect.timeoutOption(ended.await, firstRequest)
+      closeIdle((socket) => socket.bytesRead === 0)
+    }),
+    closeUnfinished: () => closeIdle(() => true),
+    ended: ended.await,
+    destroy: () => {
+      for (const socket of connections.keys()) socket.destroy()
+    }
+  }
+}
