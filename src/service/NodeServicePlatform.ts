@@ -1,0 +1,83 @@
+/**
+ * The process and the machine that a service runs on, through Node.
+ *
+ * @since 0.1.0
+ */
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import { ProcessSpawner } from "../process/ProcessSpawner.ts"
+import * as NodeSocketActivation from "./NodeSocketActivation.ts"
+import * as NodeTelemetry from "./NodeTelemetry.ts"
+import { Provisioner } from "./Provisioner.ts"
+import type { ServiceConfig } from "./ServiceConfig.ts"
+import { ServicePlatform } from "./ServicePlatform.ts"
+
+const write = (stream: NodeJS.WriteStream) => (line: string): Effect.Effect<void> =>
+  Effect.sync(() => {
+    stream.write(`${line}\n`)
+  })
+
+// What only some services need is loaded by those: an API, a database of this machine, a sidecar, a health listener.
+
+const httpClient = Effect.map(
+  Effect.promise(() => import("@effect/platform-node/NodeHttpClient")),
+  ({ layerNodeHttp }) => layerNodeHttp
+)
+
+const remote = Effect.fnUntraced(function*(api: string, config: ServiceConfig) {
+  const HttpProvisioner = yield* Effect.promise(() => import("./HttpProvisioner.ts"))
+  const { apiKey, projectId } = config
+  const provisioner = HttpProvisioner.make({ api: new URL(api), apiKey, projectId })
+  // The connections live as long as the service.
+  const context = yield* Layer.build(yield* httpClient)
+  return yield* Effect.provideContext(provisioner, context)
+})
+
+const local = Effect.fnUntraced(function*(config: ServiceConfig) {
+  const NodeLocalProvisioner = yield* Effect.promise(() => import("./NodeLocalProvisioner.ts"))
+  const { projectName, stateDirectory } = config
+  const layer = NodeLocalProvisioner.layer({ cwd: process.cwd(), projectName, stateDirectory })
+  return Context.get(yield* Layer.build(layer), Provisioner)
+})
+
+const make = Effect.gen(function*() {
+  const spawner = yield* ProcessSpawner
+  return ServicePlatform.of({
+    env: { ...process.env },
+    argv: process.argv.slice(2),
+    print: write(process.stdout),
+    complain: write(process.stderr),
+    provisioner: (config) =>
+      Option.match(config.api, {
+        onNone: () => Effect.provideService(local(config), ProcessSpawner, spawner),
+        onSome: (api) => remote(api, config)
+      }),
+    health: Effect.fnUntraced(function*(config) {
+      if (Option.isNone(config.healthPort)) return
+      const NodeHealthListener = yield* Effect.promise(() => import("./NodeHealthListener.ts"))
+      yield* NodeHealthListener.make({ host: config.healthIp, port: config.healthPort.value })
+    }),
+    listen: Effect.fnUntraced(function*(config) {
+      const [passed] = Option.isNone(config.sockets) ? [] : yield* NodeSocketActivation.open(config.sockets.value)
+      return passed === undefined ? { host: config.ip, port: config.port } : { fd: passed.fd }
+    }),
+    telemetry: NodeTelemetry.layer,
+    dismissSidecar: Effect.fnUntraced(function*(config) {
+      if (Option.isNone(config.sidecar)) return
+      const url = config.sidecar.value
+      const Sidecar = yield* Effect.promise(() => import("./Sidecar.ts"))
+      yield* Effect.provide(Sidecar.stop(new URL(url)), yield* httpClient)
+    })
+  })
+})
+
+/**
+ * The variables, arguments and streams of this process. Resources come from the API of the configuration, otherwise from
+ * this machine.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer: Layer.Layer<ServicePlatform, never, ProcessSpawner> = Layer.effect(ServicePlatform, make)

@@ -1,0 +1,461 @@
+/**
+ * The life of a service: from its configuration to its exit code, and everything that was started ended in between.
+ *
+ * ```text
+ * configure ▸ health ▸ secrets ▸ load ▸ check ▸ provision ▸ sidecar ▸ init ▸ run ──▶ stop ▸ exit code
+ *      └── a fault, a signal or a fatal report in any of them ────────────────────────────┘
+ * ```
+ *
+ * @since 0.1.0
+ */
+import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Result from "effect/Result"
+import * as Scope from "effect/Scope"
+import * as ExitCode from "../lifecycle/ExitCode.ts"
+import type { Shutdown } from "../lifecycle/Shutdown.ts"
+import type { Signal } from "../lifecycle/Signal.ts"
+import * as StopBudget from "../lifecycle/StopBudget.ts"
+import { Fatal } from "./Fatal.ts"
+import * as Health from "./Health.ts"
+import { ServiceSignals } from "./HostSignals.ts"
+import * as StopLadder from "./internal/stopLadder.ts"
+import { ListenAddress } from "./NodeHttpListener.ts"
+import { Notifier } from "./Notifier.ts"
+import type * as Parts from "./Parts.ts"
+import { type Phase, ServiceEvents } from "./Phase.ts"
+import { Provisioner } from "./Provisioner.ts"
+import * as Provisioning from "./Provisioning.ts"
+import type * as Resource from "./Resource.ts"
+import * as ServiceConfig from "./ServiceConfig.ts"
+import * as Definition from "./ServiceDefinition.ts"
+import { explain, fromReason, type ServiceError, ServiceErrorReason } from "./ServiceError.ts"
+import * as ServicePlan from "./ServicePlan.ts"
+import { ServicePlatform } from "./ServicePlatform.ts"
+import { TerminationLog } from "./TerminationLog.ts"
+import { Watchdog } from "./Watchdog.ts"
+
+/**
+ * How a service ran, for whoever composes or tests it.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ServiceReport {
+  readonly name: string
+  readonly version: string
+  readonly code: number
+  readonly end: ExitCode.ServiceEnd
+  /** The phase in which it began to end. */
+  readonly phase: Phase
+  /** What ended it, unless it was a signal or its own will. */
+  readonly error: Option.Option<ServiceError>
+  readonly signal: Option.Option<Signal>
+  /** What did not stop as it should. */
+  readonly left: ReadonlyArray<StopLadder.Leftover>
+  readonly elapsed: Duration.Duration
+}
+
+/**
+ * What a service needs from whoever runs it, beside what every service is given and what its resources give it.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Needs<R, Res extends Resource.Any> = Exclude<Exclude<R, Provisioning.Provides<Res>>, Definition.Given>
+
+/** Why a service stops. */
+type Why =
+  | { readonly _tag: "Ended" }
+  | { readonly _tag: "Signal"; readonly signal: Signal }
+  | { readonly _tag: "Failed"; readonly error: ServiceError }
+  | { readonly _tag: "Defect"; readonly cause: Cause.Cause<unknown> }
+  | { readonly _tag: "Interrupted" }
+
+const whyOf = (exit: Exit.Exit<Why, ServiceError>): Why => {
+  if (Exit.isSuccess(exit)) return exit.value
+  const error = Cause.findErrorOption(exit.cause)
+  if (Option.isSome(error) && !Cause.hasDies(exit.cause)) return { _tag: "Failed", error: error.value }
+  return Cause.hasInterruptsOnly(exit.cause)
+    ? { _tag: "Interrupted" }
+    : { _tag: "Defect", cause: exit.cause }
+}
+
+/** What a person has to know beside the log: nothing after an orderly end. */
+const tell = (why: Why, left: ReadonlyArray<StopLadder.Leftover>): string | undefined => {
+  const lines = [
+    ...(why._tag === "Failed" ? [explain(why.error)] : []),
+    ...(why._tag === "Defect" ? [`Defect: ${Cause.pretty(why.cause)}`] : []),
+    ...left.map(StopLadder.format)
+  ]
+  return lines.length === 0 ? undefined : lines.join("\n")
+}
+
+/** What telemetry may take of the budget to send what it still has: a tenth, but no more than this. */
+const longestFlush = Duration.seconds(1)
+
+const flushTime = (config: ServiceConfig.ServiceConfig): Duration.Duration =>
+  Option.isNone(config.telemetry.otlp)
+    ? Duration.zero
+    : Duration.min(longestFlush, Duration.times(config.stopBudget, 0.1))
+
+/** The main program is a part like all others, but has no layer. */
+const mainPart = "main"
+
+/** A part that died while it started; the error says which. What a task does is up to its supervision. */
+const isDefect = ({ cause, reason }: ServiceError): boolean =>
+  reason._tag !== "TaskFailed" && Cause.isCause(cause) && Cause.hasDies(cause) &&
+  Option.isNone(Cause.findErrorOption(cause))
+
+const reasonOf = (why: Why, left: ReadonlyArray<StopLadder.Leftover>): ExitCode.ServiceReason => {
+  if (why._tag === "Failed") return isDefect(why.error) ? "defect" : why.error.exitReason
+  if (why._tag === "Defect") return "defect"
+  if (left.some(({ _tag }) => _tag === "Abandoned")) return "budgetPassed"
+  if (left.length > 0) return "finalizerFailed"
+  return why._tag === "Ended" ? "ended" : "stopped"
+}
+
+const faultsOf = <A>(result: Result.Result<A, ServiceError>): ReadonlyArray<string> =>
+  Result.isFailure(result) && result.failure.reason._tag === "ConfigInvalid" ? result.failure.reason.faults : []
+
+/** From the health listener to the report. */
+const live = Effect.fnUntraced(function*<R, Res extends Resource.Any>(
+  service: Definition.Service<R, Res>,
+  config: ServiceConfig.ServiceConfig,
+  parts: Parts.Parts<never, R>,
+  elapsed: Effect.Effect<Duration.Duration>
+) {
+  const { name, version } = service
+  const platform = yield* ServicePlatform
+  const signals = yield* ServiceSignals
+  const notifier = yield* Notifier
+  const watchdog = yield* Watchdog
+  const events = yield* ServiceEvents
+  const health = yield* Health.make
+  // What is not a part: resources, the health listener, checks. It outlives the parts.
+  const scope = yield* Scope.make()
+  const fatal = Deferred.makeUnsafe<ServiceError>()
+  let phase: Phase = "configure"
+
+  const inPhase = <A, Needs>(
+    entered: Phase,
+    self: Effect.Effect<A, ServiceError, Needs>
+  ): Effect.Effect<A, ServiceError, Needs> =>
+    Effect.gen(function*() {
+      phase = entered
+      yield* events.publish({ _tag: "PhaseStarted", phase: entered })
+      const from = yield* elapsed
+      return yield* Effect.onExit(self, (exit) =>
+        Effect.gen(function*() {
+          const took = Duration.subtract(yield* elapsed, from)
+          const error = Exit.isFailure(exit) ? Cause.findErrorOption(exit.cause) : Option.none()
+          yield* events.publish(
+            Option.isSome(error)
+              ? { _tag: "PhaseFailed", phase: entered, took, error: error.value }
+              : { _tag: "PhaseEnded", phase: entered, took }
+          )
+        }))
+    }).pipe(Effect.withSpan(`Service.${entered}`))
+
+  const given = Context.make(Fatal, {
+    report: (error) =>
+      Effect.suspend(() => {
+        if (Deferred.doneUnsafe(fatal, Exit.succeed(error))) return Effect.void
+        return Effect.logError(`Reported while the service stops: ${explain(error)}`)
+      })
+  }).pipe(
+    Context.add(Health.Health, health),
+    Context.add(ServiceEvents, events),
+    Context.add(Definition.CurrentService, { name, version, config }),
+    Context.add(Scope.Scope, scope)
+  )
+
+  const provision = Effect.gen(function*() {
+    const { provisioner, secrets } = yield* inPhase(
+      "secrets",
+      Effect.gen(function*() {
+        const provisioner = yield* platform.provisioner(config, { name })
+        return { provisioner, secrets: yield* Effect.provideService(Provisioning.secrets, Provisioner, provisioner) }
+      })
+    )
+    const { environment, projectId, projectName, stateDirectory } = config
+    const loaded = yield* inPhase(
+      "load",
+      Provisioning.loadAll(service.resources, { environment, projectId, projectName, stateDirectory, secrets })
+    )
+    const checked = yield* inPhase("check", Provisioning.checkAll(loaded))
+    return yield* inPhase(
+      "provision",
+      Provisioning.provisionAll(checked, secrets, { startTimeout: service.startWithin }).pipe(
+        Effect.provideService(Provisioner, provisioner)
+      )
+    )
+  })
+
+  const phases = Effect.gen(function*() {
+    yield* Effect.forEach(config.warnings, (warning) => Effect.logWarning(warning))
+    if (Option.isSome(config.healthPort)) yield* inPhase("health", platform.health(config))
+    const provisioned = yield* provision
+    if (Option.isSome(config.sidecar)) yield* inPhase("sidecar", platform.dismissSidecar(config))
+    const outputs = yield* inPhase(
+      "init",
+      Effect.gen(function*() {
+        const outputs = yield* Provisioning.decodeAll(provisioned)
+        yield* Effect.provideContext(
+          Effect.andThen(service.addChecks, parts.start({ onEvent: events.publish })),
+          outputs
+        )
+        return outputs
+      })
+    )
+    return yield* inPhase(
+      "run",
+      Effect.gen(function*() {
+        yield* health.advance("ready")
+        yield* notifier.notify({ ready: true, status: "Ready" })
+        yield* events.publish({ _tag: "Ready" })
+        yield* Effect.logInfo(`${name} ${version} is ready`)
+        if (Option.isNone(service.main)) return yield* Effect.never
+        yield* Effect.provideContext(service.main.value, outputs).pipe(
+          Effect.mapError((error) =>
+            fromReason(ServiceErrorReason.RunFailed({ part: mainPart, why: explain(error) }), error)
+          )
+        )
+        return { _tag: "Ended" } as const
+      })
+    )
+  })
+  const life: Effect.Effect<Why, ServiceError, Needs<R, Res>> = platform.listen(config).pipe(
+    Scope.provide(scope),
+    Effect.flatMap((address) => Effect.provideContext(phases, Context.add(given, ListenAddress, address)))
+  )
+
+  /** What did not stop as it should, in the order in which that was found out. */
+  const left: Array<StopLadder.Leftover> = []
+  const note = (outcome: Parts.PartOutcome): void => {
+    if (outcome._tag !== "Stopped") left.push(StopLadder.leftover(outcome))
+  }
+  const stopWithin = (
+    name: string,
+    self: Effect.Effect<unknown>,
+    budget: Duration.Duration
+  ): Effect.Effect<void> =>
+    Effect.map(StopBudget.stopAll(budget, [[{ name, stop: self }]]), (outcomes) => {
+      for (const outcome of outcomes) {
+        note(outcome._tag === "Abandoned" ? { ...outcome, doing: "not told" } : outcome)
+      }
+    })
+
+  const stop = Effect.fnUntraced(function*(why: Why, main: Fiber.Fiber<Why, ServiceError>) {
+    const endedIn = phase
+    if (why._tag === "Signal") {
+      yield* events.publish({ _tag: "SignalReceived", signal: why.signal, serial: 1 })
+      yield* Effect.logWarning(`Received ${why.signal} in phase ${endedIn}. Stopping ${name}`)
+    } else if (why._tag === "Ended") yield* Effect.logWarning(`${name} ended by itself. Stopping what it is made of`)
+    yield* notifier.notify({ stopping: true, status: "Stopping" })
+    yield* watchdog.stopBegan(config.stopBudget)
+    const began = yield* Clock.monotonicTimeNanos
+    const isDraining = why._tag === "Signal" && endedIn === "run" && Duration.toMillis(config.drainDelay) > 0
+    let budget = Duration.subtract(config.stopBudget, flushTime(config))
+    const budgetLeft = Effect.map(
+      Clock.monotonicTimeNanos,
+      (now) => Duration.max(Duration.zero, Duration.subtract(budget, Duration.nanos(now - began)))
+    )
+
+    const begin = Effect.gen(function*() {
+      yield* health.advance("draining")
+      yield* events.publish({ _tag: "Draining", delay: isDraining ? config.drainDelay : Duration.zero })
+    })
+    const stopAll: Effect.Effect<void> = Effect.gen(function*() {
+      yield* begin
+      // While the parts still start, the start is ended by their own stop.
+      if (endedIn === "run") yield* stopWithin(mainPart, Fiber.interrupt(main), Duration.times(yield* budgetLeft, 0.25))
+      const outcomes = yield* parts.stop({
+        budget: yield* budgetLeft,
+        hardCap: Duration.sum(yield* budgetLeft, service.maxExtension),
+        onEvent: (event) =>
+          Effect.gen(function*() {
+            yield* events.publish(event)
+            if (event._tag !== "BudgetExtended") return
+            budget = Duration.sum(budget, event.by)
+            const left = yield* budgetLeft
+            yield* shutdown.extend(left)
+            yield* notifier.notify({ extendTimeout: left })
+            yield* watchdog.stopBegan(left)
+          })
+      })
+      outcomes.forEach(note)
+      if (endedIn !== "run") yield* stopWithin(endedIn, Fiber.interrupt(main), yield* budgetLeft)
+      yield* stopWithin("resources", Scope.close(scope, Exit.void), yield* budgetLeft)
+    })
+
+    const shutdown: Shutdown = yield* StopLadder.make({
+      drain: isDraining ? Option.some({ delay: config.drainDelay, begin }) : Option.none(),
+      stop: stopAll,
+      budget: isDraining ? Duration.subtract(budget, config.drainDelay) : budget,
+      maxExtension: service.maxExtension,
+      abandon: Effect.gen(function*() {
+        yield* parts.abandon
+        for (const part of yield* parts.status) {
+          if (part.state === "abandoned" || part.state === "stopping" || part.state === "running") {
+            note({ _tag: "Abandoned", name: part.name, took: part.since, doing: part.doing ?? "not told" })
+          }
+        }
+      })
+    })
+    let cutBy: Signal | undefined
+    const again = yield* Effect.forkDetach(
+      Effect.gen(function*() {
+        for (let serial = why._tag === "Signal" ? 2 : 1;; serial++) {
+          const signal = yield* signals.next
+          yield* events.publish({ _tag: "SignalReceived", signal, serial })
+          if (serial < 2) continue
+          yield* Effect.logWarning(`Received ${signal} again. Going on to the next step of the stop`)
+          const stage = yield* shutdown.stage
+          if (Option.contains(stage, "stop")) cutBy = signal
+          yield* Effect.forkDetach(Effect.ignore(shutdown.run({ atLeast: "next" })), { startImmediately: true })
+        }
+      }),
+      { startImmediately: true }
+    )
+    yield* Effect.orDie(inPhase("stop", Effect.orDie(shutdown.run())))
+    again.interruptUnsafe()
+    yield* health.advance("stopped")
+    yield* watchdog.stopEnded
+    const reason = reasonOf(why, left)
+    const end: ExitCode.ServiceEnd = cutBy === undefined || left.length === 0
+      ? { _tag: "Reason", reason }
+      : { _tag: "SecondSignal", signal: cutBy }
+    const code = ExitCode.fromService(end, service.exitCodes)
+    const error = why._tag === "Failed" ? Option.some(why.error) : Option.none()
+    const message = tell(why, left)
+    if (message !== undefined) yield* platform.complain(`ERROR: ${message}`)
+    const took = yield* elapsed
+    const log = yield* TerminationLog
+    yield* log.write({
+      reason: end._tag === "Reason" ? end.reason : "secondSignal",
+      code,
+      phase: endedIn,
+      elapsed: took,
+      abandoned: left.filter(({ _tag }) => _tag === "Abandoned").map(({ part }) => part),
+      ...(message === undefined ? {} : { message }),
+      ...(why._tag === "Signal" ? { signal: why.signal } : {})
+    })
+    yield* Effect.logInfo(
+      `${name} has stopped: ${end._tag === "Reason" ? end.reason : `second ${end.signal}`} (${code})`
+    )
+    const report: ServiceReport = {
+      name,
+      version,
+      code,
+      end,
+      phase: endedIn,
+      error,
+      signal: why._tag === "Signal" ? Option.some(why.signal) : Option.none(),
+      left,
+      elapsed: took
+    }
+    return why._tag === "Interrupted" ? yield* Effect.interrupt : report
+  })
+
+  return yield* Effect.uninterruptibleMask((restore) =>
+    Effect.gen(function*() {
+      yield* watchdog.allowBlocked(config.stopBudget)
+      const main = yield* Effect.forkDetach(life, { startImmediately: true, uninterruptible: false })
+      const why = whyOf(
+        yield* Effect.exit(restore(Effect.raceAllFirst<Effect.Effect<Why, ServiceError>>([
+          Effect.flatten(Fiber.await(main)),
+          Effect.map(signals.next, (signal) => ({ _tag: "Signal", signal })),
+          Effect.flatMap(Deferred.await(fatal), Effect.fail),
+          Effect.flatMap(signals.uncaught, Effect.die)
+        ])))
+      )
+      return yield* stop(why, main)
+    })
+  )
+})
+
+/**
+ * Runs a service until it ends by itself, fails, or is told to end by a signal; then stops it, and gives the report.
+ * Never fails: what goes wrong is in the report, on stderr, and in its exit code. Interrupting it stops the service in
+ * order too.
+ *
+ * @category main
+ * @since 0.1.0
+ */
+export const run = Effect.fn("ServiceRun.run")(
+  function*<R, Res extends Resource.Any>(service: Definition.Service<R, Res>): Effect.fn.Return<
+    ServiceReport,
+    never,
+    | Needs<R, Res>
+    | Notifier
+    | ServiceEvents
+    | ServicePlatform
+    | ServiceSignals
+    | TerminationLog
+    | Watchdog
+  > {
+    const platform = yield* ServicePlatform
+    const began = yield* Clock.monotonicTimeNanos
+    const { name, version } = service
+    const elapsed = Effect.map(Clock.monotonicTimeNanos, (now) => Duration.nanos(now - began))
+    const ended = Effect.fnUntraced(function*(error: Option.Option<ServiceError>) {
+      const end: ExitCode.ServiceEnd = {
+        _tag: "Reason",
+        reason: Option.match(error, { onNone: () => "ended", onSome: ({ exitReason }) => exitReason })
+      }
+      const report: ServiceReport = {
+        name,
+        version,
+        code: ExitCode.fromService(end, service.exitCodes),
+        end,
+        phase: "configure",
+        error,
+        signal: Option.none(),
+        left: [],
+        elapsed: yield* elapsed
+      }
+      return report
+    })
+
+    const events = yield* ServiceEvents
+    yield* events.publish({ _tag: "PhaseStarted", phase: "configure" })
+    const assembled = yield* Effect.result(service.assemble)
+    const parsed = ServiceConfig.parse({ env: platform.env, argv: platform.argv, defaults: service })
+    const faults = [...Definition.faults(service), ...faultsOf(assembled), ...faultsOf(parsed)]
+    if (Result.isFailure(assembled) || Result.isFailure(parsed) || faults.length > 0) {
+      const error = fromReason(ServiceErrorReason.ConfigInvalid({ faults }))
+      yield* platform.complain(`ERROR: ${explain(error)}`)
+      yield* events.publish({ _tag: "PhaseFailed", phase: "configure", took: yield* elapsed, error })
+      return yield* ended(Option.some(error))
+    }
+    yield* events.publish({ _tag: "PhaseEnded", phase: "configure", took: yield* elapsed })
+    const config = parsed.success
+    switch (config.command._tag) {
+      case "Version":
+        yield* platform.print(`${name} ${version}`)
+        return yield* ended(Option.none())
+      case "Help":
+        yield* platform.print(ServiceConfig.help(service))
+        return yield* ended(Option.none())
+      case "Plan":
+        yield* platform.print(ServicePlan.render(ServicePlan.make(service, config), config.command.format))
+        return yield* ended(Option.none())
+      case "Run":
+    }
+
+    const telemetry = yield* Scope.make()
+    const context = yield* Layer.buildWithScope(platform.telemetry(config, service), telemetry)
+    const report = yield* Effect.provideContext(live(service, config, assembled.success, elapsed), context)
+    yield* Effect.timeoutOption(Scope.close(telemetry, Exit.void), longestFlush)
+    return report
+  }
+)

@@ -1,0 +1,116 @@
+/**
+ * A process for a service to run in, without one: its variables, its signals, what it prints, and who provisions it.
+ *
+ * @since 0.1.0
+ */
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import type { Signal } from "../lifecycle/Signal.ts"
+import * as HostSignals from "../service/HostSignals.ts"
+import { type Notification, Notifier } from "../service/Notifier.ts"
+import { ServiceEvents } from "../service/Phase.ts"
+import { Provisioner } from "../service/Provisioner.ts"
+import type { ServiceError } from "../service/ServiceError.ts"
+import { ServicePlatform } from "../service/ServicePlatform.ts"
+import { TerminationLog, type TerminationRecord } from "../service/TerminationLog.ts"
+import * as Watchdog from "../service/Watchdog.ts"
+
+/**
+ * @category options
+ * @since 0.1.0
+ */
+export interface Options {
+  /** Default none. */
+  readonly env?: Readonly<Record<string, string>> | undefined
+  /** Default none. */
+  readonly argv?: ReadonlyArray<string> | undefined
+  /** Default: no secrets, and every request fails. */
+  readonly provisioner?: Partial<Provisioner["Service"]> | undefined
+  /** The health listener. Default: it listens to nobody. */
+  readonly health?: Effect.Effect<void, ServiceError> | undefined
+  readonly telemetry?: Layer.Layer<never> | undefined
+}
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export interface FakeService {
+  /** All that `Service.run` needs. */
+  readonly layer: Layer.Layer<
+    HostSignals.ServiceSignals | Notifier | ServiceEvents | ServicePlatform | TerminationLog | Watchdog.Watchdog
+  >
+  readonly send: (signal: Signal) => Effect.Effect<void>
+  /** An exception that nobody caught. */
+  readonly crash: (error: unknown) => Effect.Effect<void>
+  readonly stdout: ReadonlyArray<string>
+  readonly stderr: ReadonlyArray<string>
+  readonly notifications: ReadonlyArray<Notification>
+  readonly terminations: ReadonlyArray<TerminationRecord>
+  readonly sidecarCalls: () => number
+}
+
+/**
+ * Makes such a process.
+ *
+ * ```ts import.meta.vitest
+ * import { Service } from "effect-microvm-runtime/service"
+ * import { FakeService } from "effect-microvm-runtime/testing"
+ * import * as Effect from "effect/Effect"
+ *
+ * const service = Service.make({ name: "greeter", version: "1.0.0", main: Effect.void })
+ * const fake = FakeService.make()
+ * const report = await Effect.runPromise(Effect.provide(Service.run(service), fake.layer))
+ * report.code // => 0
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = (options: Options = {}): FakeService => {
+  const signals = HostSignals.makeUnsafe()
+  const stdout: Array<string> = []
+  const stderr: Array<string> = []
+  const notifications: Array<Notification> = []
+  const terminations: Array<TerminationRecord> = []
+  let sidecarCalls = 0
+  const provisioner = Provisioner.of({
+    secrets: Effect.succeed(new Map()),
+    request: ({ name }) => Effect.die(`nobody said what to answer to a request for ${name}`),
+    ...options.provisioner
+  })
+  const platform = ServicePlatform.of({
+    env: options.env ?? {},
+    argv: options.argv ?? [],
+    print: (line) => Effect.sync(() => void stdout.push(line)),
+    complain: (line) => Effect.sync(() => void stderr.push(line)),
+    provisioner: () => Effect.succeed(provisioner),
+    health: () => options.health ?? Effect.void,
+    listen: () => Effect.succeed({ host: "127.0.0.1", port: 0 }),
+    telemetry: () => options.telemetry ?? Layer.empty,
+    dismissSidecar: () => Effect.sync(() => void sidecarCalls++)
+  })
+  return {
+    layer: Layer.mergeAll(
+      Layer.succeed(ServicePlatform, platform),
+      Layer.succeed(HostSignals.ServiceSignals, signals.signals),
+      Layer.succeed(
+        Notifier,
+        Notifier.of({ notify: (notification) => Effect.sync(() => void notifications.push(notification)) })
+      ),
+      Layer.succeed(
+        TerminationLog,
+        TerminationLog.of({ write: (record) => Effect.sync(() => void terminations.push(record)) })
+      ),
+      Watchdog.layerNone,
+      ServiceEvents.layer
+    ),
+    send: (signal) => Effect.sync(() => signals.send(signal)),
+    crash: (error) => Effect.sync(() => void signals.fail(error)),
+    stdout,
+    stderr,
+    notifications,
+    terminations,
+    sidecarCalls: () => sidecarCalls
+  }
+}
