@@ -117,6 +117,15 @@ const image = Effect.gen(function*() {
   const images = yield* store.list
   const built = images.find(({ names }) => names.includes("default"))
   if (built !== undefined) return passed("image", true, `default is built, Linux ${built.kernelRelease}`)
+  const closed = yield* Effect.flip(store.writable).pipe(Effect.option)
+  if (Option.isSome(closed)) {
+    return failed(
+      "image",
+      true,
+      `default is not built, and cannot be: ${closed.value.message}`,
+      "set MICROVM_CACHE_DIR to a directory that you may write to"
+    )
+  }
   const spawner = yield* ProcessSpawner
   const apt = yield* Effect.option(Effect.scoped(
     Effect.flatMap(

@@ -92,6 +92,7 @@ export interface StoreOptions {
  * - `update`: asks apt for newer packages, and builds when there are any. The files of the image before stay until it
  *   is removed.
  * - `list`: every stored image, by digest.
+ * - `writable`: fails with what keeps images from being built in its directory. Makes nothing.
  * - `remove`: forgets a name, and deletes the image when no other name means it. A digest is taken as a name too. Tells
  *   whether there was one.
  *
@@ -102,6 +103,7 @@ export class ImageStore extends Context.Service<ImageStore, {
   readonly ensure: (name?: string, options?: EnsureOptions) => Effect.Effect<Image, ImageError.ImageError>
   readonly update: (name?: string, options?: EnsureOptions) => Effect.Effect<Image, ImageError.ImageError>
   readonly list: Effect.Effect<ReadonlyArray<StoredImage>, ImageError.ImageError>
+  readonly writable: Effect.Effect<void, ImageError.ImageError>
   readonly remove: (nameOrDigest: string) => Effect.Effect<boolean, ImageError.ImageError>
 }>()("effect-microvm-runtime/image/ImageStore") {}
 
@@ -293,6 +295,18 @@ const make = Effect.fnUntraced(function*(options: StoreOptions) {
     ),
 
     list: list.pipe(inCache, Effect.withSpan("ImageStore.list")),
+
+    writable: Effect.gen(function*() {
+      // Directories are made when they are needed, so what counts is the nearest one that is there.
+      let nearest = path.resolve(options.directory)
+      while (!(yield* fs.exists(nearest)) && path.dirname(nearest) !== nearest) nearest = path.dirname(nearest)
+      if ((yield* fs.stat(nearest)).type !== "Directory") {
+        return yield* ImageError.fromReason(
+          ImageError.ImageErrorReason.CacheUnusable({ path: options.directory, why: `${nearest} is no directory` })
+        )
+      }
+      yield* fs.access(nearest, { writable: true })
+    }).pipe(inCache, Effect.withSpan("ImageStore.writable")),
 
     remove: Effect.fn("ImageStore.remove")(
       function*(nameOrDigest: string) {

@@ -25,11 +25,15 @@ interface Host {
   readonly images?: Effect.Effect<ReadonlyArray<StoredImage>, ImageError.ImageError>
   /** Programs that are not there. */
   readonly missing?: ReadonlyArray<string>
+  readonly cache?: Effect.Effect<void, ImageError.ImageError>
   readonly cgroups?: boolean
   readonly env?: Record<string, string>
 }
 
-const diagnose = ({ cgroups = true, env = {}, images = Effect.succeed([stored]), missing = [], observed = {} }: Host) =>
+const diagnose = (
+  { cache = Effect.void, cgroups = true, env = {}, images = Effect.succeed([stored]), missing = [], observed = {} }:
+    Host
+) =>
   Doctor.diagnose().pipe(Effect.provide(Layer.mergeAll(
     Layer.succeed(QemuHost.QemuHost, {
       observe: () =>
@@ -38,7 +42,7 @@ const diagnose = ({ cgroups = true, env = {}, images = Effect.succeed([stored]),
           : Effect.succeed({ ...observations, ...observed }),
       inspect: (path) => Effect.succeed({ path, worldReadable: true })
     }),
-    Layer.succeed(ImageStore, { ...imageStore(Effect.succeed(image)), list: images }),
+    Layer.succeed(ImageStore, { ...imageStore(Effect.succeed(image)), list: images, writable: cache }),
     ConfigProvider.layer(ConfigProvider.fromEnv({ env })),
     ScriptedProcess.layer({
       cgroups,
@@ -116,6 +120,18 @@ describe("diagnose", () => {
       false,
       ["kvm", "image"],
       /\/c: EACCES: make it writable/
+    ],
+    [
+      "a cache that can be written",
+      {
+        images: Effect.succeed([]),
+        cache: Effect.fail(
+          ImageError.fromReason(ImageError.ImageErrorReason.CacheUnusable({ path: "/c", why: "EROFS" }))
+        )
+      },
+      false,
+      ["kvm", "image"],
+      /\/c: EROFS.*\n.*set MICROVM_CACHE_DIR/
     ],
     [
       "a valid environment",

@@ -73,6 +73,7 @@ export const imageStore = (ensure: Effect.Effect<Image, ImageError.ImageError>):
   ensure: () => ensure,
   update: () => ensure,
   list: Effect.succeed([]),
+  writable: Effect.void,
   remove: () => Effect.succeed(false)
 })
 

@@ -96,6 +96,17 @@ const failing = (step: string, answer: Answer) =>
   })
 
 describe("ImageStore", () => {
+  it.effect("tells whether images could be built, and makes nothing", () =>
+    withDirectory(Effect.fnUntraced(function*(directory) {
+      const fs = yield* FileSystem.FileSystem
+      const writable = (below: string) =>
+        Effect.result(using(store(`${directory}/${below}`, fakeDebian()), (images) => images.writable))
+      expect(yield* writable("not/there/yet")).toMatchObject({ _tag: "Success" })
+      yield* fs.writeFileString(`${directory}/file`, "")
+      expect(yield* writable("file/cache")).toMatchObject({ failure: { reason: { _tag: "CacheUnusable" } } })
+      expect(yield* fs.readDirectory(directory)).toEqual(["file"])
+    })))
+
   it.effect("builds an image of what the packages hold and the recipe adds", () =>
     withDirectory(Effect.fnUntraced(function*(directory) {
       const fs = yield* FileSystem.FileSystem
