@@ -43,7 +43,7 @@ export interface Controlled {
   readonly signals: ServiceSignals["Service"]
   /** Never waits. A signal more than 16 unread ones says nothing that those do not. */
   readonly send: (signal: Signal) => void
-  /** Whether somebody waits for it. Only the first one counts. */
+  /** Whether the program sees to it: somebody waits for it, or has got an earlier one. */
   readonly fail: (error: unknown) => boolean
 }
 
@@ -66,6 +66,7 @@ export const makeUnsafe = (): Controlled => {
   const queue = Effect.runSync(Queue.dropping<Signal>(16))
   const first = Deferred.makeUnsafe<unknown>()
   let waiting = 0
+  let isTaken = false
   return {
     signals: ServiceSignals.of({
       next: Queue.take(queue),
@@ -78,8 +79,9 @@ export const makeUnsafe = (): Controlled => {
       Queue.offerUnsafe(queue, signal)
     },
     fail: (error) => {
+      isTaken ||= waiting > 0
       Deferred.doneUnsafe(first, Effect.succeed(error))
-      return waiting > 0
+      return isTaken
     }
   }
 }

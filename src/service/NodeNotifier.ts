@@ -32,8 +32,9 @@ interface Way {
   readonly args: (socket: string, lines: ReadonlyArray<string>) => ReadonlyArray<string>
 }
 
-const perl = "use Socket; my ($to, $what) = @ARGV; $to =~ s/^@/\\0/; " +
-  "socket(my $s, AF_UNIX, SOCK_DGRAM, 0) && send($s, $what, 0, sockaddr_un($to)) or die \"$!\\n\""
+const perl =
+  "use Socket; my ($to, $what) = @ARGV; $to =~ s/^@/\\0/; socket(my $s, AF_UNIX, SOCK_DGRAM, 0) or die \"$!\\n\"; " +
+  "send($s, $what, 0, sockaddr_un($to)) or die \"$!\\n\""
 
 const python = "import socket, sys; to, what = sys.argv[1:]; " +
   "socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(what.encode(), '\\0' + to[1:] if to[0] == '@' else to)"
@@ -47,6 +48,9 @@ const ways: ReadonlyArray<Way> = [
 
 /** A manager that does not read for so long is not waited for. */
 const sendTime = "2 seconds"
+
+/** So that the fault of the last message is still told. */
+const flushTime = "3 seconds"
 
 /** Nothing when it was sent, `"missing"` when there is no such program, else what went wrong. */
 const run = (way: Way, socket: string, lines: ReadonlyArray<string>): Effect.Effect<string | undefined> =>
@@ -117,7 +121,9 @@ const make = Effect.fnUntraced(function*({ socket, watchdog }: Options) {
       })))
   )
   // The last word, most often that the service stops, is still told.
-  yield* Effect.addFinalizer(() => Effect.andThen(Queue.end(wake), Effect.timeoutOption(Fiber.await(sender), sendTime)))
+  yield* Effect.addFinalizer(() =>
+    Effect.andThen(Queue.end(wake), Effect.timeoutOption(Fiber.await(sender), flushTime))
+  )
   if (watchdog !== undefined) {
     const interval = Duration.millis(Duration.toMillis(Duration.fromInputUnsafe(watchdog)) / 2)
     yield* Effect.forkScoped(Effect.repeat(notify({ watchdog: true }), Schedule.spaced(interval)))
@@ -127,7 +133,7 @@ const make = Effect.fnUntraced(function*({ socket, watchdog }: Options) {
 
 /**
  * The manager at the given socket. Messages go out one after the other, in the background, and those still waiting when the
- * layer ends have 2 seconds. A manager that cannot be told costs one warning, not the service.
+ * layer ends have 3 seconds. A manager that cannot be told costs one warning, not the service.
  *
  * **Gotchas**
  *

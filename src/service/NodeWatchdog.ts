@@ -65,11 +65,11 @@ export const make = Effect.fnUntraced(function*(
 ): Effect.fn.Return<Watchdog["Service"], never, Scope.Scope> {
   const { code = ExitCode.service.budgetPassed, terminationLog = NodeTerminationLog.defaultPath } = options
   const reserve = Math.max(400, millisOf(options.reserve ?? "2 seconds"))
-  const every = Math.min(500, reserve / 8)
+  const every = Math.min(500, reserve / 5)
   const cells = new Int32Array(new SharedArrayBuffer(4 * Object.keys(cell).length))
   Atomics.store(cells, cell.blocked, toCell(options.blocked ?? defaultBlocked))
   Atomics.store(cells, cell.stop, -1)
-  const warn = Effect.runForkWith(yield* Effect.context<never>())
+  const warn = Effect.runForkWith(yield* Effect.context())
 
   let worker: Worker | undefined
   let isOver = false
@@ -144,11 +144,14 @@ export const make = Effect.fnUntraced(function*(
  * has no effect, it kills the children of our process group, as one of them may be what a blocking call waits for; and then
  * it kills the process. stderr and the termination log say why and, if the program stood in JavaScript, where.
  *
- * One thread of a few MiB that sleeps all the time; on the event loop, a timer every half of a beat, which is an
- * eighth of `reserve` but not longer than 500 ms. Time in which the whole process is suspended does not count.
+ * It costs a thread of some 14 MiB that wakes every 400 ms, and a timer every 200 ms on the event loop; more often with
+ * a shorter reserve. Time in which the whole process is suspended does not count.
  *
  * **Gotchas**
  *
+ * - Listeners of the `exit` event are not called: one of them may be what does not end.
+ * - Node adds a line about a debugger to stderr; it means this one.
+ * - Who is killed has the status of SIGKILL, and as PID 1, which cannot be, that of SIGTRAP.
  * - It does nothing while a debugger may be attached (`--inspect`, SIGUSR1).
  * - A program that computes for longer than `blocked` without giving the event loop a turn is ended too: such work belongs
  *   into a worker thread.

@@ -46,12 +46,11 @@ const isHeldUp = (): boolean => {
 
 /** For the `exit` event: sees to it that the exit that has begun comes to its end, with its code. */
 export const leaveNow = (code: number): void => {
-  const { execve } = process
-  if (execve === undefined || !isHeldUp()) return
+  if (!("execve" in process) || !isHeldUp()) return
   const { args, file } = endWith(code)
   try {
     // The same process, its threads gone: nothing is left to wait for.
-    execve.call(process, file, args, { ...process.env, NODE_OPTIONS: "" })
+    process.execve?.(file, args, { ...process.env, NODE_OPTIONS: "" })
   } catch {
     // Not permitted here: the exit takes as long as it takes.
   }

@@ -68,7 +68,7 @@ function watch() {
       if (stop + late <= 0) return {
           phase: "stop",
           why: "the stop took longer than the " + seconds(allowed) + " it had",
-          isBlocked: silent > every
+          isBlocked: silent > every * 0.75
         }
       if (silent >= blocked) return { why: "the event loop is blocked since " + seconds(silent), isBlocked: true }
     }
@@ -116,12 +116,13 @@ const descendants = () => {
 }
 
 function end({ isBlocked, phase, why }) {
-  say("Watchdog: " + why + ": the process is ended")
   record(phase, why)
   // Not by way of the listeners of "exit": one of them may be what does not end.
   const leave = "try { process.execve(" + JSON.stringify(becoming.file) + ", " + JSON.stringify(becoming.args) +
     ", { ...process.env, NODE_OPTIONS: '' }) } finally { process.reallyExit(" + code + ") }"
   const step = reserve / 8
+  let exit = () => {}
+  say("Watchdog: " + why + ": the process is ended", () => isBlocked || exit())
   try {
     const scripts = new Map()
     let isPaused = false
@@ -137,12 +138,12 @@ function end({ isBlocked, phase, why }) {
       record(phase, why + " " + shown[0].trim())
       say("Watchdog: the event loop was here\\n" + shown.join("\\n"), exit)
     })
-    const exit = () => session.post("Runtime.evaluate", { expression: leave })
+    exit = () => session.post("Runtime.evaluate", { expression: leave })
     if (isBlocked) {
       session.post("Debugger.enable")
       // Who has heard it and does not stop has no program to stop in: the event loop has come free.
       session.post("Debugger.pause", () => setTimeout(() => isPaused || exit(), step))
-    } else exit()
+    }
   } catch {}
   setTimeout(() => {
     const held = descendants()
