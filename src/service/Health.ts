@@ -25,7 +25,7 @@ import * as Latch from "effect/Latch"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
-import * as Scope from "effect/Scope"
+import type * as Scope from "effect/Scope"
 import * as ServiceError from "./ServiceError.ts"
 
 /**
@@ -168,7 +168,7 @@ interface Watched {
 const seconds = Effect.map(Clock.monotonicTimeNanos, (nanos) => Number(nanos) / 1e9)
 
 /** Asks a check, or gives the answer that it gave just now, or that it is giving. */
-const watch = Effect.fnUntraced(function*<R>({ check, name, within = "1 second" }: Check<R>) {
+const watch = Effect.fnUntraced(function*<R>({ check, name, probes: asks = ["ready"], within = "1 second" }: Check<R>) {
   const context = yield* Effect.context<R>()
   const limit = Duration.fromInputUnsafe(within)
   const tooLate = `no answer within ${Duration.format(limit)}`
@@ -176,9 +176,9 @@ const watch = Effect.fnUntraced(function*<R>({ check, name, within = "1 second" 
   let answering: Deferred.Deferred<CheckReport> | undefined
   let last: { readonly report: CheckReport; readonly until: number } | undefined
 
-  const settle = Effect.fnUntraced(function*(exit: Option.Option<Exit.Exit<void, unknown>>, began: number) {
+  const settle = Effect.fnUntraced(function*(ended: Option.Option<Exit.Exit<void, unknown>>, began: number) {
     const now = yield* seconds
-    const why = Option.match(exit, {
+    const why = Option.match(ended, {
       onNone: () => tooLate,
       onSome: (exit) => Exit.isFailure(exit) ? whyOf(exit.cause) : undefined
     })
@@ -220,7 +220,7 @@ const watch = Effect.fnUntraced(function*<R>({ check, name, within = "1 second" 
   })
 
   yield* Effect.addFinalizer(() => Effect.sync(() => running?.interruptUnsafe()))
-  return ask
+  return { probes: asks, ask } satisfies Watched
 })
 
 /**
@@ -263,7 +263,7 @@ export const make: Effect.Effect<Health["Service"]> = Effect.sync(() => {
       }),
     awaitDraining: draining.await,
     add: Effect.fnUntraced(function*(check) {
-      const one: Watched = { probes: check.probes ?? ["ready"], ask: yield* watch(check) }
+      const one = yield* watch(check)
       yield* Effect.acquireRelease(
         Effect.sync(() => watched.add(one)),
         () => Effect.sync(() => watched.delete(one))

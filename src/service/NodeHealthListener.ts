@@ -97,7 +97,7 @@ export const make = Effect.fn("NodeHealthListener.make")(function*(options: Opti
   const { headersWithin = "5 seconds", host, idleWithin = "75 seconds", maxConnections = 256, port } = options
   const health = yield* Health
   const fatal = yield* Fatal
-  const run = Effect.runForkWith(yield* Effect.context<never>())
+  const run = Effect.runForkWith(yield* Effect.context())
   const most = Math.max(1, Math.min(maxConnections, Math.floor(maxDescriptors() / 8)))
   const millis = (input: Duration.Input) => Duration.toMillis(Duration.fromInputUnsafe(input))
 

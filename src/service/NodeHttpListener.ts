@@ -2,9 +2,13 @@
  * The HTTP server of a service: it stops without failing a request, as soon as its last answer is sent.
  *
  * When its scope closes it stops accepting connections, closes those that are idle, says `Connection: close` in every
- * answer, and waits for requests that are in flight, however slowly they stream. Sockets that were upgraded are told to
- * close and get a short grace. What still hangs when the time is over is cut. In a service it says `Connection: close`
- * from the moment at which the service drains, so that who keeps connections open goes elsewhere before they are closed.
+ * answer, and waits for requests that are in flight, however slowly they stream. A client that was busy a moment ago gets
+ * 20 milliseconds for a request that is already on its way. Sockets that were upgraded are told to close and get a short
+ * grace. What still hangs when the time is over is cut.
+ *
+ * In a service it says `Connection: close` from the moment at which the service drains, so that who keeps connections open
+ * goes elsewhere before they are closed. Without a drain delay, connections that the system has accepted and not handed
+ * over yet are reset: no server can help that alone.
  *
  * @since 0.1.0
  */
@@ -17,7 +21,7 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import type { HttpMiddleware } from "effect/http/HttpMiddleware"
 import * as HttpServer from "effect/http/HttpServer"
-import type { HttpServerRequest } from "effect/http/HttpServerRequest"
+import { HttpServerRequest } from "effect/http/HttpServerRequest"
 import type { HttpServerResponse } from "effect/http/HttpServerResponse"
 import * as Latch from "effect/Latch"
 import * as Layer from "effect/Layer"
@@ -30,19 +34,8 @@ import { Fatal } from "./Fatal.ts"
 import { Health } from "./Health.ts"
 import * as Bind from "./internal/NodeHttpBind.ts"
 import * as Connections from "./internal/NodeHttpConnections.ts"
+import { ListenAddress } from "./ListenAddress.ts"
 import * as ServiceError from "./ServiceError.ts"
-
-/**
- * Where parts that serve HTTP listen: an address, or a socket that somebody else has opened, as systemd does. The port 0
- * is one that is free.
- *
- * @category services
- * @since 0.1.0
- */
-export class ListenAddress extends Context.Service<
-  ListenAddress,
-  { readonly host: string; readonly port: number } | { readonly fd: number }
->()("effect-microvm-runtime/service/ListenAddress") {}
 
 /**
  * The listener beside its `HttpServer`.
@@ -87,8 +80,8 @@ const lastWords = Duration.millis(100)
 
 interface Upgraded {
   readonly socket: Duplex
-  /** Of its handler. */
-  readonly scope: Scope.Closeable
+  /** Runs its handler. */
+  fiber: Fiber.Fiber<unknown, unknown> | undefined
   /** Its handshake is done, so it is no request any more. */
   readonly isDone: () => boolean
 }
@@ -150,17 +143,18 @@ export const make = Effect.fn("NodeHttpListener.make")(function*(options: Option
   const connections = Connections.track(server)
   // Not of the scope that is closed: handlers go on while the server stops.
   const requests = Scope.makeUnsafe("parallel")
-  const upgrades = new Set<Upgraded>()
+  // By what `HttpServerRequest` calls its source.
+  const upgrades = new Map<object, Upgraded>()
   let stopping = false
 
   const closeUpgraded = Effect.gen(function*() {
     const told = new Set<Upgraded>()
     while (upgrades.size > 0) {
-      for (const one of upgrades) {
+      for (const one of upgrades.values()) {
         if (told.has(one)) one.socket.destroy()
         else if (one.isDone()) {
           told.add(one)
-          yield* interruptAll(one.scope)
+          one.fiber?.interruptUnsafe()
         }
       }
       yield* Effect.timeoutOption(connections.ended, upgradedWithin)
@@ -168,7 +162,6 @@ export const make = Effect.fn("NodeHttpListener.make")(function*(options: Option
   })
 
   const wait = Effect.gen(function*() {
-    yield* Effect.forkChild(closeUpgraded)
     yield* Effect.timeoutOption(connections.ended, upgradedWithin)
     connections.closeUnfinished()
     yield* connections.ended
@@ -177,6 +170,7 @@ export const make = Effect.fn("NodeHttpListener.make")(function*(options: Option
   })
 
   const drain = Effect.gen(function*() {
+    yield* Effect.forkChild(closeUpgraded)
     yield* connections.close
     const left = connections.inFlight()
     yield* left.length === 0 ? wait : Effect.withSpan(wait, `waiting for ${tellAll(left)}`)
@@ -238,9 +232,16 @@ export const make = Effect.fn("NodeHttpListener.make")(function*(options: Option
   const httpServer = HttpServer.make({
     address,
     serve: Effect.fnUntraced(function*(httpApp: App, middleware?: HttpMiddleware) {
-      const services = yield* Effect.context<never>()
       const handled = { scope: requests, middleware: middleware && applied(middleware) }
       const handler = yield* NodeHttpServer.makeHandler(httpApp, handled)
+      const upgraded = Effect.withFiber<HttpServerResponse, unknown, HttpServerRequest | Scope.Scope>((fiber) =>
+        Effect.flatMap(HttpServerRequest, ({ source }) => {
+          const one = upgrades.get(source)
+          if (one !== undefined) one.fiber = fiber
+          return httpApp
+        })
+      )
+      const upgrade = yield* NodeHttpServer.makeUpgradeHandler(webSockets, upgraded, handled)
 
       const onUpgrade = (request: NodeHttp.IncomingMessage, socket: Duplex, head: Buffer) => {
         if (stopping) {
@@ -248,16 +249,9 @@ export const make = Effect.fn("NodeHttpListener.make")(function*(options: Option
           return
         }
         const before = written(socket)
-        const scope = Scope.forkUnsafe(requests, "parallel")
-        const one: Upgraded = { socket, scope, isDone: () => written(socket) > before }
         connections.upgraded(socket)
-        upgrades.add(one)
-        socket.once("close", () => {
-          upgrades.delete(one)
-        })
-        const upgrade = Effect.runSyncWith(services)(
-          NodeHttpServer.makeUpgradeHandler(webSockets, httpApp, { ...handled, scope })
-        )
+        upgrades.set(request, { socket, fiber: undefined, isDone: () => written(socket) > before })
+        socket.once("close", () => upgrades.delete(request))
         upgrade(request, socket, head)
       }
 
@@ -278,17 +272,16 @@ export const make = Effect.fn("NodeHttpListener.make")(function*(options: Option
  * The listener as a layer, with all that `HttpRouter` and file responses need besides.
  *
  * ```ts import.meta.vitest
- * import { Fatal, NodeHttpListener } from "effect-microvm-runtime/service"
+ * import { Fatal, ListenAddress, NodeHttpListener } from "effect-microvm-runtime/service"
  * import * as Effect from "effect/Effect"
  * import * as HttpRouter from "effect/http/HttpRouter"
  * import * as HttpServerResponse from "effect/http/HttpServerResponse"
- * import * as Latch from "effect/Latch"
-import * as Layer from "effect/Layer"
+ * import * as Layer from "effect/Layer"
  *
  * const Routes = HttpRouter.add("GET", "/hello", HttpServerResponse.text("hello"))
  * const Server = HttpRouter.serve(Routes, { disableListenLog: true }).pipe(
  *   Layer.provide(NodeHttpListener.layer()),
- *   Layer.provide(Layer.succeed(NodeHttpListener.ListenAddress, { host: "127.0.0.1", port: 0 })),
+ *   Layer.provide(Layer.succeed(ListenAddress.ListenAddress, { host: "127.0.0.1", port: 0 })),
  *   Layer.provide(Layer.succeed(Fatal.Fatal, { report: Effect.die }))
  * )
  * await Effect.runPromise(Effect.scoped(Effect.as(Layer.build(Server), "served and stopped"))) // => "served and stopped"

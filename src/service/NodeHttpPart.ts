@@ -7,6 +7,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as HttpRouter from "effect/http/HttpRouter"
 import * as Layer from "effect/Layer"
+import { ListenAddress } from "./ListenAddress.ts"
 import * as NodeHttpListener from "./NodeHttpListener.ts"
 import * as Part from "./Part.ts"
 
@@ -18,7 +19,7 @@ export interface Options<Deps extends ReadonlyArray<Part.Any>>
   extends Omit<Part.PartOptions<Deps>, "failure">, Omit<NodeHttpListener.Options, "name">
 {
   /** Where it listens. Default where the configuration of the service says. */
-  readonly listen?: NodeHttpListener.ListenAddress["Service"] | undefined
+  readonly listen?: ListenAddress["Service"] | undefined
   /** Log each request. Default false. */
   readonly logRequests?: boolean | undefined
 }
@@ -68,7 +69,7 @@ export const make = <A, E, R, const Deps extends ReadonlyArray<Part.Any> = reado
   const configured = NodeHttpListener.layer({ ...options, name, inFlightWithin })
   const listener: typeof configured = listen === undefined
     ? configured
-    : Layer.provide(configured, Layer.succeed(NodeHttpListener.ListenAddress, listen))
+    : Layer.provide(configured, Layer.succeed(ListenAddress, listen))
   const server = HttpRouter.serve(routes, { disableLogger: !logRequests, disableListenLog: true })
   return Part.make(
     name,

@@ -8,10 +8,12 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import { ProcessSpawner } from "../process/ProcessSpawner.ts"
+import { Fatal } from "./Fatal.ts"
 import * as NodeSocketActivation from "./NodeSocketActivation.ts"
 import * as NodeTelemetry from "./NodeTelemetry.ts"
 import { Provisioner } from "./Provisioner.ts"
 import type { ServiceConfig } from "./ServiceConfig.ts"
+import { fromReason, ServiceErrorReason } from "./ServiceError.ts"
 import { ServicePlatform } from "./ServicePlatform.ts"
 
 const write = (stream: NodeJS.WriteStream) => (line: string): Effect.Effect<void> =>
@@ -38,7 +40,13 @@ const remote = Effect.fnUntraced(function*(api: string, config: ServiceConfig) {
 const local = Effect.fnUntraced(function*(config: ServiceConfig) {
   const NodeLocalProvisioner = yield* Effect.promise(() => import("./NodeLocalProvisioner.ts"))
   const { projectName, stateDirectory } = config
-  const layer = NodeLocalProvisioner.layer({ cwd: process.cwd(), projectName, stateDirectory })
+  const fatal = yield* Fatal
+  const layer = NodeLocalProvisioner.layer({
+    cwd: process.cwd(),
+    projectName,
+    stateDirectory,
+    onLost: ({ resource, why }) => fatal.report(fromReason(ServiceErrorReason.RunFailed({ part: resource, why })))
+  })
   return Context.get(yield* Layer.build(layer), Provisioner)
 })
 
@@ -47,6 +55,11 @@ const make = Effect.gen(function*() {
   return ServicePlatform.of({
     env: { ...process.env },
     argv: process.argv.slice(2),
+    faults: Effect.fnUntraced(function*({ api, apiKey, projectId }) {
+      if (Option.isNone(api)) return []
+      const HttpProvisioner = yield* Effect.promise(() => import("./HttpProvisioner.ts"))
+      return HttpProvisioner.check({ api: new URL(api.value), apiKey, projectId })
+    }),
     print: write(process.stdout),
     complain: write(process.stderr),
     provisioner: (config) =>

@@ -126,6 +126,8 @@ const messageOf = (error: unknown): string =>
     ? error.message === "" ? error.name : error.message
     : Cause.isCause(error)
     ? messageOf(Cause.squash(error))
+    : typeof error === "object" && error !== null && "message" in error && typeof error.message === "string"
+    ? error.message
     : String(error)
 
 /** No chain of causes in a real program is longer. */

@@ -9,7 +9,7 @@ import type * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import type { Fatal } from "./Fatal.ts"
 import type { Health } from "./Health.ts"
-import type { ListenAddress } from "./NodeHttpListener.ts"
+import type { ListenAddress } from "./ListenAddress.ts"
 import type { Provisioner } from "./Provisioner.ts"
 import type { ServiceConfig } from "./ServiceConfig.ts"
 import type { ServiceError } from "./ServiceError.ts"
@@ -25,6 +25,8 @@ export class ServicePlatform extends Context.Service<ServicePlatform, {
   readonly env: Readonly<Record<string, string | undefined>>
   /** What comes after the name of the program. */
   readonly argv: ReadonlyArray<string>
+  /** What is wrong with a configuration for this platform, beside what `ServiceConfig` knows. */
+  readonly faults: (config: ServiceConfig) => Effect.Effect<ReadonlyArray<string>>
   /** A line on stdout. Never fails, whoever has closed it. */
   readonly print: (line: string) => Effect.Effect<void>
   /** A line on stderr. */
@@ -33,7 +35,7 @@ export class ServicePlatform extends Context.Service<ServicePlatform, {
   readonly provisioner: (
     config: ServiceConfig,
     service: { readonly name: string }
-  ) => Effect.Effect<Provisioner["Service"], ServiceError, Scope.Scope>
+  ) => Effect.Effect<Provisioner["Service"], ServiceError, Scope.Scope | Fatal>
   /** Answers probes, if the configuration says where, until the scope closes. */
   readonly health: (config: ServiceConfig) => Effect.Effect<void, ServiceError, Scope.Scope | Health | Fatal>
   /** Where parts that serve HTTP listen. */

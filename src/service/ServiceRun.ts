@@ -28,7 +28,7 @@ import { Fatal } from "./Fatal.ts"
 import * as Health from "./Health.ts"
 import { ServiceSignals } from "./HostSignals.ts"
 import * as StopLadder from "./internal/stopLadder.ts"
-import { ListenAddress } from "./NodeHttpListener.ts"
+import { ListenAddress } from "./ListenAddress.ts"
 import { Notifier } from "./Notifier.ts"
 import type * as Parts from "./Parts.ts"
 import { type Phase, ServiceEvents } from "./Phase.ts"
@@ -89,10 +89,19 @@ const whyOf = (exit: Exit.Exit<Why, ServiceError>): Why => {
     : { _tag: "Defect", cause: exit.cause }
 }
 
+/** Of a part that died while it started; the error says which. What a task does is up to its supervision. */
+const defectOf = ({ cause, reason }: ServiceError): Cause.Cause<unknown> | undefined =>
+  reason._tag !== "TaskFailed" && Cause.isCause(cause) && Cause.hasDies(cause) &&
+    Option.isNone(Cause.findErrorOption(cause))
+    ? cause
+    : undefined
+
 /** What a person has to know beside the log: nothing after an orderly end. */
 const tell = (why: Why, left: ReadonlyArray<StopLadder.Leftover>): string | undefined => {
+  const defect = why._tag === "Failed" ? defectOf(why.error) : undefined
   const lines = [
     ...(why._tag === "Failed" ? [explain(why.error)] : []),
+    ...(defect === undefined ? [] : [Cause.pretty(defect)]),
     ...(why._tag === "Defect" ? [`Defect: ${Cause.pretty(why.cause)}`] : []),
     ...left.map(StopLadder.format)
   ]
@@ -110,13 +119,8 @@ const flushTime = (config: ServiceConfig.ServiceConfig): Duration.Duration =>
 /** The main program is a part like all others, but has no layer. */
 const mainPart = "main"
 
-/** A part that died while it started; the error says which. What a task does is up to its supervision. */
-const isDefect = ({ cause, reason }: ServiceError): boolean =>
-  reason._tag !== "TaskFailed" && Cause.isCause(cause) && Cause.hasDies(cause) &&
-  Option.isNone(Cause.findErrorOption(cause))
-
 const reasonOf = (why: Why, left: ReadonlyArray<StopLadder.Leftover>): ExitCode.ServiceReason => {
-  if (why._tag === "Failed") return isDefect(why.error) ? "defect" : why.error.exitReason
+  if (why._tag === "Failed") return defectOf(why.error) === undefined ? why.error.exitReason : "defect"
   if (why._tag === "Defect") return "defect"
   if (left.some(({ _tag }) => _tag === "Abandoned")) return "budgetPassed"
   if (left.length > 0) return "finalizerFailed"
@@ -303,8 +307,10 @@ const live = Effect.fnUntraced(function*<R, Res extends Resource.Any>(
       budget: isDraining ? Duration.subtract(budget, config.drainDelay) : budget,
       maxExtension: service.maxExtension,
       abandon: Effect.gen(function*() {
+        // Before: afterwards nobody knows any more what they were doing, and since when.
+        const status = yield* parts.status
         yield* parts.abandon
-        for (const part of yield* parts.status) {
+        for (const part of status) {
           if (part.state === "abandoned" || part.state === "stopping" || part.state === "running") {
             note({ _tag: "Abandoned", name: part.name, took: part.since, doing: part.doing ?? "not told" })
           }
@@ -423,6 +429,11 @@ export const run = Effect.fn("ServiceRun.run")(
         left: [],
         elapsed: yield* elapsed
       }
+      if (Option.isSome(error)) {
+        const log = yield* TerminationLog
+        const { code, elapsed, phase } = report
+        yield* log.write({ reason: error.value.exitReason, code, phase, elapsed, message: explain(error.value) })
+      }
       return report
     })
 
@@ -430,7 +441,12 @@ export const run = Effect.fn("ServiceRun.run")(
     yield* events.publish({ _tag: "PhaseStarted", phase: "configure" })
     const assembled = yield* Effect.result(service.assemble)
     const parsed = ServiceConfig.parse({ env: platform.env, argv: platform.argv, defaults: service })
-    const faults = [...Definition.faults(service), ...faultsOf(assembled), ...faultsOf(parsed)]
+    const faults = [
+      ...Definition.faults(service),
+      ...faultsOf(assembled),
+      ...faultsOf(parsed),
+      ...Result.isSuccess(parsed) && parsed.success.command._tag === "Run" ? yield* platform.faults(parsed.success) : []
+    ]
     if (Result.isFailure(assembled) || Result.isFailure(parsed) || faults.length > 0) {
       const error = fromReason(ServiceErrorReason.ConfigInvalid({ faults }))
       yield* platform.complain(`ERROR: ${explain(error)}`)

@@ -231,5 +231,5 @@ it.effect("a report goes through JSON and back", () =>
       state: "ready",
       checks: [{ name: "db", ok: false, took: 0, why: "no" }]
     })
-    expect(yield* Schema.decodeUnknownEffect(json)(text)).toEqual(report)
+    expect(yield* Schema.decodeEffect(json)(text)).toEqual(report)
   }))

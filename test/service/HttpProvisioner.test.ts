@@ -340,11 +340,6 @@ describe("an API that talks nonsense", () => {
       assert.lengthOf(requests, 1, "an answer, however wrong, is not asked for again")
     }))
 
-  it.live("204 is no answer", () =>
-    Effect.gen(function*() {
-      assert.match((yield* failing({ faults: [Fault.Respond({ status: 204 })] })).message, /^the answer \(status 204/)
-    }))
-
   it.live.each([
     `{"type":"qqq","state":"failed","config":null,"output":{"A":"1"},"extra":[1]}`,
     `["secrets","ready",null,{"A":"1"}]`
@@ -452,8 +447,30 @@ describe.each([
   ["undici", NodeHttpClient.layerUndici],
   ["node:http", NodeHttpClient.layerNodeHttp],
   ["fetch", FetchHttpClient.layer]
-])("redirects, over %s", (_, client) => {
-  it.live("to another server are told, and the key stays", () =>
+])("over %s", (_, client) => {
+  it.live("no content is no answer", () =>
+    Effect.gen(function*() {
+      const { message, requests } = yield* failing({ faults: [Fault.Respond({ status: 204 })] }, {}, client)
+      assert.match(message, /^the answer \(status 204, 0 bytes\) is not JSON/)
+      assert.lengthOf(requests, 1)
+    }))
+
+  it.live("what breaks off is tried again, what floods or hangs is cut", () =>
+    Effect.gen(function*() {
+      const { fake, provisioner } = yield* connect(
+        { faults: [Fault.Reset(), Fault.Truncate({ after: 10 })] },
+        { maxBytes: 10_000, timeout: "1 second" },
+        client
+      )
+      yield* provisioner.secrets
+      assert.lengthOf(yield* fake.received, 3)
+      yield* fake.next(Fault.Huge({ bytes: 1024 * 1024 * 1024 }), Fault.Hang())
+      assert.match((yield* Effect.flip(provisioner.secrets)).message, /^the answer is larger than 10000 bytes/)
+      assert.match((yield* Effect.flip(provisioner.secrets)).message, /^no good answer within 1s/)
+      yield* until(fake.connections, (open) => open === 0)
+    }))
+
+  it.live("redirects to another server are told, and the key stays", () =>
     Effect.gen(function*() {
       const other = yield* FakeRuntimeApi.make()
       for (const status of [301, 302, 303, 307, 308] as const) {
@@ -469,7 +486,7 @@ describe.each([
       assert.lengthOf(yield* other.received, 0)
     }))
 
-  it.live("within the server are followed, with the method and the body", () =>
+  it.live("redirects within the server are followed, with the method and the body", () =>
     Effect.gen(function*() {
       const { fake, provisioner } = yield* connect(
         {
@@ -493,7 +510,7 @@ describe.each([
       )
     }))
 
-  it.live("that would turn a POST into a GET, lead nowhere or round in circles are told", () =>
+  it.live("redirects that would turn a POST into a GET, lead nowhere or round in circles are told", () =>
     Effect.gen(function*() {
       const post = yield* connect({ faults: [FakeRuntimeApi.redirect(302, "/")] }, {}, client)
       assert.match((yield* Effect.flip(Effect.scoped(post.provisioner.request(db)))).message, /^302: sent on to \//)

@@ -46,7 +46,7 @@ describe("Secrets", () => {
 
   it("no way to print a store shows a value", () => {
     const store = Secrets.fromMap(map)
-    const printed = [`${store.names}`, JSON.stringify(store), inspect(store, { depth: 9 }), JSON.stringify([...map])]
+    const printed = [JSON.stringify(store), inspect(store, { depth: 9 }), JSON.stringify([...map])]
       .join()
     expect(printed).not.toContain("planted")
   })

@@ -56,7 +56,7 @@ export const watchAccept = Effect.fnUntraced(function*(
   name: string,
   over: (why: string) => Effect.Effect<void>
 ) {
-  const run = Effect.runForkWith(yield* Effect.context<never>())
+  const run = Effect.runForkWith(yield* Effect.context())
   let complained = -Infinity
   const complain = Effect.fnUntraced(function*(why: string) {
     const now = yield* Clock.currentTimeMillis

@@ -2,7 +2,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Latch from "effect/Latch"
 import type { Server, ServerResponse } from "node:http"
-import { Socket } from "node:net"
+import * as Net from "node:net"
 import type { Duplex } from "node:stream"
 
 interface Connection {
@@ -10,6 +10,8 @@ interface Connection {
   readonly answering: Set<ServerResponse>
   /** What had been read when the last answer was sent: more than that is the beginning of a request. */
   read: number
+  /** When that was, or when it was accepted. */
+  since: number
   upgraded: boolean
 }
 
@@ -48,22 +50,30 @@ const turn = Effect.callback<void>((resume) => {
   setImmediate(() => setImmediate(() => resume(Effect.void)))
 })
 
-/** Who has connected a moment ago sends its request in this time; then there is no reason to wait for one. */
-const firstRequest = Duration.millis(20)
+/**
+ * Milliseconds since a client connected or was answered in which it probably goes on asking. Its next request may be on
+ * its way while the server stops, and gets this long to arrive. Everything else that is idle is closed at once.
+ */
+const busyFor = 1_000
+const nextRequest = Duration.millis(20)
 
 /** Before all other listeners of the server, and before it listens. */
 export const track = (server: Server): Connections => {
-  const connections = new Map<Socket, Connection>()
+  const connections = new Map<Net.Socket, Connection>()
   const ended = Latch.makeUnsafe()
   let last = false
   let stopping = false
 
   const idle = (connection: Connection): boolean => connection.answering.size === 0 && !connection.upgraded
 
-  server.once("close", () => ended.openUnsafe())
+  server.once("close", () => {
+    // Ends the timer with which `http` looks after its connections.
+    server.close()
+    ended.openUnsafe()
+  })
 
   server.on("connection", (socket) => {
-    connections.set(socket, { answering: new Set(), read: 0, upgraded: false })
+    connections.set(socket, { answering: new Set(), read: 0, since: performance.now(), upgraded: false })
     socket.once("close", () => connections.delete(socket))
   })
 
@@ -80,6 +90,7 @@ export const track = (server: Server): Connections => {
     response.once("close", () => {
       connection.answering.delete(response)
       connection.read = socket.bytesRead
+      connection.since = performance.now()
       // To the end of the order: the first idle one has been idle for the longest time.
       if (connections.delete(socket)) connections.set(socket, connection)
       if (stopping && idle(connection) && request.complete) socket.destroySoon()
@@ -95,7 +106,7 @@ export const track = (server: Server): Connections => {
     }
   }
 
-  const closeIdle = (which: (socket: Socket, connection: Connection) => boolean) => {
+  const closeIdle = (which: (socket: Net.Socket, connection: Connection) => boolean) => {
     for (const [socket, connection] of connections) if (idle(connection) && which(socket, connection)) socket.destroy()
   }
 
@@ -103,7 +114,7 @@ export const track = (server: Server): Connections => {
     size: () => connections.size,
     lastAnswers,
     evict: () => {
-      let oldest: Socket | undefined
+      let oldest: Net.Socket | undefined
       for (const [socket, connection] of connections) {
         oldest ??= socket
         if (!idle(connection)) continue
@@ -113,7 +124,7 @@ export const track = (server: Server): Connections => {
       oldest?.destroy()
     },
     upgraded: (socket) => {
-      const connection = socket instanceof Socket ? connections.get(socket) : undefined
+      const connection = socket instanceof Net.Socket ? connections.get(socket) : undefined
       if (connection !== undefined) connection.upgraded = true
     },
     inFlight: () =>
@@ -125,11 +136,14 @@ export const track = (server: Server): Connections => {
       // A request that is here, or a connection that the system has accepted, is not lost.
       yield* turn
       stopping = true
-      server.close()
+      // Of `net`: that of `http` would also close connections on which the next request may be on its way.
+      Net.Server.prototype.close.call(server)
+      const now = performance.now()
+      const quiet = (socket: Net.Socket, { read }: Connection) => socket.bytesRead === read
+      closeIdle((socket, connection) => quiet(socket, connection) && now - connection.since > busyFor)
+      yield* Effect.timeoutOption(ended.await, nextRequest)
       yield* turn
-      closeIdle((socket, { read }) => socket.bytesRead > 0 && socket.bytesRead === read)
-      yield* Effect.timeoutOption(ended.await, firstRequest)
-      closeIdle((socket) => socket.bytesRead === 0)
+      closeIdle(quiet)
     }),
     closeUnfinished: () => closeIdle(() => true),
     ended: ended.await,

@@ -106,7 +106,8 @@ const readBody = Effect.fnUntraced(function*(
   const chunks: Array<Uint8Array> = []
   let size = 0
   yield* response.stream.pipe(
-    Stream.mapError(broken),
+    // How fetch says that there is no body.
+    Stream.catch((error) => error.reason._tag === "EmptyBodyError" ? Stream.empty : Stream.fail(broken(error))),
     Stream.runForEach((chunk) => {
       size += chunk.length
       chunks.push(chunk)

@@ -22,7 +22,9 @@ export const leftover = (outcome: Exclude<Parts.PartOutcome, { readonly _tag: "S
 
 export const format = (left: Leftover): string =>
   left._tag === "Abandoned"
-    ? `${left.part} did not stop within ${Duration.format(left.after)} and was abandoned (${left.doing})`
+    ? `${left.part} did not stop within ${
+      Math.round(Duration.toMillis(left.after))
+    } ms and was abandoned (${left.doing})`
     : `${left.part} failed while it stopped: ${left.why}`
 
 export interface Options {
