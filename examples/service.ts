@@ -24,18 +24,18 @@ const secrets = Secrets.make("secrets")
 
 const Note = Schema.Struct({ text: Schema.NonEmptyString })
 
-const sql = Part.make(
+const client = Part.make(
   "sql",
   Layer.unwrap(Effect.map(database.get, ({ url }) => PgClient.layer({ url })))
 )
 
-const schema = Part.make(
-  "schema",
+const tables = Part.make(
+  "tables",
   Layer.effectDiscard(Effect.gen(function*() {
     const sql = yield* SqlClient.SqlClient
     yield* sql`CREATE TABLE IF NOT EXISTS notes (id serial PRIMARY KEY, text text, at timestamptz DEFAULT now())`
   })),
-  { dependsOn: [sql] }
+  { dependsOn: [client] }
 )
 
 const Routes = HttpRouter.use(Effect.fnUntraced(function*(router) {
@@ -61,14 +61,14 @@ const Routes = HttpRouter.use(Effect.fnUntraced(function*(router) {
   yield* router.add("GET", "/slow", Effect.as(Effect.sleep("600 millis"), HttpServerResponse.text("done\n")))
 }))
 
-const api = NodeHttpPart.make("api", Routes, { dependsOn: [sql, schema] })
+const api = NodeHttpPart.make("api", Routes, { dependsOn: [client, tables] })
 
 // Old notes go. A failure is tried again; the fourth within a minute ends the service.
 const sweep = Effect.gen(function*() {
   const sql = yield* SqlClient.SqlClient
   yield* sql`DELETE FROM notes WHERE at < now() - interval '1 day'`
 }).pipe(Effect.repeat(Schedule.spaced("1 minute")))
-const sweeper = Task.make("sweeper", sweep, { dependsOn: [sql, schema], restart: Schedule.exponential("1 second") })
+const sweeper = Task.make("sweeper", sweep, { dependsOn: [client, tables], restart: Schedule.exponential("1 second") })
 
 // Ends with the service, whatever happens to it, and the service ends when it does.
 const ticker = ProcessPart.make("ticker", ChildProcess.make("sh", ["-c", "while :; do date; sleep 60 & wait; done"]))

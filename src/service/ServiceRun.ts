@@ -130,6 +130,17 @@ const reasonOf = (why: Why, left: ReadonlyArray<StopLadder.Leftover>): ExitCode.
 const faultsOf = <A>(result: Result.Result<A, ServiceError>): ReadonlyArray<string> =>
   Result.isFailure(result) && result.failure.reason._tag === "ConfigInvalid" ? result.failure.reason.faults : []
 
+/** What `--plan` would say of a service that cannot keep to its budget. */
+const budgetFaults = (
+  { prefix }: { readonly prefix: string },
+  { drainDelay, stopBudget }: ServiceConfig.ServiceConfig
+): ReadonlyArray<string> =>
+  Duration.isLessThan(drainDelay, stopBudget) ? [] : [
+    `the drain delay of ${Duration.format(drainDelay)} leaves nothing of the stop budget of ${
+      Duration.format(stopBudget)
+    }: shorten ${prefix}_DRAIN_DELAY, or raise ${prefix}_STOP_BUDGET`
+  ]
+
 /** From the health listener to the report. */
 const live = Effect.fnUntraced(function*<R, Res extends Resource.Any>(
   service: Definition.Service<R, Res>,
@@ -149,10 +160,10 @@ const live = Effect.fnUntraced(function*<R, Res extends Resource.Any>(
   const fatal = Deferred.makeUnsafe<ServiceError>()
   let phase: Phase = "configure"
 
-  const inPhase = <A, Needs>(
+  const inPhase = <A, R2>(
     entered: Phase,
-    self: Effect.Effect<A, ServiceError, Needs>
-  ): Effect.Effect<A, ServiceError, Needs> =>
+    self: Effect.Effect<A, ServiceError, R2>
+  ): Effect.Effect<A, ServiceError, R2> =>
     Effect.gen(function*() {
       phase = entered
       yield* events.publish({ _tag: "PhaseStarted", phase: entered })
@@ -186,8 +197,8 @@ const live = Effect.fnUntraced(function*<R, Res extends Resource.Any>(
     const { provisioner, secrets } = yield* inPhase(
       "secrets",
       Effect.gen(function*() {
-        const provisioner = yield* platform.provisioner(config, { name })
-        return { provisioner, secrets: yield* Effect.provideService(Provisioning.secrets, Provisioner, provisioner) }
+        const made = yield* platform.provisioner(config, { name })
+        return { provisioner: made, secrets: yield* Effect.provideService(Provisioning.secrets, Provisioner, made) }
       })
     )
     const { environment, projectId, projectName, stateDirectory } = config
@@ -212,12 +223,12 @@ const live = Effect.fnUntraced(function*<R, Res extends Resource.Any>(
     const outputs = yield* inPhase(
       "init",
       Effect.gen(function*() {
-        const outputs = yield* Provisioning.decodeAll(provisioned)
+        const decoded = yield* Provisioning.decodeAll(provisioned)
         yield* Effect.provideContext(
           Effect.andThen(service.addChecks, parts.start({ onEvent: events.publish })),
-          outputs
+          decoded
         )
-        return outputs
+        return decoded
       })
     )
     return yield* inPhase(
@@ -248,11 +259,11 @@ const live = Effect.fnUntraced(function*<R, Res extends Resource.Any>(
     if (outcome._tag !== "Stopped") left.push(StopLadder.leftover(outcome))
   }
   const stopWithin = (
-    name: string,
+    part: string,
     self: Effect.Effect<unknown>,
     budget: Duration.Duration
   ): Effect.Effect<void> =>
-    Effect.map(StopBudget.stopAll(budget, [[{ name, stop: self }]]), (outcomes) => {
+    Effect.map(StopBudget.stopAll(budget, [[{ name: part, stop: self }]]), (outcomes) => {
       for (const outcome of outcomes) {
         note(outcome._tag === "Abandoned" ? { ...outcome, doing: "not told" } : outcome)
       }
@@ -290,10 +301,10 @@ const live = Effect.fnUntraced(function*<R, Res extends Resource.Any>(
             yield* events.publish(event)
             if (event._tag !== "BudgetExtended") return
             budget = Duration.sum(budget, event.by)
-            const left = yield* budgetLeft
-            yield* shutdown.extend(left)
-            yield* notifier.notify({ extendTimeout: left })
-            yield* watchdog.stopBegan(left)
+            const rest = yield* budgetLeft
+            yield* shutdown.extend(rest)
+            yield* notifier.notify({ extendTimeout: rest })
+            yield* watchdog.stopBegan(rest)
           })
       })
       outcomes.forEach(note)
@@ -431,8 +442,8 @@ export const run = Effect.fn("ServiceRun.run")(
       }
       if (Option.isSome(error)) {
         const log = yield* TerminationLog
-        const { code, elapsed, phase } = report
-        yield* log.write({ reason: error.value.exitReason, code, phase, elapsed, message: explain(error.value) })
+        const { code, elapsed: took, phase } = report
+        yield* log.write({ reason: error.value.exitReason, code, phase, elapsed: took, message: explain(error.value) })
       }
       return report
     })
@@ -445,7 +456,9 @@ export const run = Effect.fn("ServiceRun.run")(
       ...Definition.faults(service),
       ...faultsOf(assembled),
       ...faultsOf(parsed),
-      ...Result.isSuccess(parsed) && parsed.success.command._tag === "Run" ? yield* platform.faults(parsed.success) : []
+      ...Result.isSuccess(parsed) && parsed.success.command._tag === "Run"
+        ? [...budgetFaults(service, parsed.success), ...yield* platform.faults(parsed.success)]
+        : []
     ]
     if (Result.isFailure(assembled) || Result.isFailure(parsed) || faults.length > 0) {
       const error = fromReason(ServiceErrorReason.ConfigInvalid({ faults }))
