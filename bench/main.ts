@@ -9,6 +9,7 @@ import { runtime } from "./contestants.ts"
 import { ladders } from "./ladders.ts"
 import { render, type Section } from "./measure.ts"
 import { killLatency, massStop, overshoot, treeKill } from "./processes.ts"
+import { manyParts, rollingRestart, serviceStartup, stopLatency } from "./service.ts"
 import { startup } from "./startup.ts"
 
 const benchmarks: Readonly<Record<string, () => Promise<Section>>> = {
@@ -18,7 +19,11 @@ const benchmarks: Readonly<Record<string, () => Promise<Section>>> = {
   mass: () => massStop(7),
   ladders: () => ladders(7),
   boot: () => boot(9),
-  startup: () => startup(15)
+  startup: () => startup(15),
+  stop: () => stopLatency(7),
+  rolling: () => rollingRestart(20),
+  service: () => serviceStartup(9),
+  parts: () => manyParts(15)
 }
 
 const asked = process.argv.slice(2)
