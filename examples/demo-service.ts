@@ -78,7 +78,10 @@ const demo = Effect.gen(function*() {
   const results: Array<Fiber.Fiber<number>> = []
   const send = Effect.gen(function*() {
     for (let serial = 0; !(yield* Deferred.isDone(drained)); serial++) {
-      const request = Effect.map(client.get(`${api}/${serial % 2 === 0 ? "slow" : "notes"}`), (response) => response.status)
+      const request = Effect.map(
+        client.get(`${api}/${serial % 2 === 0 ? "slow" : "notes"}`),
+        (response) => response.status
+      )
       results.push(yield* Effect.forkDetach(Effect.orElseSucceed(request, () => 0)))
       yield* Effect.sleep("10 millis")
     }

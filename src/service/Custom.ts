@@ -13,7 +13,9 @@ const resource = <Name extends string, Output>(
   kind: Kind,
   rest: Pick<Resource<Name, Output>, "type" | "load" | "input" | "output">
 ): Resource<Name, Output> => {
-  const key = Context.Service<Provisioned<Name>, Output>(`effect-microvm-runtime/service/Resource/${name}`)
+  const key = Context.Service<Provisioned<Name, Output>, Output>(
+    `effect-microvm-runtime/service/Resource/${rest.type}/${name}`
+  )
   return { name, kind, ...rest, key, get: key }
 }
 

@@ -12,12 +12,10 @@ import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import * as PrometheusMetrics from "effect/observability/PrometheusMetrics"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as NodeFs from "node:fs"
-import * as NodeHttp from "node:http"
 import { Fatal } from "./Fatal.ts"
 import { Health, HealthReport, type Probe } from "./Health.ts"
 import * as Bind from "./internal/NodeHttpBind.ts"
@@ -56,6 +54,11 @@ const stalledFor = Duration.seconds(30)
 
 /** How long the last answers may take when the listener stops. */
 const lastAnswers = Duration.seconds(1)
+
+const metrics = Effect.flatMap(
+  Effect.promise(() => import("effect/observability/PrometheusMetrics")),
+  (PrometheusMetrics) => PrometheusMetrics.format()
+)
 
 const encode = Schema.encodeSync(Schema.fromJsonString(HealthReport))
 
@@ -101,6 +104,7 @@ export const make = Effect.fn("NodeHealthListener.make")(function*(options: Opti
   const most = Math.max(1, Math.min(maxConnections, Math.floor(maxDescriptors() / 8)))
   const millis = (input: Duration.Input) => Duration.toMillis(Duration.fromInputUnsafe(input))
 
+  const NodeHttp = yield* Effect.promise(() => import("node:http"))
   const server = NodeHttp.createServer({
     requireHostHeader: false,
     headersTimeout: millis(headersWithin),
@@ -116,7 +120,7 @@ export const make = Effect.fn("NodeHealthListener.make")(function*(options: Opti
 
   const answer = (path: string): Effect.Effect<Answer> =>
     path === "/metrics"
-      ? Effect.map(PrometheusMetrics.format(), (body) => ({
+      ? Effect.map(metrics, (body) => ({
         status: 200,
         type: "text/plain; version=0.0.4; charset=utf-8",
         body

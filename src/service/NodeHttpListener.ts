@@ -12,23 +12,22 @@
  *
  * @since 0.1.0
  */
-import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
-import * as NodeWS from "@effect/platform-node/NodeWS"
+import type * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import type { HttpMiddleware } from "effect/http/HttpMiddleware"
-import * as HttpServer from "effect/http/HttpServer"
-import { HttpServerRequest } from "effect/http/HttpServerRequest"
+import type * as HttpServer from "effect/http/HttpServer"
+import type { HttpServerRequest } from "effect/http/HttpServerRequest"
 import type { HttpServerResponse } from "effect/http/HttpServerResponse"
 import * as Latch from "effect/Latch"
 import * as Layer from "effect/Layer"
 import * as NetAddress from "effect/net/NetAddress"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
-import * as NodeHttp from "node:http"
+import type * as NodeHttp from "node:http"
 import type { Duplex } from "node:stream"
 import { Fatal } from "./Fatal.ts"
 import { Health } from "./Health.ts"
@@ -74,6 +73,8 @@ export interface Options {
   /** Options of the WebSocket server: the size of messages, compression. */
   readonly websocket?: NodeHttpServer.Options["websocket"]
 }
+
+const engine = Effect.promise(() => import("./internal/NodeHttpEngine.ts"))
 
 /** When the time is over: for handlers that were interrupted to say so (503). */
 const lastWords = Duration.millis(100)
@@ -135,6 +136,7 @@ export const make = Effect.fn("NodeHttpListener.make")(function*(options: Option
     options
   const where = yield* ListenAddress
   const fatal = yield* Fatal
+  const { HttpServer, HttpServerRequest, NodeHttp, NodeHttpServer, NodeWS } = yield* engine
 
   const server = NodeHttp.createServer({
     keepAliveTimeout: Duration.toMillis(Duration.fromInputUnsafe(idleWithin)),
@@ -294,4 +296,8 @@ export const layer = (options?: Options): Layer.Layer<
   HttpListener | HttpServer.HttpServer | Layer.Success<typeof NodeHttpServer.layerHttpServices>,
   ServiceError.ServiceError,
   Fatal | ListenAddress
-> => Layer.merge(Layer.effectContext(make(options)), NodeHttpServer.layerHttpServices)
+> =>
+  Layer.merge(
+    Layer.effectContext(make(options)),
+    Layer.unwrap(Effect.map(engine, ({ NodeHttpServer }) => NodeHttpServer.layerHttpServices))
+  )

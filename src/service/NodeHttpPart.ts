@@ -5,7 +5,6 @@
  */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as HttpRouter from "effect/http/HttpRouter"
 import * as Layer from "effect/Layer"
 import { ListenAddress } from "./ListenAddress.ts"
 import * as NodeHttpListener from "./NodeHttpListener.ts"
@@ -70,7 +69,10 @@ export const make = <A, E, R, const Deps extends ReadonlyArray<Part.Any> = reado
   const listener: typeof configured = listen === undefined
     ? configured
     : Layer.provide(configured, Layer.succeed(ListenAddress, listen))
-  const server = HttpRouter.serve(routes, { disableLogger: !logRequests, disableListenLog: true })
+  const server = Layer.unwrap(Effect.map(
+    Effect.promise(() => import("./internal/NodeHttpEngine.ts")),
+    ({ HttpRouter }) => HttpRouter.serve(routes, { disableLogger: !logRequests, disableListenLog: true })
+  ))
   return Part.make(
     name,
     Layer.provide(Layer.provideMerge(stopFirst, server), listener),

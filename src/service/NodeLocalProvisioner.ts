@@ -14,7 +14,6 @@ import * as NodePath from "node:path"
 import * as ExitStatus from "../lifecycle/ExitStatus.ts"
 import { ProcessSpawner } from "../process/ProcessSpawner.ts"
 import * as Container from "./Container.ts"
-import * as LocalContainer from "./internal/NodeLocalContainer.ts"
 import * as NodeLocalPostgres from "./NodeLocalPostgres.ts"
 import * as NodeLocalSecrets from "./NodeLocalSecrets.ts"
 import * as NodePglite from "./NodePglite.ts"
@@ -90,6 +89,7 @@ const make = Effect.fnUntraced(function*(options: LocalProvisionerOptions) {
     lookup: (request: string) =>
       Effect.gen(function*() {
         const input = yield* Schema.decodeEffect(Schema.fromJsonString(Container.Input))(request)
+        const LocalContainer = yield* Effect.promise(() => import("./internal/NodeLocalContainer.ts"))
         const container = yield* LocalContainer.start({ input, stateDirectory, holder })
         yield* Effect.logInfo(`container: ${container.description}`)
         yield* watch(input.container_name, Effect.map(container.process.exit, ExitStatus.format))

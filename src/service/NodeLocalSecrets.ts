@@ -11,7 +11,6 @@ import * as Result from "effect/Result"
 import * as NodeFs from "node:fs"
 import * as NodePath from "node:path"
 import { codeOf } from "./internal/NodeLocalState.ts"
-import { parseEnv, parseToml } from "./internal/secretsFile.ts"
 import type { SecretMap } from "./Resource.ts"
 
 /**
@@ -122,6 +121,7 @@ export const load = Effect.fn("NodeLocalSecrets.load")(function*(options: {
     })
     if (opened === undefined) continue
     const { mode, text } = opened
+    const { parseEnv, parseToml } = yield* Effect.promise(() => import("./internal/secretsFile.ts"))
     const parsed = path.endsWith(".toml") ? parseToml(text) : parseEnv(text)
     const writable = (mode & 0o002) === 0 ? [] : [`everybody may write it (mode ${octal(mode)}): chmod 600`]
     if (Result.isFailure(parsed) || writable.length > 0) {

@@ -19,7 +19,6 @@ import type * as Scope from "effect/Scope"
 import * as NodeFs from "node:fs"
 import * as NodePath from "node:path"
 import * as LocalState from "./internal/NodeLocalState.ts"
-import { serve } from "./internal/NodePgliteServer.ts"
 import * as Postgres from "./Postgres.ts"
 import { ProvisionerError } from "./Provisioner.ts"
 
@@ -121,6 +120,7 @@ export const start = Effect.fn("NodePglite.start")(function*(options: {
   }
   const session = yield* open(data, options.database)
   const password: Redacted.Redacted = yield* LocalState.password(directory)
+  const { serve } = yield* Effect.promise(() => import("./internal/NodePgliteServer.ts"))
   const { lost, port } = yield* serve(session, { port: yield* LocalState.port(directory), password })
   return {
     info: Postgres.fromParts({ host: "127.0.0.1", port, database: options.database, username: "postgres", password }),

@@ -43,6 +43,15 @@ const flushed = (stream: NodeJS.WriteStream): Effect.Effect<void> =>
     stream.write("", () => resume(Effect.void))
   })
 
+/** Anything can be thrown: nothing, or what throws when it is looked at. */
+const textOf = (error: unknown): string => {
+  try {
+    return error instanceof Error ? error.stack ?? String(error) : String(error)
+  } catch {
+    return "an error that cannot be shown"
+  }
+}
+
 const isCode = (code: number): boolean => Number.isInteger(code) && code >= 0 && code <= 255
 
 const complain = (line: string): void => {
@@ -80,10 +89,11 @@ export const main = (
 
   // Without a listener, a write to a pipe whose reader has gone away ends the process with a stack trace.
   for (const stream of [process.stdout, process.stderr]) stream.on("error", () => {})
-  process.on("uncaughtException", (error, origin) => {
+  process.on("uncaughtException", (error: unknown, origin) => {
+    const isHandled = fail(error)
     complaints++
-    if (complaints <= mostComplaints) complain(`Nobody caught this error (${origin}): ${error.stack ?? String(error)}`)
-    if (fail(error) || isUncaught) return
+    if (complaints <= mostComplaints) complain(`Nobody caught this error (${origin}): ${textOf(error)}`)
+    if (isHandled || isUncaught) return
     isUncaught = true
     Effect.runSync(watchdog.stopBegan(options.blocked ?? NodeWatchdog.defaultBlocked))
     interrupt()

@@ -7,8 +7,7 @@ import * as NodeServices from "@effect/platform-node/NodeServices"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import * as NodeProcessSpawner from "../process/NodeProcessSpawner.ts"
-import type { ProcessSpawner } from "../process/ProcessSpawner.ts"
+import { ProcessSpawner } from "../process/ProcessSpawner.ts"
 import * as NodeService from "./NodeService.ts"
 import * as NodeServicePlatform from "./NodeServicePlatform.ts"
 import { ServiceEvents } from "./Phase.ts"
@@ -24,8 +23,24 @@ import * as ServiceRun from "./ServiceRun.ts"
  */
 export type Host = NodeServices.NodeServices | ProcessSpawner
 
+/** Many services start no processes: what it takes is loaded with the first one. */
+const processes = Layer.effect(
+  ProcessSpawner,
+  Effect.gen(function*() {
+    const scope = yield* Effect.scope
+    const spawner = yield* Effect.promise(() => import("../process/NodeProcessSpawner.ts")).pipe(
+      Effect.flatMap(({ layer }) => Layer.buildWithScope(layer, scope)),
+      Effect.map(Context.get(ProcessSpawner)),
+      Effect.cached
+    )
+    return ProcessSpawner.of({
+      spawn: (command, options) => Effect.flatMap(spawner, ({ spawn }) => spawn(command, options))
+    })
+  })
+)
+
 const host = Layer.mergeAll(
-  NodeServicePlatform.layer.pipe(Layer.provideMerge(NodeProcessSpawner.layer)),
+  NodeServicePlatform.layer.pipe(Layer.provideMerge(processes)),
   NodeServices.layer,
   ServiceEvents.layer
 )

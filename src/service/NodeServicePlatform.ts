@@ -9,27 +9,29 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import { ProcessSpawner } from "../process/ProcessSpawner.ts"
 import { Fatal } from "./Fatal.ts"
+import * as HttpProvisioner from "./HttpProvisioner.ts"
+import * as NodeHealthListener from "./NodeHealthListener.ts"
+import * as NodeLocalProvisioner from "./NodeLocalProvisioner.ts"
 import * as NodeSocketActivation from "./NodeSocketActivation.ts"
 import * as NodeTelemetry from "./NodeTelemetry.ts"
 import { Provisioner } from "./Provisioner.ts"
 import type { ServiceConfig } from "./ServiceConfig.ts"
 import { fromReason, ServiceErrorReason } from "./ServiceError.ts"
 import { ServicePlatform } from "./ServicePlatform.ts"
+import * as Sidecar from "./Sidecar.ts"
 
 const write = (stream: NodeJS.WriteStream) => (line: string): Effect.Effect<void> =>
   Effect.sync(() => {
     stream.write(`${line}\n`)
   })
 
-// What only some services need is loaded by those: an API, a database of this machine, a sidecar, a health listener.
-
+/** Loaded by services that have an API or a sidecar. */
 const httpClient = Effect.map(
   Effect.promise(() => import("@effect/platform-node/NodeHttpClient")),
   ({ layerNodeHttp }) => layerNodeHttp
 )
 
 const remote = Effect.fnUntraced(function*(api: string, config: ServiceConfig) {
-  const HttpProvisioner = yield* Effect.promise(() => import("./HttpProvisioner.ts"))
   const { apiKey, projectId } = config
   const provisioner = HttpProvisioner.make({ api: new URL(api), apiKey, projectId })
   // The connections live as long as the service.
@@ -38,7 +40,6 @@ const remote = Effect.fnUntraced(function*(api: string, config: ServiceConfig) {
 })
 
 const local = Effect.fnUntraced(function*(config: ServiceConfig) {
-  const NodeLocalProvisioner = yield* Effect.promise(() => import("./NodeLocalProvisioner.ts"))
   const { projectName, stateDirectory } = config
   const fatal = yield* Fatal
   const layer = NodeLocalProvisioner.layer({
@@ -55,11 +56,10 @@ const make = Effect.gen(function*() {
   return ServicePlatform.of({
     env: { ...process.env },
     argv: process.argv.slice(2),
-    faults: Effect.fnUntraced(function*({ api, apiKey, projectId }) {
-      if (Option.isNone(api)) return []
-      const HttpProvisioner = yield* Effect.promise(() => import("./HttpProvisioner.ts"))
-      return HttpProvisioner.check({ api: new URL(api.value), apiKey, projectId })
-    }),
+    faults: ({ api, apiKey, projectId }) =>
+      Effect.succeed(
+        Option.isNone(api) ? [] : HttpProvisioner.check({ api: new URL(api.value), apiKey, projectId })
+      ),
     print: write(process.stdout),
     complain: write(process.stderr),
     provisioner: (config) =>
@@ -69,7 +69,6 @@ const make = Effect.gen(function*() {
       }),
     health: Effect.fnUntraced(function*(config) {
       if (Option.isNone(config.healthPort)) return
-      const NodeHealthListener = yield* Effect.promise(() => import("./NodeHealthListener.ts"))
       yield* NodeHealthListener.make({ host: config.healthIp, port: config.healthPort.value })
     }),
     listen: Effect.fnUntraced(function*(config) {
@@ -79,9 +78,7 @@ const make = Effect.gen(function*() {
     telemetry: NodeTelemetry.layer,
     dismissSidecar: Effect.fnUntraced(function*(config) {
       if (Option.isNone(config.sidecar)) return
-      const url = config.sidecar.value
-      const Sidecar = yield* Effect.promise(() => import("./Sidecar.ts"))
-      yield* Effect.provide(Sidecar.stop(new URL(url)), yield* httpClient)
+      yield* Effect.provide(Sidecar.stop(new URL(config.sidecar.value)), yield* httpClient)
     })
   })
 })

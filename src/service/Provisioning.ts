@@ -26,8 +26,9 @@ import { explain, fromReason, type ServiceError, ServiceErrorReason } from "./Se
  * @category models
  * @since 0.1.0
  */
-export type Provides<R extends Resource.Any> = R extends Resource.Resource<infer Name, infer _Output>
-  ? Resource.Provisioned<Name>
+export type Provides<R extends Resource.Any> = R extends Resource.Resource<infer Name, infer Output>
+  // A name that is only known when the program runs says nothing about which resources are there.
+  ? string extends Name ? never : Resource.Provisioned<Name, Output>
   : never
 
 /**

@@ -35,14 +35,14 @@ export interface LoadContext {
 }
 
 /**
- * In the environment of an effect: it uses the output of the resource of that name, so it can only run in a service that
- * has the resource.
+ * In the environment of an effect: it uses the output of the resource of that name and kind of output, so it can only run in a
+ * service that has the resource.
  *
  * @category models
  * @since 0.1.0
  */
-export interface Provisioned<out Name extends string> {
-  readonly _: Name
+export interface Provisioned<out Name extends string, out Output = unknown> {
+  readonly _: readonly [Name, Output]
 }
 
 /**
@@ -74,9 +74,9 @@ export interface Resource<Name extends string, out Output> {
   /** Of what the provisioner answers, or of the input itself when `custom` (151). */
   readonly output: Schema.Codec<Output, unknown>
   /** The key under which the running service finds the output. */
-  readonly key: Context.Key<Provisioned<Name>, Output>
+  readonly key: Context.Key<Provisioned<Name, Output>, Output>
   /** The output, inside the service. */
-  readonly get: Effect.Effect<Output, never, Provisioned<Name>>
+  readonly get: Effect.Effect<Output, never, Provisioned<Name, Output>>
 }
 
 /**

@@ -101,7 +101,7 @@ export interface Options<
   readonly drainDelay?: Duration.Input | undefined
   /** How much more than the budget the parts may ask for, in all. Default zero. */
   readonly maxExtension?: Duration.Input | undefined
-  /** The longest that provisioning may take. Default 10 minutes. */
+  /** The longest that provisioning may take, and each part to start that says nothing itself. Default 10 minutes. */
   readonly startWithin?: Duration.Input | undefined
   /** Default `ExitCode.service`. */
   readonly exitCodes?: ExitCode.ServiceTable | undefined

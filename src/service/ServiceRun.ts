@@ -80,12 +80,12 @@ type Why =
   | { readonly _tag: "Defect"; readonly cause: Cause.Cause<unknown> }
   | { readonly _tag: "Interrupted" }
 
+/** A program that interrupts itself, for one by joining a fiber that was, has a defect. */
 const whyOf = (exit: Exit.Exit<Why, ServiceError>): Why => {
   if (Exit.isSuccess(exit)) return exit.value
   const error = Cause.findErrorOption(exit.cause)
-  if (Option.isSome(error) && !Cause.hasDies(exit.cause)) return { _tag: "Failed", error: error.value }
-  return Cause.hasInterruptsOnly(exit.cause)
-    ? { _tag: "Interrupted" }
+  return Option.isSome(error) && !Cause.hasDies(exit.cause)
+    ? { _tag: "Failed", error: error.value }
     : { _tag: "Defect", cause: exit.cause }
 }
 
@@ -95,6 +95,13 @@ const defectOf = ({ cause, reason }: ServiceError): Cause.Cause<unknown> | undef
     Option.isNone(Cause.findErrorOption(cause))
     ? cause
     : undefined
+
+/** What a phase failed with, a defect included; nothing when it was interrupted. */
+const failureOf = (phase: Phase, cause: Cause.Cause<ServiceError>): ServiceError | undefined =>
+  Option.getOrElse(Cause.findErrorOption(cause), () =>
+    Cause.hasDies(cause)
+      ? fromReason(ServiceErrorReason.RunFailed({ part: phase, why: explain(cause) }), cause)
+      : undefined)
 
 /** What a person has to know beside the log: nothing after an orderly end. */
 const tell = (why: Why, left: ReadonlyArray<StopLadder.Leftover>): string | undefined => {
@@ -116,6 +123,12 @@ const flushTime = (config: ServiceConfig.ServiceConfig): Duration.Duration =>
     ? Duration.zero
     : Duration.min(longestFlush, Duration.times(config.stopBudget, 0.1))
 
+/** What the main program may take of the time that is left, and what the parts leave to the resources. */
+const ownShare = 0.25
+
+/** For what a second signal cuts off before its stop has begun. */
+const lastChance = Duration.millis(800)
+
 /** The main program is a part like all others, but has no layer. */
 const mainPart = "main"
 
@@ -133,16 +146,26 @@ const faultsOf = <A>(result: Result.Result<A, ServiceError>): ReadonlyArray<stri
 /** What `--plan` would say of a service that cannot keep to its budget. */
 const budgetFaults = (
   { prefix }: { readonly prefix: string },
-  { drainDelay, stopBudget }: ServiceConfig.ServiceConfig
+  config: ServiceConfig.ServiceConfig
 ): ReadonlyArray<string> =>
-  Duration.isLessThan(drainDelay, stopBudget) ? [] : [
-    `the drain delay of ${Duration.format(drainDelay)} leaves nothing of the stop budget of ${
-      Duration.format(stopBudget)
+  Duration.isLessThan(Duration.sum(config.drainDelay, flushTime(config)), config.stopBudget) ? [] : [
+    `the drain delay of ${Duration.format(config.drainDelay)} leaves nothing of the stop budget of ${
+      Duration.format(config.stopBudget)
     }: shorten ${prefix}_DRAIN_DELAY, or raise ${prefix}_STOP_BUDGET`
   ]
 
-/** From the health listener to the report. */
-const live = Effect.fnUntraced(function*<R, Res extends Resource.Any>(
+/** Interrupts the main program, unless it ended first. What it fails with then is a failure of the stop. */
+const unwound = (main: Fiber.Fiber<Why, ServiceError>, asked: Why): Effect.Effect<void, ServiceError> =>
+  asked._tag !== "Signal" && main.pollUnsafe() !== undefined
+    ? Effect.void
+    : Effect.flatMap(
+      Effect.andThen(Effect.sync(() => main.interruptUnsafe()), Fiber.await(main)),
+      (exit) =>
+        Exit.isFailure(exit) && !Cause.hasInterruptsOnly(exit.cause) ? Effect.failCause(exit.cause) : Effect.void
+    )
+
+/** From the health listener to the report. Its span is within the telemetry of the service. */
+const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
   service: Definition.Service<R, Res>,
   config: ServiceConfig.ServiceConfig,
   parts: Parts.Parts<never, R>,
@@ -159,6 +182,7 @@ const live = Effect.fnUntraced(function*<R, Res extends Resource.Any>(
   const scope = yield* Scope.make()
   const fatal = Deferred.makeUnsafe<ServiceError>()
   let phase: Phase = "configure"
+  let isStopping = false
 
   const inPhase = <A, R2>(
     entered: Phase,
@@ -171,11 +195,11 @@ const live = Effect.fnUntraced(function*<R, Res extends Resource.Any>(
       return yield* Effect.onExit(self, (exit) =>
         Effect.gen(function*() {
           const took = Duration.subtract(yield* elapsed, from)
-          const error = Exit.isFailure(exit) ? Cause.findErrorOption(exit.cause) : Option.none()
+          const error = Exit.isFailure(exit) ? failureOf(entered, exit.cause) : undefined
           yield* events.publish(
-            Option.isSome(error)
-              ? { _tag: "PhaseFailed", phase: entered, took, error: error.value }
-              : { _tag: "PhaseEnded", phase: entered, took }
+            error === undefined
+              ? { _tag: "PhaseEnded", phase: entered, took }
+              : { _tag: "PhaseFailed", phase: entered, took, error }
           )
         }))
     }).pipe(Effect.withSpan(`Service.${entered}`))
@@ -183,7 +207,7 @@ const live = Effect.fnUntraced(function*<R, Res extends Resource.Any>(
   const given = Context.make(Fatal, {
     report: (error) =>
       Effect.suspend(() => {
-        if (Deferred.doneUnsafe(fatal, Exit.succeed(error))) return Effect.void
+        if (!isStopping && Deferred.doneUnsafe(fatal, Exit.succeed(error))) return Effect.void
         return Effect.logError(`Reported while the service stops: ${explain(error)}`)
       })
   }).pipe(
@@ -225,7 +249,14 @@ const live = Effect.fnUntraced(function*<R, Res extends Resource.Any>(
       Effect.gen(function*() {
         const decoded = yield* Provisioning.decodeAll(provisioned)
         yield* Effect.provideContext(
-          Effect.andThen(service.addChecks, parts.start({ onEvent: events.publish })),
+          Effect.andThen(
+            service.addChecks,
+            parts.start({
+              onEvent: events.publish,
+              startWithin: service.startWithin,
+              rollbackBudget: Duration.subtract(config.stopBudget, flushTime(config))
+            })
+          ),
           decoded
         )
         return decoded
@@ -255,31 +286,39 @@ const live = Effect.fnUntraced(function*<R, Res extends Resource.Any>(
 
   /** What did not stop as it should, in the order in which that was found out. */
   const left: Array<StopLadder.Leftover> = []
-  const note = (outcome: Parts.PartOutcome): void => {
+  const note = (outcome: StopLadder.Outcome): void => {
     if (outcome._tag !== "Stopped") left.push(StopLadder.leftover(outcome))
   }
-  const stopWithin = (
-    part: string,
-    self: Effect.Effect<unknown>,
+  /** What is no part and stops now. */
+  let stopping: { readonly name: string; readonly since: Duration.Duration } | undefined
+  const stopWithin = Effect.fnUntraced(function*(
+    what: string,
+    self: Effect.Effect<unknown, ServiceError>,
     budget: Duration.Duration
-  ): Effect.Effect<void> =>
-    Effect.map(StopBudget.stopAll(budget, [[{ name: part, stop: self }]]), (outcomes) => {
-      for (const outcome of outcomes) {
-        note(outcome._tag === "Abandoned" ? { ...outcome, doing: "not told" } : outcome)
-      }
-    })
+  ) {
+    const own = stopping = { name: what, since: yield* elapsed }
+    const outcomes = yield* StopBudget.stopAll(budget, [[{ name: what, stop: self }]])
+    // It was abandoned before its time was up, and that is told.
+    if (stopping !== own) return
+    stopping = undefined
+    for (const outcome of outcomes) {
+      note(outcome._tag === "Abandoned" ? { ...outcome, doing: "not told" } : outcome)
+    }
+  })
 
-  const stop = Effect.fnUntraced(function*(why: Why, main: Fiber.Fiber<Why, ServiceError>) {
+  const stop = Effect.fnUntraced(function*(asked: Why, main: Fiber.Fiber<Why, ServiceError>) {
     const endedIn = phase
-    if (why._tag === "Signal") {
-      yield* events.publish({ _tag: "SignalReceived", signal: why.signal, serial: 1 })
-      yield* Effect.logWarning(`Received ${why.signal} in phase ${endedIn}. Stopping ${name}`)
-    } else if (why._tag === "Ended") yield* Effect.logWarning(`${name} ended by itself. Stopping what it is made of`)
+    isStopping = true
+    if (asked._tag === "Signal") {
+      yield* events.publish({ _tag: "SignalReceived", signal: asked.signal, serial: 1 })
+      yield* Effect.logWarning(`Received ${asked.signal} in phase ${endedIn}. Stopping ${name}`)
+    } else if (asked._tag === "Ended") yield* Effect.logWarning(`${name} ended by itself. Stopping what it is made of`)
     yield* notifier.notify({ stopping: true, status: "Stopping" })
     yield* watchdog.stopBegan(config.stopBudget)
     const began = yield* Clock.monotonicTimeNanos
-    const isDraining = why._tag === "Signal" && endedIn === "run" && Duration.toMillis(config.drainDelay) > 0
+    const isDraining = asked._tag === "Signal" && endedIn === "run" && Duration.toMillis(config.drainDelay) > 0
     let budget = Duration.subtract(config.stopBudget, flushTime(config))
+    const farthest = Duration.sum(budget, service.maxExtension)
     const budgetLeft = Effect.map(
       Clock.monotonicTimeNanos,
       (now) => Duration.max(Duration.zero, Duration.subtract(budget, Duration.nanos(now - began)))
@@ -290,48 +329,75 @@ const live = Effect.fnUntraced(function*<R, Res extends Resource.Any>(
       yield* events.publish({ _tag: "Draining", delay: isDraining ? config.drainDelay : Duration.zero })
     })
     const stopAll: Effect.Effect<void> = Effect.gen(function*() {
-      yield* begin
+      if (!isDraining) yield* begin
       // While the parts still start, the start is ended by their own stop.
-      if (endedIn === "run") yield* stopWithin(mainPart, Fiber.interrupt(main), Duration.times(yield* budgetLeft, 0.25))
+      if (endedIn === "run") {
+        yield* stopWithin(mainPart, unwound(main, asked), Duration.times(yield* budgetLeft, ownShare))
+      }
+      // The health listener and the checks are released with the resources, and take no time as a rule.
+      const rest = yield* budgetLeft
+      const forOthers = Duration.times(rest, ownShare)
+      const forParts = Duration.subtract(
+        rest,
+        service.resources.length === 0 ? Duration.min(forOthers, Duration.millis(500)) : forOthers
+      )
       const outcomes = yield* parts.stop({
-        budget: yield* budgetLeft,
-        hardCap: Duration.sum(yield* budgetLeft, service.maxExtension),
+        budget: forParts,
+        hardCap: Duration.sum(forParts, service.maxExtension),
         onEvent: (event) =>
           Effect.gen(function*() {
             yield* events.publish(event)
             if (event._tag !== "BudgetExtended") return
-            budget = Duration.sum(budget, event.by)
-            const rest = yield* budgetLeft
-            yield* shutdown.extend(rest)
-            yield* notifier.notify({ extendTimeout: rest })
-            yield* watchdog.stopBegan(rest)
+            budget = Duration.min(Duration.sum(budget, event.by), farthest)
+            const more = yield* budgetLeft
+            yield* shutdown.extend(more)
+            yield* notifier.notify({ extendTimeout: more })
+            yield* watchdog.stopBegan(more)
           })
       })
       outcomes.forEach(note)
-      if (endedIn !== "run") yield* stopWithin(endedIn, Fiber.interrupt(main), yield* budgetLeft)
+      if (endedIn !== "run") {
+        yield* stopWithin(endedIn, Fiber.interrupt(main), Duration.times(yield* budgetLeft, 1 - ownShare))
+      }
       yield* stopWithin("resources", Scope.close(scope, Exit.void), yield* budgetLeft)
     })
 
     const shutdown: Shutdown = yield* StopLadder.make({
       drain: isDraining ? Option.some({ delay: config.drainDelay, begin }) : Option.none(),
       stop: stopAll,
-      budget: isDraining ? Duration.subtract(budget, config.drainDelay) : budget,
+      // Of which a second signal may leave all to the parts.
+      budget,
       maxExtension: service.maxExtension,
       abandon: Effect.gen(function*() {
         // Before: afterwards nobody knows any more what they were doing, and since when.
         const status = yield* parts.status
         yield* parts.abandon
         for (const part of status) {
+          if (left.some((one) => one.part === part.name)) continue
           if (part.state === "abandoned" || part.state === "stopping" || part.state === "running") {
             note({ _tag: "Abandoned", name: part.name, took: part.since, doing: part.doing ?? "not told" })
           }
         }
+        if (stopping !== undefined) {
+          const took = Duration.subtract(yield* elapsed, stopping.since)
+          note({ _tag: "Abandoned", name: stopping.name, took, doing: "not told" })
+          stopping = undefined
+        }
+        // What has not begun to stop still gets the chance: a database server is not left behind.
+        yield* stopWithin("resources", Scope.close(scope, Exit.void), Duration.min(lastChance, yield* budgetLeft))
       })
     })
+    let crash: { readonly error: unknown } | undefined
+    const crashed = yield* Effect.forkDetach(
+      Effect.map(signals.uncaught, (error) => {
+        crash ??= { error }
+      }),
+      { startImmediately: true }
+    )
     let cutBy: Signal | undefined
     const again = yield* Effect.forkDetach(
       Effect.gen(function*() {
-        for (let serial = why._tag === "Signal" ? 2 : 1;; serial++) {
+        for (let serial = asked._tag === "Signal" ? 2 : 1;; serial++) {
           const signal = yield* signals.next
           yield* events.publish({ _tag: "SignalReceived", signal, serial })
           if (serial < 2) continue
@@ -343,10 +409,21 @@ const live = Effect.fnUntraced(function*<R, Res extends Resource.Any>(
       }),
       { startImmediately: true }
     )
-    yield* Effect.orDie(inPhase("stop", Effect.orDie(shutdown.run())))
+    const within = Duration.sum(farthest, StopLadder.slack)
+    yield* Effect.orDie(inPhase("stop", Effect.orDie(shutdown.run({ within }))))
     again.interruptUnsafe()
+    crashed.interruptUnsafe()
     yield* health.advance("stopped")
     yield* watchdog.stopEnded
+    // A start that had failed was still being unwound when something else came: it ends because of the failure.
+    const own = endedIn === "init" ? main.pollUnsafe() : undefined
+    const first = own === undefined ? asked : whyOf(own)
+    const known = first._tag === "Failed" && asked._tag !== "Interrupted" ? first : asked
+    const isInOrder = known._tag === "Signal" || known._tag === "Ended"
+    const why: Why = crash !== undefined && isInOrder ? { _tag: "Defect", cause: Cause.die(crash.error) } : known
+    if (asked._tag === "Failed" && first._tag === "Failed" && asked.error !== first.error) {
+      yield* Effect.logError(`Reported while the service stops: ${explain(asked.error)}`)
+    }
     const reason = reasonOf(why, left)
     const end: ExitCode.ServiceEnd = cutBy === undefined || left.length === 0
       ? { _tag: "Reason", reason }
@@ -364,7 +441,7 @@ const live = Effect.fnUntraced(function*<R, Res extends Resource.Any>(
       elapsed: took,
       abandoned: left.filter(({ _tag }) => _tag === "Abandoned").map(({ part }) => part),
       ...(message === undefined ? {} : { message }),
-      ...(why._tag === "Signal" ? { signal: why.signal } : {})
+      ...(asked._tag === "Signal" ? { signal: asked.signal } : {})
     })
     yield* Effect.logInfo(
       `${name} has stopped: ${end._tag === "Reason" ? end.reason : `second ${end.signal}`} (${code})`
@@ -376,7 +453,7 @@ const live = Effect.fnUntraced(function*<R, Res extends Resource.Any>(
       end,
       phase: endedIn,
       error,
-      signal: why._tag === "Signal" ? Option.some(why.signal) : Option.none(),
+      signal: asked._tag === "Signal" ? Option.some(asked.signal) : Option.none(),
       left,
       elapsed: took
     }
@@ -387,14 +464,20 @@ const live = Effect.fnUntraced(function*<R, Res extends Resource.Any>(
     Effect.gen(function*() {
       yield* watchdog.allowBlocked(config.stopBudget)
       const main = yield* Effect.forkDetach(life, { startImmediately: true, uninterruptible: false })
-      const why = whyOf(
-        yield* Effect.exit(restore(Effect.raceAllFirst<Effect.Effect<Why, ServiceError>>([
-          Effect.flatten(Fiber.await(main)),
-          Effect.map(signals.next, (signal) => ({ _tag: "Signal", signal })),
-          Effect.flatMap(Deferred.await(fatal), Effect.fail),
-          Effect.flatMap(signals.uncaught, Effect.die)
-        ])))
-      )
+      let isInterrupted = false
+      const first = Effect.raceAllFirst<Effect.Effect<Exit.Exit<Why, ServiceError>>>([
+        Fiber.await(main),
+        Effect.map(signals.next, (signal) => Exit.succeed({ _tag: "Signal", signal })),
+        Effect.map(Deferred.await(fatal), Exit.fail),
+        Effect.map(signals.uncaught, Exit.die)
+      ])
+      const exit = yield* Effect.exit(Effect.onInterrupt(restore(first), () =>
+        Effect.sync(() => {
+          isInterrupted = true
+        })))
+      const why = isInterrupted
+        ? { _tag: "Interrupted" } as const
+        : whyOf(Exit.isSuccess(exit) ? exit.value : Exit.failCause(exit.cause))
       return yield* stop(why, main)
     })
   )
@@ -408,7 +491,7 @@ const live = Effect.fnUntraced(function*<R, Res extends Resource.Any>(
  * @category main
  * @since 0.1.0
  */
-export const run = Effect.fn("ServiceRun.run")(
+export const run = Effect.fnUntraced(
   function*<R, Res extends Resource.Any>(service: Definition.Service<R, Res>): Effect.fn.Return<
     ServiceReport,
     never,
@@ -452,6 +535,10 @@ export const run = Effect.fn("ServiceRun.run")(
     yield* events.publish({ _tag: "PhaseStarted", phase: "configure" })
     const assembled = yield* Effect.result(service.assemble)
     const parsed = ServiceConfig.parse({ env: platform.env, argv: platform.argv, defaults: service })
+    if (Result.isSuccess(parsed) && parsed.success.command._tag === "Version") {
+      yield* platform.print(`${name} ${version}`)
+      return yield* ended(Option.none())
+    }
     const faults = [
       ...Definition.faults(service),
       ...faultsOf(assembled),
@@ -469,22 +556,26 @@ export const run = Effect.fn("ServiceRun.run")(
     yield* events.publish({ _tag: "PhaseEnded", phase: "configure", took: yield* elapsed })
     const config = parsed.success
     switch (config.command._tag) {
-      case "Version":
-        yield* platform.print(`${name} ${version}`)
-        return yield* ended(Option.none())
       case "Help":
         yield* platform.print(ServiceConfig.help(service))
         return yield* ended(Option.none())
       case "Plan":
         yield* platform.print(ServicePlan.render(ServicePlan.make(service, config), config.command.format))
         return yield* ended(Option.none())
+      case "Version":
       case "Run":
     }
 
-    const telemetry = yield* Scope.make()
-    const context = yield* Layer.buildWithScope(platform.telemetry(config, service), telemetry)
-    const report = yield* Effect.provideContext(live(service, config, assembled.success, elapsed), context)
-    yield* Effect.timeoutOption(Scope.close(telemetry, Exit.void), longestFlush)
-    return report
+    return yield* Effect.acquireUseRelease(
+      Scope.make(),
+      (telemetry) =>
+        Effect.flatMap(
+          Layer.buildWithScope(platform.telemetry(config, service), telemetry),
+          (context) => Effect.provideContext(live(service, config, assembled.success, elapsed), context)
+        ),
+      // Never waited for longer: nobody's logs are worth a service that does not end.
+      (telemetry) =>
+        StopBudget.stopAll(longestFlush, [[{ name: "telemetry", stop: Scope.close(telemetry, Exit.void) }]])
+    )
   }
 )

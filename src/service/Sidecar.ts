@@ -5,11 +5,7 @@
  */
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as HttpClient from "effect/http/HttpClient"
-import * as HttpClientRequest from "effect/http/HttpClientRequest"
-import * as HttpClientResponse from "effect/http/HttpClientResponse"
-import { sameOrigin } from "./internal/apiExchange.ts"
-import { explain } from "./ServiceError.ts"
+import type * as HttpClient from "effect/http/HttpClient"
 
 /**
  * Tells the sidecar at `url` to stop: `GET {url}/__shuttle/shutdown`. Best effort: whether it was told is the answer, a
@@ -33,15 +29,6 @@ export const stop = Effect.fn("Sidecar.stop")(function*(
   url: URL,
   options: { readonly within?: Duration.Input | undefined } = {}
 ): Effect.fn.Return<boolean, never, HttpClient.HttpClient> {
-  const client = sameOrigin(yield* HttpClient.HttpClient)
-  const request = HttpClientRequest.get(`${url.origin}${url.pathname.replace(/\/+$/, "")}/__shuttle/shutdown`)
-  return yield* client.execute(request).pipe(
-    Effect.flatMap(HttpClientResponse.filterStatus((status) => status < 400)),
-    Effect.scoped,
-    Effect.timeout(options.within ?? "2 seconds"),
-    Effect.as(true),
-    Effect.catch((error) =>
-      Effect.as(Effect.logWarning(`The sidecar could not be told to stop: ${explain(error)}`), false)
-    )
-  )
+  const sidecar = yield* Effect.promise(() => import("./internal/apiSidecar.ts"))
+  return yield* sidecar.stop(url, options.within ?? "2 seconds")
 })

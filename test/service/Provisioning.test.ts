@@ -41,7 +41,7 @@ const resource = <const Name extends string, Output = string>(
     readonly kind?: Resource.Kind
   } = {}
 ): Resource.Resource<Name, Output | string> => {
-  const key = Context.Service<Resource.Provisioned<Name>, Output | string>(`test/${name}`)
+  const key = Context.Service<Resource.Provisioned<Name, Output | string>, Output | string>(`test/${name}`)
   return {
     name,
     kind: options.kind ?? "provisioned",
@@ -457,7 +457,7 @@ describe("provisioning", () => {
         const asked = (name: string) => requests.filter((request) => request.name === name)
         if (Exit.isSuccess(exit)) {
           for (const { name, states } of all) assert.lengthOf(asked(name), states.length)
-          for (const part of parts) assert.strictEqual(yield* Effect.provide(part.get, exit.value), part.name)
+          for (const part of parts) assert.strictEqual(Context.getUnsafe(exit.value, part.key), part.name)
           return
         }
         // Whoever has the fewest answers before its bad one is first to say so.

@@ -15,6 +15,8 @@ import { Provisioner, ProvisionerError } from "../../src/service/Provisioner.ts"
 import * as RuntimeApi from "../../src/service/RuntimeApi.ts"
 import * as RuntimeApiServer from "../../src/service/RuntimeApiServer.ts"
 
+const { Authorization, api, openApi } = await Effect.runPromise(RuntimeApi.declaration)
+
 /** A server on a real socket, over a provisioner that tells what it holds. */
 const serve = (options: Partial<RuntimeApiServer.Options> = {}, provisioner: Partial<Provisioner["Service"]> = {}) => {
   const held = new Set<string>()
@@ -41,12 +43,12 @@ const serve = (options: Partial<RuntimeApiServer.Options> = {}, provisioner: Par
 
 const withKey = (key: string) =>
   HttpApiMiddleware.layerClient(
-    RuntimeApi.Authorization,
+    Authorization,
     ({ next, request }) => next(key === "" ? request : HttpClientRequest.bearerToken(request, key))
   )
 
 const resourcesOf = (key = "") =>
-  HttpApiClient.make(RuntimeApi.api).pipe(Effect.provide(withKey(key)), Effect.map(({ resources }) => resources))
+  HttpApiClient.make(api).pipe(Effect.provide(withKey(key)), Effect.map(({ resources }) => resources))
 
 const post = (path: string, body: string) =>
   HttpClient.HttpClient.use((client) =>
@@ -55,7 +57,7 @@ const post = (path: string, body: string) =>
 
 describe("the declaration", () => {
   it("is an OpenAPI document with the wire's shapes, statuses and security", () => {
-    const { components, openapi, paths } = RuntimeApi.openApi()
+    const { components, openapi, paths } = openApi()
     assert.strictEqual(openapi, "3.1.0")
     assert.deepStrictEqual(Object.keys(components.securitySchemes), ["bearer"])
     assert.includeMembers(Object.keys(components.schemas), ["ProvisionRequest", "ResourceResponse"])
@@ -172,7 +174,7 @@ describe("the server", () => {
       assert.strictEqual(nothing.status, 404)
       assert.deepStrictEqual(yield* nothing.json, { message: "there is nothing at this path", status_code: 404 })
       const document: unknown = yield* Effect.flatMap(client.get("/openapi.json"), ({ json }) => json)
-      assert.deepStrictEqual(document, JSON.parse(JSON.stringify(RuntimeApi.openApi())))
+      assert.deepStrictEqual(document, JSON.parse(JSON.stringify(openApi())))
     }).pipe(Effect.provide(layer))
   })
 

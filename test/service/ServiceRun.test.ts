@@ -326,6 +326,77 @@ describe("the stop", () => {
       expect(left).toMatchObject([{ _tag: "Abandoned", part: "hung" }])
     }))
 
+  it.effect("a second signal leaves no resource behind, nor a part whose turn had not come", () =>
+    Effect.gen(function*() {
+      const log: Array<string> = []
+      const cache = Custom.make("cache", {
+        schema: Schema.Number,
+        load: () => Effect.succeed(1)
+      })
+      const sql = traced("sql", log)
+      const hung = traced("hung", log, { dependsOn: [sql], stop: Effect.never })
+      const checks = [{ name: "cache", check: Effect.void }]
+      const { fake, report } = yield* begin(Service.make({ ...base, resources: [cache], parts: [hung], checks }))
+      yield* fake.send("SIGTERM")
+      yield* TestClock.adjust("1 second")
+      yield* fake.send("SIGTERM")
+      yield* TestClock.adjust(0)
+      expect((yield* report).code).toBe(143)
+      expect(log).toEqual(["+sql", "+hung", "-sql"])
+    }))
+
+  it.effect("what the main program fails with while it is stopped is told: 12", () =>
+    Effect.gen(function*() {
+      const main = Effect.onInterrupt(Effect.never, () => Effect.die(new Error("half written")))
+      const { fake, report } = yield* begin(Service.make({ ...base, main }))
+      yield* fake.send("SIGTERM")
+      expect((yield* report).code).toBe(12)
+      expect(fake.stderr.join()).toContain("half written")
+    }))
+
+  it.effect("an error that nobody caught during the stop makes it a defect: 70, and the stop goes on", () =>
+    Effect.gen(function*() {
+      const log: Array<string> = []
+      const { fake, report } = yield* begin(
+        Service.make({ ...base, parts: [traced("slow", log, { stop: Effect.sleep("2 seconds") })] })
+      )
+      yield* fake.send("SIGTERM")
+      yield* TestClock.adjust("1 second")
+      yield* fake.crash(new Error("late"))
+      yield* TestClock.adjust("1 second")
+      expect((yield* report).code).toBe(70)
+      expect(log).toEqual(["+slow", "-slow"])
+      expect(fake.stderr.join()).toContain("late")
+    }))
+
+  it.effect("telemetry that does not close holds nobody up", () =>
+    Effect.gen(function*() {
+      const telemetry = Layer.effectDiscard(Effect.addFinalizer(() => Effect.never))
+      const { report } = yield* begin(Service.make({ ...base, main: Effect.void }), { telemetry })
+      yield* TestClock.adjust("1 second")
+      expect((yield* report).code).toBe(0)
+    }))
+
+  it.effect("a part that fails to start and hangs in its release does not hang the service", () =>
+    Effect.gen(function*() {
+      const part = Part.make(
+        "stuck",
+        Layer.effectDiscard(Effect.andThen(Effect.addFinalizer(() => Effect.never), Effect.fail("no route")))
+      )
+      const { fake, report } = yield* begin(
+        Service.make({ ...base, parts: [part], stopBudget: "10 seconds", startWithin: "1 minute" })
+      )
+      yield* TestClock.adjust("2 minutes")
+      expect((yield* report).code).toBe(151)
+      expect(fake.stderr.join()).toContain("stuck: it has not started within 1m")
+    }))
+
+  it.effect("a main program that interrupts itself has a defect: 70", () =>
+    Effect.gen(function*() {
+      const { report } = yield* begin(Service.make({ ...base, main: Effect.interrupt }))
+      expect((yield* report).code).toBe(70)
+    }))
+
   it.effect("a main program that cannot be interrupted is named, and the parts still stop", () =>
     Effect.gen(function*() {
       const log: Array<string> = []

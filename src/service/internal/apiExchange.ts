@@ -12,7 +12,7 @@ import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import { ErrorBody } from "../RuntimeApi.ts"
+import { ErrorBody } from "./apiShapes.ts"
 import { statusLine } from "./apiStatus.ts"
 import { rootMessage } from "./apiText.ts"
 

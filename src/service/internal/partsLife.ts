@@ -126,9 +126,9 @@ export interface Life {
 export const make = (order: ReadonlyArray<Part.Any>, clock: Clock.Clock): Life => {
   const nodes = link(order)
   const now = (): number => Walk.monotonic(clock)
-  const enter = (node: Node, state: PartState): Duration.Duration => {
-    const time = now()
-    const took = Duration.millis(time - node.since)
+  /** The answer is how long it was in the state before. */
+  const enter = (node: Node, state: PartState, time: number): number => {
+    const took = time - node.since
     node.state = state
     node.since = time
     return took
@@ -191,7 +191,7 @@ export const make = (order: ReadonlyArray<Part.Any>, clock: Clock.Clock): Life =
     Effect.uninterruptibleMask((restore) =>
       Effect.gen(function*() {
         if (starting !== undefined || stopped !== undefined) return yield* Effect.die("parts are started once")
-        const { onEvent, rollbackBudget = "10 seconds" } = options
+        const { onEvent, rollbackBudget = "10 seconds", startWithin: longest } = options
         const memoMap = Layer.CurrentMemoMap.forkOrCreate(services)
         const given = proven(Context.omit(Tracer.ParentSpan)(services))
         let failure: ServiceError | undefined
@@ -202,31 +202,33 @@ export const make = (order: ReadonlyArray<Part.Any>, clock: Clock.Clock): Life =
         starting = Walk.make<Node, Context.Context<never>, unknown>({
           nodes,
           after: (node) => node.needs,
-          visit: (node) =>
+          visit: (node, time) =>
             Effect.withFiber((fiber) => {
               node.builder = fiber
-              enter(node, "starting")
-              const { startWithin } = node.part
+              enter(node, "starting", time)
+              const { startWithin = longest } = node.part
               if (startWithin !== undefined) node.deadline = node.since + toMillis(startWithin)
               return build(node, given, memoMap)
             }),
           deadline: (node) => node.deadline,
-          ended: (node, exit) => {
+          ended: (node, exit, time) => {
             // A stop that has begun in the meantime sees to it.
             if (node.state !== "starting") return Effect.void
+            node.builder = undefined
             if (Exit.isSuccess(exit)) {
               node.context = exit.value
-              return tell(onEvent, { _tag: "PartStarted", part: node.part.name, took: enter(node, "running") })
+              const took = Duration.millis(enter(node, "running", time))
+              return tell(onEvent, { _tag: "PartStarted", part: node.part.name, took })
             }
             const error = Cause.squash(exit.cause)
             return failed(
               node,
               error instanceof ServiceError ? error : startError(node.part, explain(error), exit.cause),
-              enter(node, "failed")
+              Duration.millis(enter(node, "failed", time))
             )
           },
-          overdue: (node) => {
-            const took = Duration.millis(now() - node.since)
+          overdue: (node, _, time) => {
+            const took = Duration.millis(time - node.since)
             const why = `it has not started within ${Duration.format(took)}; it was doing: ${doing(node)}`
             return failed(node, startError(node.part, why), took)
           },
@@ -250,7 +252,7 @@ export const make = (order: ReadonlyArray<Part.Any>, clock: Clock.Clock): Life =
     const outcomes: Array<PartOutcome> = []
     const abandon = (node: Node, took: Duration.Duration, at: string): Effect.Effect<void> => {
       const { name } = node.part
-      enter(node, "abandoned")
+      enter(node, "abandoned", now())
       outcomes.push({ _tag: "Abandoned", name, took, doing: at })
       return tell(onEvent, { _tag: "PartAbandoned", part: name, took, doing: at })
     }
@@ -266,7 +268,7 @@ export const make = (order: ReadonlyArray<Part.Any>, clock: Clock.Clock): Life =
         node.cap = time + (stopWithin === undefined ? Infinity : toMillis(stopWithin))
         node.deadline = Math.min(time + granted, node.cap)
         node.reserve = granted === Infinity ? 0 : Math.max(0, left - granted)
-        enter(node, "stopping")
+        enter(node, "stopping", time)
         const close = Scope.close(node.scope, Exit.void)
         const end = builder === undefined ? close : Effect.andThen(unbuild(builder), close)
         return end.pipe(
@@ -275,8 +277,8 @@ export const make = (order: ReadonlyArray<Part.Any>, clock: Clock.Clock): Life =
         )
       },
       deadline: (node) => node.deadline,
-      ended: (node, exit) => {
-        const took = enter(node, "stopped")
+      ended: (node, exit, time) => {
+        const took = Duration.millis(enter(node, "stopped", time))
         const { name } = node.part
         if (Exit.isSuccess(exit)) {
           outcomes.push({ _tag: "Stopped", name, took })
@@ -299,6 +301,8 @@ export const make = (order: ReadonlyArray<Part.Any>, clock: Clock.Clock): Life =
       if (node.state === "stopping") yield* abandon(node, Duration.millis(now() - node.since), doing(node))
       else if (node.state === "starting" || node.state === "running") {
         const others = node.neededBy.filter(({ state }) => state === "abandoned").map(({ part }) => part.name)
+        // Its stop begins all the same, but nobody waits for it any more.
+        yield* Effect.forkDetach(Scope.close(node.scope, Exit.void), { startImmediately: true })
         yield* abandon(node, Duration.zero, `has not begun to stop: waits for ${others.join(", ")}`)
       }
     }

@@ -42,6 +42,8 @@ export interface PartStatus {
  * @since 0.1.0
  */
 export interface StartOptions {
+  /** The longest time that a part may take to start which says nothing itself. Default: no limit. */
+  readonly startWithin?: Duration.Input | undefined
   /** The longest time that parts which have started get to stop when another one fails to. Default 10 seconds. */
   readonly rollbackBudget?: Duration.Input | undefined
   /** Told of `PartStarted`, and of the rest when it comes to a rollback, in order; keep it short. */

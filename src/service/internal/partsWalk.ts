@@ -35,10 +35,6 @@ export const make = <N, A, E>(walker: Walker<N, A, E>): Walk => {
     Deferred.doneUnsafe(wake, Exit.void)
   }
 
-  // `visit` itself is run in the fiber too: what it throws is the end of the visit.
-  const begin = (node: N, now: number): Effect.Effect<Fiber.Fiber<A, E>> =>
-    Effect.forkDetach(Effect.suspend(() => walker.visit(node, now)), { startImmediately: true, uninterruptible: false })
-
   // One timer for all visits: it is set anew only when it would be too late.
   let timer: { readonly at: number; readonly fiber: Fiber.Fiber<void> } | undefined
   const unset = Effect.sync(() => {
@@ -66,6 +62,7 @@ export const make = <N, A, E>(walker: Walker<N, A, E>): Walk => {
 
   const walk = Effect.gen(function*() {
     const clock = yield* Clock.Clock
+    const run = Effect.runForkWith(yield* Effect.context())
     const waits = new Map<N, number>(walker.nodes.map((node) => [node, 0]))
     const before = new Map<N, Array<N>>()
     for (const node of walker.nodes) {
@@ -103,7 +100,9 @@ export const make = <N, A, E>(walker: Walker<N, A, E>): Walk => {
         yield* walker.ended(node, exit, monotonic(clock))
       }
       for (let node = ready[next]; node !== undefined && !walker.halted(); node = ready[++next]) {
-        const fiber = yield* begin(node, monotonic(clock))
+        const now = monotonic(clock)
+        // `visit` itself is run in the fiber too: what it throws is the end of the visit.
+        const fiber = run(Effect.suspend(() => walker.visit(node, now)))
         going.set(node, fiber)
         earliest = Math.min(earliest, walker.deadline(node))
         fiber.addObserver((exit) => {

@@ -1,4 +1,5 @@
 /** The stop of a service as stages of the one shutdown engine: drain, stop, abandon. */
+import type * as Cause from "effect/Cause"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -15,10 +16,22 @@ export type Leftover =
   | { readonly _tag: "Abandoned"; readonly part: string; readonly doing: string; readonly after: Duration.Duration }
   | { readonly _tag: "Failed"; readonly part: string; readonly why: string }
 
-export const leftover = (outcome: Exclude<Parts.PartOutcome, { readonly _tag: "Stopped" }>): Leftover =>
+/** How something stopped: a part, or what is none. */
+export type Outcome =
+  | Parts.PartOutcome
+  | { readonly _tag: "Failed"; readonly name: string; readonly cause: Cause.Cause<unknown> }
+
+export const leftover = (outcome: Exclude<Outcome, { readonly _tag: "Stopped" }>): Leftover =>
   outcome._tag === "Abandoned"
     ? { _tag: "Abandoned", part: outcome.name, doing: outcome.doing, after: outcome.took }
-    : { _tag: "Failed", part: outcome.name, why: explain(outcome.cause) }
+    : { _tag: "Failed", part: outcome.name, why: whyOf(outcome.cause) }
+
+/** Each of several finalizers that failed. */
+const whyOf = (cause: Cause.Cause<unknown>): string =>
+  cause.reasons
+    .filter((reason) => reason._tag !== "Interrupt")
+    .map((reason) => explain(reason._tag === "Fail" ? reason.error : reason.defect))
+    .join("; ")
 
 export const format = (left: Leftover): string =>
   left._tag === "Abandoned"
@@ -41,7 +54,7 @@ export interface Options {
 type Request = "drain" | "stop" | "abandon"
 
 /** `stop` keeps the budget itself; the engine only steps in when it does not. */
-const slack = Duration.millis(200)
+export const slack = Duration.millis(200)
 
 const stage = (
   request: Request,
