@@ -132,8 +132,7 @@ const make = Effect.gen(function*() {
       isClosing = true
       if (guard === undefined) return Effect.void
       const { child, gone, pipe } = guard
-      // Without the word, the guard ends what is still watched: somebody has left it behind.
-      pipe.end(watched.size === 0 ? "bye\n" : "")
+      pipe.end("bye\n")
       return Deferred.await(gone).pipe(
         Effect.timeoutOrElse({ duration: "2 seconds", orElse: () => Effect.sync(() => child.kill("SIGKILL")) }),
         Effect.asVoid
@@ -172,8 +171,8 @@ const make = Effect.gen(function*() {
 })
 
 /**
- * The guard for our process. It starts with the first thing to watch, keeps no event loop alive, and ends with the layer.
- * What is still watched then, because nobody has closed its scope, it ends first.
+ * The guard for our process. It starts with the first thing to watch, keeps no event loop alive, and ends with the layer;
+ * what is still watched then is left alone, because we are there to see to it.
  *
  * Needs `/bin/sh` and the POSIX tools cat, find, grep, printf, rm, rmdir and sleep.
  *

@@ -47,21 +47,14 @@ const through = (
     )
 
 export const make = Effect.fnUntraced(function*(host: ProcessHost["Service"], guard: SupervisorGuard["Service"]) {
+  const layerScope = yield* Effect.scope
   let spawned = 0
-  /** Processes that are to die with us and whose scope is still open. */
-  let open = 0
-
-  // Not forgotten while one of them is left: whoever did not close its scope leaves it to the guard.
-  const watchingRoot = yield* Scope.make()
-  yield* Effect.addFinalizer(() =>
-    Effect.suspend(() => open === 0 ? Scope.close(watchingRoot, Exit.void) : Effect.void)
-  )
 
   // One word to the guard covers every cgroup to come, so it is told before the first is tried.
   const watchRoot = yield* cachedSuccess(
     Option.isNone(host.cgroupRoot)
       ? Effect.void
-      : Scope.provide(guard.watch(Watched.CGroup({ path: host.cgroupRoot.value })), watchingRoot)
+      : Scope.provide(guard.watch(Watched.CGroup({ path: host.cgroupRoot.value })), layerScope)
   )
   const cgroupSupport = Effect.andThen(watchRoot, host.cgroupSupport)
 
@@ -83,15 +76,7 @@ export const make = Effect.fnUntraced(function*(host: ProcessHost["Service"], gu
     // When something could not be ended, the guard must not forget it: it tries again when we are gone.
     const watching = yield* Scope.make()
     let isCleared = true
-    if (dieWithParent) open++
-    yield* Scope.addFinalizer(
-      scope,
-      Effect.suspend(() => {
-        if (!isCleared) return Effect.void
-        if (dieWithParent) open--
-        return Scope.close(watching, Exit.void)
-      })
-    )
+    yield* Scope.addFinalizer(scope, Effect.suspend(() => isCleared ? Scope.close(watching, Exit.void) : Effect.void))
     const watch = (what: Watched) => dieWithParent ? Scope.provide(guard.watch(what), watching) : Effect.void
 
     const enter = Effect.fnUntraced(function*(root: string) {
