@@ -1,8 +1,6 @@
 /**
- * A complete service: an HTTP API over a database, a secret, a background task and a child process.
- *
- * `node examples/service.ts` runs it on this machine with nothing prepared: the database is a PostgreSQL that the machine
- * has, else an embedded one; a SIGTERM lets requests in flight finish and exits with 10.
+ * A complete service: an HTTP API over a database, a secret, a background task and a child process. It runs on this machine
+ * with nothing prepared: the database is a PostgreSQL that the machine has, else an embedded one.
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { NodeHttpPart, Part, Postgres, ProcessPart, Secrets, Service, Task } from "effect-microvm-runtime/service"
@@ -63,12 +61,14 @@ const Routes = HttpRouter.use(Effect.fnUntraced(function*(router) {
 
 const api = NodeHttpPart.make("api", Routes, { dependsOn: [client, tables] })
 
-// Old notes go. A failure is tried again; the fourth within a minute ends the service.
+// Old notes go. A failure is tried again, half a minute later at most; the eleventh ends the service.
 const sweep = Effect.gen(function*() {
   const sql = yield* SqlClient.SqlClient
   yield* sql`DELETE FROM notes WHERE at < now() - interval '1 day'`
 }).pipe(Effect.repeat(Schedule.spaced("1 minute")))
-const sweeper = Task.make("sweeper", sweep, { dependsOn: [client, tables], restart: Schedule.exponential("1 second") })
+const backOff = Schedule.min([Schedule.exponential("1 second"), Schedule.spaced("30 seconds")])
+const retry = Schedule.max([backOff, Schedule.recurs(10)])
+const sweeper = Task.make("sweeper", sweep, { dependsOn: [client, tables], restart: retry })
 
 // Ends with the service, whatever happens to it, and the service ends when it does.
 const ticker = ProcessPart.make("ticker", ChildProcess.make("sh", ["-c", "while :; do date; sleep 60 & wait; done"]))

@@ -227,6 +227,11 @@ export const make = Effect.fn("NodeHttpListener.make")(function*(options: Option
       (cause) => failed(name, cause)
     )
 
+  const told = typeof bound === "string"
+    ? bound
+    : `http://${bound.family === "IPv6" ? `[${bound.address}]` : bound.address}:${bound.port}`
+  yield* Effect.logInfo(`${name} listens on ${told}`)
+
   const webSockets = Effect.succeed(
     new NodeWS.WebSocketServer({ ...options.websocket, noServer: true, clientTracking: false })
   )

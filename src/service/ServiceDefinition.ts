@@ -83,11 +83,15 @@ export interface Options<
   /** What runs as long as the service does. Parts that others depend on need not be listed. */
   readonly parts?: Parts | undefined
   /**
-   * The main program: when it ends, the service ends by itself (0), when it fails, the service has failed (1). Default:
+   * The main program, beside the parts; what parts provide is for those that depend on them, so work that needs it is a
+   * `Task`. When it ends, the service ends by itself (0), when it fails, the service has failed (1). Default:
    * the service runs until somebody ends it.
    */
   readonly main?: Effect.Effect<unknown, unknown, R> | undefined
-  /** Further conditions of being ready or alive. */
+  /**
+   * Further conditions of being ready or alive. A check that needs what a part provides is a part itself:
+   * `Part.make("orders", Health.layerCheck(…), { dependsOn: [sql] })`.
+   */
   readonly checks?: ReadonlyArray<Health.Check<R>> | undefined
   /**
    * From the signal to the exit, all included. Default 25 seconds, which fits into the 30 of Kubernetes; the environment
@@ -159,6 +163,9 @@ export const faults = <R, Res extends Resource.Any>(service: Service<R, Res>): R
   ...(/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/.test(service.name)
     ? []
     : [`name is ${JSON.stringify(service.name)}: use letters, digits, ".", "_" and "-" only`]),
+  ...(/^[A-Z][A-Z0-9_]*$/.test(service.prefix)
+    ? []
+    : [`prefix is ${JSON.stringify(service.prefix)}: use capital letters, digits and "_" only, as in SERVICE`]),
   ...(service.version === "" ? ["version is empty: give one, like 1.0.0"] : []),
   ...durationFaults("stopBudget", service.stopBudget),
   ...durationFaults("drainDelay", service.drainDelay),

@@ -129,6 +129,9 @@ const ownShare = 0.25
 /** For what a second signal cuts off before its stop has begun. */
 const lastChance = Duration.millis(800)
 
+/** No span was open in it. */
+const noSpan = "nothing that a span tells"
+
 /** The main program is a part like all others, but has no layer. */
 const mainPart = "main"
 
@@ -302,7 +305,7 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
     if (stopping !== own) return
     stopping = undefined
     for (const outcome of outcomes) {
-      note(outcome._tag === "Abandoned" ? { ...outcome, doing: "not told" } : outcome)
+      note(outcome._tag === "Abandoned" ? { ...outcome, doing: noSpan } : outcome)
     }
   })
 
@@ -374,13 +377,15 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
         yield* parts.abandon
         for (const part of status) {
           if (left.some((one) => one.part === part.name)) continue
-          if (part.state === "abandoned" || part.state === "stopping" || part.state === "running") {
-            note({ _tag: "Abandoned", name: part.name, took: part.since, doing: part.doing ?? "not told" })
+          if (part.state === "running") {
+            note({ _tag: "Abandoned", name: part.name, took: Duration.zero, doing: "its turn had not come" })
+          } else if (part.state === "abandoned" || part.state === "stopping") {
+            note({ _tag: "Abandoned", name: part.name, took: part.since, doing: part.doing ?? noSpan })
           }
         }
         if (stopping !== undefined) {
           const took = Duration.subtract(yield* elapsed, stopping.since)
-          note({ _tag: "Abandoned", name: stopping.name, took, doing: "not told" })
+          note({ _tag: "Abandoned", name: stopping.name, took, doing: noSpan })
           stopping = undefined
         }
         // What has not begun to stop still gets the chance: a database server is not left behind.
@@ -443,9 +448,14 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
       ...(message === undefined ? {} : { message }),
       ...(asked._tag === "Signal" ? { signal: asked.signal } : {})
     })
-    yield* Effect.logInfo(
-      `${name} has stopped: ${end._tag === "Reason" ? end.reason : `second ${end.signal}`} (${code})`
-    )
+    const millis = Number((yield* Clock.monotonicTimeNanos) - began) / 1e6
+    const said = `${name} has stopped after ${Math.round(millis)} ms: ${
+      end._tag === "Reason" ? end.reason : `second ${end.signal}`
+    } (${code})`
+    // Who reads the log alone has to learn of it too.
+    yield* message === undefined
+      ? Effect.logInfo(said)
+      : Effect.annotateLogs(Effect.logError(`${said}\n${message}`), { code, phase: endedIn })
     const report: ServiceReport = {
       name,
       version,

@@ -295,10 +295,10 @@ it.effect.prop(
       const reasons = triggers.map(({ reason }) => reason).filter((reason) =>
         !(crash > stopBegan && crash < endedAt) || (reason !== "stopped" && reason !== "ended")
       )
-      const codes = [...reasons, ...isCrashed && inOrder ? ["defect" as const] : []].flatMap((reason) => [
-        codeOf(reason, left, undefined),
-        ...cuts.map((cut) => codeOf(reason, left, cut.signal))
-      ])
+      const signals = [undefined, ...cuts.map((cut) => cut.signal)]
+      const codes = [...reasons, ...isCrashed && inOrder ? ["defect" as const] : []].flatMap((reason) =>
+        signals.map((cutBy) => codeOf(reason, left, cutBy))
+      )
       expect(codes).toContain(code)
       expect(fake.terminations).toMatchObject([{ code, phase }])
       const orderly = (code === 10 || code === 0) && left.length === 0
