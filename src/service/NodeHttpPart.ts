@@ -3,14 +3,9 @@
  *
  * @since 0.1.0
  */
-import * as Cause from "effect/Cause"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import { causeResponseStripped } from "effect/http/HttpServerError"
-import { HttpServerRequest } from "effect/http/HttpServerRequest"
-import type { HttpServerResponse } from "effect/http/HttpServerResponse"
 import * as Layer from "effect/Layer"
-import * as Option from "effect/Option"
 import { ListenAddress } from "./ListenAddress.ts"
 import * as NodeHttpListener from "./NodeHttpListener.ts"
 import * as Part from "./Part.ts"
@@ -35,17 +30,6 @@ export interface Options<Deps extends ReadonlyArray<Part.Any>>
 const stopFirst = Layer.effectDiscard(
   Effect.flatMap(NodeHttpListener.HttpListener, ({ stop }) => Effect.addFinalizer(() => stop))
 )
-
-/** A bug in a route is told, whether requests are logged or not. What routes answer on purpose is no failure. */
-const failuresTold = <E, R>(
-  app: Effect.Effect<HttpServerResponse, E, HttpServerRequest | R>
-): Effect.Effect<HttpServerResponse, E, HttpServerRequest | R> =>
-  Effect.tapCause(app, (cause) => {
-    const [{ status }, unexpected] = causeResponseStripped(cause)
-    if (Option.isNone(unexpected) || Cause.hasInterruptsOnly(unexpected.value)) return Effect.void
-    return Effect.flatMap(HttpServerRequest, ({ method, url }) =>
-      Effect.logError(`${method} ${url.split("?")[0]} failed (${status})`, unexpected.value))
-  })
 
 /**
  * Serves routes of `HttpRouter` where the configuration of the service says (`…_RUNTIME_IP`, `…_RUNTIME_PORT`), or on the
@@ -87,7 +71,7 @@ export const make = <A, E, R, const Deps extends ReadonlyArray<Part.Any> = reado
     : Layer.provide(configured, Layer.succeed(ListenAddress, listen))
   const server = Layer.unwrap(Effect.map(
     Effect.promise(() => import("./internal/NodeHttpEngine.ts")),
-    ({ HttpRouter }) =>
+    ({ failuresTold, HttpRouter }) =>
       HttpRouter.serve(routes, {
         disableLogger: !logRequests,
         disableListenLog: true,

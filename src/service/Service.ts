@@ -25,5 +25,5 @@
  * @since 0.1.0
  */
 export { main } from "./NodeServiceMain.ts"
-export * from "./ServiceDefinition.ts"
+export { CurrentService, faults, type Given, make, type Options, type Service } from "./ServiceDefinition.ts"
 export { type Needs, run, type ServiceReport } from "./ServiceRun.ts"

@@ -46,12 +46,17 @@ beforeAll(async () => {
 }, 120_000)
 
 describe("the packed package", () => {
-  it("asks for the exact peers it was built with, and for nothing else", () => {
-    const { dependencies, peerDependencies } = readManifest(installed)
+  it("asks for the exact peers it was built with, and for nothing else but an optional database", () => {
+    const { dependencies, peerDependencies, peerDependenciesMeta } = readManifest(installed)
     const versionOf = (peer: string) => readManifest(join(modules(root), peer)).version
-    expect({ dependencies, peerDependencies }).toEqual({
+    expect({ dependencies, peerDependencies, peerDependenciesMeta }).toEqual({
       dependencies: undefined,
-      peerDependencies: { "@effect/platform-node": versionOf("@effect/platform-node"), effect: versionOf("effect") }
+      peerDependencies: {
+        "@effect/platform-node": versionOf("@effect/platform-node"),
+        "@electric-sql/pglite": ">=0.5 <0.6",
+        effect: versionOf("effect")
+      },
+      peerDependenciesMeta: { "@electric-sql/pglite": { optional: true } }
     })
   })
 

@@ -10,7 +10,8 @@ const Manifest = Schema.Struct({
   bin: Schema.optionalKey(Schema.Unknown),
   scripts: Schema.optionalKey(Words),
   dependencies: Schema.optionalKey(Words),
-  peerDependencies: Schema.optionalKey(Words)
+  peerDependencies: Schema.optionalKey(Words),
+  peerDependenciesMeta: Schema.optionalKey(Schema.Unknown)
 })
 
 /** What these tests read of a package.json. */

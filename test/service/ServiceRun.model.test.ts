@@ -227,7 +227,8 @@ const play = Effect.fnUntraced(function*(scenario: Scenario) {
     ),
     { startImmediately: true }
   )
-  yield* TestClock.adjust("10 minutes")
+  // Longer than anything here takes, and shorter than a part may take to start.
+  yield* TestClock.adjust("5 minutes")
   const exit = running.pollUnsafe()
   running.interruptUnsafe()
   yield* TestClock.adjust("10 minutes")

@@ -52,10 +52,10 @@ export const make = (parts: ReadonlyArray<Part.Any>): Graph => {
     faults.push(...faultsOf(part))
     if (names.has(part.name)) faults.push(`two parts are called "${part.name}": rename one`)
     names.add(part.name)
-    const dependencies = new Set(part.dependsOn)
-    waits.set(part, dependencies.size)
-    if (dependencies.size === 0) order.push(part)
-    for (const dependency of dependencies) {
+    // One that is named twice is waited for, and found, twice.
+    waits.set(part, part.dependsOn.length)
+    if (part.dependsOn.length === 0) order.push(part)
+    for (const dependency of part.dependsOn) {
       const known = dependents.get(dependency)
       if (known === undefined) dependents.set(dependency, [part])
       else known.push(part)

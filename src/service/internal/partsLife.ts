@@ -57,7 +57,7 @@ const link = (order: ReadonlyArray<Part.Any>): ReadonlyArray<Node> => {
   const nodes = new Map<Part.Any, Node>()
   for (const part of order) {
     // Those that it depends on come before it.
-    const needs = [...new Set(part.dependsOn)].flatMap((dependency) => nodes.get(dependency) ?? [])
+    const needs = part.dependsOn.flatMap((dependency) => nodes.get(dependency) ?? [])
     const node: Node = {
       part,
       needs,
@@ -300,10 +300,10 @@ export const make = (order: ReadonlyArray<Part.Any>, clock: Clock.Clock): Life =
     for (const node of walked.toReversed()) {
       if (node.state === "stopping") yield* abandon(node, Duration.millis(now() - node.since), doing(node))
       else if (node.state === "starting" || node.state === "running") {
-        const others = node.neededBy.filter(({ state }) => state === "abandoned").map(({ part }) => part.name)
+        const others = new Set(node.neededBy.filter(({ state }) => state === "abandoned").map(({ part }) => part.name))
         // Its stop begins all the same, but nobody waits for it any more.
         yield* Effect.forkDetach(Scope.close(node.scope, Exit.void), { startImmediately: true })
-        yield* abandon(node, Duration.zero, `has not begun to stop: waits for ${others.join(", ")}`)
+        yield* abandon(node, Duration.zero, `has not begun to stop: waits for ${[...others].join(", ")}`)
       }
     }
     stopping = undefined
