@@ -19,6 +19,7 @@ import { join } from "node:path"
 import * as Postgres from "../../src/service/Postgres.ts"
 import * as FakeRuntimeApi from "../../src/testing/FakeRuntimeApi.ts"
 import { type End, eventually, fixture, isRoot, type Run, start } from "./support/edge.ts"
+import { asNobody, canBeNobody } from "./support/nobody.ts"
 import { signalEachStep } from "./support/startup.ts"
 
 let directory = ""
@@ -320,10 +321,10 @@ describe.concurrent("the state directory", () => {
     await nothingLeft(at, ["state"])
   })
 
-  it.skipIf(!isRoot)("of somebody else: 131, and what to do", async () => {
+  it.skipIf(!canBeNobody)("of somebody else: 131, and what to do", async () => {
     const at = place()
     mkdirSync(join(at, "state"), { mode: 0o755 })
-    const through = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    const through = asNobody
     // Neither may it write what is compiled.
     const end = await run("database", { at, through, env: { NODE_COMPILE_CACHE: "" } })
     ended(end, 131)

@@ -22,6 +22,7 @@ import {
   provisioner,
   stateDirectory
 } from "./support/localDatabase.ts"
+import { canBeNobody } from "./support/nobody.ts"
 
 const spawner = NodeProcessSpawner.layer
 const server = await Effect.runPromise(
@@ -253,8 +254,9 @@ describe.skipIf(why !== "")(`a PostgreSQL server of one's own ${why}`, () => {
       expect(readdirSync(data)).toEqual(["PG_VERSION"])
     }).pipe(Effect.scoped))
 
-  it.live.skipIf(!isRoot)(
-    `without root, as ourselves${isRoot ? "" : " (skipped: every other test here does that, as we are not root)"}`,
+  // Without root, every other test here does that.
+  it.live.skipIf(!canBeNobody)(
+    "without root, as ourselves",
     () =>
       Effect.gen(function*() {
         const state = yield* stateDirectory
