@@ -40,7 +40,7 @@ const text = [
   + `(\`LifecycleConformance\`), with a budget of ${times.budget} ms, of which ${times.drainDelay} ms are drain delay, for all that `
   + "can be told so; each row has processes of its own.",
   "✓ held, ✗ not held, – not applicable (the service has no such thing), and the milliseconds from the event in question, "
-  + "mostly the signal, to the end of the process.",
+  + "mostly the signal, to what the row waits for, mostly the end of the process.",
   LifecycleConformance.compare(reports),
   "## What the rows promise",
   LifecycleConformance.rows.map(({ name, promise }) => `- \`${name}\`: ${promise}`).join("\n"),

@@ -36,6 +36,8 @@ export const quantile = (samples: ReadonlyArray<number>, q: number): number => {
   return sorted[Math.min(sorted.length - 1, Math.max(0, Math.ceil(q * sorted.length) - 1))] ?? Number.NaN
 }
 
+export const median = (samples: Samples, name: string): number => quantile(samples.get(name) ?? [], 0.5)
+
 const show = (value: number): string =>
   value < 10 ? value.toFixed(2) : value < 100 ? value.toFixed(1) : value.toFixed(0)
 
@@ -44,9 +46,9 @@ export const table = (samples: Samples, unit = "ms"): string => {
   const [first] = samples.values()
   const base = quantile(first ?? [], 0.5)
   const rows = [...samples].map(([name, values]) => {
-    const median = quantile(values, 0.5)
-    return `| ${name} | ${show(median)} | ${show(quantile(values, 0.99))} | ${
-      (median / base).toFixed(2)
+    const middle = quantile(values, 0.5)
+    return `| ${name} | ${show(middle)} | ${show(quantile(values, 0.99))} | ${
+      (middle / base).toFixed(2)
     } | ${values.length} |`
   })
   return [`| | p50 ${unit} | p99 ${unit} | p50 ÷ first | n |`, "| --- | --- | --- | --- | --- |", ...rows].join("\n")

@@ -14,6 +14,7 @@ import { type Contender, escalating, obedient, ours, runtime } from "./contestan
 import {
   type Contestant,
   interleaved,
+  median,
   ms,
   now,
   quantile,
@@ -34,7 +35,6 @@ const settled = async (pid: number, program: string): Promise<void> => {
   throw new Error(`process ${pid} did not become ${program}`)
 }
 
-const median = (samples: Samples, name: string): number => quantile(samples.get(name) ?? [], 0.5)
 const p99 = (samples: Samples, name: string): number => quantile(samples.get(name) ?? [], 0.99)
 
 const stopSleep = (contender: Contender, whole: boolean) => async (): Promise<number> => {
@@ -151,7 +151,11 @@ export const treeKill = async (rounds: number): Promise<Section> => {
     const tree = (mark: string): string =>
       `i=0; while [ $i -lt ${size / 2} ]; do sleep ${mark} & setsid sleep ${mark} & i=$((i+1)); done; wait`
     const grown = async (mark: string): Promise<void> => {
-      for (let tries = 0; tries < 1000 && (await alive(`sleep\0${mark}`)).length < size; tries++) await sleep(5)
+      for (let tries = 0; tries < 1000; tries++) {
+        if ((await alive(`sleep\0${mark}`)).length >= size) return
+        await sleep(5)
+      }
+      throw new Error(`the tree ${mark} did not grow to ${size} processes`)
     }
     const clear = async (mark: string): Promise<number> => {
       const left = await alive(mark)

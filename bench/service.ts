@@ -12,10 +12,10 @@ import * as Probe from "../src/testing/LifecycleProbe.ts"
 import {
   type Contestant,
   interleaved,
+  median,
   ms,
   now,
   quantile,
-  type Samples,
   type Section,
   table,
   times,
@@ -25,7 +25,6 @@ import {
 import { bare, ours, subjects } from "./peers/subjects.ts"
 
 const own = ours({ budget: 1, drainDelay: 0 }).name
-const median = (samples: Samples, name: string): number => quantile(samples.get(name) ?? [], 0.5)
 
 const isOk = (answer: Probe.Answer | Probe.NoAnswer | undefined): boolean =>
   answer !== undefined && "status" in answer && Probe.isOk(answer)
@@ -193,11 +192,12 @@ const rolling = (subject: Probe.Subject, restarts: number) =>
       const { probe, service } = yield* serving(subject)
       const backend: Backend = { service, agent: new Agent({ keepAlive: true }), up: true }
       yield* Effect.addFinalizer(() => Effect.sync(() => backend.agent.destroy()))
-      yield* Effect.forkScoped(Effect.forever(Effect.gen(function*() {
+      backends.add(backend)
+      const poll = Effect.gen(function*() {
         backend.up = isOk(yield* settled(Probe.request(probe.port, probe.path, { within: "1 second" })))
         yield* Effect.sleep(probePeriod)
-      })))
-      backends.add(backend)
+      })
+      yield* Effect.forkScoped(Effect.repeat(poll, { while: () => backends.has(backend) }))
       return backend
     })
 
@@ -258,9 +258,9 @@ export const rollingRestart = async (restarts: number): Promise<Section> => {
     text:
       `Two instances behind a balancer that asks each for its readiness every ${probePeriod} ms and never tries a request twice; ${rate} requests a second, each tenth of 100 ms. A new instance is ready before the oldest gets SIGTERM, with a drain delay of ${
         3 * probePeriod
-      } ms for those that have one. Those without a readiness probe are asked for a request.`,
+      } ms for those that have one. Those without a readiness probe are asked for a request. One service after the other.`,
     tables: [rows.join("\n")],
-    verdicts: verdicts
+    verdicts
   }
 }
 

@@ -19,7 +19,10 @@ const endpoints: LifecycleProbe.Subject["endpoints"] = {
 const subject = (
   name: string,
   file: string,
-  rest: Pick<LifecycleProbe.Subject, "probes" | "expect"> = {}
+  { drains = false, ...rest }: Pick<LifecycleProbe.Subject, "probes" | "expect"> & {
+    /** Has a drain delay. */
+    readonly drains?: boolean
+  } = {}
 ) =>
 ({ budget, drainDelay }: Times): LifecycleProbe.Subject => ({
   name,
@@ -37,7 +40,7 @@ const subject = (
   }),
   endpoints,
   budget,
-  drainDelay,
+  drainDelay: drains ? drainDelay : 0,
   slowStart: (millis) => ({ START_DELAY: String(millis) }),
   ...rest
 })
@@ -45,14 +48,17 @@ const subject = (
 export const raw = subject("node:http", "raw.ts", { expect: { stopped: "SIGTERM" } })
 export const bare = subject("runMain + Layer.launch", "effect.ts", { expect: { stopped: 130 } })
 export const terminus = subject("terminus", "terminus.ts", {
+  drains: true,
   probes: { ready: "/readyz", live: "/livez", on: "service" }
 })
 export const lightship = subject("lightship", "lightship.ts", {
+  drains: true,
   probes: { ready: "/ready", live: "/live", startup: "/health" }
 })
 export const closeWithGrace = subject("close-with-grace", "close-with-grace.ts")
 
 export const ours = subject("this library", "ours.ts", {
+  drains: true,
   probes: { ready: "/readyz", live: "/livez", startup: "/startupz" },
   expect: { stopped: 10, forced: 11, portTaken: 1, probePortTaken: 201, failed: 1 }
 })

@@ -6,18 +6,9 @@
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import * as Queue from "effect/Queue"
 import * as Result from "effect/Result"
 import type { Signal } from "../lifecycle/Signal.ts"
-
-/**
- * The signals that ask a program to end. SIGQUIT keeps its default action, so that a stuck program can still be made to
- * dump core.
- *
- * @category constants
- * @since 0.1.0
- */
-export const handled = ["SIGINT", "SIGTERM", "SIGHUP"] as const satisfies ReadonlyArray<Signal>
+import * as NodeSignals from "../service/NodeSignals.ts"
 
 /**
  * Signals as they come. Each is given to one taker only, and kept until there is one.
@@ -32,22 +23,10 @@ export class HostSignals extends Context.Service<HostSignals, {
   /** The signals of this process. While the layer lives they do nothing else. */
   static readonly layer = Layer.effect(
     HostSignals,
-    Effect.gen(function*() {
-      // More than a few unread signals say nothing that a few do not.
-      const queue = yield* Queue.dropping<Signal>(16)
-      yield* Effect.forEach(handled, (signal) =>
-        Effect.acquireRelease(
-          Effect.sync(() => {
-            const listener = (): void => {
-              Queue.offerUnsafe(queue, signal)
-            }
-            process.on(signal, listener)
-            return listener
-          }),
-          (listener) => Effect.sync(() => process.off(signal, listener))
-        ))
-      return HostSignals.of({ next: Queue.take(queue) })
-    })
+    Effect.map(
+      Effect.acquireRelease(Effect.sync(NodeSignals.install), ({ remove }) => Effect.sync(remove)),
+      ({ signals }) => HostSignals.of({ next: signals.next })
+    )
   )
 }
 

@@ -7,6 +7,7 @@ import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Option from "effect/Option"
 import * as Result from "effect/Result"
+import * as DurationText from "../lifecycle/DurationText.ts"
 import * as MachineSpec from "../microvm/MachineSpec.ts"
 
 /**
@@ -38,30 +39,6 @@ export class UsageError extends Data.TaggedError("UsageError")<{ readonly faults
   override get message(): string {
     return this.faults.join("\n")
   }
-}
-
-const units: Readonly<Record<string, Duration.Unit>> = {
-  ms: "millis",
-  s: "seconds",
-  m: "minutes",
-  h: "hours",
-  d: "days"
-}
-
-/**
- * Reads a duration as people type it: `500ms`, `3s`, `1.5m`, `2h`, `1d`, or in words, `3 seconds`.
- *
- * @category conversions
- * @since 0.1.0
- */
-export const parseDuration = (text: string): Option.Option<Duration.Duration> => {
-  const match = /^(\d{1,9}(?:\.\d{1,3})?) ?(?:(ms|[smhd])|(milli|second|minute|hour|day)s?)$/.exec(text.trim())
-  const [, amount, short, long] = match ?? []
-  const unit = short === undefined
-    ? long === undefined ? undefined : units[long === "milli" ? "ms" : long.charAt(0)]
-    : units[short]
-  if (amount === undefined || unit === undefined) return Option.none()
-  return Option.some(Duration.fromInputUnsafe(`${Number(amount)} ${unit}`))
 }
 
 /**
@@ -115,7 +92,7 @@ const specFaults = ({ memory, name, vcpus }: RunFlags): ReadonlyArray<string> =>
 export const fromFlags = (flags: RunFlags): Result.Result<RunOptions, UsageError> => {
   const faults = [...specFaults(flags)]
   const positive = (flag: string, text: string): Duration.Duration => {
-    const duration = parseDuration(text)
+    const duration = DurationText.parse(text)
     if (Option.isSome(duration) && Duration.toMillis(duration.value) > 0) return duration.value
     faults.push(`--${flag} ${JSON.stringify(text)} is no duration above zero: write 500ms, 30s, 5m or 2h`)
     return Duration.zero

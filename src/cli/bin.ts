@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 /**
- * The executable: wires everything to this host, and exits. The only place that calls `process.exit`.
+ * The executable: wires everything to this host, and exits. With a service's edge, the only place that calls `process.exit`.
  */
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import * as Cause from "effect/Cause"

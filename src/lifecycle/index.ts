@@ -4,6 +4,7 @@
  *
  * @since 0.1.0
  */
+export * as DurationText from "./DurationText.ts"
 export * as ExitCode from "./ExitCode.ts"
 export * as ExitStatus from "./ExitStatus.ts"
 export * as RunReport from "./RunReport.ts"

@@ -15,7 +15,6 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
-import * as NodeFs from "node:fs"
 import { Fatal } from "./Fatal.ts"
 import { Health, HealthReport, type Probe } from "./Health.ts"
 import * as Bind from "./internal/NodeHttpBind.ts"
@@ -67,16 +66,6 @@ const probeOf: Readonly<Record<string, Probe>> = { "/startupz": "startup", "/rea
 /** Of a request target in any of its forms. */
 const pathOf = (target = "/"): string => target.replace(/^https?:\/\/[^/]*/i, "").replace(/\/*([?#].*)?$/s, "")
 
-/** The soft limit of open files, where the system tells (proc_pid_limits(5)). */
-const maxDescriptors = (): number => {
-  try {
-    const [, limit] = /^Max open files\s+(\d+)/m.exec(NodeFs.readFileSync("/proc/self/limits", "utf8")) ?? []
-    return limit === undefined ? Infinity : Number(limit)
-  } catch {
-    return Infinity
-  }
-}
-
 interface Answer {
   readonly status: number
   readonly type: string
@@ -101,7 +90,7 @@ export const make = Effect.fn("NodeHealthListener.make")(function*(options: Opti
   const health = yield* Health
   const fatal = yield* Fatal
   const run = Effect.runForkWith(yield* Effect.context())
-  const most = Math.max(1, Math.min(maxConnections, Math.floor(maxDescriptors() / 8)))
+  const most = Math.max(1, Math.min(maxConnections, Math.floor(Connections.maxDescriptors() / 8)))
   const millis = (input: Duration.Input) => Duration.toMillis(Duration.fromInputUnsafe(input))
 
   const NodeHttp = yield* Effect.promise(() => import("node:http"))
@@ -113,6 +102,8 @@ export const make = Effect.fn("NodeHealthListener.make")(function*(options: Opti
     keepAliveTimeout: millis(idleWithin)
   })
   server.timeout = millis(stalledFor)
+  // Requests that one connection sends at once each have a fiber.
+  server.maxRequestsPerSocket = 1000
   const connections = Connections.track(server)
   server.on("connection", () => {
     if (connections.size() > most) connections.evict()
@@ -171,7 +162,10 @@ export const make = Effect.fn("NodeHealthListener.make")(function*(options: Opti
   yield* Bind.watchAccept(
     server,
     "Health listener",
-    (why) => fatal.report(ServiceError.fromReason(ServiceError.ServiceErrorReason.HealthListenerFailed({ why })))
+    (cause) =>
+      fatal.report(
+        ServiceError.fromReason(ServiceError.ServiceErrorReason.HealthListenerFailed({ why: cause.message }), cause)
+      )
   )
 
   const bound = server.address()

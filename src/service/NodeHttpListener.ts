@@ -68,6 +68,8 @@ export interface Options {
    * otherwise requests fail now and then. Default 75 seconds.
    */
   readonly idleWithin?: Duration.Input | undefined
+  /** Default: three quarters of the file descriptors that the process may have, so that probes are answered in any case. */
+  readonly maxConnections?: number | undefined
   /** Further options of Node's server: the time and the size that requests may have. */
   readonly server?: NodeHttp.ServerOptions | undefined
   /** Options of the WebSocket server: the size of messages, compression. */
@@ -205,13 +207,15 @@ export const make = Effect.fn("NodeHttpListener.make")(function*(options: Option
     response.writeHead(503, { connection: "close", "retry-after": "1" }).end()
   }
   server.on("request", notYet)
+  const most = options.maxConnections ?? Math.floor(Connections.maxDescriptors() * 0.75)
+  if (Number.isFinite(most)) server.maxConnections = Math.max(1, most)
 
   yield* Effect.acquireRelease(
     Effect.mapError(Bind.listen(server, where), (cause) => failed(name, cause)),
     () => stop,
     { interruptible: true }
   )
-  yield* Bind.watchAccept(server, name, (why) => fatal.report(failed(name, new Error(why))))
+  yield* Bind.watchAccept(server, name, (cause) => fatal.report(failed(name, cause)))
 
   const health = yield* Effect.serviceOption(Health)
   if (Option.isSome(health)) {

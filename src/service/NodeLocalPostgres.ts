@@ -270,11 +270,12 @@ export const start = Effect.fn("NodeLocalPostgres.start")(function*(options: {
   yield* LocalState.claim(directory, options.holder)
   const programs = yield* find(data)
   const isNew = !NodeFs.existsSync(data)
-  const isForgotten = !isNew && !NodeFs.existsSync(NodePath.join(directory, "password"))
-  const password = yield* LocalState.password(directory)
+  if (!isNew) yield* clearLock(data)
+  const password = yield* LocalState.password(
+    directory,
+    (fresh) => isNew ? Effect.void : resetPassword(data, programs, fresh)
+  )
   if (isNew) yield* initialise(directory, data, programs)
-  else yield* clearLock(data)
-  if (isForgotten) yield* resetPassword(data, programs, password)
   const { port, process } = yield* Effect.retry(
     launch({ directory, data, programs, startWithin: options.startWithin ?? "60 seconds" }),
     { while: isPortTaken, times: 3 }

@@ -94,7 +94,7 @@ const octal = (mode: number): string => (mode & 0o777).toString(8).padStart(4, "
  * Reads `file`, or else the first of `files` in `cwd`. No file is no fault: then there are no secrets.
  *
  * A `.toml` file has `NAME = "value"` on one level, values are strings only. Any other file has `NAME=value` lines, as `.env`.
- * Every fault of the file is reported, with its name or line. A file that everybody may write is refused, for whoever writes
+ * Every fault of the file is reported, up to 20, with its name or line. A file that everybody may write is refused, for whoever writes
  * it decides whom the service trusts; that others than the owner may read it is a warning.
  *
  * ```ts import.meta.vitest

@@ -15,6 +15,7 @@ import * as Queue from "effect/Queue"
 import * as Schedule from "effect/Schedule"
 import * as NodeChildProcess from "node:child_process"
 import { encode, type Notification, Notifier } from "./Notifier.ts"
+import { explain } from "./ServiceError.ts"
 
 /**
  * @category options
@@ -55,18 +56,25 @@ const flushTime = "3 seconds"
 /** Nothing when it was sent, `"missing"` when there is no such program, else what went wrong. */
 const run = (way: Way, socket: string, lines: ReadonlyArray<string>): Effect.Effect<string | undefined> =>
   Effect.callback<string | undefined>((resume) => {
-    const child = NodeChildProcess.spawn(way.command, way.args(socket, lines), {
-      stdio: ["ignore", "ignore", "pipe"],
-      env: { PATH: process.env["PATH"] ?? "/usr/bin:/bin", NOTIFY_SOCKET: socket }
-    })
-    let complaint = ""
-    child.stderr.on("data", (chunk: Buffer) => {
-      if (complaint.length < 500) complaint += chunk.toString()
-    })
+    let child: NodeChildProcess.ChildProcess
+    try {
+      child = NodeChildProcess.spawn(way.command, way.args(socket, lines), {
+        stdio: ["ignore", "ignore", "pipe"],
+        env: { PATH: process.env["PATH"] ?? "/usr/bin:/bin", NOTIFY_SOCKET: socket }
+      })
+    } catch (cause) {
+      resume(Effect.succeed(`${way.command}: ${explain(cause)}`))
+      return
+    }
     child.on(
       "error",
       (cause) => resume(Effect.succeed("code" in cause && cause.code === "ENOENT" ? "missing" : cause.message))
     )
+    let complaint = ""
+    // Out of descriptors, it has no pipe.
+    child.stderr?.on("data", (chunk: Buffer) => {
+      if (complaint.length < 500) complaint += chunk.toString()
+    })
     child.on("close", (code, signal) => {
       const why = complaint.trim().split("\n").at(-1) || `it ended with ${signal ?? code}`
       resume(Effect.succeed(code === 0 ? undefined : `${way.command}: ${why}`))

@@ -121,7 +121,11 @@ export const start = Effect.fn("NodePglite.start")(function*(options: {
   const session = yield* open(data, options.database)
   const password: Redacted.Redacted = yield* LocalState.password(directory)
   const { serve } = yield* Effect.promise(() => import("./internal/NodePgliteServer.ts"))
-  const { lost, port } = yield* serve(session, { port: yield* LocalState.port(directory), password })
+  // Somebody may take the port before it is bound.
+  const { lost, port } = yield* Effect.retry(
+    Effect.flatMap(LocalState.port(directory), (wanted) => serve(session, { port: wanted, password })),
+    { times: 3 }
+  )
   return {
     info: Postgres.fromParts({ host: "127.0.0.1", port, database: options.database, username: "postgres", password }),
     description: `PGlite on 127.0.0.1:${port}, data in ${data}`,

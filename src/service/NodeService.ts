@@ -78,8 +78,12 @@ const complain = (line: string): void => {
  */
 export const main = (
   run: Effect.Effect<{ readonly code: number }, never, Edge>,
-  options: NodeWatchdog.Options = {}
+  options: NodeWatchdog.Options & {
+    /** Exit code of a program with a defect. Default 70. */
+    readonly defect?: number | undefined
+  } = {}
 ): void => {
+  const { defect = ExitCode.service.defect } = options
   const { fail, signals } = NodeSignals.install()
   const startedAt = performance.now()
   const terminationLog = options.terminationLog ?? NodeTerminationLog.defaultPath
@@ -109,7 +113,7 @@ export const main = (
     else if (!isCode(exit.value.code)) why = `The program ended with ${exit.value.code}, which is no exit code`
     else return exit.value.code
     if (!isUncaught) complain(why)
-    const code = ExitCode.service.defect
+    const code = defect
     const elapsed = performance.now() - startedAt
     NodeTerminationLog.writeUnsafe(terminationLog, { reason: "defect", code, elapsed, message: why })
     return code
@@ -121,22 +125,20 @@ export const main = (
     NodeTerminationLog.layerAt(terminationLog),
     NodeNotifier.layer
   )
-  let code: number = ExitCode.service.defect
+  let code = defect
   const program = Effect.onExit(Effect.provide(run, edge), (exit) =>
     Effect.gen(function*() {
       yield* watchdog.stopBegan(leaveTime)
       code = codeOf(exit)
       yield* Effect.timeoutOption(Effect.andThen(flushed(process.stdout), flushed(process.stderr)), flushTime)
     }))
-  const runMain = Runtime.makeRunMain(({ fiber, teardown }) => {
+  const runMain = Runtime.makeRunMain(({ fiber }) => {
     interrupt = () => fiber.interruptUnsafe(fiber.id)
-    fiber.addObserver((exit) =>
-      teardown(exit, (last) => {
-        // After all other listeners, as what it does may be the end.
-        process.on("exit", leaveNow)
-        process.exit(last)
-      })
-    )
+    fiber.addObserver(() => {
+      // After all other listeners, as what it does may be the end.
+      process.on("exit", leaveNow)
+      process.exit(code)
+    })
   })
-  runMain(program, { disableErrorReporting: true, teardown: (_, onExit) => onExit(code) })
+  runMain(program, { disableErrorReporting: true })
 }

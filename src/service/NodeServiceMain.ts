@@ -74,5 +74,6 @@ export const main: <R, Res extends Resource.Any>(
 ) => void = (service: Service<unknown, Resource.Any>) =>
   NodeService.main(Effect.provide(run(service), host), {
     blocked: service.stopBudget,
-    code: service.exitCodes.budgetPassed
+    code: service.exitCodes.budgetPassed,
+    defect: service.exitCodes.defect
   })

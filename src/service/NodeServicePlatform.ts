@@ -72,7 +72,13 @@ const make = Effect.gen(function*() {
       yield* NodeHealthListener.make({ host: config.healthIp, port: config.healthPort.value })
     }),
     listen: Effect.fnUntraced(function*(config) {
-      const [passed] = Option.isNone(config.sockets) ? [] : yield* NodeSocketActivation.open(config.sockets.value)
+      const sockets = Option.isNone(config.sockets) ? [] : yield* NodeSocketActivation.open(config.sockets.value)
+      const [passed, more] = sockets
+      if (more !== undefined) {
+        const why =
+          `LISTEN_FDS: ${sockets.length}, but a service serves one socket: pass one, or nobody answers the others`
+        return yield* Effect.fail(fromReason(ServiceErrorReason.ConfigInvalid({ faults: [why] })))
+      }
       return passed === undefined ? { host: config.ip, port: config.port } : { fd: passed.fd }
     }),
     telemetry: NodeTelemetry.layer,

@@ -54,7 +54,7 @@ export const open = (passed: PassedSockets): Effect.Effect<ReadonlyArray<PassedS
           "the variable"
         return Effect.fail(fromReason(ServiceErrorReason.ConfigInvalid({ faults: [why] })))
       }
-      sockets.push({ fd, name: passed.names[index] ?? "unknown" })
+      sockets.push({ fd, name: passed.names[index] || "unknown" })
     }
     return Effect.succeed(sockets)
   })

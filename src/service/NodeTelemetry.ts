@@ -3,24 +3,13 @@
  *
  * @since 0.1.0
  */
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
 import * as References from "effect/References"
-import type { ServiceConfig, Telemetry } from "./ServiceConfig.ts"
+import { flushWithin, type ServiceConfig, type Telemetry } from "./ServiceConfig.ts"
 import { explain } from "./ServiceError.ts"
-
-/**
- * For how long what is still collected is sent on when the scope closes: a tenth of the stop budget, at most one second, and
- * no time at all without a collector.
- *
- * @category conversions
- * @since 0.1.0
- */
-export const flushWithin = ({ stopBudget, telemetry }: ServiceConfig): Duration.Duration =>
-  Option.isNone(telemetry.otlp) ? Duration.zero : Duration.min(Duration.seconds(1), Duration.times(stopBudget, 0.1))
 
 /** A value that cannot be written as JSON, a getter that throws say, costs the line its message, not the service its life. */
 const jsonLogger = Logger.withConsoleLog(Logger.make<unknown, string>((options) => {

@@ -27,11 +27,6 @@ export interface Options {
   readonly code?: number | undefined
   /** Where to leave the last word. Default `/dev/termination-log`. */
   readonly terminationLog?: string | undefined
-  /**
-   * The thread starts so long after the layer, or with the first stop. Default zero, which is in the next turn of the event
-   * loop; until then, nobody watches.
-   */
-  readonly startAfter?: Duration.Input | undefined
 }
 
 /**
@@ -117,7 +112,7 @@ export const make = Effect.fnUntraced(function*(
   yield* Effect.acquireRelease(
     Effect.sync(() => ({
       beating: setInterval(beat, every / 2).unref(),
-      starting: setTimeout(start, millisOf(options.startAfter ?? 0)).unref()
+      starting: setTimeout(start, 0).unref()
     })),
     ({ beating, starting }) =>
       Effect.promise(async () => {

@@ -85,35 +85,6 @@ export interface Started<in Provides> extends Control {
 export const faults = (parts: ReadonlyArray<Part.Any>): ReadonlyArray<string> => Graph.make(parts).faults
 
 /**
- * The parts, and all that they depend on, in groups: each part is in the first group after those of what it depends on.
- * They start in this order and stop in the reverse; no part waits for others of the group before, if it does not depend on
- * them.
- *
- * ```ts import.meta.vitest
- * import { Part, Parts } from "effect-microvm-runtime/service"
- * import * as Layer from "effect/Layer"
- * const sql = Part.make("sql", Layer.empty)
- * const api = Part.make("api", Layer.empty, { dependsOn: [sql] })
- * Parts.groups([api, sql]).map((group) => group.map((part) => part.name)) // => [["sql"], ["api"]]
- * ```
- *
- * @category accessors
- * @since 0.1.0
- */
-export const groups = (parts: ReadonlyArray<Part.Any>): ReadonlyArray<ReadonlyArray<Part.Any>> => {
-  const levels = new Map<Part.Any, number>()
-  const found: Array<Array<Part.Any>> = []
-  for (const part of Graph.make(parts).order) {
-    const level = Math.max(0, ...part.dependsOn.map((dependency) => (levels.get(dependency) ?? 0) + 1))
-    levels.set(part, level)
-    const group = found[level]
-    if (group === undefined) found.push([part])
-    else group.push(part)
-  }
-  return found
-}
-
-/**
  * Checks parts and makes them ready to start: use it where a stop may come while they start. Fails with `ConfigInvalid`,
  * which has all faults.
  *

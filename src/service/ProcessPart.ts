@@ -126,11 +126,12 @@ export const make = <E = never, R = never, const Deps extends ReadonlyArray<Part
     const scope = yield* Scope.fork(yield* Effect.scope)
     const first = yield* Scope.provide(launch, scope)
     let isFirst = true
-    const run = Effect.suspend(() => {
-      if (!isFirst) return Effect.scoped(Effect.flatMap(launch, watch))
-      isFirst = false
-      return Effect.onExit(watch(first), (exit) => Scope.close(scope, exit))
-    })
+    const run = (up: Effect.Effect<void>) =>
+      Effect.suspend(() => {
+        if (!isFirst) return Effect.scoped(Effect.flatMap(Effect.tap(launch, () => up), watch))
+        isFirst = false
+        return Effect.onExit(Effect.andThen(up, watch(first)), (exit) => Scope.close(scope, exit))
+      })
     yield* Effect.forkScoped(supervise(name, run, { ...options, onEnd: "done" }), { startImmediately: true })
   }))
   return Part.make(name, layer, {
@@ -139,6 +140,11 @@ export const make = <E = never, R = never, const Deps extends ReadonlyArray<Part
     startWithin,
     stopWithin: options.stopWithin,
     stopWeight: options.stopWeight,
-    faults: faultsOf(options)
+    faults: [
+      ...faultsOf(options),
+      ...!Number.isNaN(readyWithin) && Option.isSome(Duration.fromInput(readyWithin))
+        ? []
+        : [`readyWithin is ${JSON.stringify(readyWithin)}: write it as 500 or "2 seconds"`]
+    ]
   })
 }

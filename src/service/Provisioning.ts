@@ -71,13 +71,16 @@ export interface Answered<out R extends Resource.Any> {
 export interface Options {
   /** Bounds the wait for each resource; all are waited for at once. Default: 10 minutes. */
   readonly startTimeout?: Duration.Input | undefined
-  /** The first two waits between requests; later ones grow by half. Default: 2 seconds. */
-  readonly pollEvery?: Duration.Input | undefined
-  /** No wait between requests is longer. Default: 10 seconds. */
-  readonly pollAtMost?: Duration.Input | undefined
-  /** How often the log says what is waited for. Default: 15 seconds. */
-  readonly tellEvery?: Duration.Input | undefined
 }
+
+/** The first two waits between requests; later ones grow by half. */
+const pollEvery = Duration.seconds(2)
+
+/** No wait between requests is longer. */
+const pollAtMost = Duration.seconds(10)
+
+/** How often the log says what is waited for. */
+const tellEvery = Duration.seconds(15)
 
 /**
  * The secrets of the service. What fails is `SecretsFailed`.
@@ -179,8 +182,6 @@ const provision = Effect.fnUntraced(function*(
   const provisioner = yield* Provisioner
   const { publish } = yield* ServiceEvents
   const startTimeout = Duration.fromInputUnsafe(options.startTimeout ?? "10 minutes")
-  const pollAtMost = Duration.fromInputUnsafe(options.pollAtMost ?? "10 seconds")
-  const tellEvery = Duration.fromInputUnsafe(options.tellEvery ?? "15 seconds")
   let attempt = 0
   let state: string | undefined
 
@@ -201,7 +202,7 @@ const provision = Effect.fnUntraced(function*(
   })
 
   const poll = Effect.gen(function*() {
-    let wait = Duration.fromInputUnsafe(options.pollEvery ?? "2 seconds")
+    let wait = pollEvery
     for (;;) {
       const answer = yield* ask
       switch (answer.state) {

@@ -60,7 +60,7 @@ export interface SecretStore {
  * @since 0.1.0
  */
 export const fromMap = (secrets: SecretMap): SecretStore => {
-  const names = Array.from(secrets.keys())
+  const names = Array.from(secrets.keys()).toSorted()
   const get = (name: string) => Option.fromUndefinedOr(secrets.get(name))
   return {
     names,

@@ -104,18 +104,6 @@ export interface Telemetry {
 }
 
 /**
- * Interval in which the service manager wants a sign of life (sd_watchdog_enabled(3)). `pid` is whose sign; absent:
- * whoever reads it.
- *
- * @category models
- * @since 0.1.0
- */
-export interface ManagerWatchdog {
-  readonly interval: Duration.Duration
-  readonly pid: Option.Option<number>
-}
-
-/**
  * Sockets passed by the service manager, from descriptor 3 on (sd_listen_fds(3)), if `pid` is this process.
  *
  * @category models
@@ -153,12 +141,20 @@ export interface ServiceConfig {
   readonly stopBudget: Duration.Duration
   readonly drainDelay: Duration.Duration
   readonly telemetry: Telemetry
-  readonly notifySocket: Option.Option<string>
-  readonly watchdog: Option.Option<ManagerWatchdog>
   readonly sockets: Option.Option<PassedSockets>
   /** Worth saying, but no reason not to start. */
   readonly warnings: ReadonlyArray<string>
 }
+
+/**
+ * For how long what is still collected is sent on when the scope closes: a tenth of the stop budget, at most one second, and
+ * no time at all without a collector.
+ *
+ * @category conversions
+ * @since 0.1.0
+ */
+export const flushWithin = ({ stopBudget, telemetry }: ServiceConfig): Duration.Duration =>
+  Option.isNone(telemetry.otlp) ? Duration.zero : Duration.min(Duration.seconds(1), Duration.times(stopBudget, 0.1))
 
 /**
  * What the service itself says. A `Service` is one.
@@ -246,18 +242,14 @@ const readOtlp = (reader: Reader.Reader, serviceName: string): Option.Option<Otl
   }))
 }
 
-const readManager = (reader: Reader.Reader): Pick<ServiceConfig, "notifySocket" | "watchdog" | "sockets"> => {
-  const interval = reader.readForeign("WATCHDOG_USEC", Values.count("number of microseconds above zero"))
-  const watchdogPid = reader.readForeign("WATCHDOG_PID", Values.count("process id"))
+const readManager = (reader: Reader.Reader): Pick<ServiceConfig, "sockets"> => {
   const sockets = reader.readForeign("LISTEN_FDS", Values.count("number of sockets above zero"))
   const socketsPid = reader.readForeign("LISTEN_PID", Values.count("process id"))
   return {
-    notifySocket: reader.readForeign("NOTIFY_SOCKET", Values.notifySocket),
-    watchdog: Option.map(interval, (micros) => ({ interval: Duration.millis(micros / 1000), pid: watchdogPid })),
     sockets: Option.zipWith(sockets, socketsPid, (count, pid) => ({
       count,
       pid,
-      names: (reader.raw("LISTEN_FDNAMES") ?? "").split(":").filter((name) => name !== "")
+      names: reader.raw("LISTEN_FDNAMES")?.split(":") ?? []
     }))
   }
 }
@@ -371,6 +363,14 @@ export const parse = ({ argv, defaults, env }: Options): Result.Result<ServiceCo
     },
     ...readManager(reader),
     warnings
+  }
+  const { drainDelay, stopBudget } = config
+  if (Duration.isGreaterThanOrEqualTo(Duration.sum(drainDelay, flushWithin(config)), stopBudget)) {
+    reader.fault(
+      `the drain delay of ${Duration.format(drainDelay)} leaves nothing of the stop budget of ${
+        Duration.format(stopBudget)
+      }: shorten ${names.drainDelay}, or raise ${names.stopBudget}`
+    )
   }
   return reader.faults.length === 0 || command._tag === "Version" || command._tag === "Help"
     ? Result.succeed(config)

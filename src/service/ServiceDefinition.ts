@@ -13,6 +13,7 @@ import type * as Scope from "effect/Scope"
 import * as ExitCode from "../lifecycle/ExitCode.ts"
 import type { Fatal } from "./Fatal.ts"
 import * as Health from "./Health.ts"
+import * as Names from "./internal/serviceNames.ts"
 import type { ListenAddress } from "./ListenAddress.ts"
 import type * as Part from "./Part.ts"
 import * as Parts from "./Parts.ts"
@@ -75,7 +76,7 @@ export interface Options<
   Parts extends ReadonlyArray<Part.Any>,
   R
 > {
-  /** Of letters, digits and `-`. */
+  /** 1 to 63 letters, digits and `-`, no `-` at the ends. */
   readonly name: string
   readonly version: string
   /** Default none. */
@@ -160,12 +161,7 @@ const durationFaults = (field: string, duration: Duration.Duration): ReadonlyArr
  * @since 0.1.0
  */
 export const faults = <R, Res extends Resource.Any>(service: Service<R, Res>): ReadonlyArray<string> => [
-  ...(/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/.test(service.name)
-    ? []
-    : [`name is ${JSON.stringify(service.name)}: use letters, digits, ".", "_" and "-" only`]),
-  ...(/^[A-Z][A-Z0-9_]*$/.test(service.prefix)
-    ? []
-    : [`prefix is ${JSON.stringify(service.prefix)}: use capital letters, digits and "_" only, as in SERVICE`]),
+  ...Names.faults(service.name, service.prefix),
   ...(service.version === "" ? ["version is empty: give one, like 1.0.0"] : []),
   ...durationFaults("stopBudget", service.stopBudget),
   ...durationFaults("drainDelay", service.drainDelay),

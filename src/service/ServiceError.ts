@@ -114,21 +114,32 @@ export class ServiceError extends Data.TaggedError("ServiceError")<{
 export const fromReason = (reason: ServiceErrorReason, cause?: unknown): ServiceError =>
   new ServiceError(cause === undefined ? { reason } : { reason, cause })
 
+/** Anything can be thrown, also what throws when it is looked at. */
+const guarded = <A>(get: () => A, otherwise: A): A => {
+  try {
+    return get()
+  } catch {
+    return otherwise
+  }
+}
+
 const causeOf = (error: unknown): unknown =>
   Cause.isCause(error)
     ? Cause.squash(error)
-    : typeof error === "object" && error !== null && "cause" in error
-    ? error.cause
-    : undefined
+    : guarded(
+      () => typeof error === "object" && error !== null && "cause" in error ? error.cause : undefined,
+      undefined
+    )
 
 const messageOf = (error: unknown): string =>
-  error instanceof Error
-    ? error.message === "" ? error.name : error.message
-    : Cause.isCause(error)
+  Cause.isCause(error)
     ? messageOf(Cause.squash(error))
-    : typeof error === "object" && error !== null && "message" in error && typeof error.message === "string"
-    ? error.message
-    : String(error)
+    : guarded(() => {
+      if (error instanceof Error) return error.message === "" ? error.name : error.message
+      return typeof error === "object" && error !== null && "message" in error && typeof error.message === "string"
+        ? error.message
+        : String(error)
+    }, "an error that cannot be shown")
 
 /** No chain of causes in a real program is longer. */
 const longest = 16

@@ -13,6 +13,7 @@ import type { Finding, PlannedService, ServiceOutline } from "./internal/planMod
 import { levels } from "./internal/planOrder.ts"
 import * as Systemd from "./internal/planSystemd.ts"
 import * as Text from "./internal/planText.ts"
+import * as Names from "./internal/serviceNames.ts"
 import type { PlanFormat, ServiceConfig } from "./ServiceConfig.ts"
 
 export type {
@@ -24,6 +25,9 @@ export type {
   ResourceOutline,
   ServiceOutline
 } from "./internal/planModel.ts"
+
+/** Configuration, secrets from an API that answers late, and the main program's own start. */
+const beforeParts = Duration.seconds(90)
 
 /**
  * The plan of a service in its configuration.
@@ -64,6 +68,14 @@ export const make = (service: PlannedService, config: ServiceConfig): ServiceOut
     startOrder,
     stopOrder,
     startWithin: service.startWithin,
+    startLimit: startOrder.reduce(
+      (sum, names) => {
+        const group = parts.filter(({ name }) => names.includes(name))
+        const longest = group.map(({ startWithin = service.startWithin }) => Duration.fromInputUnsafe(startWithin))
+        return Duration.sum(sum, longest.reduce(Duration.max, Duration.zero))
+      },
+      Duration.sum(beforeParts, service.startWithin)
+    ),
     stopBudget: config.stopBudget,
     drainDelay: config.drainDelay,
     maxExtension: service.maxExtension,
@@ -146,36 +158,19 @@ export interface CheckOptions {
   readonly probePeriod?: Duration.Input | undefined
 }
 
-const nameRule = /^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$/
-
 const repeated = (what: string, names: ReadonlyArray<string>): ReadonlyArray<string> =>
   Array.from(new Set(names.filter((name, index) => names.indexOf(name) !== index)))
     .map((name) => `two ${what} are called ${JSON.stringify(name)}: rename one`)
 
 const faultsOf = (plan: ServiceOutline): ReadonlyArray<string> => {
-  const { drainDelay, exitCodes, health, listen, name, parts, prefix, resources, stopBudget } = plan
-  const faults: Array<string> = []
-  if (!nameRule.test(name)) {
-    faults.push(
-      `the service is called ${JSON.stringify(name)}: use 1 to 63 letters, digits and "-", no "-" at the ends`
-    )
-  }
-  if (!/^[A-Z][A-Z0-9_]*$/.test(prefix)) {
-    faults.push(`the prefix is ${JSON.stringify(prefix)}: use capital letters, digits and "_", a letter first`)
-  }
+  const { exitCodes, health, listen, name, parts, prefix, resources, stopBudget } = plan
+  const faults: Array<string> = [...Names.faults(name, prefix)]
   faults.push(
     ...repeated("resources", resources.map((resource) => resource.name)),
     ...repeated("parts", parts.map((part) => part.name)),
     ...ExitCode.faults(exitCodes).map((fault) => `exit codes: ${fault}`)
   )
   if (!Duration.isPositive(stopBudget)) faults.push("the stop budget is zero: give it some seconds")
-  else if (Duration.isGreaterThanOrEqualTo(drainDelay, stopBudget)) {
-    faults.push(
-      `the drain delay of ${Duration.format(drainDelay)} leaves nothing of the stop budget of ${
-        Duration.format(stopBudget)
-      }: shorten ${prefix}_DRAIN_DELAY, or raise ${prefix}_STOP_BUDGET`
-    )
-  }
   if (Option.exists(health, ({ port }) => port !== 0 && port === listen.port)) {
     faults.push(
       `port ${listen.port} is to be listened on twice: change ${prefix}_HEALTHZ_PORT or ${prefix}_RUNTIME_PORT`

@@ -27,6 +27,7 @@ import * as StopBudget from "../lifecycle/StopBudget.ts"
 import { Fatal } from "./Fatal.ts"
 import * as Health from "./Health.ts"
 import { ServiceSignals } from "./HostSignals.ts"
+import * as End from "./internal/serviceEnd.ts"
 import * as StopLadder from "./internal/stopLadder.ts"
 import { ListenAddress } from "./ListenAddress.ts"
 import { Notifier } from "./Notifier.ts"
@@ -72,62 +73,14 @@ export interface ServiceReport {
  */
 export type Needs<R, Res extends Resource.Any> = Exclude<Exclude<R, Provisioning.Provides<Res>>, Definition.Given>
 
-/** Why a service stops. */
-type Why =
-  | { readonly _tag: "Ended" }
-  | { readonly _tag: "Signal"; readonly signal: Signal }
-  | { readonly _tag: "Failed"; readonly error: ServiceError }
-  | { readonly _tag: "Defect"; readonly cause: Cause.Cause<unknown> }
-  | { readonly _tag: "Interrupted" }
-
-/** A program that interrupts itself, for one by joining a fiber that was, has a defect. */
-const whyOf = (exit: Exit.Exit<Why, ServiceError>): Why => {
-  if (Exit.isSuccess(exit)) return exit.value
-  const error = Cause.findErrorOption(exit.cause)
-  return Option.isSome(error) && !Cause.hasDies(exit.cause)
-    ? { _tag: "Failed", error: error.value }
-    : { _tag: "Defect", cause: exit.cause }
-}
-
-/** Of a part that died while it started; the error says which. What a task does is up to its supervision. */
-const defectOf = ({ cause, reason }: ServiceError): Cause.Cause<unknown> | undefined =>
-  reason._tag !== "TaskFailed" && Cause.isCause(cause) && Cause.hasDies(cause) &&
-    Option.isNone(Cause.findErrorOption(cause))
-    ? cause
-    : undefined
-
-/** What a phase failed with, a defect included; nothing when it was interrupted. */
-const failureOf = (phase: Phase, cause: Cause.Cause<ServiceError>): ServiceError | undefined =>
-  Option.getOrElse(Cause.findErrorOption(cause), () =>
-    Cause.hasDies(cause)
-      ? fromReason(ServiceErrorReason.RunFailed({ part: phase, why: explain(cause) }), cause)
-      : undefined)
-
-/** What a person has to know beside the log: nothing after an orderly end. */
-const tell = (why: Why, left: ReadonlyArray<StopLadder.Leftover>): string | undefined => {
-  const defect = why._tag === "Failed" ? defectOf(why.error) : undefined
-  const lines = [
-    ...(why._tag === "Failed" ? [explain(why.error)] : []),
-    ...(defect === undefined ? [] : [Cause.pretty(defect)]),
-    ...(why._tag === "Defect" ? [`Defect: ${Cause.pretty(why.cause)}`] : []),
-    ...left.map(StopLadder.format)
-  ]
-  return lines.length === 0 ? undefined : lines.join("\n")
-}
-
-/** What telemetry may take of the budget to send what it still has: a tenth, but no more than this. */
-const longestFlush = Duration.seconds(1)
-
-const flushTime = (config: ServiceConfig.ServiceConfig): Duration.Duration =>
-  Option.isNone(config.telemetry.otlp)
-    ? Duration.zero
-    : Duration.min(longestFlush, Duration.times(config.stopBudget, 0.1))
+/** The flush is within the stop budget; this is for exporters that do not keep to it. */
+const telemetryCloses = Duration.seconds(1)
 
 /** What the main program may take of the time that is left, and what the parts leave to the resources. */
 const ownShare = 0.25
 
-/** For what a second signal cuts off before its stop has begun. */
-const lastChance = Duration.millis(800)
+/** For the parts, and then for the resources, that a second signal cuts off before their stop has begun. */
+const lastChance = Duration.millis(400)
 
 /** No span was open in it. */
 const noSpan = "nothing that a span tells"
@@ -135,37 +88,8 @@ const noSpan = "nothing that a span tells"
 /** The main program is a part like all others, but has no layer. */
 const mainPart = "main"
 
-const reasonOf = (why: Why, left: ReadonlyArray<StopLadder.Leftover>): ExitCode.ServiceReason => {
-  if (why._tag === "Failed") return defectOf(why.error) === undefined ? why.error.exitReason : "defect"
-  if (why._tag === "Defect") return "defect"
-  if (left.some(({ _tag }) => _tag === "Abandoned")) return "budgetPassed"
-  if (left.length > 0) return "finalizerFailed"
-  return why._tag === "Ended" ? "ended" : "stopped"
-}
-
 const faultsOf = <A>(result: Result.Result<A, ServiceError>): ReadonlyArray<string> =>
   Result.isFailure(result) && result.failure.reason._tag === "ConfigInvalid" ? result.failure.reason.faults : []
-
-/** What `--plan` would say of a service that cannot keep to its budget. */
-const budgetFaults = (
-  { prefix }: { readonly prefix: string },
-  config: ServiceConfig.ServiceConfig
-): ReadonlyArray<string> =>
-  Duration.isLessThan(Duration.sum(config.drainDelay, flushTime(config)), config.stopBudget) ? [] : [
-    `the drain delay of ${Duration.format(config.drainDelay)} leaves nothing of the stop budget of ${
-      Duration.format(config.stopBudget)
-    }: shorten ${prefix}_DRAIN_DELAY, or raise ${prefix}_STOP_BUDGET`
-  ]
-
-/** Interrupts the main program, unless it ended first. What it fails with then is a failure of the stop. */
-const unwound = (main: Fiber.Fiber<Why, ServiceError>, asked: Why): Effect.Effect<void, ServiceError> =>
-  asked._tag !== "Signal" && main.pollUnsafe() !== undefined
-    ? Effect.void
-    : Effect.flatMap(
-      Effect.andThen(Effect.sync(() => main.interruptUnsafe()), Fiber.await(main)),
-      (exit) =>
-        Exit.isFailure(exit) && !Cause.hasInterruptsOnly(exit.cause) ? Effect.failCause(exit.cause) : Effect.void
-    )
 
 /** From the health listener to the report. Its span is within the telemetry of the service. */
 const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
@@ -198,7 +122,7 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
       return yield* Effect.onExit(self, (exit) =>
         Effect.gen(function*() {
           const took = Duration.subtract(yield* elapsed, from)
-          const error = Exit.isFailure(exit) ? failureOf(entered, exit.cause) : undefined
+          const error = Exit.isFailure(exit) ? End.failureOf(entered, exit.cause) : undefined
           yield* events.publish(
             error === undefined
               ? { _tag: "PhaseEnded", phase: entered, took }
@@ -257,7 +181,7 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
             parts.start({
               onEvent: events.publish,
               startWithin: service.startWithin,
-              rollbackBudget: Duration.subtract(config.stopBudget, flushTime(config))
+              rollbackBudget: Duration.subtract(config.stopBudget, ServiceConfig.flushWithin(config))
             })
           ),
           decoded
@@ -282,7 +206,7 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
       })
     )
   })
-  const life: Effect.Effect<Why, ServiceError, Needs<R, Res>> = platform.listen(config).pipe(
+  const life: Effect.Effect<End.Why, ServiceError, Needs<R, Res>> = platform.listen(config).pipe(
     Scope.provide(scope),
     Effect.flatMap((address) => Effect.provideContext(phases, Context.add(given, ListenAddress, address)))
   )
@@ -309,7 +233,7 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
     }
   })
 
-  const stop = Effect.fnUntraced(function*(asked: Why, main: Fiber.Fiber<Why, ServiceError>) {
+  const stop = Effect.fnUntraced(function*(asked: End.Why, main: Fiber.Fiber<End.Why, ServiceError>) {
     const endedIn = phase
     isStopping = true
     if (asked._tag === "Signal") {
@@ -320,13 +244,14 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
     yield* watchdog.stopBegan(config.stopBudget)
     const began = yield* Clock.monotonicTimeNanos
     const isDraining = asked._tag === "Signal" && endedIn === "run" && Duration.toMillis(config.drainDelay) > 0
-    let budget = Duration.subtract(config.stopBudget, flushTime(config))
+    let budget = Duration.subtract(config.stopBudget, ServiceConfig.flushWithin(config))
     const farthest = Duration.sum(budget, service.maxExtension)
     const budgetLeft = Effect.map(
       Clock.monotonicTimeNanos,
       (now) => Duration.max(Duration.zero, Duration.subtract(budget, Duration.nanos(now - began)))
     )
 
+    let partsStop = false
     const begin = Effect.gen(function*() {
       yield* health.advance("draining")
       yield* events.publish({ _tag: "Draining", delay: isDraining ? config.drainDelay : Duration.zero })
@@ -335,7 +260,7 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
       if (!isDraining) yield* begin
       // While the parts still start, the start is ended by their own stop.
       if (endedIn === "run") {
-        yield* stopWithin(mainPart, unwound(main, asked), Duration.times(yield* budgetLeft, ownShare))
+        yield* stopWithin(mainPart, End.unwound(main, asked), Duration.times(yield* budgetLeft, ownShare))
       }
       // The health listener and the checks are released with the resources, and take no time as a rule.
       const rest = yield* budgetLeft
@@ -344,6 +269,7 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
         rest,
         service.resources.length === 0 ? Duration.min(forOthers, Duration.millis(500)) : forOthers
       )
+      partsStop = true
       const outcomes = yield* parts.stop({
         budget: forParts,
         hardCap: Duration.sum(forParts, service.maxExtension),
@@ -372,24 +298,30 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
       budget,
       maxExtension: service.maxExtension,
       abandon: Effect.gen(function*() {
-        // Before: afterwards nobody knows any more what they were doing, and since when.
-        const status = yield* parts.status
-        yield* parts.abandon
-        for (const part of status) {
-          if (left.some((one) => one.part === part.name)) continue
-          if (part.state === "running") {
-            note({ _tag: "Abandoned", name: part.name, took: Duration.zero, doing: "its turn had not come" })
-          } else if (part.state === "abandoned" || part.state === "stopping") {
-            note({ _tag: "Abandoned", name: part.name, took: part.since, doing: part.doing ?? noSpan })
-          }
-        }
         if (stopping !== undefined) {
           const took = Duration.subtract(yield* elapsed, stopping.since)
           note({ _tag: "Abandoned", name: stopping.name, took, doing: noSpan })
           stopping = undefined
         }
         // What has not begun to stop still gets the chance: a database server is not left behind.
-        yield* stopWithin("resources", Scope.close(scope, Exit.void), Duration.min(lastChance, yield* budgetLeft))
+        const chance = Effect.map(budgetLeft, (rest) => Duration.min(lastChance, rest))
+        if (partsStop) {
+          // Before: afterwards nobody knows any more what they were doing, and since when.
+          const status = yield* parts.status
+          yield* parts.abandon
+          for (const part of status) {
+            if (left.some((one) => one.part === part.name)) continue
+            if (part.state === "running") {
+              note({ _tag: "Abandoned", name: part.name, took: Duration.zero, doing: "its turn had not come" })
+            } else if (part.state === "abandoned" || part.state === "stopping") {
+              note({ _tag: "Abandoned", name: part.name, took: part.since, doing: part.doing ?? noSpan })
+            }
+          }
+        } else {
+          const outcomes = yield* parts.stop({ budget: yield* chance, onEvent: events.publish })
+          outcomes.forEach(note)
+        }
+        yield* stopWithin("resources", Scope.close(scope, Exit.void), yield* chance)
       })
     })
     let crash: { readonly error: unknown } | undefined
@@ -422,20 +354,20 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
     yield* watchdog.stopEnded
     // A start that had failed was still being unwound when something else came: it ends because of the failure.
     const own = endedIn === "init" ? main.pollUnsafe() : undefined
-    const first = own === undefined ? asked : whyOf(own)
+    const first = own === undefined ? asked : End.whyOf(own)
     const known = first._tag === "Failed" && asked._tag !== "Interrupted" ? first : asked
     const isInOrder = known._tag === "Signal" || known._tag === "Ended"
-    const why: Why = crash !== undefined && isInOrder ? { _tag: "Defect", cause: Cause.die(crash.error) } : known
+    const why: End.Why = crash !== undefined && isInOrder ? { _tag: "Defect", cause: Cause.die(crash.error) } : known
     if (asked._tag === "Failed" && first._tag === "Failed" && asked.error !== first.error) {
       yield* Effect.logError(`Reported while the service stops: ${explain(asked.error)}`)
     }
-    const reason = reasonOf(why, left)
+    const reason = End.reasonOf(why, left)
     const end: ExitCode.ServiceEnd = cutBy === undefined || left.length === 0
       ? { _tag: "Reason", reason }
       : { _tag: "SecondSignal", signal: cutBy }
     const code = ExitCode.fromService(end, service.exitCodes)
     const error = why._tag === "Failed" ? Option.some(why.error) : Option.none()
-    const message = tell(why, left)
+    const message = End.tell(why, left)
     if (message !== undefined) yield* platform.complain(`ERROR: ${message}`)
     const took = yield* elapsed
     const log = yield* TerminationLog
@@ -475,7 +407,7 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
       yield* watchdog.allowBlocked(config.stopBudget)
       const main = yield* Effect.forkDetach(life, { startImmediately: true, uninterruptible: false })
       let isInterrupted = false
-      const first = Effect.raceAllFirst<Effect.Effect<Exit.Exit<Why, ServiceError>>>([
+      const first = Effect.raceAllFirst<Effect.Effect<Exit.Exit<End.Why, ServiceError>>>([
         Fiber.await(main),
         Effect.map(signals.next, (signal) => Exit.succeed({ _tag: "Signal", signal })),
         Effect.map(Deferred.await(fatal), Exit.fail),
@@ -487,7 +419,7 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
         })))
       const why = isInterrupted
         ? { _tag: "Interrupted" } as const
-        : whyOf(Exit.isSuccess(exit) ? exit.value : Exit.failCause(exit.cause))
+        : End.whyOf(Exit.isSuccess(exit) ? exit.value : Exit.failCause(exit.cause))
       return yield* stop(why, main)
     })
   )
@@ -554,7 +486,7 @@ export const run = Effect.fnUntraced(
       ...faultsOf(assembled),
       ...faultsOf(parsed),
       ...Result.isSuccess(parsed) && parsed.success.command._tag === "Run"
-        ? [...budgetFaults(service, parsed.success), ...yield* platform.faults(parsed.success)]
+        ? yield* platform.faults(parsed.success)
         : []
     ]
     if (Result.isFailure(assembled) || Result.isFailure(parsed) || faults.length > 0) {
@@ -585,7 +517,7 @@ export const run = Effect.fnUntraced(
         ),
       // Never waited for longer: nobody's logs are worth a service that does not end.
       (telemetry) =>
-        StopBudget.stopAll(longestFlush, [[{ name: "telemetry", stop: Scope.close(telemetry, Exit.void) }]])
+        StopBudget.stopAll(telemetryCloses, [[{ name: "telemetry", stop: Scope.close(telemetry, Exit.void) }]])
     )
   }
 )

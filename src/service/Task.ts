@@ -60,7 +60,11 @@ export const make = <A, E, R, const Deps extends ReadonlyArray<Part.Any> = reado
 > =>
   Part.make(
     name,
-    Layer.effectDiscard(Effect.forkScoped(supervise(name, Effect.scoped(task), options), { startImmediately: true })),
+    Layer.effectDiscard(
+      Effect.forkScoped(supervise(name, (up) => Effect.andThen(up, Effect.scoped(task)), options), {
+        startImmediately: true
+      })
+    ),
     {
       dependsOn: options.dependsOn,
       stopWithin: options.stopWithin,

@@ -9,8 +9,7 @@ import type { Signal } from "../lifecycle/Signal.ts"
 import * as HostSignals from "../service/HostSignals.ts"
 import { type Notification, Notifier } from "../service/Notifier.ts"
 import { ServiceEvents } from "../service/Phase.ts"
-import { Provisioner } from "../service/Provisioner.ts"
-import type { ServiceError } from "../service/ServiceError.ts"
+import { Provisioner, ProvisionerError } from "../service/Provisioner.ts"
 import { ServicePlatform } from "../service/ServicePlatform.ts"
 import { TerminationLog, type TerminationRecord } from "../service/TerminationLog.ts"
 import * as Watchdog from "../service/Watchdog.ts"
@@ -26,8 +25,6 @@ export interface Options {
   readonly argv?: ReadonlyArray<string> | undefined
   /** Default: no secrets, and every request fails. */
   readonly provisioner?: Partial<Provisioner["Service"]> | undefined
-  /** The health listener. Default: it listens to nobody. */
-  readonly health?: Effect.Effect<void, ServiceError> | undefined
   readonly telemetry?: Layer.Layer<never> | undefined
 }
 
@@ -76,7 +73,13 @@ export const make = (options: Options = {}): FakeService => {
   let sidecarCalls = 0
   const provisioner = Provisioner.of({
     secrets: Effect.succeed(new Map()),
-    request: ({ name }) => Effect.die(`nobody said what to answer to a request for ${name}`),
+    request: ({ name }) =>
+      Effect.fail(
+        new ProvisionerError({
+          message:
+            `nobody said what to answer to a request for ${name}: use FakeService.make({ provisioner: { request } })`
+        })
+      ),
     ...options.provisioner
   })
   const platform = ServicePlatform.of({
@@ -86,7 +89,7 @@ export const make = (options: Options = {}): FakeService => {
     print: (line) => Effect.sync(() => void stdout.push(line)),
     complain: (line) => Effect.sync(() => void stderr.push(line)),
     provisioner: () => Effect.succeed(provisioner),
-    health: () => options.health ?? Effect.void,
+    health: () => Effect.void,
     listen: () => Effect.succeed({ host: "127.0.0.1", port: 0 }),
     telemetry: () => options.telemetry ?? Layer.empty,
     dismissSidecar: () => Effect.sync(() => void sidecarCalls++)

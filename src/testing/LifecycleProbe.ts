@@ -1,14 +1,15 @@
 /**
  * A service as its platform and its clients see it: a process with ports, signals and an end, requests, connections.
  *
- * What `LifecycleConformance` is made of, for scenarios of one's own. All times are of the real clock; nothing here
- * follows `TestClock`. Processes that left their group are found where there is a /proc (Linux).
+ * What `LifecycleConformance` is made of, for scenarios of one's own. Times are of the real clock, and waits follow that
+ * of the fiber: run it with the live one (`it.live`). Processes that left their group are found where there is a /proc (Linux).
  *
  * @since 0.1.0
  */
 import * as Data from "effect/Data"
-import * as Duration from "effect/Duration"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import { type ChildProcess, spawn } from "node:child_process"
 import { once } from "node:events"
@@ -457,8 +458,10 @@ export const connect = (port: number, bytes = ""): Effect.Effect<void, NoAnswer,
       })
       socket.on("error", (error) => resume(Effect.fail(new NoAnswer({ path: `port ${port}`, code: codeOf(error) }))))
       socket.resume()
+      return Effect.sync(() => socket.destroy())
     }),
-    (socket) => Effect.sync(() => socket.destroy())
+    (socket) => Effect.sync(() => socket.destroy()),
+    { interruptible: true }
   )
 
 /**
@@ -478,8 +481,10 @@ export const openWebSocket = (
       const closing = new Promise<number>((resolve) => socket.addEventListener("close", ({ code }) => resolve(code)))
       socket.addEventListener("open", () => resume(Effect.succeed({ socket, closing })))
       socket.addEventListener("error", () => resume(Effect.fail(new NoAnswer({ path, code: "no WebSocket" }))))
+      return Effect.sync(() => socket.close())
     }),
-    ({ socket }) => Effect.sync(() => socket.close())
+    ({ socket }) => Effect.sync(() => socket.close()),
+    { interruptible: true }
   ).pipe(Effect.map(({ closing }) => ({ closed: Effect.promise(() => closing) })))
 
 /**
@@ -493,14 +498,11 @@ export const until = <A>(
   pleases: (answer: A | NoAnswer) => boolean,
   within: Duration.Input
 ): Effect.Effect<A | NoAnswer | undefined> => {
-  const deadline = now() + Duration.toMillis(within)
-  const again: Effect.Effect<A | NoAnswer | undefined> = Effect.suspend(() =>
-    Effect.flatMap(Effect.catch(ask, (error) => Effect.succeed(error)), (answer) =>
-      pleases(answer)
-        ? Effect.succeed(answer)
-        : now() >= deadline
-        ? Effect.undefined
-        : Effect.delay(again, "5 millis"))
+  const again: Effect.Effect<A | NoAnswer> = Effect.suspend(() =>
+    Effect.flatMap(
+      Effect.catch(ask, (error) => Effect.succeed(error)),
+      (answer) => pleases(answer) ? Effect.succeed(answer) : Effect.delay(again, "5 millis")
+    )
   )
-  return again
+  return Effect.map(Effect.timeoutOption(again, within), Option.getOrUndefined)
 }

@@ -1,7 +1,8 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
-import { handled, HostSignals, orSignal } from "../../src/cli/HostSignals.ts"
+import { HostSignals, orSignal } from "../../src/cli/HostSignals.ts"
+import { handled } from "../../src/service/HostSignals.ts"
 import { makeSignals } from "./world.ts"
 
 const listeners = () => handled.map((signal) => process.listenerCount(signal))

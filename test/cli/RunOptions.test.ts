@@ -3,6 +3,7 @@ import * as Duration from "effect/Duration"
 import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import * as RunOptions from "../../src/cli/RunOptions.ts"
+import * as DurationText from "../../src/lifecycle/DurationText.ts"
 import { flags } from "./world.ts"
 
 const faultsOf = (some: Partial<RunOptions.RunFlags>): ReadonlyArray<string> => {
@@ -31,7 +32,7 @@ describe("a duration", () => {
     ["7 days", 604_800_000]
   ]
   it.each(good)("%j is %d ms", (text, millis) => {
-    assert.strictEqual(Duration.toMillis(Option.getOrThrow(RunOptions.parseDuration(text))), millis)
+    assert.strictEqual(Duration.toMillis(Option.getOrThrow(DurationText.parse(text))), millis)
   })
 
   const bad = [
@@ -55,7 +56,7 @@ describe("a duration", () => {
     "3s\n4s",
     "٣s"
   ]
-  it.each(bad)("%j is none", (text) => assert.deepStrictEqual(RunOptions.parseDuration(text), Option.none()))
+  it.each(bad)("%j is none", (text) => assert.deepStrictEqual(DurationText.parse(text), Option.none()))
 })
 
 describe("flags", () => {

@@ -33,6 +33,8 @@ const until = async (what: string, holds: () => boolean) => {
   }
 }
 
+if (missing.length > 0) console.warn(`skipped: the default image: no ${missing.join(", ")}`)
+
 describe.skipIf(missing.length > 0)(
   `the default image${missing.length > 0 ? ` (skipped: no ${missing.join(", ")})` : ""}`,
   () => {

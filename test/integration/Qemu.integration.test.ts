@@ -282,6 +282,7 @@ layer(qemu, { excludeTestServices: true, timeout: "1 minute" })("conformance", (
     left: monitors
   })
   for (const { name, run, skip } of scenarios) {
+    if (skip !== undefined) console.warn(`skipped: ${name}: ${skip}`)
     if (skip === undefined) it.effect(name, () => run)
     else it.effect.skip(`${name} (${skip})`, () => Effect.void)
   }

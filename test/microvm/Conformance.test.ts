@@ -39,6 +39,7 @@ const suite = (name: string, capabilities: MicroVmProvider.Capabilities): void =
   describe(`the in-memory backend with ${name} conforms`, () => {
     for (const { name: title, run, skip } of scenarios) {
       const skipped = skip !== undefined
+      if (skipped) console.warn(`skipped: ${title}: ${skip}`)
       it.effect.skipIf(skipped)(skipped ? `${title} (${skip})` : title, () => Effect.provide(run, host))
     }
   })

@@ -617,6 +617,17 @@ describe("trying again", () => {
     }))
 })
 
+it.live("each request has attempts of its own", () =>
+  Effect.gen(function*() {
+    const { fake, provisioner } = yield* connect({ faults: times(10, FakeRuntimeApi.failure(500, "boom")) }, {
+      retry: { times: 4, wait: "1 millis" }
+    })
+    for (const _ of [1, 2]) {
+      assert.match((yield* Effect.flip(provisioner.secrets)).message, /, 5 attempts\)/)
+    }
+    assert.lengthOf(yield* fake.received, 10)
+  }))
+
 describe("the sidecar", () => {
   const stop = (url: URL, within?: number) =>
     Sidecar.stop(url, within === undefined ? {} : { within }).pipe(Effect.provide(NodeHttpClient.layerUndici))
@@ -636,9 +647,12 @@ describe("the sidecar", () => {
       assert.isFalse(yield* stop(fake.url))
       assert.isFalse(yield* stop(fake.url))
       assert.isFalse(yield* stop(fake.url, 50))
+      // Not followed, so nobody was told.
+      yield* fake.next(FakeRuntimeApi.redirect(302, "http://127.0.0.1:1/"))
+      assert.isFalse(yield* stop(fake.url))
       yield* fake.refuse
       assert.isFalse(yield* stop(fake.url))
-      assert.lengthOf(yield* fake.received, 3)
+      assert.lengthOf(yield* fake.received, 4)
     }))
 
   it.effect("is given two seconds", () =>

@@ -14,9 +14,8 @@ it.live("the lifecycle kit", () =>
     )
     const broken = report.rows.filter(({ verdict }) => verdict === "not held")
     expect(broken.map(({ name, why }) => `${name}: ${why}`)).toEqual([])
-    // None is left out but where this host cannot do it, and then it says why.
-    for (const row of report.rows) {
-      if (row.verdict === "not applicable") console.warn(`not applicable: ${row.name}: ${row.why}`)
-    }
-    expect(report.rows.filter(({ verdict }) => verdict === "held").length).toBeGreaterThanOrEqual(25)
+    // None is left out but the one that this host may not be able to do, and then it says why.
+    const left = report.rows.filter(({ verdict }) => verdict === "not applicable")
+    for (const { name, why } of left) console.warn(`not applicable: ${name}: ${why}`)
+    expect(left.filter(({ name }) => name !== "pid-1")).toEqual([])
   }))

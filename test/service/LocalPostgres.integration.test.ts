@@ -12,6 +12,7 @@ import { inspect } from "node:util"
 import * as NodeProcessSpawner from "../../src/process/NodeProcessSpawner.ts"
 import * as NodeLocalPostgres from "../../src/service/NodeLocalPostgres.ts"
 import {
+  addRow,
   ask,
   connect,
   eventually,
@@ -29,6 +30,8 @@ const server = await Effect.runPromise(
   Effect.result(NodeLocalPostgres.available({ stateDirectory: "/tmp" })).pipe(Effect.provide(spawner))
 )
 const why = server._tag === "Failure" ? `skipped: ${server.failure.message}` : ""
+if (why !== "") console.warn(`A PostgreSQL server of one's own is ${why}`)
+if (!isRoot) console.warn("Skipped: what root's server may not do, because that needs root")
 
 /** Messages of log lines, oldest first. */
 const capture = () => {
@@ -41,15 +44,6 @@ const postmaster = (state: string): number =>
   Number(readFileSync(join(state, "postgres", "data", "postmaster.pid"), "utf8").split("\n")[0])
 
 const kill = (pid: number) => Effect.sync(() => process.kill(pid, "SIGKILL"))
-
-/** A table with one row more for each run. */
-const addRow = Effect.fnUntraced(function*(url: string) {
-  const sql = yield* connect(url)
-  yield* sql`CREATE TABLE IF NOT EXISTS runs (id SERIAL PRIMARY KEY)`
-  yield* sql`INSERT INTO runs DEFAULT VALUES`
-  const [row] = yield* sql<{ readonly n: number }>`SELECT count(*)::int AS n FROM runs`
-  return row?.n
-}, Effect.scoped)
 
 const postgres = "postgres" as const
 
@@ -231,6 +225,9 @@ describe.skipIf(why !== "")(`a PostgreSQL server of one's own ${why}`, () => {
       expect([first.n, second.n]).toEqual([1, 2])
       expect(new URL(second.url).port).not.toBe(String(port))
       expect(new URL(second.url).password).not.toBe(new URL(first.url).password)
+      // One that was lost in the writing is as good as none.
+      writeFileSync(join(directory, "password"), "")
+      expect((yield* run).n).toBe(3)
     }).pipe(Effect.scoped))
 
   it.live("in a directory whose path is too long for a unix socket", () =>

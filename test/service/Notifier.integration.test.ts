@@ -125,7 +125,7 @@ describe("a service", () => {
     await receiver.said("STOPPING=1")
   })
 
-  it("gives no sign of life for another process, nor while its event loop is blocked", async () => {
+  it("gives no sign of life for another process", async () => {
     const socket = join(directory, "socket")
     await using receiver = await receive(socket)
     await using other = startFixture("edge.ts", ["serve"], {

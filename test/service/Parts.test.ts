@@ -511,14 +511,6 @@ describe("Parts.stop", () => {
     }))
 })
 
-it("Parts.groups", () => {
-  const a = Part.make("a", Layer.empty)
-  const b = Part.make("b", Layer.empty, { dependsOn: [a] })
-  const c = Part.make("c", Layer.empty, { dependsOn: [a, b] })
-  const names = Parts.groups([c, Part.make("d", Layer.empty)]).map((group) => group.map(({ name }) => name))
-  expect(names).toEqual([["d", "a"], ["b"], ["c"]])
-})
-
 /** What one part of a random service does. Durations are odd or even, so that nothing ends at the very deadline. */
 const Script = Schema.Struct({
   /** Which of the earlier ones it depends on, as bits. */

@@ -10,18 +10,10 @@ import { pathToFileURL } from "node:url"
 import { inspect } from "node:util"
 import * as NodeProcessSpawner from "../../src/process/NodeProcessSpawner.ts"
 import * as NodePglite from "../../src/service/NodePglite.ts"
-import { ask, connect, inProcess, provide, provisioner, stateDirectory } from "./support/localDatabase.ts"
+import { addRow, ask, connect, inProcess, provide, provisioner, stateDirectory } from "./support/localDatabase.ts"
 
 const pglite = "pglite" as const
 const directoryOf = (state: string) => join(state, "pglite", "db-notes")
-
-const addRow = Effect.fnUntraced(function*(url: string) {
-  const sql = yield* connect(url)
-  yield* sql`CREATE TABLE IF NOT EXISTS runs (id SERIAL PRIMARY KEY)`
-  yield* sql`INSERT INTO runs DEFAULT VALUES`
-  const [row] = yield* sql<{ readonly n: number }>`SELECT count(*)::int AS n FROM runs`
-  return row?.n
-}, Effect.scoped)
 
 /** Bytes to a port; waits until the other side ends the connection, or for half a second. */
 const throwAt = (port: number, bytes: Uint8Array) =>
@@ -133,7 +125,14 @@ describe("the embedded PostgreSQL", () => {
 
       const sql = yield* connect(url)
       yield* sql`CREATE TABLE t (id INT)`
-      for (const text of ["COPY t FROM STDIN", "SELECT 1; copy t\nfrom stdin"]) {
+      const copies = [
+        "COPY t FROM STDIN",
+        "SELECT 1; copy t\nfrom stdin",
+        "-- x\nCOPY t FROM STDIN",
+        "/* a */ COPY t FROM/**/STDIN",
+        "COPY t (\"id\") FROM STDIN"
+      ]
+      for (const text of copies) {
         expect(inspect(yield* Effect.flip(sql.unsafe(text)), { depth: 9 })).toMatch(
           /no COPY FROM STDIN|multiple commands/
         )

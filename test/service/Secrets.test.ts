@@ -18,7 +18,7 @@ describe("Secrets", () => {
     Effect.gen(function*() {
       expect(resource).toMatchObject({ name: "secrets", kind: "secrets", type: "secrets" })
       const store = yield* Schema.decodeEffect(resource.output)(map)
-      expect(store.names).toEqual(["A", "__proto__", ""])
+      expect(store.names).toEqual(["", "A", "__proto__"])
       for (const [name, value] of map) {
         expect(Redacted.value(yield* store.require(name))).toBe(Redacted.value(value))
       }
@@ -31,7 +31,7 @@ describe("Secrets", () => {
       expect(Option.isNone(store.get("toString"))).toBe(true)
       const error = yield* Effect.flip(store.require("a"))
       expect(error).toMatchObject({ _tag: "MissingSecret", name: "a" })
-      expect(error.message).toContain("\"a\" is not set (there are A, __proto__, )")
+      expect(error.message).toContain("\"a\" is not set (there are , A, __proto__)")
       const none = yield* Effect.flip(Secrets.fromMap(new Map()).require("a"))
       expect(none.message).toContain("there are none")
     }))

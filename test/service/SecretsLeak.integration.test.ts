@@ -53,8 +53,15 @@ const collector = Effect.acquireRelease(
       const keys: Array<unknown> = []
       const server = createServer((request, response) => {
         keys.push(request.headers["x-key"])
-        request.on("data", (chunk: Buffer) => bodies.push(chunk.toString("latin1")))
-        request.on("end", () => response.end())
+        // Whole, so that no value is torn between two chunks.
+        let body = ""
+        request.on("data", (chunk: Buffer) => {
+          body += chunk.toString("latin1")
+        })
+        request.on("end", () => {
+          bodies.push(body)
+          response.end()
+        })
       })
       server.listen(0, "127.0.0.1", () => {
         const address = server.address()

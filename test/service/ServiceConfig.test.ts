@@ -44,8 +44,6 @@ describe("an empty environment", () => {
       stopBudget: Duration.seconds(25),
       drainDelay: Duration.zero,
       telemetry: { logFormat: Option.none(), logLevel: "Info", colors: true, otlp: Option.none() },
-      notifySocket: Option.none(),
-      watchdog: Option.none(),
       sockets: Option.none(),
       warnings: []
     })
@@ -105,8 +103,6 @@ describe("what is set is taken", () => {
       stateDirectory: "/var/lib/notes",
       stopBudget: Duration.seconds(90),
       drainDelay: Duration.millis(500),
-      notifySocket: Option.some("/run/systemd/notify"),
-      watchdog: Option.some({ interval: Duration.seconds(30), pid: Option.some(42) }),
       sockets: Option.some({ count: 2, pid: 42, names: ["http", "health"] }),
       warnings: []
     })
@@ -136,9 +132,6 @@ describe("what is set is taken", () => {
     [{ SERVICE_STOP_BUDGET: "1 minute" }, "stopBudget", Duration.minutes(1)],
     [{ SERVICE_STOP_BUDGET: "24h" }, "stopBudget", Duration.days(1)],
     [{ SERVICE_DRAIN_DELAY: "0s" }, "drainDelay", Duration.zero],
-    [{ NOTIFY_SOCKET: "@abstract" }, "notifySocket", Option.some("@abstract")],
-    [{ NOTIFY_SOCKET: "" }, "notifySocket", Option.none()],
-    [{ WATCHDOG_USEC: "1" }, "watchdog", Option.some({ interval: Duration.micros(1n), pid: Option.none() })],
     [{ LISTEN_FDS: "1" }, "sockets", Option.none()],
     [{ SERVICE_RUNTIME_IP: undefined }, "ip", "127.0.0.1"]
   ])("%j: %s", (env, what, value) => {
@@ -257,12 +250,9 @@ describe("each fault names the variable, its value and what to do", () => {
       "OTEL_RESOURCE_ATTRIBUTES=\"a=%\" has a \"%\" that starts no percent-encoding: write %25 for it"
     ],
     [
-      { NOTIFY_SOCKET: "vsock:2:9" },
-      "NOTIFY_SOCKET=\"vsock:2:9\" is no unix socket: unset it, or write an absolute path, or @ and an abstract name"
-    ],
-    [
-      { WATCHDOG_USEC: "0" },
-      "WATCHDOG_USEC=\"0\" is no number of microseconds above zero: unset it, whoever starts the service sets it"
+      { SERVICE_DRAIN_DELAY: "5s", SERVICE_STOP_BUDGET: "5s" },
+      "the drain delay of 5s leaves nothing of the stop budget of 5s: shorten SERVICE_DRAIN_DELAY, or raise " +
+      "SERVICE_STOP_BUDGET"
     ],
     [
       { LISTEN_FDS: "x" },
@@ -283,7 +273,7 @@ describe("each fault names the variable, its value and what to do", () => {
       SERVICE_STOP_BUDGET: "soon",
       SERVICE_LOG_LEVEL: "loud",
       OTEL_EXPORTER_OTLP_ENDPOINT: "x",
-      WATCHDOG_USEC: "x"
+      LISTEN_FDS: "x"
     }
     const found = faults(wrong, ["--plan=xml", "--port", "80"])
     expect(Object.keys(wrong).filter((name) => !found.some((fault) => fault.startsWith(name)))).toEqual([])
@@ -398,8 +388,6 @@ describe("whatever is set", () => {
     "OTEL_EXPORTER_OTLP_PROTOCOL",
     "OTEL_RESOURCE_ATTRIBUTES",
     "STATE_DIRECTORY",
-    "NOTIFY_SOCKET",
-    "WATCHDOG_USEC",
     "LISTEN_FDS",
     "LISTEN_PID",
     "__proto__",

@@ -15,6 +15,7 @@ import * as ServicePlan from "../../src/service/ServicePlan.ts"
 const part = (name: string, dependsOn: ReadonlyArray<ServicePlan.PlannedPart> = []): ServicePlan.PlannedPart => ({
   name,
   dependsOn,
+  startWithin: undefined,
   stopWithin: undefined,
   stopWeight: 1
 })
@@ -138,7 +139,7 @@ describe("check", () => {
         parts: [part("api"), twin, { ...part("slow"), stopWithin: "1 minute" }],
         exitCodes: { ...ExitCode.service, failed: 10 }
       },
-      { ...unprobed, SERVICE_STOP_BUDGET: "5s" }
+      { ...unprobed, SERVICE_STOP_BUDGET: "6s" }
     )
     expect(told(plan)).toEqual([
       "fault: the service is called \"my notes\": use 1 to 63 letters, digits and \"-\", no \"-\" at the ends",
@@ -146,8 +147,6 @@ describe("check", () => {
       "fault: two resources are called \"db\": rename one",
       "fault: two parts are called \"api\": rename one",
       "fault: exit codes: stopped: code 10 is already that of failed: choose another",
-      "fault: the drain delay of 5s leaves nothing of the stop budget of 5s: shorten my-_DRAIN_DELAY, or raise " +
-      "my-_STOP_BUDGET",
       "warning: part slow may stop for longer than the whole service: its limit has no effect",
       "warning: probes are not answered: set my-_HEALTHZ_PORT"
     ])
@@ -230,6 +229,7 @@ describe("toJson", () => {
       startOrder: [["pool"], ["api"]],
       stopOrder: [["api"], ["pool"]],
       startWithinMillis: 600_000,
+      startLimitMillis: 1_890_000,
       stopBudgetMillis: 25_000,
       drainDelayMillis: 5000,
       maxExtensionMillis: 3000,
@@ -251,7 +251,7 @@ describe("toSystemdUnit", () => {
     const unit = ServicePlan.toSystemdUnit(make({ exitCodes: { ...ExitCode.service, stopped: 9, configInvalid: 79 } }))
     expect(settings(unit, "Type")).toEqual(["notify"])
     expect(settings(unit, "TimeoutStopSec")).toEqual(["27"])
-    expect(settings(unit, "TimeoutStartSec")).toEqual(["630"])
+    expect(settings(unit, "TimeoutStartSec")).toEqual(["690"])
     expect(settings(unit, "SuccessExitStatus")).toEqual(["9"])
     expect(settings(unit, "RestartPreventExitStatus")).toEqual(["79 121"])
     expect(settings(unit, "Environment")).toEqual(["\"SERVICE_ENV=production\""])
@@ -346,7 +346,8 @@ describe("toKubernetes", () => {
         SERVICE_HEALTHZ_PORT: "8001",
         SERVICE_DRAIN_DELAY: "5s"
       },
-      startup: 630,
+      // Secrets, provisioning, and two groups of parts.
+      startup: 90 + 3 * 600,
       ready: { periodSeconds: 2, httpGet: { path: "/readyz", port: "health" } },
       live: { path: "/livez", port: "health" }
     })

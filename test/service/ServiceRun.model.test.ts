@@ -106,7 +106,7 @@ const triggersOf = ({ crash, main, scripts, signals }: Scenario): ReadonlyArray<
 }
 
 /** What resources may take that a second signal has cut off. */
-const lastChance = 800
+const lastChance = 2 * 400
 
 /** What is left behind makes an orderly end a disorderly one, and a failure none the worse. */
 const codeOf = (

@@ -207,6 +207,17 @@ describe("phases", () => {
       expect(init.fake.stderr.join()).toContain("no route")
     }))
 
+  it.effect("the sidecar is dismissed when there is one, once provisioning is over", () =>
+    Effect.gen(function*() {
+      const env = { SERVICE_SIDECAR: "http://127.0.0.1:9" }
+      const { fake, report } = yield* begin(Service.make({ ...base, main: Effect.void }), { env })
+      expect((yield* report).code).toBe(0)
+      expect(fake.sidecarCalls()).toBe(1)
+      const without = yield* begin(Service.make({ ...base, main: Effect.void }))
+      yield* without.report
+      expect(without.fake.sidecarCalls()).toBe(0)
+    }))
+
   it.effect("a part gets the output of a resource", () =>
     Effect.gen(function*() {
       const seven = wish(Effect.succeed(7))
@@ -329,20 +340,45 @@ describe("the stop", () => {
   it.effect("a second signal leaves no resource behind, nor a part whose turn had not come", () =>
     Effect.gen(function*() {
       const log: Array<string> = []
-      const cache = Custom.make("cache", {
-        schema: Schema.Number,
-        load: () => Effect.succeed(1)
+      const database = Custom.provisioned("database", {
+        type: "database",
+        input: Schema.Null,
+        output: Schema.String,
+        load: () => Effect.succeed(null)
       })
+      const request = () =>
+        Effect.as(
+          Effect.acquireRelease(Effect.void, () => Effect.sync(() => log.push("-database"))),
+          { type: "database", state: "ready", output: "here" }
+        )
       const sql = traced("sql", log)
       const hung = traced("hung", log, { dependsOn: [sql], stop: Effect.never })
-      const checks = [{ name: "cache", check: Effect.void }]
-      const { fake, report } = yield* begin(Service.make({ ...base, resources: [cache], parts: [hung], checks }))
+      const { fake, report } = yield* begin(
+        Service.make({ ...base, resources: [database], parts: [hung] }),
+        { provisioner: { request } }
+      )
       yield* fake.send("SIGTERM")
       yield* TestClock.adjust("1 second")
       yield* fake.send("SIGTERM")
       yield* TestClock.adjust(0)
       expect((yield* report).code).toBe(143)
-      expect(log).toEqual(["+sql", "+hung", "-sql"])
+      expect(log).toEqual(["+sql", "+hung", "-sql", "-database"])
+    }))
+
+  it.effect("nor when it is the main program that hangs", () =>
+    Effect.gen(function*() {
+      const log: Array<string> = []
+      const { fake, report } = yield* begin(
+        Service.make({ ...base, main: Effect.uninterruptible(Effect.never), parts: [traced("a", log)] })
+      )
+      yield* fake.send("SIGTERM")
+      yield* TestClock.adjust("1 second")
+      yield* fake.send("SIGTERM")
+      yield* TestClock.adjust(0)
+      const { code, left } = yield* report
+      expect(code).toBe(143)
+      expect(left).toMatchObject([{ part: "main" }])
+      expect(log).toEqual(["+a", "-a"])
     }))
 
   it.effect("what the main program fails with while it is stopped is told: 12", () =>

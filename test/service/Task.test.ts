@@ -1,4 +1,5 @@
 import { describe, expect, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
@@ -66,6 +67,12 @@ describe("Task", () => {
       expect(reports).toEqual([[10, "failed", "Background task failed: job: no luck"]])
       expect(runs).toEqual([0])
       expect(outcomes).toEqual(["Stopped"])
+    }))
+
+  it.effect("so does what cannot even be shown", () =>
+    Effect.gen(function*() {
+      const { reports } = yield* watch(Effect.fail(Object.create(null)), {})
+      expect(reports).toEqual([[0, "failed", "Background task failed: job: an error that cannot be shown"]])
     }))
 
   it.effect("so does a defect, and an interruption from within", () =>
@@ -152,10 +159,12 @@ describe("Task", () => {
   it.effect("the schedule sees the cause", () =>
     Effect.gen(function*() {
       const restart = Schedule.forever.pipe(
-        Schedule.setInputType<unknown>(),
-        Schedule.while(({ attempt }) => Effect.succeed(attempt <= 2))
+        Schedule.setInputType<Cause.Cause<unknown>>(),
+        Schedule.while(({ input }) => Effect.succeed(Cause.squash(input) === "again"))
       )
-      expect((yield* watch(Effect.fail("x"), { restart })).runs).toHaveLength(3)
+      let run = 0
+      const task = Effect.suspend(() => Effect.fail(++run < 3 ? "again" : "enough"))
+      expect((yield* watch(task, { restart })).runs).toHaveLength(3)
     }))
 
   it.effect("stopping interrupts it and waits for what it does then; each run has its own scope", () =>

@@ -136,7 +136,7 @@ describe("a collector", () => {
     }).pipe(Effect.scoped))
 
   it("gets what is left for a tenth of the stop budget, one second at most", () => {
-    const within = (env: Env) => Duration.toMillis(NodeTelemetry.flushWithin(configOf(env)))
+    const within = (env: Env) => Duration.toMillis(ServiceConfig.flushWithin(configOf(env)))
     const endpoint = { OTEL_EXPORTER_OTLP_ENDPOINT: "http://c" }
     expect(within(endpoint)).toBe(1000)
     expect(within({ ...endpoint, SERVICE_STOP_BUDGET: "3s" })).toBe(300)

@@ -27,7 +27,7 @@ describe("a blocked event loop", () => {
     const end = await run.end
     const took = performance.now() - began
     assert.deepStrictEqual([end.code, end.signal], [11, null], end.stderr)
-    assert.match(end.stderr, /the event loop is blocked since/)
+    assert.match(end.stderr, /the event loop has been blocked for/)
     assert.match(end.stderr, new RegExp(`at ${place} \\(file:.*/fixtures/edge\\.ts:\\d+:\\d+\\)`))
     assert.isAbove(took, budget - 100)
     assert.isBelow(took, budget + reserve + slack)
@@ -42,7 +42,7 @@ describe("a blocked event loop", () => {
       await run.end
       const record: unknown = JSON.parse(readFileSync(path, "utf8"))
       assert.containSubset(record, { reason: "budgetPassed", code: 11 })
-      assert.match(readFileSync(path, "utf8"), /the event loop is blocked since .* at \w+ \(file:.*edge\.ts/)
+      assert.match(readFileSync(path, "utf8"), /the event loop has been blocked for .* at \w+ \(file:.*edge\.ts/)
     } finally {
       rmSync(directory, { recursive: true })
     }
@@ -106,7 +106,7 @@ describe("a blocked event loop", () => {
       execFileSync("mkfifo", [pipe])
       await using run = startAsInit("edge.ts", ["blockedRead", pipe])
       const end = await run.end
-      assert.match(end.stderr, /the event loop is blocked since/)
+      assert.match(end.stderr, /the event loop has been blocked for/)
       assert.notStrictEqual(end.code, 0)
     } finally {
       rmSync(directory, { recursive: true })
@@ -121,7 +121,7 @@ describe("a blocked event loop", () => {
       await using run = startFixture("edge.ts", ["blockedRead", pipe])
       const end = await run.end
       assert.strictEqual(end.signal, "SIGKILL")
-      assert.match(end.stderr, /the event loop is blocked since/)
+      assert.match(end.stderr, /the event loop has been blocked for/)
     } finally {
       rmSync(directory, { recursive: true })
     }

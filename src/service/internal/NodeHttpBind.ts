@@ -54,7 +54,7 @@ const complainEvery = Duration.seconds(10)
 export const watchAccept = Effect.fnUntraced(function*(
   server: Server,
   name: string,
-  over: (why: string) => Effect.Effect<void>
+  over: (cause: Error) => Effect.Effect<void>
 ) {
   const run = Effect.runForkWith(yield* Effect.context())
   let complained = -Infinity
@@ -73,7 +73,7 @@ export const watchAccept = Effect.fnUntraced(function*(
       isOver = true
       // It would fail again in each round of the event loop.
       server.close()
-      run(over(cause.message))
+      run(over(cause))
     }
   })
 })

@@ -1,6 +1,7 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Latch from "effect/Latch"
+import * as NodeFs from "node:fs"
 import type { Server, ServerResponse } from "node:http"
 import * as Net from "node:net"
 import type { Duplex } from "node:stream"
@@ -150,5 +151,15 @@ export const track = (server: Server): Connections => {
     destroy: () => {
       for (const socket of connections.keys()) socket.destroy()
     }
+  }
+}
+
+/** The soft limit of open files, where the system tells (proc_pid_limits(5)). */
+export const maxDescriptors = (): number => {
+  try {
+    const [, limit] = /^Max open files\s+(\d+)/m.exec(NodeFs.readFileSync("/proc/self/limits", "utf8")) ?? []
+    return limit === undefined ? Infinity : Number(limit)
+  } catch {
+    return Infinity
   }
 }

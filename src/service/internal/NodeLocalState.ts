@@ -6,6 +6,7 @@ import * as NodeFs from "node:fs"
 import * as NodeNet from "node:net"
 import * as NodePath from "node:path"
 import { ProvisionerError } from "../Provisioner.ts"
+import * as Bind from "./NodeHttpBind.ts"
 
 export const codeOf = (cause: unknown): string =>
   cause instanceof Error && "code" in cause && typeof cause.code === "string" ? cause.code : "unknown error"
@@ -46,17 +47,23 @@ export const writeText = (path: string, text: string): void => {
   NodeFs.renameSync(next, path)
 }
 
-/** Of the server below `directory`: made once, so that connection strings stay what they were. */
-export const password = (directory: string): Effect.Effect<Redacted.Redacted, ProvisionerError> => {
-  const path = NodePath.join(directory, "password")
-  return onState(path, () => {
-    const known = readText(path)?.trim()
+/**
+ * Of the server below `directory`: made once, so that connection strings stay what they were. `settle` makes a new one that
+ * of the data; only then it is written down, so that no start finds a password that is not theirs.
+ */
+export const password = <R = never>(
+  directory: string,
+  settle: (fresh: Redacted.Redacted) => Effect.Effect<void, ProvisionerError, R> = () => Effect.void
+): Effect.Effect<Redacted.Redacted, ProvisionerError, R> =>
+  Effect.gen(function*() {
+    const path = NodePath.join(directory, "password")
+    const known = yield* onState(path, () => readText(path)?.trim())
     if (known) return Redacted.make(known)
-    const fresh = NodeCrypto.randomBytes(24).toString("base64url")
-    writeText(path, fresh)
-    return Redacted.make(fresh)
+    const fresh = Redacted.make(NodeCrypto.randomBytes(24).toString("base64url"))
+    yield* settle(fresh)
+    yield* onState(path, () => writeText(path, Redacted.value(fresh)))
+    return fresh
   })
-}
 
 /** A port of the loopback address that nobody has now; somebody may take it before it is bound. */
 export const freePort = (wanted: number): Effect.Effect<number, ProvisionerError> =>
@@ -151,24 +158,23 @@ export const claim = (directory: string, holder: string): Effect.Effect<void, Pr
     const own = `claim-${NodeCrypto.randomBytes(6).toString("hex")}`
     const server = NodeNet.createServer((socket) => {
       socket.on("error", () => {})
-      socket.end(holder)
+      // Who asks need not end as well: nobody holds up our end.
+      socket.end(holder, () => socket.destroy())
     })
     yield* Effect.acquireRelease(
-      Effect.callback<void, ProvisionerError>((resume) => {
-        server.once("error", (cause) =>
-          resume(Effect.fail(
-            new ProvisionerError({ message: `${directory}: cannot be claimed: ${codeOf(cause)}`, cause })
-          )))
-        // It gets its name when it is ready: nobody can meet it half made.
-        server.listen(at(`.${own}`), () => resume(onState(directory, () => NodeFs.renameSync(at(`.${own}`), at(own)))))
-      }),
+      Effect.mapError(
+        Bind.listen(server, { path: at(`.${own}`) }),
+        (cause) => new ProvisionerError({ message: `${directory}: cannot be claimed: ${codeOf(cause)}`, cause })
+      ),
       () =>
         Effect.callback<void>((resume) => {
-          NodeFs.rmSync(at(own), { force: true })
+          for (const name of [own, `.${own}`]) NodeFs.rmSync(at(name), { force: true })
           server.close(() => resume(Effect.void))
         })
     )
     server.unref()
+    // It gets its name when it is ready: nobody can meet it half made.
+    yield* onState(directory, () => NodeFs.renameSync(at(`.${own}`), at(own)))
     const others = yield* onState(
       directory,
       () => NodeFs.readdirSync(directory).filter((name) => name.startsWith("claim-") && name !== own)

@@ -30,13 +30,13 @@ export const makeReader = () => {
       size += chunk.length
     },
     /** The next message that is there as a whole. */
-    next: (): Message | "incomplete" | "malformed" => {
+    next: (longest = longestMessage): Message | "incomplete" | "malformed" => {
       const head = isStarting ? 4 : 5
       if (size < head) return "incomplete"
       if ((chunks[0]?.length ?? 0) < head) chunks = [Buffer.concat(chunks)]
       const first = chunks[0] ?? Buffer.alloc(0)
       const length = first.readUInt32BE(head - 4) + head - 4
-      if (length > longestMessage || length < head) return "malformed"
+      if (length > longest || length < head) return "malformed"
       if (size < length) return "incomplete"
       const all = Buffer.concat(chunks)
       chunks = [all.subarray(length)]
@@ -96,6 +96,12 @@ export const isIdle = (tail: Buffer): boolean =>
 /** The embedded server exits where another one would read from its client. */
 const copyIn = /(?:^|;)\s*copy\b[^;]*\bfrom\s+stdin\b/i
 
+/** Comments as blanks, names in quotes as plain ones. */
+const plain = (sql: string): string => sql.replace(/--[^\n]*|\/\*[^]*?\*\//g, " ").replace(/"[^"]*"/g, "x")
+
+/** Looked at as it is too, so that what only looks like a comment hides nothing. */
+const isCopyIn = (sql: string): boolean => copyIn.test(sql) || copyIn.test(plain(sql))
+
 const refusal = "DO $$BEGIN RAISE EXCEPTION USING ERRCODE = '0A000', MESSAGE = " +
   "'the embedded database has no COPY FROM STDIN: use INSERT, or a PostgreSQL server'; END$$"
 
@@ -114,13 +120,13 @@ export const rename = (message: Message, prefix: string, statements: Set<string>
   const { bytes, type } = message
   switch (type) {
     case "Q": {
-      return copyIn.test(split(bytes, 5).text) ? query(refusal) : bytes
+      return isCopyIn(split(bytes, 5).text) ? query(refusal) : bytes
     }
     case "P": {
       const name = split(bytes, 5)
       const text = split(name.rest, 0)
       if (name.text !== "") statements.add(own(name.text))
-      return frame("P", `${own(name.text)}\0`, `${copyIn.test(text.text) ? refusal : text.text}\0`, text.rest)
+      return frame("P", `${own(name.text)}\0`, `${isCopyIn(text.text) ? refusal : text.text}\0`, text.rest)
     }
     case "B": {
       const portal = split(bytes, 5)

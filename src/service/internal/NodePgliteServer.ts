@@ -20,6 +20,10 @@ export interface Session {
 
 const mostConnections = 100
 
+/** What a client may send, in bytes, and how long it may take, before it has shown the password. */
+const mostBeforePassword = 10_000
+const passwordWithin = "1 minute"
+
 /** How much a client may have sent before the message that makes the server act on it. */
 const mostBatched = 64 * 1024 * 1024
 
@@ -141,10 +145,13 @@ export const serve = Effect.fnUntraced(function*(
       )
     })
 
+    // As PostgreSQL's own authentication_timeout: without it, a hundred silent clients keep all others out.
+    yield* Effect.forkChild(Effect.delay(Effect.sync(() => isReady || socket.destroy()), passwordWithin))
     yield* Stream.fromAsyncIterable<Buffer, unknown>(socket, (cause) => cause).pipe(
       Stream.runForEach(Effect.fnUntraced(function*(chunk) {
         reader.push(chunk)
-        for (let message = reader.next(); message !== "incomplete"; message = reader.next()) {
+        const next = () => reader.next(isReady ? undefined : mostBeforePassword)
+        for (let message = next(); message !== "incomplete"; message = next()) {
           if (message === "malformed" || !(yield* receive(message))) return yield* Effect.fail("end" as const)
         }
       })),

@@ -97,43 +97,44 @@ export const make = Effect.fnUntraced(function*(
     path: string,
     send: Effect.Effect<HttpClientResponse.HttpClientResponse, unknown, Scope.Scope>,
     decode: (json: unknown) => Result.Result<A, Failure>
-  ): Effect.Effect<A, ProvisionerError> => {
-    const place = `${method} ${base}/projects/${encodeURIComponent(projectId.toWellFormed())}/${path}`
-    let attempts = 0
-    let last: Failure | undefined
+  ): Effect.Effect<A, ProvisionerError> =>
+    Effect.suspend(() => {
+      const place = `${method} ${base}/projects/${encodeURIComponent(projectId.toWellFormed())}/${path}`
+      let attempts = 0
+      let last: Failure | undefined
 
-    const attempt: Effect.Effect<A, Failure> = Effect.suspend(() => {
-      attempts++
-      return exchange(send, maxBytes)
-    }).pipe(
-      Effect.flatMap((json) => Effect.fromResult(decode(json))),
-      Effect.catch((failure) => {
-        last = failure
-        return failure.transient && attempts <= times
-          ? Effect.logDebug(`${failure.head} (${place}), trying again`).pipe(
-            Effect.andThen(pause(attempts, failure.retryAfter)),
-            Effect.andThen(attempt)
+      const attempt: Effect.Effect<A, Failure> = Effect.suspend(() => {
+        attempts++
+        return exchange(send, maxBytes)
+      }).pipe(
+        Effect.flatMap((json) => Effect.fromResult(decode(json))),
+        Effect.catch((failure) => {
+          last = failure
+          return failure.transient && attempts <= times
+            ? Effect.logDebug(`${failure.head} (${place}), trying again`).pipe(
+              Effect.andThen(pause(attempts, failure.retryAfter)),
+              Effect.andThen(attempt)
+            )
+            : Effect.fail(failure)
+        })
+      )
+      const late = Effect.suspend(() =>
+        Effect.fail<Failure>({
+          head: `no good answer within ${Duration.format(timeout)}`,
+          ...(last === undefined ? {} : { tail: `The last one was: ${compose(last, place, 1)}`, cause: last.cause }),
+          transient: false
+        })
+      )
+      return attempt.pipe(
+        Effect.timeoutOrElse({ duration: timeout, orElse: () => late }),
+        Effect.catch(Effect.fnUntraced(function*(failure) {
+          const message = printable(conceal(compose(failure, place, attempts), yield* Ref.get(secret)), longestMessage)
+          return yield* new ProvisionerError(
+            failure.cause === undefined ? { message } : { message, cause: failure.cause }
           )
-          : Effect.fail(failure)
-      })
-    )
-    const late = Effect.suspend(() =>
-      Effect.fail<Failure>({
-        head: `no good answer within ${Duration.format(timeout)}`,
-        ...(last === undefined ? {} : { tail: `The last one was: ${compose(last, place, 1)}`, cause: last.cause }),
-        transient: false
-      })
-    )
-    return attempt.pipe(
-      Effect.timeoutOrElse({ duration: timeout, orElse: () => late }),
-      Effect.catch(Effect.fnUntraced(function*(failure) {
-        const message = printable(conceal(compose(failure, place, attempts), yield* Ref.get(secret)), longestMessage)
-        return yield* new ProvisionerError(
-          failure.cause === undefined ? { message } : { message, cause: failure.cause }
-        )
-      }))
-    )
-  }
+        }))
+      )
+    })
 
   const withoutFaults = <A>(self: Effect.Effect<A, ProvisionerError>): Effect.Effect<A, ProvisionerError> =>
     faults.length === 0 ? self : new ProvisionerError({ message: faults.join("; ") })
@@ -149,7 +150,7 @@ export const make = Effect.fnUntraced(function*(
         (json) => Result.flatMap(decodeAnswer(json), ({ output }) => secretMap(output))
       )
     ).pipe(
-      Effect.tap((secrets) => Ref.update(secret, (known) => [...known, ...secrets.values()])),
+      Effect.tap((secrets) => Ref.set(secret, [...Option.toArray(apiKey), ...secrets.values()])),
       Effect.withSpan("HttpProvisioner.secrets")
     ),
     request: (resource: ResourceRequest) =>

@@ -1,6 +1,7 @@
 /** The handlers of the runtime API over a provisioner. `RuntimeApiServer` loads them. */
 import * as ByteSize from "effect/ByteSize"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as HttpApiBuilder from "effect/http-api/HttpApiBuilder"
 import * as HttpApiMiddleware from "effect/http-api/HttpApiMiddleware"
 import * as HttpIncomingMessage from "effect/http/HttpIncomingMessage"
@@ -43,6 +44,23 @@ export const layer = (options: Options) => {
     Effect.fnUntraced(function*(handlers) {
       const provisioner = yield* Provisioner
       const scope = yield* Effect.scope
+      const held = new Map<string, Scope.Closeable>()
+      // The same request asks again how far it is: what an earlier one holds is let go when the later one has it.
+      const provision = (type: string, config: unknown) =>
+        Effect.uninterruptibleMask((restore) =>
+          Effect.gen(function*() {
+            const own = yield* Scope.fork(scope)
+            const answer = yield* restore(provisioner.request({ name: type, type, config })).pipe(
+              Scope.provide(own),
+              Effect.onError((cause) => Scope.close(own, Exit.failCause(cause)))
+            )
+            const key = JSON.stringify([type, config])
+            const before = held.get(key)
+            held.set(key, own)
+            if (before !== undefined) yield* Scope.close(before, Exit.void)
+            return answer
+          })
+        )
       return handlers
         .handle("secrets", ({ params }) =>
           isServed(params.projectId).pipe(
@@ -56,8 +74,7 @@ export const layer = (options: Options) => {
           ))
         .handle("provision", ({ params, payload: { config, type } }) =>
           isServed(params.projectId).pipe(
-            Effect.andThen(Effect.mapError(provisioner.request({ name: type, type, config }), failed)),
-            Scope.provide(scope),
+            Effect.andThen(Effect.mapError(provision(type, config), failed)),
             Effect.map((answer) => ({ type: answer.type, state: answer.state, config, output: answer.output ?? null }))
           ))
     })

@@ -11,7 +11,8 @@ export const stop = Effect.fnUntraced(function*(url: URL, within: Duration.Input
   const client = sameOrigin(yield* HttpClient.HttpClient)
   const request = HttpClientRequest.get(`${url.origin}${url.pathname.replace(/\/+$/, "")}/__shuttle/shutdown`)
   return yield* client.execute(request).pipe(
-    Effect.flatMap(HttpClientResponse.filterStatus((status) => status < 400)),
+    // A redirect that is not followed has told nobody.
+    Effect.flatMap(HttpClientResponse.filterStatusOk),
     Effect.scoped,
     Effect.timeout(within),
     Effect.as(true),

@@ -4,8 +4,10 @@
 import * as Duration from "effect/Duration"
 import * as LogLevel from "effect/LogLevel"
 import * as NetAddress from "effect/net/NetAddress"
+import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
+import * as DurationText from "../../lifecycle/DurationText.ts"
 
 export type Parse<A> = (text: string) => Result.Result<A, string>
 
@@ -37,26 +39,13 @@ export const projectId: Parse<string> = (text) =>
     ? Result.fail("is a relative path, not an id: write the id of the project")
     : Result.succeed(text)
 
-const units: Readonly<Record<string, Duration.Unit>> = {
-  ms: "millis",
-  s: "seconds",
-  m: "minutes",
-  h: "hours",
-  milli: "millis",
-  second: "seconds",
-  minute: "minutes",
-  hour: "hours"
-}
-
 /** Timers of a day are short enough for every clock. */
 const longest = Duration.days(1)
 
 export const duration = ({ zero }: { readonly zero: boolean }): Parse<Duration.Duration> => (text) => {
-  const [, amount, short, long] = /^(\d{1,9}(?:\.\d{1,3})?) ?(?:(ms|[smh])|(milli|second|minute|hour)s?)$/.exec(text) ??
-    []
-  const unit = units[short ?? long ?? ""]
-  if (amount === undefined || unit === undefined) return Result.fail("is no duration: write 500ms, 25s or 2m")
-  const value = Duration.fromInputUnsafe(`${Number(amount)} ${unit}`)
+  const parsed = DurationText.parse(text)
+  if (Option.isNone(parsed)) return Result.fail("is no duration: write 500ms, 25s or 2m")
+  const { value } = parsed
   if (Duration.isZero(value) && !zero) return Result.fail("is too short: write a duration above zero")
   return Duration.isGreaterThan(value, longest)
     ? Result.fail("is too long: write at most 24h")
@@ -139,8 +128,3 @@ export const count = (what: string): Parse<number> => (text) =>
   /^\d{1,15}$/.test(text) && Number(text) > 0
     ? Result.succeed(Number(text))
     : Result.fail(`is no ${what}: unset it, whoever starts the service sets it`)
-
-export const notifySocket: Parse<string> = (text) =>
-  /^[/@]./.test(text)
-    ? Result.succeed(text)
-    : Result.fail("is no unix socket: unset it, or write an absolute path, or @ and an abstract name")

@@ -299,7 +299,7 @@ export const make = (order: ReadonlyArray<Part.Any>, clock: Clock.Clock): Life =
     // Only when it was abandoned. From the front of the stop: whom a part waits for is still what it was.
     for (const node of walked.toReversed()) {
       if (node.state === "stopping") yield* abandon(node, Duration.millis(now() - node.since), doing(node))
-      else if (node.state === "starting" || node.state === "running") {
+      else if (node.state === "running") {
         const others = new Set(node.neededBy.filter(({ state }) => state === "abandoned").map(({ part }) => part.name))
         // Its stop begins all the same, but nobody waits for it any more.
         yield* Effect.forkDetach(Scope.close(node.scope, Exit.void), { startImmediately: true })

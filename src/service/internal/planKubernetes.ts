@@ -27,7 +27,7 @@ export const deployment = (
   outline: ServiceOutline,
   { graceSeconds, image, probeSeconds, replicas }: DeploymentOptions
 ): string => {
-  const { drainDelay, exitCodes, health, listen, name, prefix, startWithin } = outline
+  const { drainDelay, exitCodes, health, listen, name, prefix, startLimit } = outline
   const label_ = label(name)
   const port = listen.port === 0 ? 8000 : listen.port
   const probed = Option.getOrElse(Option.map(health, (address) => address.port), () => 0)
@@ -87,7 +87,7 @@ ${variables([[`${prefix}_DRAIN_DELAY`, duration(drainMillis)]])}\
           startupProbe:
             httpGet: { path: /startupz, port: health }
             periodSeconds: 1
-            failureThreshold: ${Math.ceil(Duration.toSeconds(startWithin)) + 30}
+            failureThreshold: ${Math.ceil(Duration.toSeconds(startLimit))}
           readinessProbe:
             httpGet: { path: /readyz, port: health }
             periodSeconds: ${probeSeconds}

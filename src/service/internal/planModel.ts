@@ -49,8 +49,10 @@ export interface ServiceOutline {
   readonly startOrder: ReadonlyArray<ReadonlyArray<string>>
   /** Groups, one after the other at the latest; a part stops as soon as what depends on it has stopped. */
   readonly stopOrder: ReadonlyArray<ReadonlyArray<string>>
-  /** The longest that provisioning may take. */
+  /** The longest that provisioning may take, and each part to start that says nothing itself. */
   readonly startWithin: Duration.Duration
+  /** The longest that all of the start may take, for who waits for it from outside. */
+  readonly startLimit: Duration.Duration
   /** From the signal to the exit, drain delay included. */
   readonly stopBudget: Duration.Duration
   readonly drainDelay: Duration.Duration
@@ -71,6 +73,7 @@ export interface ServiceOutline {
 export interface PlannedPart {
   readonly name: string
   readonly dependsOn: ReadonlyArray<PlannedPart>
+  readonly startWithin: Duration.Input | undefined
   readonly stopWithin: Duration.Input | undefined
   readonly stopWeight: number
 }

@@ -16,8 +16,8 @@ export interface UnitOptions {
 }
 
 export const unit = (outline: ServiceOutline, { command, stopSeconds }: UnitOptions): string => {
-  const { exitCodes, name, prefix, startWithin, version } = outline
-  const startSeconds = Math.ceil(Duration.toSeconds(startWithin)) + 30
+  const { exitCodes, name, prefix, startLimit, version } = outline
+  const startSeconds = Math.ceil(Duration.toSeconds(startLimit))
   return `[Unit]
 Description=${line(name)} ${line(version)}
 Wants=network-online.target

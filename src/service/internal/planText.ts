@@ -84,7 +84,7 @@ export const format = (outline: ServiceOutline, findings: ReadonlyArray<Finding>
 }
 
 export const toJson = (outline: ServiceOutline, findings: ReadonlyArray<Finding>): string => {
-  const { drainDelay, health, maxExtension, parts, startWithin, stopBudget, ...rest } = outline
+  const { drainDelay, health, maxExtension, parts, startLimit, startWithin, stopBudget, ...rest } = outline
   return JSON.stringify(
     {
       ...rest,
@@ -96,6 +96,7 @@ export const toJson = (outline: ServiceOutline, findings: ReadonlyArray<Finding>
         stopWithinMillis: Option.getOrNull(Option.map(stopWithin, Duration.toMillis))
       })),
       startWithinMillis: Duration.toMillis(startWithin),
+      startLimitMillis: Duration.toMillis(startLimit),
       stopBudgetMillis: Duration.toMillis(stopBudget),
       drainDelayMillis: Duration.toMillis(drainDelay),
       maxExtensionMillis: Duration.toMillis(maxExtension),

@@ -13,6 +13,9 @@ const kindOf = (value: unknown): string =>
     ? "a table"
     : `a ${typeof value}`
 
+/** More of them say nothing new: it is some other file. */
+const mostFaults = 20
+
 /**
  * What the parser says without what it quotes from the file: `Invalid value 'hunter2' at line 1, column 12`. The error itself
  * holds the whole text, so it is not passed on.
@@ -32,7 +35,7 @@ export const parseToml = (text: string): Parsed => {
     if (typeof value === "string") entries.set(name, value)
     else faults.push(`${JSON.stringify(name)} is ${kindOf(value)}, not a string: put its value in quotes, on one level`)
   }
-  return faults.length > 0 ? Result.fail(faults) : Result.succeed(entries)
+  return faults.length > 0 ? Result.fail(faults.slice(0, mostFaults)) : Result.succeed(entries)
 }
 
 const nothing = /[ \t]*(?:#[^\n]*)?(?:\n|$)/y
@@ -53,16 +56,22 @@ export const parseEnv = (source: string): Parsed => {
   const entries = new Map<string, string>()
   const faults: Array<string> = []
   let index = 0
+  // Lines up to the last fault; counted once, however many faults there are.
+  let counted = 0
+  let number = 1
   const take = (pattern: RegExp): RegExpExecArray | null => {
     pattern.lastIndex = index
     const match = pattern.exec(text)
     if (match !== null) index += match[0].length
     return match
   }
-  while (index < text.length) {
+  while (index < text.length && faults.length < mostFaults) {
     const start = index
     const fault = (what: string): void => {
-      faults.push(`line ${text.slice(0, start).split("\n").length}: ${what}`)
+      for (; counted < start; counted++) {
+        if (text.charCodeAt(counted) === 10) number++
+      }
+      faults.push(`line ${number}: ${what}`)
       take(line)
     }
     if (take(nothing) !== null) continue

@@ -68,7 +68,8 @@ const millis = Effect.map(Clock.monotonicTimeNanos, (nanos) => Number(nanos) / 1
 
 export const supervise = Effect.fnUntraced(function*<E, R>(
   name: string,
-  run: Effect.Effect<unknown, E, R>,
+  /** `up` says that it works: what it took to start is no good work. */
+  run: (up: Effect.Effect<void>) => Effect.Effect<unknown, E, R>,
   options: Supervision
 ): Effect.fn.Return<void, never, R | Fatal | ServiceEvents> {
   const { intensity = defaultIntensity, onEnd = "done", onFailure = "stop", restart } = options
@@ -106,13 +107,15 @@ export const supervise = Effect.fnUntraced(function*<E, R>(
   }
 
   while (true) {
-    const started = yield* millis
-    const exit = yield* Effect.exit(run)
+    let upSince = Infinity
+    const exit = yield* Effect.exit(run(Effect.map(millis, (time) => {
+      upSince = time
+    })))
     if (Exit.isSuccess(exit) && onEnd === "done") return yield* Effect.logInfo(`Background task ended: ${name}`)
     const cause = Exit.isSuccess(exit) ? Cause.fail("it ended, but has to go on") : exit.cause
     const why = explain(cause)
     const now = yield* millis
-    if (makeStep !== undefined && now - started >= within) {
+    if (makeStep !== undefined && now - upSince >= within) {
       // It has run well for long: what was before counts no more.
       step = yield* makeStep
       attempt = 0

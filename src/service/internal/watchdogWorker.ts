@@ -64,15 +64,18 @@ function watch() {
       beat = turn
       silent = 0
     }
-    if (Atomics.load(cells, ${cell.debugged}) === 0) {
+    const isDebugged = Atomics.load(cells, ${cell.debugged}) !== 0
+    if (!isDebugged) {
       if (stop + late <= 0) return {
           phase: "stop",
           why: "the stop took longer than the " + seconds(allowed) + " it had",
           isBlocked: silent > every * 0.75
         }
-      if (silent >= blocked) return { why: "the event loop is blocked since " + seconds(silent), isBlocked: true }
+      if (silent >= blocked) return { why: "the event loop has been blocked for " + seconds(silent), isBlocked: true }
     }
-    Atomics.wait(cells, ${cell.message}, seen, Math.max(1, Math.min(every, stop + late, blocked - silent)))
+    // A limit that has passed at a breakpoint is no reason to wake for nothing.
+    const next = isDebugged ? every : Math.max(1, Math.min(every, stop + late, blocked - silent))
+    Atomics.wait(cells, ${cell.message}, seen, next)
     const gap = Math.min(now() - last, 2 * every)
     last = now()
     silent += gap

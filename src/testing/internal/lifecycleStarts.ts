@@ -91,8 +91,11 @@ export const sigtermStarting: Scenario = (subject, limits) =>
     let slowest = 0
     let deaf = 0
     let runs = 0
-    // A little longer than it took once: no two starts take the same.
-    for (let delay = 0; delay <= took + 50; delay += limits.startStep) {
+    // A little longer than it took once: no two starts take the same. For one that starts slowly the steps are wider, so
+    // that the row takes two minutes at most.
+    const last = took + 50
+    const step = Math.max(limits.startStep, last * (last / 2 + delayOf(subject) + 100) / 120_000)
+    for (let delay = 0; delay <= last; delay += step) {
       runs++
       yield* Effect.scoped(Effect.gen(function*() {
         const service = yield* Probe.start(subject)

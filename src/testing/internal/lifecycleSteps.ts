@@ -51,7 +51,7 @@ export const need = <A>(value: A | undefined, what: string): Effect.Effect<A, No
   value === undefined ? Effect.fail(new NotApplicable({ why: `no ${what}` })) : Effect.succeed(value)
 
 export const show = (millis: number): string => `${Math.round(millis)} ms`
-export const millisOf = (duration: Duration.Input | undefined, otherwise = 0): number =>
+const millisOf = (duration: Duration.Input | undefined, otherwise = 0): number =>
   duration === undefined ? otherwise : Duration.toMillis(duration)
 export const budgetOf = (subject: Probe.Subject): number => millisOf(subject.budget)
 export const delayOf = (subject: Probe.Subject): number => millisOf(subject.drainDelay)
@@ -62,7 +62,7 @@ export const headStart = 150
 
 /** How long the slow request of a scenario takes. Half of what a drained service still has at most. */
 export const slowOf = (subject: Probe.Subject): number =>
-  Math.round(Math.min(600, (budgetOf(subject) - delayOf(subject)) / 2) + delayOf(subject))
+  Math.round(headStart + Math.min(600, (budgetOf(subject) - delayOf(subject)) / 2) + delayOf(subject))
 
 export const probePort = (subject: Probe.Subject, { ports }: Probe.Service): number =>
   subject.probes?.on === "service" ? ports.service : ports.probes

@@ -32,7 +32,12 @@ import {
 
 export const idle = (name: Signal): Scenario => (subject, limits) =>
   Effect.gen(function*() {
-    const trial = yield* up(subject, limits)
+    // Whose orderly end is the default action of SIGTERM has that of other signals as well.
+    const { expect } = subject
+    const trial = yield* up(
+      expect?.stopped === "SIGTERM" ? { ...subject, expect: { ...expect, stopped: name } } : subject,
+      limits
+    )
     return yield* stops(trial, yield* signal(trial, name), delayOf(subject))
   })
 
@@ -117,7 +122,7 @@ export const blocked: Scenario = (subject, limits) =>
     yield* begun(trial, path)
     const { millis, status } = yield* ends(trial, yield* signal(trial), 2 * budgetOf(subject))
     const code = codeOf(status)
-    if (typeof code === "number" && code === stoppedBy(subject)) {
+    if (code === stoppedBy(subject)) {
       return yield* notHeld(`${ExitStatus.format(status)}, as if all were well`, millis)
     }
     return { millis, note: ExitStatus.format(status) }

@@ -135,7 +135,9 @@ export const startAsInit = (name: string, args: ReadonlyArray<string> = [], opti
 
 /** Only root may make namespaces without further ado. */
 export const isRoot = process.getuid?.() === 0
-if (!isRoot) console.warn("Skipped: what runs as PID 1 of a namespace, or as another user, because that needs root")
+if (!isRoot) {
+  console.warn("Skipped: what runs as PID 1 of a namespace, as another user, or with mounts, because that needs root")
+}
 
 /** Looks every 10 ms until it holds; `false` after the deadline. */
 export const eventually = async (holds: () => boolean, withinMillis = 10_000): Promise<boolean> => {

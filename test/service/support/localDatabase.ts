@@ -116,3 +116,12 @@ export const inProcess = (
     if (said._tag === "None") throw new Error(`it said nothing: ${JSON.stringify(yield* child.tail)}`)
     return { child, url: said.value.url ?? "", error: said.value.error ?? "" }
   })
+
+/** A table with one row more for each run. */
+export const addRow = Effect.fnUntraced(function*(url: string) {
+  const sql = yield* connect(url)
+  yield* sql`CREATE TABLE IF NOT EXISTS runs (id SERIAL PRIMARY KEY)`
+  yield* sql`INSERT INTO runs DEFAULT VALUES`
+  const [row] = yield* sql<{ readonly n: number }>`SELECT count(*)::int AS n FROM runs`
+  return row?.n
+}, Effect.scoped)

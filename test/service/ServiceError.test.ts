@@ -1,0 +1,29 @@
+import { describe, expect, it } from "@effect/vitest"
+import { explain } from "../../src/service/ServiceError.ts"
+
+describe("explain", () => {
+  it("tells all causes once, those of what is no Error too", () => {
+    const error = new Error("no connection", { cause: { message: "port closed", cause: new Error("ECONNREFUSED") } })
+    expect(explain(error)).toBe("no connection\n  caused by: port closed\n  caused by: ECONNREFUSED")
+  })
+
+  it.each<readonly [string, unknown]>([
+    ["without a prototype", Object.create(null)],
+    [
+      "whose message throws",
+      {
+        get message() {
+          throw new Error("not for you")
+        }
+      }
+    ]
+  ])("shows what cannot be shown: %s", (_, value) => {
+    expect(explain(value)).toBe("an error that cannot be shown")
+  })
+
+  it("does not follow a circle", () => {
+    const error = new Error("again")
+    error.cause = new Error("and again", { cause: error })
+    expect(explain(error).split("\n").length).toBeLessThan(20)
+  })
+})
