@@ -18,7 +18,7 @@ import * as Part from "../Part.ts"
 import type { ServiceEvent } from "../Phase.ts"
 import { explain, fromReason, ServiceError, ServiceErrorReason } from "../ServiceError.ts"
 import type { PartOutcome, PartState, PartStatus, StartOptions, StopOptions } from "./partsModel.ts"
-import * as Tracker from "./partsTracker.ts"
+import { Tracker } from "./partsTracker.ts"
 import * as Walk from "./partsWalk.ts"
 
 type OnEvent = ((event: ServiceEvent) => Effect.Effect<void>) | undefined
@@ -33,7 +33,7 @@ interface Node {
   since: number
   /** What it provides, once it is there. */
   context: Context.Context<never>
-  tracker: Tracker.Tracker | undefined
+  tracker: Tracker | undefined
   /** Builds its layer. */
   builder: Fiber.Fiber<unknown, unknown> | undefined
   /** When it is no longer waited for. */
@@ -158,33 +158,43 @@ export const make = (order: ReadonlyArray<Part.Any>, clock: Clock.Clock): Life =
       return Effect.as(tell(stop.onEvent, { _tag: "BudgetExtended", part: node.part.name, by: granted }), granted)
     })
 
-  const build = (node: Node, services: Context.Context<unknown>, memoMap: Layer.MemoMap) => {
-    const { name } = node.part
-    const given = node.needs.length === 0
-      ? services
-      : Context.mergeAll(services, ...node.needs.map((need) => need.context))
-    const tracker = Tracker.make(Context.get(given, Tracer.Tracer), Context.get(given, References.TracerTimingEnabled))
-    node.tracker = tracker
-    const context = given.pipe(
-      Context.add(Tracer.Tracer, tracker.tracer),
-      Context.add(Part.PartControl, {
-        name,
-        extendStop: extendStop(node),
-        timeLeft: Effect.sync(() =>
-          node.state === "stopping" ? Option.some(Duration.millis(Math.max(0, node.deadline - now()))) : Option.none()
-        )
-      })
+  const control = (node: Node): Context.Service.Shape<typeof Part.PartControl> => ({
+    name: node.part.name,
+    extendStop: extendStop(node),
+    timeLeft: Effect.sync(() =>
+      node.state === "stopping" ? Option.some(Duration.millis(Math.max(0, node.deadline - now()))) : Option.none()
     )
-    return Effect.useSpan("Part.start", { attributes: { part: name } }, (span) => {
-      tracker.parent = span
-      return Layer.buildWithMemoMap(node.part.layer, memoMap, node.scope).pipe(
-        Effect.updateContext<never, unknown>(() => context),
-        Effect.onExit((exit) => {
+  })
+
+  /** What builds a part, in a fiber of its own. */
+  const builderWith = (services: Context.Context<never>) => {
+    const memoMap = Layer.CurrentMemoMap.forkOrCreate(services)
+    const given = proven(Context.omit(Tracer.ParentSpan)(services))
+    const tracer = Context.get(services, Tracer.Tracer)
+    const isTimed = Context.get(services, References.TracerTimingEnabled)
+    const outer = Option.getOrUndefined(Context.getOption(services, Tracer.ParentSpan))
+    const run = Effect.runForkWith(services)
+    return (node: Node): Fiber.Fiber<Context.Context<never>, unknown> => {
+      const { layer, name } = node.part
+      const tracker = node.tracker = new Tracker(tracer, isTimed, outer)
+      const own = node.needs.length === 0
+        ? given
+        : Context.mergeAll(given, ...node.needs.map((need) => need.context))
+      const context = Context.add(Context.add(own, Tracer.Tracer, tracker), Part.PartControl, control(node))
+      const built = Effect.withFiber<Context.Context<never>, unknown, unknown>((fiber) => {
+        node.builder = fiber
+        return Effect.onExit(Layer.buildWithMemoMap(layer, memoMap, node.scope), (exit) => {
           tracker.parent = undefined
           return Exit.isSuccess(exit) ? Effect.void : Scope.close(node.scope, exit)
         })
-      )
-    })
+      })
+      // A span that nobody is told of would be most of what it takes to start a part that is quick.
+      if (tracer === Tracer.nativeTracer) return Effect.runForkWith(context)(built)
+      return run(Effect.useSpan("Part.start", { attributes: { part: name } }, (span) => {
+        tracker.parent = span
+        return Effect.updateContext(built, () => context)
+      }))
+    }
   }
 
   const start = (services: Context.Context<never>, options: StartOptions) =>
@@ -192,8 +202,7 @@ export const make = (order: ReadonlyArray<Part.Any>, clock: Clock.Clock): Life =
       Effect.gen(function*() {
         if (starting !== undefined || stopped !== undefined) return yield* Effect.die("parts are started once")
         const { onEvent, rollbackBudget = "10 seconds", startWithin: longest } = options
-        const memoMap = Layer.CurrentMemoMap.forkOrCreate(services)
-        const given = proven(Context.omit(Tracer.ParentSpan)(services))
+        const build = builderWith(services)
         let failure: ServiceError | undefined
         const failed = (node: Node, error: ServiceError, took: Duration.Duration): Effect.Effect<void> => {
           failure ??= error
@@ -202,14 +211,12 @@ export const make = (order: ReadonlyArray<Part.Any>, clock: Clock.Clock): Life =
         starting = Walk.make<Node, Context.Context<never>, unknown>({
           nodes,
           after: (node) => node.needs,
-          visit: (node, time) =>
-            Effect.withFiber((fiber) => {
-              node.builder = fiber
-              enter(node, "starting", time)
-              const { startWithin = longest } = node.part
-              if (startWithin !== undefined) node.deadline = node.since + toMillis(startWithin)
-              return build(node, given, memoMap)
-            }),
+          visit: (node, time) => {
+            enter(node, "starting", time)
+            const { startWithin = longest } = node.part
+            if (startWithin !== undefined) node.deadline = node.since + toMillis(startWithin)
+            return build(node)
+          },
           deadline: (node) => node.deadline,
           ended: (node, exit, time) => {
             // A stop that has begun in the meantime sees to it.
@@ -245,6 +252,7 @@ export const make = (order: ReadonlyArray<Part.Any>, clock: Clock.Clock): Life =
 
   const stopAll = Effect.fnUntraced(function*(options: StopOptions) {
     const { onEvent } = options
+    const run = Effect.runForkWith(yield* Effect.context())
     const began = now()
     const budget = toMillis(options.budget)
     const walked = nodes.filter((node) => node.state === "starting" || node.state === "running")
@@ -271,10 +279,10 @@ export const make = (order: ReadonlyArray<Part.Any>, clock: Clock.Clock): Life =
         enter(node, "stopping", time)
         const close = Scope.close(node.scope, Exit.void)
         const end = builder === undefined ? close : Effect.andThen(unbuild(builder), close)
-        return end.pipe(
-          tracker === undefined ? identity : Effect.withTracer(tracker.tracer),
+        return run(end.pipe(
+          tracker === undefined ? identity : Effect.withTracer(tracker),
           Effect.withSpan("Part.stop", { attributes: { part: name } }, { captureStackTrace: false })
-        )
+        ))
       },
       deadline: (node) => node.deadline,
       ended: (node, exit, time) => {

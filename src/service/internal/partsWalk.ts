@@ -9,8 +9,8 @@ export interface Walker<in out N, A, E> {
   readonly nodes: ReadonlyArray<N>
   /** Whom a node waits for. Those that are not walked count as done. */
   readonly after: (node: N) => ReadonlyArray<N>
-  /** Runs in a fiber of its own, which the walk does not end. */
-  readonly visit: (node: N, now: number) => Effect.Effect<A, E>
+  /** Begins a visit, in a fiber of its own, which the walk does not end. */
+  readonly visit: (node: N, now: number) => Fiber.Fiber<A, E>
   /** In milliseconds of the monotonic clock; it may move, followed by a `rouse`. */
   readonly deadline: (node: N) => number
   /** A visit has ended. */
@@ -62,12 +62,12 @@ export const make = <N, A, E>(walker: Walker<N, A, E>): Walk => {
 
   const walk = Effect.gen(function*() {
     const clock = yield* Clock.Clock
-    const run = Effect.runForkWith(yield* Effect.context())
-    const waits = new Map<N, number>(walker.nodes.map((node) => [node, 0]))
+    const walked = new Set(walker.nodes)
+    const waits = new Map<N, number>()
     const before = new Map<N, Array<N>>()
-    for (const node of walker.nodes) {
+    for (const node of walked) {
       for (const other of walker.after(node)) {
-        if (!waits.has(other)) continue
+        if (!walked.has(other)) continue
         waits.set(node, (waits.get(node) ?? 0) + 1)
         const known = before.get(other)
         if (known === undefined) before.set(other, [node])
@@ -75,7 +75,7 @@ export const make = <N, A, E>(walker: Walker<N, A, E>): Walk => {
       }
     }
     // Nodes are begun from the front while others are added at the back.
-    const ready = walker.nodes.filter((node) => waits.get(node) === 0)
+    const ready = walker.nodes.filter((node) => !waits.has(node))
     let next = 0
     const going = new Map<N, Fiber.Fiber<A, E>>()
     let exits: Array<readonly [N, Exit.Exit<A, E>]> = []
@@ -94,15 +94,15 @@ export const make = <N, A, E>(walker: Walker<N, A, E>): Walk => {
     while (true) {
       const news = exits
       exits = []
+      const then = monotonic(clock)
       for (const [node, exit] of news) {
         if (!going.has(node)) continue
         release(node)
-        yield* walker.ended(node, exit, monotonic(clock))
+        yield* walker.ended(node, exit, then)
       }
       for (let node = ready[next]; node !== undefined && !walker.halted(); node = ready[++next]) {
         const now = monotonic(clock)
-        // `visit` itself is run in the fiber too: what it throws is the end of the visit.
-        const fiber = run(Effect.suspend(() => walker.visit(node, now)))
+        const fiber = walker.visit(node, now)
         going.set(node, fiber)
         earliest = Math.min(earliest, walker.deadline(node))
         fiber.addObserver((exit) => {
