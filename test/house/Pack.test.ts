@@ -1,10 +1,20 @@
 import { execFile } from "node:child_process"
-import { cpSync, mkdirSync, mkdtempSync, readdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs"
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync
+} from "node:fs"
 import { tmpdir } from "node:os"
-import { join } from "node:path"
+import { dirname, join } from "node:path"
 import { promisify } from "node:util"
 import { afterAll, beforeAll, describe, expect, it } from "vitest"
-import { readManifest } from "./manifest.ts"
+import { isRecord, readManifest } from "./manifest.ts"
 import { root } from "./source.ts"
 import { subpaths } from "./surface.ts"
 
@@ -76,6 +86,18 @@ describe("the packed package", () => {
     writeFileSync(file, `import * as all from "${name}/${subpath}"\nconsole.log(JSON.stringify(Object.keys(all)))\n`)
     const { stdout } = await run(project, process.execPath, file)
     expect(JSON.parse(stdout)).not.toEqual([])
+  })
+
+  it("has maps that lead to its sources", () => {
+    const dist = join(installed, "dist")
+    const lost = readdirSync(dist, { recursive: true, encoding: "utf8" }).flatMap((file) => {
+      // The command has the sources of its peers in it too.
+      if (!file.endsWith(".map") || file === join("cli", "bin.js.map")) return []
+      const map: unknown = JSON.parse(readFileSync(join(dist, file), "utf8"))
+      const sources: ReadonlyArray<unknown> = isRecord(map) && Array.isArray(map["sources"]) ? map["sources"] : [map]
+      return sources.map(String).filter((source) => !existsSync(join(dist, dirname(file), source)))
+    })
+    expect(lost).toEqual([])
   })
 
   it("keeps what is internal to itself", async () => {
