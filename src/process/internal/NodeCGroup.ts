@@ -52,8 +52,11 @@ const directories = (path: string): ReadonlyArray<string> =>
   !hasDirectories(path) ? [] : (attempt(() => NodeFs.readdirSync(path, { withFileTypes: true })) ?? [])
     .flatMap((entry) => entry.isDirectory() ? [`${path}/${entry.name}`] : [])
 
+/** "utf8" has a way of its own in Node, which takes a fifth of the time. */
+const read = (file: string): string | undefined => attempt(() => NodeFs.readFileSync(file, "utf8"))
+
 const members = (path: string): ReadonlyArray<number> => [
-  ...(attempt(() => NodeFs.readFileSync(`${path}/cgroup.procs`, "latin1"))?.split("\n") ?? [])
+  ...(read(`${path}/cgroup.procs`)?.split("\n") ?? [])
     .map(Number).filter((pid) => pid > 0),
   ...directories(path).flatMap(members)
 ]
@@ -105,9 +108,7 @@ const watch = (path: string) =>
 export const at = (path: string): CGroup => ({
   path,
   members: Effect.sync(() => members(path)),
-  populated: Effect.sync(() =>
-    attempt(() => NodeFs.readFileSync(`${path}/cgroup.events`, "latin1"))?.includes("populated 1") === true
-  ),
+  populated: Effect.sync(() => read(`${path}/cgroup.events`)?.includes("populated 1") === true),
   watch: watch(path),
   signal: (signal) =>
     Effect.suspend(() => {

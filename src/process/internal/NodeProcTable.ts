@@ -8,9 +8,13 @@ import { isAlive, type ProcessInfo } from "../ProcessHost.ts"
 import { attempt } from "./NodeErrno.ts"
 import * as ProcStat from "./procStat.ts"
 
+/** A file of a process, as far as it can be read. "utf8" has a way of its own in Node, which takes a fifth of the time. */
+const readFile = (pid: number, name: string): string | undefined =>
+  attempt(() => NodeFs.readFileSync(`/proc/${pid}/${name}`, "utf8"))
+
 /** The mark of a process; `"unknown"` in the middle of its execve(2), when it has no environment for a moment. */
 const readMark = (pid: number): string | undefined => {
-  const environ = attempt(() => NodeFs.readFileSync(`/proc/${pid}/environ`, "latin1"))
+  const environ = readFile(pid, "environ")
   if (environ === "") return unknown
   const prefix = `${Mark.variable}=`
   return environ?.split("\0").find((entry) => entry.startsWith(prefix))?.slice(prefix.length)
@@ -21,7 +25,7 @@ const unknown = "unknown"
 
 /** What the kernel says of a process now, its mark included. */
 export const read = (pid: number, since = 0): ProcessInfo | undefined => {
-  const stat = attempt(() => NodeFs.readFileSync(`/proc/${pid}/stat`, "utf8"))
+  const stat = readFile(pid, "stat")
   const info = stat === undefined ? undefined : ProcStat.parse(stat)
   return info && { ...info, mark: info.startTime < since || !isAlive(info) ? undefined : readMark(pid) }
 }
