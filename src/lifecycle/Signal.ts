@@ -109,6 +109,7 @@ export const fromNumber = (number: number): Signal | undefined => byNumber.get(n
  * @since 0.1.0
  */
 export const fromString = (text: string): Signal | undefined => {
+  if (isName(text)) return text
   if (/^\d+$/.test(text)) return fromNumber(Number(text))
   const upper = text.toUpperCase()
   const name = upper.startsWith("SIG") ? upper : `SIG${upper}`

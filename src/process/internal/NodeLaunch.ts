@@ -138,11 +138,16 @@ export const launch = (
     const exit = Deferred.makeUnsafe<ExitStatus.ExitStatus>()
     let status: ExitStatus.ExitStatus | undefined
     let reapedAt: number | undefined
+    const stampReaped = (): number | undefined => {
+      if (status !== undefined) reapedAt ??= ProcTable.ticks()
+      return reapedAt
+    }
     child.on("exit", (code, signal) => {
-      reapedAt = ProcTable.ticks()
       status = toStatus(code, signal, options.neverDumps)
       const seen = Exit.succeed(status)
       inTurn(() => Deferred.doneUnsafe(exit, seen))
+      // The clock takes longer than all the rest, so those who wait come first. Whoever of them needs the time asks for it.
+      stampReaped()
     })
     child.on("error", () => {})
 
@@ -164,7 +169,7 @@ export const launch = (
     return Effect.succeed<Child>({
       pid,
       startTime,
-      reapedAt: () => reapedAt,
+      reapedAt: stampReaped,
       poll: Effect.sync(() => Option.fromUndefinedOr(status)),
       exit: Deferred.await(exit),
       signal: (signal) =>
