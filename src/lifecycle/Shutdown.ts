@@ -129,8 +129,6 @@ const toMillis = (input: Duration.Input): number => {
   return Duration.toMillis(Duration.fromInputUnsafe(input))
 }
 
-class Escalate extends Data.TaggedError("Escalate")<{}> {}
-
 /**
  * Makes the shutdown of a target by a policy. Nothing happens before `run`.
  *
@@ -193,7 +191,7 @@ export const make = <R, E>(
         return status !== undefined
       })
 
-      const watch = target.ended.pipe(
+      const watching = target.ended.pipe(
         Effect.map((seen) => {
           status = seen
           rouse()
@@ -201,67 +199,96 @@ export const make = <R, E>(
         Effect.forkDetach({ startImmediately: true, uninterruptible: false })
       )
       let watcher: Fiber.Fiber<void> | undefined
+      const watch: Effect.Effect<void> = Effect.suspend(() =>
+        watcher === undefined
+          ? Effect.map(watching, (fiber) => {
+            watcher = fiber
+          })
+          : Effect.void
+      )
 
-      const attempt = Effect.fnUntraced(function*(stage: Stage<R>, index: number, start: number) {
-        const began = now()
-        current = index
-        deadline = began + Duration.toMillis(stage.grace)
-        cap = deadline + Duration.toMillis(stage.maxExtension)
-        let failure: { readonly error: unknown } | undefined
-        const until = (): number => index === last ? deadline : Math.min(deadline, lastStageBy)
-        const deadlinePassed: Effect.Effect<StageReport["end"]> = Effect.flatMap(hasEnded, (ended) => {
-          if (ended) return Effect.succeed("ended" as const)
-          // More time was granted while the target was asked.
-          if (until() > now()) return wait
-          if (until() === deadline) return Effect.succeed("deadline" as const)
-          floor = last
-          return Effect.succeed("hastened" as const)
-        })
-        const wait: Effect.Effect<StageReport["end"]> = Effect.suspend(() => {
-          if (status !== undefined) return Effect.succeed("ended" as const)
-          if (failure !== undefined) {
-            return Effect.map(hasEnded, (ended) => ended ? "ended" as const : "failed" as const)
+      /**
+       * Asks for one stage and waits for how it ends; tells whether the target has ended. No generators on the way to the
+       * request: these functions belong to one shutdown, and the first call of a generator takes as long as the request.
+       */
+      const attempt = (stage: Stage<R>, index: number, start: number): Effect.Effect<boolean> =>
+        Effect.suspend(() => {
+          const began = now()
+          current = index
+          deadline = began + Duration.toMillis(stage.grace)
+          cap = deadline + Duration.toMillis(stage.maxExtension)
+          let failure: { readonly error: unknown } | undefined
+          const until = (): number => index === last ? deadline : Math.min(deadline, lastStageBy)
+          const deadlinePassed: Effect.Effect<StageReport["end"]> = Effect.flatMap(hasEnded, (ended) => {
+            if (ended) return Effect.succeed("ended" as const)
+            // More time was granted while the target was asked.
+            if (until() > now()) return wait
+            if (until() === deadline) return Effect.succeed("deadline" as const)
+            floor = last
+            return Effect.succeed("hastened" as const)
+          })
+          const wait: Effect.Effect<StageReport["end"]> = Effect.suspend(() => {
+            if (status !== undefined) return Effect.succeed("ended" as const)
+            if (failure !== undefined) {
+              return Effect.map(hasEnded, (ended) => ended ? "ended" as const : "failed" as const)
+            }
+            if (floor > index) return Effect.succeed("hastened" as const)
+            // An end at the very deadline is in time: the target is asked, whichever timer came first.
+            if (until() <= now()) return deadlinePassed
+            wake = Deferred.makeUnsafe()
+            // The deadline may have moved while we slept, so look again in either case. Timers cut fractions off, and one
+            // that is early means another round.
+            return Effect.sleep(Math.ceil(until() - now())).pipe(
+              Effect.andThen(Effect.sync(rouse)),
+              Effect.forkDetach({ startImmediately: true, uninterruptible: false }),
+              Effect.flatMap((alarm) => Effect.map(Deferred.await(wake), () => alarm.interruptUnsafe())),
+              Effect.andThen(wait)
+            )
+          })
+          // In a fiber of its own: a request that hangs, even while it is cancelled, must not hold up the next stage.
+          const request = target.request(stage.request).pipe(
+            Effect.catchCause((cause) =>
+              Effect.sync(() => {
+                failure = { error: Cause.squash(cause) }
+                rouse()
+              })
+            ),
+            Effect.forkDetach({ startImmediately: true, uninterruptible: false })
+          )
+          const finish = (end: StageReport["end"]): Effect.Effect<boolean> => {
+            const report: StageReport = {
+              name: stage.name,
+              after: Duration.millis(began - start),
+              took: Duration.millis(now() - began),
+              end,
+              ...(failure === undefined ? {} : { error: failure.error })
+            }
+            reports.push(report)
+            return Effect.as(tell({ _tag: "StageEnded", report }), end === "ended")
           }
-          if (floor > index) return Effect.succeed("hastened" as const)
-          // An end at the very deadline is in time: the target is asked, whichever timer came first.
-          if (until() <= now()) return deadlinePassed
-          wake = Deferred.makeUnsafe()
-          // The deadline may have moved while we slept, so look again in either case. Timers cut fractions off, and one
-          // that is early means another round.
-          return Deferred.await(wake).pipe(
-            Effect.timeoutOrElse({ duration: Math.ceil(until() - now()), orElse: () => Effect.void }),
-            Effect.andThen(wait)
+          return tell({ _tag: "StageStarted", stage: stage.name, grace: stage.grace }).pipe(
+            Effect.andThen(request),
+            // After the first request: nothing that can wait comes before it.
+            Effect.tap(watch),
+            Effect.flatMap((asking) => Effect.tap(wait, () => Effect.sync(() => asking.interruptUnsafe()))),
+            Effect.flatMap(finish)
           )
         })
 
-        yield* tell({ _tag: "StageStarted", stage: stage.name, grace: stage.grace })
-        // In a fiber of its own: a request that hangs, even while it is cancelled, must not hold up the next stage.
-        const request = yield* target.request(stage.request).pipe(
-          Effect.catchCause((cause) =>
-            Effect.sync(() => {
-              failure = { error: Cause.squash(cause) }
-              rouse()
-            })
-          ),
-          Effect.forkDetach({ startImmediately: true, uninterruptible: false })
-        )
-        // After the first request: nothing that can wait comes before it.
-        watcher ??= yield* watch
-        const end = yield* wait
-        request.interruptUnsafe()
-        const report: StageReport = {
-          name: stage.name,
-          after: Duration.millis(began - start),
-          took: Duration.millis(now() - began),
-          end,
-          ...(failure === undefined ? {} : { error: failure.error })
-        }
-        reports.push(report)
-        yield* tell({ _tag: "StageEnded", report })
-        return end === "ended" ? stage : yield* new Escalate()
-      })
+      /** The stage that ended the target, if one did. */
+      const climb = (from: number, start: number): Effect.Effect<Stage<R> | undefined> =>
+        Effect.suspend(() => {
+          const index = Math.max(from, floor)
+          const stage = stages[index]
+          return stage === undefined ? Effect.undefined : Effect.flatMap(
+            attempt(stage, index, start),
+            (ended) => ended ? Effect.succeed(stage) : climb(index + 1, start)
+          )
+        })
 
       const conclude = Effect.fnUntraced(function*(stage: Stage<R> | undefined, start: number) {
+        watcher?.interruptUnsafe()
+        current = -1
         const { status: found, survivors } = yield* target.remains
         const ended = status ?? Option.getOrUndefined(found)
         const common = { stages: reports, elapsed: Duration.millis(now() - start) }
@@ -274,21 +301,11 @@ export const make = <R, E>(
           : ShutdownOutcome.cases.Forced.make({ ...common, status: ended, stage: name })
       })
 
-      const ladder = (start: number): Effect.Effect<Stage<R> | undefined> =>
-        stages.reduceRight<Effect.Effect<Stage<R> | undefined>>(
-          (harsher, stage, index) =>
-            Effect.suspend(() => index < floor ? harsher : Effect.catch(attempt(stage, index, start), () => harsher)),
-          Effect.succeed(undefined)
+      const perform = (start: number): Effect.Effect<ShutdownOutcome> =>
+        hasEnded.pipe(
+          Effect.flatMap((ended) => ended ? Effect.undefined : climb(0, start)),
+          Effect.flatMap((stage) => conclude(stage, start))
         )
-
-      const climb = (start: number): Effect.Effect<ShutdownOutcome> =>
-        Effect.gen(function*() {
-          if (yield* hasEnded) return yield* conclude(undefined, start)
-          const stage = yield* ladder(start)
-          watcher?.interruptUnsafe()
-          current = -1
-          return yield* conclude(stage, start)
-        })
 
       const run = (request: ShutdownRequest = {}): Effect.Effect<ShutdownOutcome, NoSuchStage> =>
         Effect.uninterruptibleMask((restore) => {
@@ -308,7 +325,7 @@ export const make = <R, E>(
             return restore(Deferred.await(outcome))
           }
           startedAt = now()
-          return climb(startedAt).pipe(
+          return perform(startedAt).pipe(
             Effect.exit,
             Effect.map((exit) => Deferred.doneUnsafe(outcome, exit)),
             Effect.withSpan("Shutdown.run", {}, { captureStackTrace: false }),
