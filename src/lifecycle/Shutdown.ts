@@ -27,6 +27,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
+import * as Tracer from "effect/Tracer"
 import type { ExitStatus } from "./ExitStatus.ts"
 import { ShutdownOutcome, type StageReport, type Survivor } from "./ShutdownOutcome.ts"
 import type { ShutdownPolicy, Stage } from "./ShutdownPolicy.ts"
@@ -128,6 +129,14 @@ const toMillis = (input: Duration.Input): number => {
   if (Number.isNaN(input)) throw new RangeError("NaN is no duration: give a number of milliseconds")
   return Duration.toMillis(Duration.fromInputUnsafe(input))
 }
+
+/** Nobody sees a span of the native tracer, and to make one takes as long as to send the signal. */
+const traced = <A>(self: Effect.Effect<A>): Effect.Effect<A> =>
+  Effect.flatMap(
+    Effect.tracer,
+    (tracer) =>
+      tracer === Tracer.nativeTracer ? self : Effect.withSpan(self, "Shutdown.run", { captureStackTrace: false })
+  )
 
 /**
  * Makes the shutdown of a target by a policy. Nothing happens before `run`.
@@ -328,7 +337,7 @@ export const make = <R, E>(
           return perform(startedAt).pipe(
             Effect.exit,
             Effect.map((exit) => Deferred.doneUnsafe(outcome, exit)),
-            Effect.withSpan("Shutdown.run", {}, { captureStackTrace: false }),
+            traced,
             Effect.forkDetach({ startImmediately: true }),
             Effect.andThen(restore(Deferred.await(outcome)))
           )
