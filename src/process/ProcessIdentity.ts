@@ -3,7 +3,10 @@
  *
  * @since 0.1.0
  */
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
+import * as ProcessHost from "./ProcessHost.ts"
 
 /**
  * A process, told apart from every other one that has had or will have the same pid: the boot it runs in
@@ -60,3 +63,41 @@ export const equals = (self: ProcessIdentity, that: ProcessIdentity): boolean =>
  * @since 0.1.0
  */
 export const format = (self: ProcessIdentity): string => `${self.pid}@${self.startTime}`
+
+/**
+ * The identity of this process.
+ *
+ * ```ts import.meta.vitest
+ * import { NodeProcessHost, ProcessIdentity } from "effect-microvm-runtime/process"
+ * import * as Effect from "effect/Effect"
+ * const program = Effect.flatMap(ProcessIdentity.self, ProcessIdentity.isAlive)
+ * await Effect.runPromise(Effect.provide(program, NodeProcessHost.layer)) // => true
+ * ```
+ *
+ * @category constructors
+ * @since 0.2.0
+ */
+export const self: Effect.Effect<ProcessIdentity, never, ProcessHost.ProcessHost> = Effect.gen(function*() {
+  const host = yield* ProcessHost.ProcessHost
+  const info = yield* host.inspect(host.self)
+  return make({
+    bootId: host.bootId,
+    pid: host.self,
+    startTime: Option.match(info, { onNone: () => 0, onSome: ({ startTime }) => startTime })
+  })
+})
+
+/**
+ * Does it still run? One of another boot does not, nor does one that only waits to be reaped.
+ *
+ * @category guards
+ * @since 0.2.0
+ */
+export const isAlive: (
+  identity: ProcessIdentity
+) => Effect.Effect<boolean, never, ProcessHost.ProcessHost> = Effect.fnUntraced(function*(identity) {
+  const host = yield* ProcessHost.ProcessHost
+  if (identity.bootId !== host.bootId) return false
+  const info = yield* host.inspect(identity.pid)
+  return Option.isSome(info) && info.value.startTime === identity.startTime && ProcessHost.isAlive(info.value)
+})
