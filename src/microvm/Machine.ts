@@ -29,7 +29,14 @@ import type * as MachineEnd from "./MachineEnd.ts"
 import * as MachineSpec from "./MachineSpec.ts"
 import * as MachineState from "./MachineState.ts"
 import * as MicroVmError from "./MicroVmError.ts"
-import { type Capabilities, type MachineRequest, MicroVmProvider, type Vmm } from "./MicroVmProvider.ts"
+import {
+  type Capabilities,
+  type LaunchOptions as ProviderLaunchOptions,
+  type MachineRequest,
+  MicroVmProvider,
+  type Vmm
+} from "./MicroVmProvider.ts"
+import * as Snapshot from "./Snapshot.ts"
 
 /**
  * A stage that the backend knows nothing of, put before the policy's own: the guest's agent is asked to power off. Its
@@ -60,8 +67,8 @@ export interface ShutdownOptions {
  * A launched machine.
  *
  * Operations on it run one at a time, in the order of their calls; a shutdown waits for none of them. One that has
- * begun is carried through when its caller is interrupted, and fails with `OperationFailed` when the machine ends under
- * it. One that has worked is a success, also where a shutdown that began meanwhile has set another state.
+ * begun is carried through when its caller is interrupted (but `save`), and fails with `OperationFailed` when the machine
+ * ends under it. One that has worked is a success, also where a shutdown that began meanwhile has set another state.
  *
  * @category models
  * @since 0.1.0
@@ -82,8 +89,12 @@ export interface Machine {
   readonly pause: Effect.Effect<void, MicroVmError.MicroVmError>
   /** `paused` → `running`. */
   readonly resume: Effect.Effect<void, MicroVmError.MicroVmError>
-  /** Keeps the machine as it is now under a name: letters, digits, `.`, `_`, `-`, and no `..`. */
-  readonly snapshot: (name: string) => Effect.Effect<void, MicroVmError.MicroVmError>
+  /**
+   * Writes the machine as it is now into an empty directory, for a `SnapshotStore`. A guest that runs stands still
+   * meanwhile, and goes on after it, also after a failure or an interruption, which breaks it off. When it cannot go on,
+   * that is the failure, and the machine is `paused`.
+   */
+  readonly save: (directory: string) => Effect.Effect<Snapshot.Saved, MicroVmError.MicroVmError>
   /** The host's end of a byte channel that the spec names. */
   readonly channel: (name: string) => Effect.Effect<Socket.Socket, MicroVmError.MicroVmError>
   /** The serial console from now to the end. Each run is a view of its own; a slow reader loses the oldest. */
@@ -134,6 +145,11 @@ export const defaultPolicy = (
  * @since 0.1.0
  */
 export interface LaunchOptions {
+  /**
+   * Is the machine to be saved once, for others to be restored from that often? Saving it takes longer, restoring is
+   * quicker. Default false.
+   */
+  readonly template?: boolean | undefined
   /** How the machine ends when its scope closes, and when `shutdown` is given no other. Default `defaultPolicy`. */
   readonly policy?: ShutdownPolicy.ShutdownPolicy<MachineRequest> | undefined
 }
@@ -165,26 +181,73 @@ export const launch: (
   options?: LaunchOptions
 ) => Effect.Effect<Machine, MicroVmError.MicroVmError, MicroVmProvider | Scope.Scope> = Effect.fn("Machine.launch")(
   (wanted: MachineSpec.MachineSpec, options: LaunchOptions = {}) =>
-    Effect.uninterruptibleMask((restore) =>
-      Effect.gen(function*() {
-        const provider = yield* MicroVmProvider
-        // A type is a promise; what reaches a command line is checked.
-        const spec = yield* MachineSpec.decode(wanted)
-        yield* Effect.fromResult(provider.plan(spec))
-        const scope = yield* Scope.fork(yield* Effect.scope)
-        const life = yield* makeLife()
-        yield* Scope.addFinalizer(scope, life.release)
-        const vmm = yield* restore(provider.launch(spec)).pipe(
-          Scope.provide(scope),
-          Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
-        )
-        const machine = yield* fromVmm(spec, provider, vmm, life, options)
-        yield* Effect.forkIn(machine.ended, scope, { startImmediately: true })
-        yield* Scope.addFinalizer(scope, endUnattended(machine))
-        return machine
-      })
-    )
+    // A type is a promise; what reaches a command line is checked.
+    Effect.flatMap(MachineSpec.decode(wanted), (spec) => bringUp(spec, { template: options.template }, options))
 )
+
+/**
+ * Brings up a machine that goes on where a snapshot was made, up to `paused`: resume it when you want it to run. It has an
+ * id of its own; all else is as in the snapshot, down to what the guest has in its memory. So nothing that must be unique
+ * is, and its clock is late, until it was told otherwise: see the folder `warm`.
+ *
+ * Fails with `SnapshotUnusable` before anything is done when the snapshot was made for another backend or host.
+ *
+ * ```ts import.meta.vitest
+ * import { Machine, MachineSpec, MemoryProvider, Snapshot, SnapshotStore } from "effect-microvm-runtime/microvm"
+ * import * as Effect from "effect/Effect"
+ * const program = Effect.scoped(Effect.gen(function*() {
+ *   const store = yield* SnapshotStore.SnapshotStore
+ *   const machine = yield* Machine.launch(yield* MachineSpec.decode({ id: "web-1", kernel: "/boot/vmlinux" }))
+ *   yield* machine.start
+ *   const snapshot = yield* store.add({ kind: "saved", spec: Snapshot.specOf(machine.spec) }, machine.save)
+ *   const clone = yield* Machine.restore("web-2", snapshot)
+ *   return yield* clone.state
+ * }))
+ * await Effect.runPromise(program.pipe(Effect.provide(MemoryProvider.layer))) // => "paused"
+ * ```
+ *
+ * @category constructors
+ * @since 0.2.0
+ */
+export const restore: (
+  id: MachineSpec.MachineId,
+  snapshot: Snapshot.Snapshot,
+  options?: Omit<LaunchOptions, "template">
+) => Effect.Effect<Machine, MicroVmError.MicroVmError, MicroVmProvider | Scope.Scope> = Effect.fn("Machine.restore")(
+  function*(id: MachineSpec.MachineId, snapshot: Snapshot.Snapshot, options: LaunchOptions = {}) {
+    const provider = yield* MicroVmProvider
+    const { backend, capabilities } = provider
+    if (!capabilities.snapshot) {
+      const remedy = "choose another backend, or boot the machine"
+      return yield* MicroVmError.fail(new MicroVmError.Unsupported({ operation: "restore", backend, remedy }))
+    }
+    const { platform, spec } = snapshot.manifest
+    const why = Snapshot.differences(platform, yield* Effect.fromResult(provider.platform(spec)))
+    if (why.length > 0) {
+      return yield* MicroVmError.fail(new MicroVmError.SnapshotUnusable({ snapshot: snapshot.id, why }))
+    }
+    return yield* bringUp(yield* MachineSpec.decode({ ...spec, id }), { from: snapshot }, options)
+  }
+)
+
+const bringUp = (spec: MachineSpec.MachineSpec, how: ProviderLaunchOptions, options: LaunchOptions) =>
+  Effect.uninterruptibleMask((unmask) =>
+    Effect.gen(function*() {
+      const provider = yield* MicroVmProvider
+      yield* Effect.fromResult(provider.plan(spec, how))
+      const scope = yield* Scope.fork(yield* Effect.scope)
+      const life = yield* makeLife(how.from === undefined ? "created" : "paused")
+      yield* Scope.addFinalizer(scope, life.release)
+      const vmm = yield* unmask(provider.launch(spec, how)).pipe(
+        Scope.provide(scope),
+        Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
+      )
+      const machine = yield* fromVmm(spec, provider, vmm, life, options)
+      yield* Effect.forkIn(machine.ended, scope, { startImmediately: true })
+      yield* Scope.addFinalizer(scope, endUnattended(machine))
+      return machine
+    })
+  )
 
 /** Nobody is there to be told what is left, so it goes to the log. */
 const endUnattended = (machine: Machine): Effect.Effect<void> =>
@@ -208,47 +271,77 @@ const fromVmm = Effect.fnUntraced(function*(
   const ended = Effect.tap(vmm.ended, life.settle)
   const poll = Effect.tap(vmm.poll, Option.match({ onNone: () => Effect.void, onSome: life.settle }))
   // What the guest does, whatever the state says: "stopping" hides whether it can hear.
-  let guest: "asleep" | "awake" | "paused" = "asleep"
+  let guest: "asleep" | "awake" | "paused" = life.state() === "paused" ? "paused" : "asleep"
   const turn = yield* Semaphore.make(1)
 
-  const operate = (
-    operation: "start" | "pause" | "resume" | "snapshot",
-    supported: boolean,
-    action: Effect.Effect<void, MicroVmError.MicroVmError>
-  ): Effect.Effect<void, MicroVmError.MicroVmError> => {
-    const attempt = Effect.gen(function*() {
+  /** Fails where the state or the backend does not allow it; else the answer is the state after it. */
+  const allow = (operation: MachineState.Operation, supported: boolean) =>
+    Effect.suspend(() => {
       const from = life.state()
       const to = MachineState.next(from, operation)
       // A handle has one life: what starts a machine anew is another launch.
       if (Option.isNone(to) || MachineState.isOver(from)) {
         const goal = MachineState.goals[operation]
-        return yield* MicroVmError.fail(new MicroVmError.InvalidTransition({ id, from, to: goal }))
+        return MicroVmError.fail(new MicroVmError.InvalidTransition({ id, from, to: goal }))
       }
       if (!supported) {
         const remedy = "choose another backend, or do without"
-        return yield* MicroVmError.fail(new MicroVmError.Unsupported({ operation, backend, remedy }))
+        return MicroVmError.fail(new MicroVmError.Unsupported({ operation, backend, remedy }))
       }
-      const lost = Effect.mapError(
+      return Effect.succeed(to.value)
+    })
+  /** Fails when the machine ends under it. */
+  const whileThere = <A>(operation: MachineState.Operation, action: Effect.Effect<A, MicroVmError.MicroVmError>) =>
+    Effect.raceFirst(
+      action,
+      Effect.mapError(
         life.gone,
         (cause) => MicroVmError.make(new MicroVmError.OperationFailed({ id, operation, cause }))
       )
-      yield* Effect.raceFirst(action, lost)
-      if (to.value === "running") guest = "awake"
-      if (to.value === "paused") guest = "paused"
-      // A shutdown may have begun meanwhile, or the machine have ended: that state stands.
-      if (life.state() === from && to.value !== from) yield* life.enter(to.value)
+    )
+  /** A shutdown may have begun meanwhile, or the machine have ended: that state stands. */
+  const move = (from: MachineState.MachineState, to: MachineState.MachineState) =>
+    Effect.suspend(() => life.state() === from ? life.enter(to) : Effect.void)
+
+  const operate = (
+    operation: "start" | "pause" | "resume",
+    supported: boolean,
+    action: Effect.Effect<void, MicroVmError.MicroVmError>
+  ): Effect.Effect<void, MicroVmError.MicroVmError> => {
+    const attempt = Effect.gen(function*() {
+      const from = life.state()
+      const to = yield* allow(operation, supported)
+      yield* whileThere(operation, action)
+      guest = to === "paused" ? "paused" : "awake"
+      yield* move(from, to)
     })
     // A caller may leave, but what has begun must not stop half-way, so it has a fiber of its own.
-    return Effect.uninterruptibleMask((restore) =>
+    return Effect.uninterruptibleMask((unmask) =>
       turn.withPermit(Effect.uninterruptible(attempt)).pipe(
         Effect.forkDetach({ startImmediately: true, uninterruptible: false }),
         Effect.flatMap((fiber) =>
-          restore(Fiber.join(fiber)).pipe(Effect.onInterrupt(() => Effect.sync(() => fiber.interruptUnsafe())))
+          unmask(Fiber.join(fiber)).pipe(Effect.onInterrupt(() => Effect.sync(() => fiber.interruptUnsafe())))
         ),
         Effect.withSpan(`Machine.${operation}`)
       )
     )
   }
+
+  const save = Effect.fn("Machine.save")((directory: string) =>
+    turn.withPermit(Effect.uninterruptibleMask((unmask) =>
+      Effect.gen(function*() {
+        yield* allow("snapshot", capabilities.snapshot)
+        const write = unmask(whileThere("snapshot", vmm.save(directory)))
+        if (guest !== "awake") return yield* write
+        yield* whileThere("snapshot", vmm.pause)
+        guest = "paused"
+        const saved = yield* Effect.exit(write)
+        yield* Effect.onError(whileThere("snapshot", vmm.resume), () => move("running", "paused"))
+        guest = "awake"
+        return yield* saved
+      })
+    ))
+  )
 
   const wake = turn.withPermit(Effect.gen(function*() {
     if (guest !== "paused") return
@@ -324,8 +417,7 @@ const fromVmm = Effect.fnUntraced(function*(
     start: operate("start", true, vmm.start),
     pause: operate("pause", capabilities.pause, vmm.pause),
     resume: operate("resume", capabilities.pause, vmm.resume),
-    snapshot: (name) =>
-      operate("snapshot", capabilities.snapshot, Effect.andThen(checkSnapshotName(name), vmm.snapshot(name))),
+    save,
     channel: vmm.channel,
     console: vmm.console,
     consoleTail: vmm.consoleTail,
@@ -335,10 +427,3 @@ const fromVmm = Effect.fnUntraced(function*(
     extendShutdown: (by) => ladder === undefined ? Effect.succeed(Duration.zero) : ladder.shutdown.extend(by)
   }
 })
-
-const checkSnapshotName = (name: string): Effect.Effect<void, MicroVmError.MicroVmError> => {
-  if (/^(?!.*\.\.)[A-Za-z0-9._-]{1,64}$/.test(name)) return Effect.void
-  const remedy = "give 1 to 64 letters, digits, \".\", \"_\" and \"-\", without \"..\""
-  const faults = [{ field: "snapshot", value: name, remedy }]
-  return MicroVmError.fail(new MicroVmError.InvalidSpec({ faults }))
-}

@@ -3,11 +3,12 @@
  *
  * ```
  *   (none) ▸ creating ▸ created          create
+ *   (none) ▸ creating ▸ paused           restore, from a snapshot
  *   created ▸ running ⇄ paused           start; pause and resume
  *   running, paused ▸ stopping ▸ stopped stop
  *   any ▸ stopped                        the guest powers off or reboots
  *   any ▸ crashed                        any other end that nobody asked for
- *   stopped, crashed ▸ running           start: the machine boots afresh
+ *   stopped, crashed ▸ running           start: the machine boots afresh, or is restored again
  *   any ▸ destroyed                      destroy
  * ```
  *

@@ -11,6 +11,7 @@ import type { Signal } from "../lifecycle/Signal.ts"
 import type { MachineId, MachineSpec } from "./MachineSpec.ts"
 import type { MicroVmError } from "./MicroVmError.ts"
 import type { MachineRequest } from "./MicroVmProvider.ts"
+import type * as Snapshot from "./Snapshot.ts"
 
 /**
  * One life of a machine, from within. Everything that ends it does so at once, whatever the machine does just then;
@@ -25,6 +26,8 @@ export interface MemoryGuest {
   readonly spec: MachineSpec
   /** Which launch of the backend this is, from 1. */
   readonly life: number
+  /** What its programs remember: a snapshot holds a copy, and so has each machine that is restored from it. */
+  readonly memory: Map<string, string>
   readonly powerOff: Effect.Effect<void>
   readonly reboot: Effect.Effect<void>
   /** The kernel panics; without `panicDetection` it looks like a reboot. */
@@ -56,7 +59,7 @@ export interface Script {
   readonly start?: Effect.Effect<void, unknown> | undefined
   readonly pause?: Effect.Effect<void, unknown> | undefined
   readonly resume?: Effect.Effect<void, unknown> | undefined
-  readonly snapshot?: Effect.Effect<void, unknown> | undefined
+  readonly save?: Effect.Effect<void, unknown> | undefined
   /** What a request does; the default is `obey`. For a late effect use `guest.background`. */
   readonly request?: ((request: MachineRequest, guest: MemoryGuest) => Effect.Effect<void, unknown>) | undefined
   /**
@@ -64,6 +67,11 @@ export interface Script {
    * failure is a kernel panic; an end leaves the machine running.
    */
   readonly program?: ((guest: MemoryGuest) => Effect.Effect<void, unknown>) | undefined
+  /**
+   * The program of a guest that was restored, from its first resume on. Default: `program`, from its beginning, with the
+   * memory that the snapshot holds.
+   */
+  readonly restored?: ((guest: MemoryGuest) => Effect.Effect<void, unknown>) | undefined
   /** What it takes to release the machine's resources. */
   readonly release?: Effect.Effect<void> | undefined
   /** What is still there after the end. */
@@ -71,12 +79,13 @@ export interface Script {
 }
 
 /**
- * The steps of a launch, in order: the id is claimed, the monitor is spawned, its channels are connected.
+ * The steps of a launch, in order: the id is claimed, the monitor is spawned, its channels are connected; the snapshot is
+ * loaded, if there is one.
  *
  * @category models
  * @since 0.1.0
  */
-export type LaunchStep = "claim" | "spawn" | "connect"
+export type LaunchStep = "claim" | "spawn" | "connect" | "restore"
 
 /**
  * Something that happened at the backend: a call (`"start"`, `"Kill"`), a step of a launch, `"launched"`, `"ended"`,
@@ -119,6 +128,10 @@ export class MemoryDriver extends Context.Service<MemoryDriver, {
   readonly script: (id: string, script: Script) => Effect.Effect<void>
   /** The latest life of a machine by the id it was launched with; fails with `MachineNotFound` when there was none. */
   readonly guest: (id: MachineId) => Effect.Effect<MemoryGuest, MicroVmError>
+  /** Is part of what snapshots need from now on: as if the host had become another one. Default nothing. */
+  readonly platform: (platform: Snapshot.Platform) => Effect.Effect<void>
+  /** The store finds this snapshot unusable from now on. Fails with `SnapshotNotFound` when there is none. */
+  readonly corrupt: (nameOrId: string, why: string) => Effect.Effect<void, MicroVmError>
   /** All that happened so far, oldest first. Kept as long as the layer. */
   readonly events: Effect.Effect<ReadonlyArray<MemoryEvent>>
   /** The lives whose resources are not released yet. */

@@ -8,20 +8,22 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { makeMemoryHost } from "./internal/memoryHost.ts"
+import { makeMemoryStore } from "./internal/memoryStore.ts"
 import { MemoryDriver } from "./MemoryDriver.ts"
 import { type Capabilities, MicroVmProvider } from "./MicroVmProvider.ts"
+import { SnapshotStore } from "./SnapshotStore.ts"
 
 /**
  * @category options
  * @since 0.1.0
  */
 export interface Options {
-  /** Default: all. */
+  /** Default: all. Without `pause` there is no `snapshot` either. */
   readonly capabilities?: Partial<Capabilities> | undefined
 }
 
 /**
- * The in-memory backend and its driver, with some capabilities turned off.
+ * The in-memory backend, a store for its snapshots and the driver of both, with some capabilities turned off.
  *
  * ```ts import.meta.vitest
  * import { Machine, MachineSpec, MemoryProvider } from "effect-microvm-runtime/microvm"
@@ -38,21 +40,20 @@ export interface Options {
  * @category layers
  * @since 0.1.0
  */
-export const layerWith = (options: Options): Layer.Layer<MicroVmProvider | MemoryDriver> =>
+export const layerWith = (options: Options): Layer.Layer<MicroVmProvider | SnapshotStore | MemoryDriver> =>
   Layer.effectContext(Effect.sync(() => {
-    const host = makeMemoryHost({
-      pause: true,
-      snapshot: true,
-      rename: true,
-      powerButton: true,
-      panicDetection: true,
-      ...options.capabilities
-    })
-    return Context.make(MicroVmProvider, host.provider).pipe(Context.add(MemoryDriver, host.driver))
+    const { pause = true, snapshot = true, ...others } = options.capabilities ?? {}
+    const capabilities = { pause, snapshot: pause && snapshot, rename: true, powerButton: true, panicDetection: true }
+    const host = makeMemoryHost({ ...capabilities, ...others })
+    const { corrupt, store } = makeMemoryStore()
+    return Context.make(MicroVmProvider, host.provider).pipe(
+      Context.add(SnapshotStore, store),
+      Context.add(MemoryDriver, { ...host.driver, corrupt })
+    )
   }))
 
 /**
- * The in-memory backend and its driver.
+ * The in-memory backend, a store for its snapshots and the driver of both.
  *
  * ```ts import.meta.vitest
  * import { Machine, MachineSpec, MemoryDriver, MemoryProvider } from "effect-microvm-runtime/microvm"
@@ -70,4 +71,4 @@ export const layerWith = (options: Options): Layer.Layer<MicroVmProvider | Memor
  * @category layers
  * @since 0.1.0
  */
-export const layer: Layer.Layer<MicroVmProvider | MemoryDriver> = layerWith({})
+export const layer: Layer.Layer<MicroVmProvider | SnapshotStore | MemoryDriver> = layerWith({})

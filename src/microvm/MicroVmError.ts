@@ -62,17 +62,14 @@ export class InvalidTransition extends Data.TaggedError("InvalidTransition")<{
 }
 
 /**
- * The machine has a snapshot of this name already.
+ * Another snapshot has this name.
  *
  * @category reasons
  * @since 0.1.0
  */
-export class SnapshotAlreadyExists extends Data.TaggedError("SnapshotAlreadyExists")<{
-  readonly id: string
-  readonly snapshot: string
-}> {
+export class SnapshotAlreadyExists extends Data.TaggedError("SnapshotAlreadyExists")<{ readonly snapshot: string }> {
   override get message(): string {
-    return `Machine "${this.id}" already has a snapshot "${this.snapshot}"`
+    return `A snapshot "${this.snapshot}" already exists: choose another name, or remove that one first`
   }
 }
 
@@ -82,12 +79,41 @@ export class SnapshotAlreadyExists extends Data.TaggedError("SnapshotAlreadyExis
  * @category reasons
  * @since 0.1.0
  */
-export class SnapshotNotFound extends Data.TaggedError("SnapshotNotFound")<{
-  readonly id: string
+export class SnapshotNotFound extends Data.TaggedError("SnapshotNotFound")<{ readonly snapshot: string }> {
+  override get message(): string {
+    return `There is no snapshot "${this.snapshot}"`
+  }
+}
+
+/**
+ * The snapshot must not be loaded: it is not what it was when it was made, or it was made for another host. Every reason
+ * is told.
+ *
+ * @category reasons
+ * @since 0.2.0
+ */
+export class SnapshotUnusable extends Data.TaggedError("SnapshotUnusable")<{
   readonly snapshot: string
+  readonly why: ReadonlyArray<string>
 }> {
   override get message(): string {
-    return `Machine "${this.id}" has no snapshot "${this.snapshot}"`
+    return `Snapshot "${this.snapshot}" cannot be used: ${this.why.join("; ")}. Remove it and make it anew`
+  }
+}
+
+/**
+ * Snapshots cannot be kept or looked up there.
+ *
+ * @category reasons
+ * @since 0.2.0
+ */
+export class StoreFailed extends Data.TaggedError("StoreFailed")<{
+  readonly path: string
+  readonly why: string
+  readonly cause?: unknown
+}> {
+  override get message(): string {
+    return `Snapshots cannot be kept in ${this.path}: ${this.why}`
   }
 }
 
@@ -138,7 +164,45 @@ const show = (value: unknown): string => {
 export class InvalidSpec extends Data.TaggedError("InvalidSpec")<{ readonly faults: ReadonlyArray<Fault> }> {
   override get message(): string {
     const faults = this.faults.map(({ field, remedy, value }) => `${field} is ${show(value)}: ${remedy}`)
-    return `Invalid machine: ${faults.join("; ")}`
+    return `Not possible: ${faults.join("; ")}`
+  }
+}
+
+/**
+ * A pool was asked for that cannot be; every fault at once.
+ *
+ * @category reasons
+ * @since 0.2.0
+ */
+export class InvalidPool extends Data.TaggedError("InvalidPool")<{ readonly faults: ReadonlyArray<Fault> }> {
+  override get message(): string {
+    const faults = this.faults.map(({ field, remedy, value }) => `${field} is ${show(value)}: ${remedy}`)
+    return `Invalid pool: ${faults.join("; ")}`
+  }
+}
+
+/**
+ * The pool hands out no more: it was drained, or its scope was closed.
+ *
+ * @category reasons
+ * @since 0.2.0
+ */
+export class PoolClosed extends Data.TaggedError("PoolClosed") {
+  override get message(): string {
+    return "The pool of machines is closed: take from it before it is drained and while its scope is open"
+  }
+}
+
+/**
+ * Machines that a pool had started for a taker were not fit for use, one after the other.
+ *
+ * @category reasons
+ * @since 0.2.0
+ */
+export class MachinesUnfit extends Data.TaggedError("MachinesUnfit")<{ readonly tried: number }> {
+  override get message(): string {
+    return `${this.tried} machines in a row had ended or were unhealthy as soon as they were ready: ` +
+      "look at their consoles, and at the pool's check"
   }
 }
 
@@ -227,8 +291,13 @@ export type Reason =
   | InvalidTransition
   | SnapshotAlreadyExists
   | SnapshotNotFound
+  | SnapshotUnusable
+  | StoreFailed
   | Unsupported
   | InvalidSpec
+  | InvalidPool
+  | PoolClosed
+  | MachinesUnfit
   | BackendUnavailable
   | LaunchFailed
   | OperationFailed

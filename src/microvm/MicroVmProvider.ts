@@ -14,6 +14,7 @@ import type { Remains } from "../lifecycle/Shutdown.ts"
 import type { MachineEnd } from "./MachineEnd.ts"
 import type { MachineSpec } from "./MachineSpec.ts"
 import type { MicroVmError } from "./MicroVmError.ts"
+import type * as Snapshot from "./Snapshot.ts"
 
 /**
  * What a backend can do beyond the least.
@@ -24,6 +25,7 @@ import type { MicroVmError } from "./MicroVmError.ts"
 export interface Capabilities {
   /** Can it stop the guest's processors and set them going again? */
   readonly pause: boolean
+  /** Can it write a machine down, and restore machines from that? Only one that has `pause` can. */
   readonly snapshot: boolean
   /** Is nothing of a machine named after its id, so that a machine can be given another while it is there? */
   readonly rename: boolean
@@ -60,7 +62,24 @@ export interface LaunchPlan {
 export type MachineRequest = "PowerButton" | "Terminate" | "Kill"
 
 /**
- * One launched machine, as a backend hands it over: its monitor is up, its guest has not run yet.
+ * How a machine is to be brought up.
+ *
+ * @category options
+ * @since 0.2.0
+ */
+export interface LaunchOptions {
+  /** The machine goes on from this snapshot: it is handed over paused. Default: it boots. */
+  readonly from?: Snapshot.Snapshot | undefined
+  /**
+   * Its snapshots are to be restored from often: they may take longer to make, so that machines that are restored from one
+   * are up sooner and share memory. Default false.
+   */
+  readonly template?: boolean | undefined
+}
+
+/**
+ * One launched machine, as a backend hands it over: its monitor is up, its guest has not run yet, or stands where its
+ * snapshot was made.
  *
  * A backend need not check the order of calls: `Machine` does. All effects must be interruptible. `request` is also
  * called while the scope of the launch closes: a fiber that is forked into it then does not run.
@@ -69,11 +88,15 @@ export type MachineRequest = "PowerButton" | "Terminate" | "Kill"
  * @since 0.1.0
  */
 export interface Vmm {
-  /** Sets the guest going. Called once at most with success. */
+  /** Sets a guest going that boots. Called once at most with success. */
   readonly start: Effect.Effect<void, MicroVmError>
   readonly pause: Effect.Effect<void, MicroVmError>
   readonly resume: Effect.Effect<void, MicroVmError>
-  readonly snapshot: (name: string) => Effect.Effect<void, MicroVmError>
+  /**
+   * Writes the machine into an empty directory. The guest stands still when this is called, and after it, also when it has
+   * failed or was interrupted; then nothing writes there any more, and it can go on as if nothing had happened.
+   */
+  readonly save: (directory: string) => Effect.Effect<Snapshot.Saved, MicroVmError>
   /** Waits until all that `Kill` reaches is gone. */
   readonly ended: Effect.Effect<MachineEnd>
   /** Has it ended by now? Must not wait. */
@@ -103,10 +126,12 @@ export class MicroVmProvider extends Context.Service<MicroVmProvider, {
   readonly backend: string
   readonly capabilities: Capabilities
   /** What `launch` would do. Fails where it would be sure to, with `InvalidSpec` or `Unsupported`. */
-  readonly plan: (spec: MachineSpec) => Result.Result<LaunchPlan, MicroVmError>
+  readonly plan: (spec: MachineSpec, options?: LaunchOptions) => Result.Result<LaunchPlan, MicroVmError>
+  /** What a snapshot must have been made for, to be loaded here as a machine of this spec. */
+  readonly platform: (spec: Snapshot.Spec) => Result.Result<Snapshot.Platform, MicroVmError>
   /**
    * Claims all resources in the scope and brings the monitor up. Closing the scope kills whatever is left of it and
    * releases everything; after a failure or an interruption nothing is left.
    */
-  readonly launch: (spec: MachineSpec) => Effect.Effect<Vmm, MicroVmError, Scope.Scope>
+  readonly launch: (spec: MachineSpec, options?: LaunchOptions) => Effect.Effect<Vmm, MicroVmError, Scope.Scope>
 }>()("effect-microvm-runtime/microvm/MicroVmProvider") {}

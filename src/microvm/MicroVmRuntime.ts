@@ -6,7 +6,8 @@
  * once exactly one does.
  *
  * ```
- *   create ▸ start ▸ pause ▸ resume ▸ snapshot ▸ rename   one at a time for each machine, in the order of the calls
+ *   create, restore ▸ start ▸ pause ▸ resume ▸ snapshot ▸ rename
+ *                                                         one at a time for each machine, in the order of the calls
  *   stop, destroy                                         at once: they wait for nothing that may hang
  *   get, list, listSnapshots                              at once
  * ```
@@ -24,13 +25,14 @@ import type { NoSuchStage } from "../lifecycle/Shutdown.ts"
 import * as ShutdownOutcome from "../lifecycle/ShutdownOutcome.ts"
 import type { ShutdownPolicyError } from "../lifecycle/ShutdownPolicy.ts"
 import { type Entry, giveUp, type Life, makeEntry, makeLauncher, release, stateOf } from "./internal/lives.ts"
-import { once } from "./internal/once.ts"
 import type * as Machine from "./Machine.ts"
 import type { MachineEnd } from "./MachineEnd.ts"
 import * as MachineSpec from "./MachineSpec.ts"
 import * as MachineState from "./MachineState.ts"
 import * as MicroVmError from "./MicroVmError.ts"
 import { MicroVmProvider } from "./MicroVmProvider.ts"
+import * as Snapshot from "./Snapshot.ts"
+import { SnapshotStore } from "./SnapshotStore.ts"
 
 /**
  * What is known of a machine.
@@ -55,9 +57,22 @@ export interface MachineView {
  * @category options
  * @since 0.1.0
  */
-export interface Options extends Machine.LaunchOptions {
+export interface Options extends Omit<Machine.LaunchOptions, "template"> {
   /** How many destroyed machines are remembered, the latest ones. Default 64. */
   readonly retain?: number | undefined
+}
+
+/**
+ * @category options
+ * @since 0.2.0
+ */
+export interface RestoreOptions {
+  /** The id of the new machine; it must be free. */
+  readonly id: string
+  /** The name or the id of a snapshot in the store, or one of a machine that is known here. */
+  readonly snapshot: string | { readonly machine: string; readonly name: string }
+  /** Is it to run, rather than to stay paused? Default true. */
+  readonly resume?: boolean | undefined
 }
 
 type StopError = MicroVmError.MicroVmError | NoSuchStage | ShutdownPolicyError
@@ -77,12 +92,29 @@ export class MicroVmRuntime extends Context.Service<MicroVmRuntime, {
   readonly create: (
     options: MachineSpec.MachineSpecOptions
   ) => Effect.Effect<MachineView, MicroVmError.MicroVmError>
-  /** Sets the guest going. A machine that is `stopped` or `crashed` is launched afresh from its spec. */
+  /**
+   * Sets the guest going. A machine that is `stopped` or `crashed` is launched afresh from its spec; one that was restored
+   * is restored anew, from the same snapshot.
+   */
   readonly start: (id: string) => Effect.Effect<void, MicroVmError.MicroVmError>
   readonly pause: (id: string) => Effect.Effect<void, MicroVmError.MicroVmError>
   readonly resume: (id: string) => Effect.Effect<void, MicroVmError.MicroVmError>
-  /** The name must be new to the machine; it is listed once the snapshot is made. */
+  /**
+   * Keeps the machine as it is now in the store, as a `saved` snapshot with the labels `machine` and `name`. The name must
+   * be new to the machine; it is listed once the snapshot is made, and means nothing to the store, which finds it by its
+   * id. An interruption breaks it off, and nothing is kept.
+   */
   readonly snapshot: (id: string, name: string) => Effect.Effect<void, MicroVmError.MicroVmError>
+  /**
+   * Makes another machine from a snapshot: `running`, or `paused`. What is wrong with the snapshot is said before the id is
+   * taken; after a failure or an interruption nothing is left of the machine, and the id is free again.
+   */
+  readonly restore: (options: RestoreOptions) => Effect.Effect<MachineView, MicroVmError.MicroVmError>
+  /**
+   * Deletes a snapshot of a machine, also of a destroyed one: its snapshots stay until then. Machines that were restored
+   * from it go on, but do not start again.
+   */
+  readonly removeSnapshot: (id: string, name: string) => Effect.Effect<void, MicroVmError.MicroVmError>
   /** Ends the machine by stages and releases what it held; it can be started again. Joins a stop that runs. */
   readonly stop: (
     id: string,
@@ -116,12 +148,13 @@ export class MicroVmRuntime extends Context.Service<MicroVmRuntime, {
  */
 export const make = Effect.fnUntraced(function*(
   options: Options = {}
-): Effect.fn.Return<MicroVmRuntime["Service"], never, MicroVmProvider | Scope.Scope> {
+): Effect.fn.Return<MicroVmRuntime["Service"], never, MicroVmProvider | SnapshotStore | Scope.Scope> {
   const { retain = 64 } = options
   const provider = yield* MicroVmProvider
+  const store = yield* SnapshotStore
   const entries = new Map<MachineSpec.MachineId, Entry>()
   const buried: Array<Entry> = []
-  const launch = yield* makeLauncher(provider, options)
+  const launch = yield* makeLauncher(provider, store, options)
 
   const find = (id: string): Effect.Effect<Entry, MicroVmError.MicroVmError> =>
     Effect.suspend(() => {
@@ -135,9 +168,18 @@ export const make = Effect.fnUntraced(function*(
       spec: entry.spec,
       backend: provider.backend,
       pid: entry.life === undefined ? Option.none() : entry.life.machine.pid,
-      snapshots: entry.snapshots,
+      snapshots: [...entry.snapshots.keys()],
       end: entry.end
     }))
+
+  /** The id of a snapshot by its name. */
+  const named = (entry: Entry, name: string): Effect.Effect<string, MicroVmError.MicroVmError> =>
+    Effect.suspend(() => {
+      const found = entry.snapshots.get(name)
+      return found === undefined
+        ? MicroVmError.fail(new MicroVmError.SnapshotNotFound({ snapshot: name }))
+        : Effect.succeed(found)
+    })
 
   const refuse = (entry: Entry, operation: MachineState.Operation) =>
     Effect.flatMap(
@@ -172,34 +214,53 @@ export const make = Effect.fnUntraced(function*(
       entry.life === undefined ? refuse(entry, operation) : use(entry.life.machine, entry.life)
     )
 
-  const create = Effect.fn("MicroVmRuntime.create")(function*(wanted: MachineSpec.MachineSpecOptions) {
-    const spec = yield* MachineSpec.decode(wanted)
-    yield* Effect.fromResult(provider.plan(spec))
-    return yield* Effect.uninterruptibleMask((restore) =>
+  /** Takes the id of an entry and brings it up, so far as `then` says. */
+  const admit = (
+    entry: Entry,
+    then: (machine: Machine.Machine) => Effect.Effect<void, MicroVmError.MicroVmError>
+  ): Effect.Effect<MachineView, MicroVmError.MicroVmError> =>
+    Effect.uninterruptibleMask((unmask) =>
       Effect.suspend(() => {
-        const { id } = spec
+        const { id } = entry
         const taken = entries.get(id)
         if (taken !== undefined && taken.state !== "destroyed") {
           return MicroVmError.fail(new MicroVmError.MachineAlreadyExists({ id }))
         }
-        const entry = makeEntry(spec)
         entries.set(id, entry)
         return entry.turn.withPermit(Effect.onError(
-          restore(launch(entry)),
+          unmask(Effect.flatMap(launch(entry), ({ machine }) => then(machine))),
           () => giveUp(entry, () => entries.delete(id))
         )).pipe(Effect.andThen(view(entry)))
       })
     )
+
+  const create = Effect.fn("MicroVmRuntime.create")(function*(wanted: MachineSpec.MachineSpecOptions) {
+    const spec = yield* MachineSpec.decode(wanted)
+    yield* Effect.fromResult(provider.plan(spec))
+    return yield* admit(makeEntry(spec), () => Effect.void)
   })
+
+  const restore = Effect.fn("MicroVmRuntime.restore")(
+    function*({ id, resume = true, snapshot }: RestoreOptions) {
+      yield* MachineSpec.checkId(id)
+      const { id: from, manifest } = yield* store.open(
+        typeof snapshot === "string" ? snapshot : yield* named(yield* find(snapshot.machine), snapshot.name)
+      )
+      const spec = yield* MachineSpec.decode({ ...manifest.spec, id })
+      return yield* admit(makeEntry(spec, from), (machine) => resume ? machine.resume : Effect.void)
+    }
+  )
 
   const start = Effect.fn("MicroVmRuntime.start")((id: string) =>
     inTurn(id, "start", (entry) => {
       if (entry.life !== undefined) return entry.life.machine.start
-      return Effect.uninterruptibleMask((restore) => {
+      return Effect.uninterruptibleMask((unmask) => {
         const { end, state } = entry
         entry.state = "creating"
         return Effect.onError(
-          restore(Effect.flatMap(launch(entry), ({ machine }) => machine.start)),
+          unmask(
+            Effect.flatMap(launch(entry), ({ machine }) => entry.from === undefined ? machine.start : machine.resume)
+          ),
           () => giveUp(entry, () => Object.assign(entry, { end, state }))
         )
       })
@@ -207,21 +268,38 @@ export const make = Effect.fnUntraced(function*(
   )
 
   const snapshot = Effect.fn("MicroVmRuntime.snapshot")((id: string, name: string) =>
-    inTurn(id, "snapshot", (entry) =>
-      withLife(entry, "snapshot", (machine) => {
-        if (entry.snapshots.includes(name) || entry.making.has(name)) {
-          return MicroVmError.fail(new MicroVmError.SnapshotAlreadyExists({ id: entry.id, snapshot: name }))
-        }
-        entry.making.add(name)
-        // Listed even if the caller has left when it is made; until then its name is taken.
-        return once(
-          machine.snapshot(name).pipe(
-            Effect.tap(() => Effect.sync(() => void (entry.snapshots = [...entry.snapshots, name]))),
-            Effect.ensuring(Effect.sync(() => entry.making.delete(name)))
-          )
-        )
-      }))
+    inTurn(
+      id,
+      "snapshot",
+      (entry) =>
+        withLife(entry, "snapshot", (machine) =>
+          Effect.uninterruptibleMask((unmask) =>
+            Effect.gen(function*() {
+              yield* Snapshot.checkName(name)
+              if (entry.snapshots.has(name)) {
+                return yield* MicroVmError.fail(new MicroVmError.SnapshotAlreadyExists({ snapshot: name }))
+              }
+              const { backend, capabilities } = provider
+              if (!capabilities.snapshot) {
+                const remedy = "choose another backend, or do without"
+                return yield* MicroVmError.fail(
+                  new MicroVmError.Unsupported({ operation: "snapshot", backend, remedy })
+                )
+              }
+              const labels = { machine: entry.id, name }
+              const spec = Snapshot.specOf(entry.spec)
+              const made = yield* unmask(store.add({ kind: "saved", spec, labels }, machine.save))
+              entry.snapshots.set(name, made.id)
+            })
+          ))
+    )
   )
+
+  const removeSnapshot = Effect.fn("MicroVmRuntime.removeSnapshot")(function*(id: string, name: string) {
+    const entry = yield* find(id)
+    yield* store.remove(yield* named(entry, name))
+    entry.snapshots.delete(name)
+  }, Effect.uninterruptible)
 
   const end = (entry: Entry, how: Machine.ShutdownOptions): Effect.Effect<ShutdownOutcome.ShutdownOutcome, StopError> =>
     withLife(entry, "stop", (machine, life) =>
@@ -304,6 +382,8 @@ export const make = Effect.fnUntraced(function*(
       inTurn(id, "resume", (entry) => withLife(entry, "resume", ({ resume }) => resume))
     ),
     snapshot,
+    restore,
+    removeSnapshot,
     stop,
     destroy,
     rename,
@@ -314,7 +394,8 @@ export const make = Effect.fnUntraced(function*(
       }),
     // Ids are ASCII, so the order of UTF-16 code units is that of the bytes.
     list: Effect.suspend(() => Effect.forEach([...entries.values()].toSorted((a, b) => a.id < b.id ? -1 : 1), view)),
-    listSnapshots: (id) => Effect.sync(() => Option.map(Option.fromUndefinedOr(entries.get(id)), (e) => e.snapshots)),
+    listSnapshots: (id) =>
+      Effect.sync(() => Option.map(Option.fromUndefinedOr(entries.get(id)), (e) => [...e.snapshots.keys()])),
     machine: (id) => Effect.sync(() => Option.fromUndefinedOr(entries.get(id)?.life?.machine))
   }
 })
@@ -325,7 +406,7 @@ export const make = Effect.fnUntraced(function*(
  * @category layers
  * @since 0.1.0
  */
-export const layerWith = (options: Options): Layer.Layer<MicroVmRuntime, never, MicroVmProvider> =>
+export const layerWith = (options: Options): Layer.Layer<MicroVmRuntime, never, MicroVmProvider | SnapshotStore> =>
   Layer.effect(MicroVmRuntime, make(options))
 
 /**
@@ -350,4 +431,4 @@ export const layerWith = (options: Options): Layer.Layer<MicroVmRuntime, never, 
  * @category layers
  * @since 0.1.0
  */
-export const layer: Layer.Layer<MicroVmRuntime, never, MicroVmProvider> = layerWith({})
+export const layer: Layer.Layer<MicroVmRuntime, never, MicroVmProvider | SnapshotStore> = layerWith({})

@@ -27,6 +27,12 @@ const suite = (name: string, capabilities: MicroVmProvider.Capabilities): void =
     panic: fromGuest((guest) => guest.panic),
     kill: fromGuest((guest) => guest.kill("SIGKILL")),
     echo: "echo",
+    remember: (machine, word) => fromGuest((guest) => Effect.sync(() => void guest.memory.set("word", word)))(machine),
+    recall: ({ id }) =>
+      MemoryDriver.MemoryDriver.use((driver) =>
+        Effect.map(driver.guest(id), ({ memory }) => memory.get("word") ?? "nothing")
+      ),
+    corrupt: ({ id }) => MemoryDriver.MemoryDriver.use((driver) => driver.corrupt(id, "it was changed")),
     left: MemoryDriver.MemoryDriver.use((driver) =>
       Effect.map(driver.claims, (claims) => claims.map(({ id }) => `machine ${id}`))
     )

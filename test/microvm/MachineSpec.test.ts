@@ -120,7 +120,7 @@ describe("MachineSpec", () => {
       yield* MachineSpec.checkId("web-1")
       const error = yield* Effect.flip(MachineSpec.checkId("../web"))
       expect(error.message).toBe(
-        "Invalid machine: id is \"../web\": give 1 to 64 letters, digits and \"-\", the first no \"-\""
+        "Not possible: id is \"../web\": give 1 to 64 letters, digits and \"-\", the first no \"-\""
       )
     }))
 })

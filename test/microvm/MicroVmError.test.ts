@@ -21,10 +21,18 @@ const messages: ReadonlyArray<readonly [MicroVmError.Reason, string]> = [
     "Machine \"m\" is destroyed and cannot become destroyed; possible there: nothing"
   ],
   [
-    new MicroVmError.SnapshotAlreadyExists({ id: "m", snapshot: "s" }),
-    "Machine \"m\" already has a snapshot \"s\""
+    new MicroVmError.SnapshotAlreadyExists({ snapshot: "s" }),
+    "A snapshot \"s\" already exists: choose another name, or remove that one first"
   ],
-  [new MicroVmError.SnapshotNotFound({ id: "m", snapshot: "s" }), "Machine \"m\" has no snapshot \"s\""],
+  [new MicroVmError.SnapshotNotFound({ snapshot: "s" }), "There is no snapshot \"s\""],
+  [
+    new MicroVmError.SnapshotUnusable({ snapshot: "s", why: ["its cpu is max, here it is host", "memory is short"] }),
+    "Snapshot \"s\" cannot be used: its cpu is max, here it is host; memory is short. Remove it and make it anew"
+  ],
+  [
+    new MicroVmError.StoreFailed({ path: "/cache", why: "no room", cause: "ENOSPC" }),
+    "Snapshots cannot be kept in /cache: no room"
+  ],
   [
     new MicroVmError.Unsupported({ operation: "pause", backend: "memory", remedy: "choose another backend" }),
     "The memory backend does not support pause: choose another backend"
@@ -36,7 +44,7 @@ const messages: ReadonlyArray<readonly [MicroVmError.Reason, string]> = [
         { field: "id", value: "x".repeat(1000), remedy: "give an id" }
       ]
     }),
-    `Invalid machine: vcpus is 0: give a number; id is "${"x".repeat(78)}…: give an id`
+    `Not possible: vcpus is 0: give a number; id is "${"x".repeat(78)}…: give an id`
   ],
   [
     new MicroVmError.BackendUnavailable({ backend: "qemu", why: "no program", remedy: "install it" }),

@@ -6,7 +6,8 @@ import {
   MemoryDriver,
   MemoryProvider,
   type MicroVmError,
-  MicroVmRuntime
+  MicroVmRuntime,
+  SnapshotStore
 } from "effect-microvm-runtime/microvm"
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
@@ -22,13 +23,25 @@ type Runtime = MicroVmRuntime.MicroVmRuntime["Service"]
 type Failure = MicroVmError.MicroVmError | Shutdown.NoSuchStage | ShutdownPolicy.ShutdownPolicyError
 
 const upTo = (maximum: number) => Schema.Int.check(Schema.isBetween({ minimum: 0, maximum }))
-const chance = Schema.Literals([true, false, false, false])
+const chance = Schema.Literals([true, false, false, false, false, false])
 
 const Command = Schema.Struct({
-  what: Schema.Literals(["create", "start", "pause", "resume", "snapshot", "stop", "destroy", "rename"]),
+  what: Schema.Literals([
+    "create",
+    "start",
+    "pause",
+    "resume",
+    "snapshot",
+    "stop",
+    "destroy",
+    "rename",
+    "restore",
+    "restorePaused",
+    "removeSnapshot"
+  ]),
   id: Schema.Literals(["a", "b", "c"]),
   to: Schema.Literals(["a", "b", "c"]),
-  snapshot: Schema.Literals(["s", "t", "not/a/name"])
+  snapshot: Schema.Literals(["s", "s", "s", "t", "not/a/name"])
 })
 type Command = typeof Command.Type
 
@@ -40,6 +53,11 @@ const run = (runtime: Runtime, { id, snapshot, to, what }: Command): Effect.Effe
       return runtime.snapshot(id, snapshot)
     case "rename":
       return runtime.rename(id, to)
+    case "restore":
+    case "restorePaused":
+      return runtime.restore({ id, snapshot: { machine: to, name: snapshot }, resume: what === "restore" })
+    case "removeSnapshot":
+      return runtime.removeSnapshot(id, snapshot)
     default:
       return runtime[what](id)
   }
@@ -57,43 +75,68 @@ const summary = (failure: Failure): string => {
 
 interface Modelled {
   readonly state: MachineState.MachineState
-  readonly snapshots: ReadonlyArray<string>
+  /** Which of all snapshots each name means. */
+  readonly snapshots: ReadonlyMap<string, number>
+  /** The one that it was restored from. */
+  readonly from?: number | undefined
 }
-type World = ReadonlyMap<string, Modelled>
+interface World {
+  readonly machines: ReadonlyMap<string, Modelled>
+  /** The snapshots that are stored. */
+  readonly stored: ReadonlySet<number>
+}
 
-/** What a command answers, and the world after it. */
-const predict = (world: World, command: Command, fault: boolean): readonly [string, World] => {
+/** What a command answers, and the world after it. Number `next` is of no snapshot yet. */
+const predict = (world: World, command: Command, fault: boolean, next: number): readonly [string, World] => {
   const { id, snapshot, to, what } = command
-  const machine = world.get(id)
+  const machine = world.machines.get(id)
   const set = (...entries: ReadonlyArray<readonly [string, Modelled | undefined]>): World => {
-    const after = new Map(world)
+    const machines = new Map(world.machines)
     for (const [name, value] of entries) {
-      if (value === undefined) after.delete(name)
-      else after.set(name, value)
+      if (value === undefined) machines.delete(name)
+      else machines.set(name, value)
     }
-    return after
+    return { ...world, machines }
   }
-  const isFree = (name: string) => (world.get(name)?.state ?? "destroyed") === "destroyed"
-  if (what === "create") {
+  const isFree = (name: string) => (world.machines.get(name)?.state ?? "destroyed") === "destroyed"
+  const makes = (made: Modelled): readonly [string, World] => {
     if (!isFree(id)) return ["MachineAlreadyExists", world]
-    return fault ? ["LaunchFailed", set([id, undefined])] : ["ok", set([id, { state: "created", snapshots: [] }])]
+    return fault ? ["LaunchFailed", set([id, undefined])] : ["ok", set([id, made])]
+  }
+  if (what === "create") return makes({ state: "created", snapshots: new Map() })
+  if (what === "restore" || what === "restorePaused") {
+    const source = world.machines.get(to)
+    if (source === undefined) return ["MachineNotFound", world]
+    const from = source.snapshots.get(snapshot)
+    if (from === undefined) return ["SnapshotNotFound", world]
+    return makes({ state: what === "restore" ? "running" : "paused", snapshots: new Map(), from })
   }
   if (what === "rename" && id === to) return ["ok", world]
   if (machine === undefined) return ["MachineNotFound", world]
+  if (what === "removeSnapshot") {
+    const found = machine.snapshots.get(snapshot)
+    if (found === undefined) return ["SnapshotNotFound", world]
+    const others = new Map([...machine.snapshots].filter(([name]) => name !== snapshot))
+    const stored = new Set([...world.stored].filter((one) => one !== found))
+    return ["ok", { ...set([id, { ...machine, snapshots: others }]), stored }]
+  }
   const end = MachineState.next(machine.state, what)
   if (Option.isNone(end)) return [`InvalidTransition ${machine.state}→${MachineState.goals[what]}`, world]
   const after: Modelled = { ...machine, state: end.value }
   switch (what) {
     case "rename":
       return isFree(to) ? ["ok", set([id, undefined], [to, after])] : ["MachineAlreadyExists", world]
-    case "snapshot":
-      if (machine.snapshots.includes(snapshot)) return ["SnapshotAlreadyExists", world]
+    case "snapshot": {
+      if (machine.snapshots.has(snapshot)) return ["SnapshotAlreadyExists", world]
       if (snapshot === "not/a/name") return ["InvalidSpec", world]
       if (fault) return ["OperationFailed", world]
-      return ["ok", set([id, { ...after, snapshots: [...after.snapshots, snapshot] }])]
+      const snapshots = new Map(machine.snapshots).set(snapshot, next)
+      return ["ok", { ...set([id, { ...after, snapshots }]), stored: new Set(world.stored).add(next) }]
+    }
     case "start":
-      if (fault) return [machine.state === "created" ? "OperationFailed" : "LaunchFailed", world]
-      return ["ok", set([id, after])]
+      if (machine.state === "created") return fault ? ["OperationFailed", world] : ["ok", set([id, after])]
+      if (machine.from !== undefined && !world.stored.has(machine.from)) return ["SnapshotNotFound", world]
+      return fault ? ["LaunchFailed", world] : ["ok", set([id, after])]
     case "pause":
     case "resume":
       return fault ? ["OperationFailed", world] : ["ok", set([id, after])]
@@ -107,9 +150,16 @@ const Sequential = Schema.Struct({
     command: Command,
     fault: chance,
     /** What happens to each machine that lives before the command. */
-    event: Schema.Literals(["none", "none", "none", "none", "crash", "powerOff"])
-  })).check(Schema.isMaxLength(40))
+    event: Schema.Literals([...Array.from({ length: 20 }, () => "none" as const), "crash", "powerOff"])
+  })).check(Schema.isMinLength(10), Schema.isMaxLength(40))
 })
+
+/** What each run begins with: else most commands would find nothing. */
+const opening = (["create", "start", "snapshot", "restore"] as const).map((what) => ({
+  command: { what, id: what === "restore" ? "b" : "a", to: "a", snapshot: "s" } as const,
+  fault: false,
+  event: "none" as const
+}))
 
 it.effect.prop(
   "one command after the other answers as the model does",
@@ -118,18 +168,20 @@ it.effect.prop(
     Effect.gen(function*() {
       const driver = yield* MemoryDriver.MemoryDriver
       const runtime = yield* MicroVmRuntime.make()
+      const store = yield* SnapshotStore.SnapshotStore
       const guests = new Map<Machine.Machine, MemoryDriver.MemoryGuest>()
-      let world: World = new Map()
-      for (const { command, event, fault } of input.steps) {
+      let world: World = { machines: new Map(), stored: new Set() }
+      for (const [next, { command, event, fault }] of [...opening, ...input.steps].entries()) {
         if (event !== "none") {
           yield* driver.script("*", {})
-          for (const [id, { state, snapshots }] of world) {
+          for (const [id, modelled] of world.machines) {
             const machine = Option.getOrUndefined(yield* runtime.machine(id))
             const guest = machine === undefined ? undefined : guests.get(machine)
             if (guest === undefined) continue
             yield* event === "crash" ? guest.crash("x") : guest.powerOff
-            expect(["created", "running", "paused"]).toContain(state)
-            world = new Map(world).set(id, { state: event === "crash" ? "crashed" : "stopped", snapshots })
+            expect(["created", "running", "paused"]).toContain(modelled.state)
+            const state = event === "crash" ? "crashed" : "stopped"
+            world = { machines: new Map(world.machines).set(id, { ...modelled, state }), stored: world.stored }
           }
           yield* quiet
         }
@@ -139,15 +191,19 @@ it.effect.prop(
           start: broken,
           pause: broken,
           resume: broken,
-          snapshot: broken
+          save: broken
         })
-        const [answer, after] = predict(world, command, fault)
+        const [answer, after] = predict(world, command, fault, next)
         const result = yield* Effect.result(run(runtime, command))
         expect([command, Result.isSuccess(result) ? "ok" : summary(result.failure)]).toEqual([command, answer])
         world = after
         const views = (yield* runtime.list).map(({ id, snapshots, state }) => [id, { state, snapshots }])
-        expect(views).toEqual([...world].toSorted(([a], [b]) => a < b ? -1 : 1))
-        for (const id of world.keys()) {
+        const expected = [...world.machines].map(([id, { snapshots, state }]) =>
+          [id, { state, snapshots: [...snapshots.keys()] }] as const
+        )
+        expect(views).toEqual(expected.toSorted(([a], [b]) => a < b ? -1 : 1))
+        expect((yield* store.list).length).toBe(world.stored.size)
+        for (const id of world.machines.keys()) {
           const machine = Option.getOrUndefined(yield* runtime.machine(id))
           if (machine !== undefined && !guests.has(machine)) guests.set(machine, yield* driver.guest(machine.id))
         }
@@ -208,8 +264,14 @@ const cycle = <A>(items: ReadonlyArray<A>): () => ReadonlyArray<A> => {
 
 const concurrently = Effect.fnUntraced(function*(input: typeof Concurrent.Type) {
   const driver = yield* MemoryDriver.MemoryDriver
+  const store = yield* SnapshotStore.SnapshotStore
   const faults = cycle(input.faults)
   const requests = cycle(input.requests)
+  // The first sleep of a test clock that nobody has moved ends at once in a fiber that is interrupted.
+  yield* pass(0)
+  const scope = yield* Scope.make()
+  const runtime = yield* Scope.provide(MicroVmRuntime.make(), scope)
+  for (const { command } of opening.slice(0, 3)) yield* run(runtime, command)
   let overlaps = 0
   for (const id of ["a", "b", "c"]) {
     let active = 0
@@ -226,7 +288,7 @@ const concurrently = Effect.fnUntraced(function*(input: typeof Concurrent.Type) 
       start: alone,
       pause: alone,
       resume: alone,
-      snapshot: alone,
+      save: alone,
       request: (request, guest) =>
         Effect.forEach(requests(), (fault) =>
           fault.kind === "slow"
@@ -235,11 +297,6 @@ const concurrently = Effect.fnUntraced(function*(input: typeof Concurrent.Type) 
       release: Effect.sleep(70)
     })
   }
-  // The first sleep of a test clock that nobody has moved ends at once in a fiber that is interrupted.
-  yield* pass(0)
-
-  const scope = yield* Scope.make()
-  const runtime = yield* Scope.provide(MicroVmRuntime.make(), scope)
   const callers = yield* Effect.forEach(input.calls, ({ at, command, interruptedAfter }) =>
     Effect.gen(function*() {
       const caller = yield* fork(Effect.delay(run(runtime, command), at * 10))
@@ -276,6 +333,8 @@ const concurrently = Effect.fnUntraced(function*(input: typeof Concurrent.Type) 
     // Nothing is asked of it later; what could not be killed may still end.
     expect(whats.slice(whats.indexOf("released") + 1).filter((what) => what !== "ended")).toEqual([])
   }
+  const listed = (yield* runtime.list).flatMap(({ snapshots }) => snapshots)
+  expect((yield* store.list).length).toBeGreaterThanOrEqual(listed.length)
   const alive = (yield* runtime.list).filter(({ state }) => !MachineState.isOver(state) && state !== "stopping")
   expect(alive).toEqual([])
   const mayDie = input.faults.some(({ kind }) => kind === "dies")

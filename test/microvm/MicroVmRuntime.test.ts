@@ -7,7 +7,8 @@ import {
   MemoryProvider,
   MicroVmError,
   MicroVmProvider,
-  MicroVmRuntime
+  MicroVmRuntime,
+  SnapshotStore
 } from "effect-microvm-runtime/microvm"
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
@@ -543,41 +544,54 @@ describe("the scope of the runtime", () => {
     }).pipe(host))
 })
 
+/** A runtime with a machine `m` that runs and has the snapshot `s`. */
+const saved = Effect.fnUntraced(function*(script?: MemoryDriver.Script) {
+  const store = yield* SnapshotStore.SnapshotStore
+  const all = yield* setUp(script)
+  yield* all.runtime.create(wanted("m"))
+  yield* all.runtime.start("m")
+  yield* all.runtime.snapshot("m", "s")
+  return { ...all, store, of: { machine: "m", name: "s" } }
+})
+
 describe("snapshots", () => {
-  it.effect("keep their name while they are made, also when the caller has left", () =>
+  it.effect("are broken off when the caller leaves: nothing is kept, the name is free, the guest goes on", () =>
     Effect.gen(function*() {
-      const { runtime } = yield* setUp({ snapshot: Effect.sleep("1 second") })
+      const store = yield* SnapshotStore.SnapshotStore
+      const { driver, runtime, stateOf, whats } = yield* setUp({ save: Effect.sleep("1 second") })
       yield* runtime.create(wanted("m"))
       yield* runtime.start("m")
       const left = yield* fork(runtime.snapshot("m", "s"))
       yield* Fiber.interrupt(left)
-      expect((yield* reason(runtime.snapshot("m", "s")))?._tag).toBe("SnapshotAlreadyExists")
+      expect((yield* whats).slice(4)).toEqual(["start", "pause", "save", "resume"])
+      expect(yield* stateOf("m")).toEqual(Option.some("running"))
       yield* pass("1 second")
-      expect(yield* runtime.listSnapshots("m")).toEqual(Option.some(["s"]))
+      expect(yield* runtime.listSnapshots("m")).toEqual(Option.some([]))
+      expect(yield* store.list).toEqual([])
+      yield* driver.script("*", {})
+      yield* runtime.snapshot("m", "s")
     }).pipe(host))
 
-  it.effect("are listed when made, also if the caller has left, and stay through lives", () =>
+  it.effect("are listed when made and stay through lives", () =>
     Effect.gen(function*() {
-      const { driver, runtime } = yield* setUp({ snapshot: Effect.sleep("1 second") })
-      yield* runtime.create(wanted("m"))
-      yield* runtime.start("m")
-      const left = yield* fork(runtime.snapshot("m", "one"))
-      yield* Fiber.interrupt(left)
-      expect(yield* runtime.listSnapshots("m")).toEqual(Option.some([]))
-      yield* pass("1 second")
-      yield* driver.script("*", {})
-      yield* runtime.snapshot("m", "two")
-      yield* driver.script("*", { snapshot: Effect.fail("no room") })
-      expect(yield* reason(runtime.snapshot("m", "three"))).toMatchObject({ _tag: "OperationFailed" })
+      const { driver, runtime, store } = yield* saved()
+      yield* driver.script("*", { save: Effect.fail("no room") })
+      expect(yield* reason(runtime.snapshot("m", "t"))).toMatchObject({ _tag: "OperationFailed", operation: "save" })
       yield* runtime.stop("m")
       yield* runtime.start("m")
-      expect(yield* runtime.listSnapshots("m")).toEqual(Option.some(["one", "two"]))
-      expect((yield* reason(runtime.snapshot("m", "one")))?._tag).toBe("SnapshotAlreadyExists")
+      yield* driver.script("*", {})
+      yield* runtime.snapshot("m", "u")
+      expect(yield* runtime.listSnapshots("m")).toEqual(Option.some(["s", "u"]))
+      expect((yield* reason(runtime.snapshot("m", "s")))?._tag).toBe("SnapshotAlreadyExists")
+      expect((yield* store.list).map(({ manifest, names }) => [names, manifest?.kind, manifest?.labels])).toEqual([
+        [[], "saved", { machine: "m", name: "u" }],
+        [[], "saved", { machine: "m", name: "s" }]
+      ])
     }).pipe(host))
 
   it.effect("of one name, asked for twice at once: one is made", () =>
     Effect.gen(function*() {
-      const { runtime, whats } = yield* setUp({ snapshot: Effect.sleep("1 second") })
+      const { runtime, whats } = yield* setUp({ save: Effect.sleep("1 second") })
       yield* runtime.create(wanted("m"))
       yield* runtime.start("m")
       const first = yield* fork(runtime.snapshot("m", "s"))
@@ -585,7 +599,180 @@ describe("snapshots", () => {
       yield* pass("1 second")
       yield* Fiber.join(first)
       expect((yield* Fiber.join(second))?._tag).toBe("SnapshotAlreadyExists")
-      expect((yield* whats).filter((what) => what === "snapshot").length).toBe(1)
+      expect((yield* whats).filter((what) => what === "save").length).toBe(1)
+    }).pipe(host))
+
+  it.effect("of two machines may have one name, and outlive their machines until they are removed", () =>
+    Effect.gen(function*() {
+      const { runtime, store } = yield* saved()
+      yield* runtime.create(wanted("n"))
+      yield* runtime.snapshot("n", "s")
+      yield* runtime.destroy("m")
+      yield* runtime.destroy("n")
+      expect((yield* store.list).length).toBe(2)
+      expect(yield* runtime.listSnapshots("m")).toEqual(Option.some(["s"]))
+      yield* runtime.removeSnapshot("m", "s")
+      expect(yield* runtime.listSnapshots("m")).toEqual(Option.some([]))
+      expect((yield* store.list).map(({ manifest }) => manifest?.labels["machine"])).toEqual(["n"])
+      expect(yield* reason(runtime.removeSnapshot("m", "s"))).toMatchObject({ _tag: "SnapshotNotFound", snapshot: "s" })
+      expect((yield* reason(runtime.removeSnapshot("x", "s")))?._tag).toBe("MachineNotFound")
+    }).pipe(host))
+
+  it.effect("are not begun where the backend has none", () =>
+    Effect.gen(function*() {
+      const { runtime, whats } = yield* setUp()
+      yield* runtime.create(wanted("m"))
+      const real = yield* SnapshotStore.SnapshotStore
+      expect((yield* reason(runtime.snapshot("m", "s")))?._tag).toBe("Unsupported")
+      expect(yield* real.list).toEqual([])
+      expect((yield* whats).includes("save")).toBe(false)
+    }).pipe(Effect.provide(MemoryProvider.layerWith({ capabilities: { snapshot: false } }))))
+
+  it.effect("of a machine that is destroyed meanwhile are not kept", () =>
+    Effect.gen(function*() {
+      const store = yield* SnapshotStore.SnapshotStore
+      const { runtime } = yield* setUp({ save: Effect.never })
+      yield* runtime.create(wanted("m"))
+      yield* runtime.start("m")
+      const made = yield* fork(reason(runtime.snapshot("m", "s")))
+      const destroyed = yield* fork(runtime.destroy("m"))
+      yield* pass("5 seconds")
+      yield* Fiber.join(destroyed)
+      expect(yield* Fiber.join(made)).toMatchObject({ _tag: "OperationFailed", operation: "snapshot" })
+      expect(yield* store.list).toEqual([])
+    }).pipe(host))
+})
+
+describe("restore", () => {
+  it.effect("makes a machine that runs, from the memory of the other, by any name of the snapshot", () =>
+    Effect.gen(function*() {
+      const program = (guest: MemoryDriver.MemoryGuest) => guest.print(`${guest.memory.get("word") ?? "booted"} `)
+      const { guest, runtime, store } = yield* saved({ program })
+      yield* Effect.map(guest("m"), ({ memory }) => memory.set("word", "saved"))
+      yield* runtime.snapshot("m", "t")
+      yield* Effect.map(guest("m"), ({ memory }) => memory.set("word", "later"))
+      const [stored] = yield* store.list
+      yield* runtime.restore({ id: "a", snapshot: { machine: "m", name: "t" } })
+      yield* runtime.restore({ id: "b", snapshot: stored?.id ?? "none" })
+      for (const id of ["a", "b"]) {
+        const machine = yield* Effect.flatMap(runtime.machine(id), Effect.fromOption)
+        expect([yield* machine.state, yield* machine.consoleTail]).toEqual(["running", "saved "])
+      }
+      expect(yield* runtime.get("a")).toMatchObject(Option.some({ id: "a", spec: { id: "a" }, snapshots: [] }))
+    }).pipe(host))
+
+  it.effect("takes what is not said of the spec from the snapshot, but the host name", () =>
+    Effect.gen(function*() {
+      const { runtime } = yield* setUp()
+      yield* runtime.create({ ...wanted("m"), vcpus: 3, hostname: "web", channels: ["a"] })
+      yield* runtime.snapshot("m", "s")
+      const view = yield* runtime.restore({ id: "n", snapshot: { machine: "m", name: "s" }, resume: false })
+      expect(view.state).toBe("paused")
+      expect(view.spec).toEqual({ ...wanted("n"), vcpus: 3, memoryMib: 256, kernelArgs: [], channels: ["a"] })
+    }).pipe(host))
+
+  it.effect("says what is wrong before anything is done", () =>
+    Effect.gen(function*() {
+      const { driver, of, runtime, store, whats } = yield* saved()
+      const before = yield* whats
+      const tag = (id: string, snapshot: MicroVmRuntime.RestoreOptions["snapshot"]) =>
+        Effect.map(reason(runtime.restore({ id, snapshot })), (found) => found?._tag)
+      expect(yield* tag("n", "no-such")).toBe("SnapshotNotFound")
+      expect(yield* tag("n", { machine: "m", name: "t" })).toBe("SnapshotNotFound")
+      expect(yield* tag("n", { machine: "x", name: "s" })).toBe("MachineNotFound")
+      expect(yield* tag("../n", of)).toBe("InvalidSpec")
+      expect(yield* tag("m", of)).toBe("MachineAlreadyExists")
+      yield* driver.platform({ cpu: "another" })
+      expect(yield* reason(runtime.restore({ id: "n", snapshot: of }))).toMatchObject({
+        _tag: "SnapshotUnusable",
+        why: ["its cpu is not told, here it is another"]
+      })
+      const [stored] = yield* store.list
+      yield* driver.corrupt(stored?.id ?? "none", "its memory was changed")
+      expect(yield* reason(runtime.restore({ id: "n", snapshot: of }))).toMatchObject({
+        _tag: "SnapshotUnusable",
+        why: ["its memory was changed"]
+      })
+      expect(yield* whats).toEqual(before)
+      expect((yield* runtime.list).map(({ id }) => id)).toEqual(["m"])
+    }).pipe(host))
+
+  it.effect("of one id by many at once: one launch, the others are told", () =>
+    Effect.gen(function*() {
+      const { driver, of, runtime } = yield* saved()
+      yield* driver.script("*", { launch: () => Effect.sleep("1 second") })
+      const restores = Array.from({ length: 5 }, () => Effect.result(runtime.restore({ id: "n", snapshot: of })))
+      const all = yield* fork(Effect.all(restores, { concurrency: "unbounded" }))
+      yield* pass("4 seconds")
+      const results = yield* Fiber.join(all)
+      expect(results.filter(Result.isSuccess).length).toBe(1)
+      expect(results.filter(Result.isFailure).map(({ failure }) => failure.reason)).toEqual(
+        Array.from({ length: 4 }, () => new MicroVmError.MachineAlreadyExists({ id: "n" }))
+      )
+    }).pipe(host))
+
+  it.effect.each(["claim", "spawn", "connect", "restore", "resume"] as const)(
+    "that fails or is interrupted at %s leaves nothing",
+    (step) =>
+      Effect.gen(function*() {
+        const { driver, of, runtime } = yield* saved()
+        const at = (then: Effect.Effect<void, string>): MemoryDriver.Script => ({
+          launch: (reached) => reached === step ? then : Effect.void,
+          resume: step === "resume" ? then : Effect.void
+        })
+        yield* driver.script("n", at(Effect.fail("no room")))
+        expect(yield* reason(runtime.restore({ id: "n", snapshot: of }))).toMatchObject({ cause: "no room" })
+        expect((yield* driver.claims).map(({ id }) => id)).toEqual(["m"])
+        yield* driver.script("n", at(Effect.never))
+        const left = yield* fork(runtime.restore({ id: "n", snapshot: of }))
+        expect(isDone(left)).toBe(false)
+        const interrupted = yield* fork(Fiber.interrupt(left))
+        // A guest that hangs in its resume is ended by the policy.
+        yield* pass("5 seconds")
+        yield* Fiber.join(interrupted)
+        expect((yield* runtime.list).map(({ id }) => id)).toEqual(["m"])
+        expect((yield* driver.claims).map(({ id }) => id)).toEqual(["m"])
+        yield* driver.script("n", {})
+        yield* runtime.restore({ id: "n", snapshot: of })
+      }).pipe(host)
+  )
+
+  it.effect("is broken off by a destroy, and by the end of the runtime", () =>
+    Effect.gen(function*() {
+      for (const end of ["destroy", "close"] as const) {
+        const { close, driver, of, runtime } = yield* saved()
+        yield* driver.script("n", { launch: (step) => step === "restore" ? Effect.never : Effect.void })
+        const restored = yield* fork(reason(runtime.restore({ id: "n", snapshot: of })))
+        yield* end === "destroy" ? runtime.destroy("n") : close
+        expect(yield* Fiber.join(restored)).toMatchObject({ _tag: "OperationFailed", operation: "launch" })
+        expect((yield* driver.claims).map(({ id }) => id)).toEqual(end === "destroy" ? ["m"] : [])
+        yield* close
+      }
+    }).pipe(host))
+
+  it.effect("and a start later: from the same snapshot again, as long as it is there", () =>
+    Effect.gen(function*() {
+      const program = (guest: MemoryDriver.MemoryGuest) =>
+        Effect.andThen(
+          guest.print(`${guest.memory.get("word") ?? "fresh"} `),
+          Effect.sync(() => void guest.memory.set("word", "used"))
+        )
+      const { of, runtime, stateOf, whats } = yield* saved()
+      const driver = yield* MemoryDriver.MemoryDriver
+      yield* driver.script("n", { program })
+      yield* runtime.restore({ id: "n", snapshot: of })
+      yield* runtime.stop("n")
+      yield* runtime.start("n")
+      const machine = yield* Effect.flatMap(runtime.machine("n"), Effect.fromOption)
+      expect(yield* machine.consoleTail).toBe("fresh ")
+      expect((yield* whats).slice(-6)).toEqual(["claim", "spawn", "connect", "restore", "launched", "resume"])
+      yield* runtime.rename("n", "o")
+      yield* runtime.stop("o")
+      yield* runtime.start("o")
+      yield* runtime.stop("o")
+      yield* runtime.removeSnapshot("m", "s")
+      expect((yield* reason(runtime.start("o")))?._tag).toBe("SnapshotNotFound")
+      expect(yield* stateOf("o")).toEqual(Option.some("stopped"))
     }).pipe(host))
 })
 

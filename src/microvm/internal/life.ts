@@ -22,8 +22,8 @@ export interface Life {
   readonly gone: Effect.Effect<never, Error>
 }
 
-export const makeLife = Effect.fnUntraced(function*(): Effect.fn.Return<Life> {
-  let state: MachineState.MachineState = "created"
+export const makeLife = Effect.fnUntraced(function*(first: "created" | "paused"): Effect.fn.Return<Life> {
+  let state: MachineState.MachineState = first
   let asked = false
   const gone = yield* Deferred.make<never, Error>()
   const states = yield* PubSub.sliding<MachineState.MachineState>({ capacity: 64, replay: 1 })

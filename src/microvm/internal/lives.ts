@@ -13,6 +13,7 @@ import type { MachineId, MachineSpec } from "../MachineSpec.ts"
 import type { MachineState } from "../MachineState.ts"
 import * as MicroVmError from "../MicroVmError.ts"
 import { MicroVmProvider } from "../MicroVmProvider.ts"
+import type { SnapshotStore } from "../SnapshotStore.ts"
 import { once } from "./once.ts"
 
 export interface Life {
@@ -29,9 +30,10 @@ export interface Entry {
   spec: MachineSpec
   state: MachineState
   end: Option.Option<MachineEnd>
-  snapshots: ReadonlyArray<string>
-  /** Names of snapshots that are being made. */
-  readonly making: Set<string>
+  /** Its snapshots: the ids in the store, by name. */
+  readonly snapshots: Map<string, string>
+  /** The snapshot that each of its lives is restored from, by its id; none when it boots. */
+  readonly from: string | undefined
   life: Life | undefined
   launching: Fiber.Fiber<Life, MicroVmError.MicroVmError> | undefined
   /** Settled when nothing of the last life is left. */
@@ -39,13 +41,13 @@ export interface Entry {
   readonly turn: Semaphore.Semaphore
 }
 
-export const makeEntry = (spec: MachineSpec): Entry => ({
+export const makeEntry = (spec: MachineSpec, from?: string): Entry => ({
   id: spec.id,
   spec,
   state: "creating",
   end: Option.none(),
-  snapshots: [],
-  making: new Set(),
+  snapshots: new Map(),
+  from,
   life: undefined,
   launching: undefined,
   reaped: Effect.void,
@@ -83,7 +85,8 @@ export const giveUp = (entry: Entry, then: () => void): Effect.Effect<void> =>
  */
 export const makeLauncher = Effect.fnUntraced(function*(
   provider: MicroVmProvider["Service"],
-  options: Machine.LaunchOptions
+  store: SnapshotStore["Service"],
+  options: Omit<Machine.LaunchOptions, "template">
 ) {
   const lives = new Set<Life>()
   // Closed in the reverse order: nothing new comes up, then all ends, then nobody is left to watch.
@@ -103,12 +106,18 @@ export const makeLauncher = Effect.fnUntraced(function*(
     entry.life = undefined
     yield* life.release
   })
+  const launchOrRestore = (entry: Entry) =>
+    Effect.suspend(() =>
+      entry.from === undefined
+        ? Machine.launch(entry.spec, options)
+        : Effect.flatMap(store.open(entry.from), (snapshot) => Machine.restore(entry.id, snapshot, options))
+    )
   const bringUp = (entry: Entry): Effect.Effect<Life, MicroVmError.MicroVmError> =>
     Effect.uninterruptibleMask((restore) =>
       Effect.gen(function*() {
         yield* restore(entry.reaped)
         const scope = yield* Scope.make()
-        const machine = yield* restore(Machine.launch(entry.spec, options)).pipe(
+        const machine = yield* restore(launchOrRestore(entry)).pipe(
           Effect.provideService(MicroVmProvider, provider),
           Scope.provide(scope),
           Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))

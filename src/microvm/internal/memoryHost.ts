@@ -14,7 +14,8 @@ import type { MachineId, MachineSpec } from "../MachineSpec.ts"
 import type { LaunchStep, MemoryDriver, MemoryEvent, MemoryGuest, Script } from "../MemoryDriver.ts"
 import { obey } from "../MemoryDriver.ts"
 import * as MicroVmError from "../MicroVmError.ts"
-import type { Capabilities, MicroVmProvider, Vmm } from "../MicroVmProvider.ts"
+import type { Capabilities, LaunchOptions, MicroVmProvider, Vmm } from "../MicroVmProvider.ts"
+import type * as Snapshot from "../Snapshot.ts"
 import { makeSocketPair } from "./socketPair.ts"
 
 const backend = "memory"
@@ -28,26 +29,29 @@ type Ended = "PoweredOff" | "Reset" | "Panicked" | "Stopped" | "Killed"
  */
 export const makeMemoryHost = (capabilities: Capabilities): {
   readonly provider: MicroVmProvider["Service"]
-  readonly driver: MemoryDriver["Service"]
+  readonly driver: Omit<MemoryDriver["Service"], "corrupt">
 } => {
   const scripts = new Map<string, Script>()
   const guests = new Map<MachineId, MemoryGuest>()
   const claims = new Map<string, { readonly life: number; readonly id: MachineId }>()
   const events: Array<MemoryEvent> = []
+  /** What was saved, by the form that its manifest has: a store may move directories. */
+  const saves = new Map<string, ReadonlyMap<string, string>>()
+  let platform: Snapshot.Platform = { backend }
   let lives = 0
 
-  const launch = Effect.fnUntraced(function*(spec: MachineSpec): Effect.fn.Return<
-    Vmm,
-    MicroVmError.MicroVmError,
-    Scope.Scope
-  > {
+  const launch = Effect.fnUntraced(function*(
+    spec: MachineSpec,
+    { from, template = false }: LaunchOptions = {}
+  ): Effect.fn.Return<Vmm, MicroVmError.MicroVmError, Scope.Scope> {
     const { id } = spec
     const life = ++lives
     const note = (what: string) => Effect.sync(() => void events.push({ life, id, what }))
     const script = (): Script => scripts.get(id) ?? scripts.get("*") ?? {}
 
     let consoleTail = ""
-    let pausedNow = false
+    let pausedNow = from !== undefined
+    let begun = false
     const console = yield* PubSub.sliding<Take.Take<Uint8Array>>(256)
     const over = yield* Deferred.make<MachineEnd>()
     let end: MachineEnd | undefined
@@ -80,6 +84,7 @@ export const makeMemoryHost = (capabilities: Capabilities): {
       id,
       spec,
       life,
+      memory: new Map(),
       powerOff: endBy("PoweredOff"),
       reboot: endBy("Reset"),
       panic: endBy(capabilities.panicDetection ? "Panicked" : "Reset"),
@@ -147,9 +152,20 @@ export const makeMemoryHost = (capabilities: Capabilities): {
     )
     yield* step("connect")
     for (const name of spec.channels) channels.set(name, yield* makeSocketPair(16))
+    if (from !== undefined) {
+      yield* step("restore")
+      const saved = saves.get(from.manifest.form)
+      if (saved === undefined) {
+        const cause = new Error(`nothing was saved as "${from.manifest.form}"`)
+        return yield* MicroVmError.fail(
+          new MicroVmError.LaunchFailed({ id, stage: "restore", stderrTail: "", consoleTail, cause })
+        )
+      }
+      for (const [name, value] of saved) guest.memory.set(name, value)
+    }
     yield* note("launched")
 
-    const perform = (operation: "start" | "pause" | "resume" | "snapshot", then: Effect.Effect<void>) =>
+    const perform = <A>(operation: "start" | "pause" | "resume" | "save", then: Effect.Effect<A>) =>
       Effect.andThen(
         note(operation),
         Effect.suspend(() => script()[operation] ?? Effect.void)
@@ -158,14 +174,26 @@ export const makeMemoryHost = (capabilities: Capabilities): {
         Effect.andThen(then)
       )
     const setPaused = (to: boolean) => Effect.sync(() => void (pausedNow = to))
-    const program = Effect.suspend(() => script().program?.(guest) ?? Effect.void).pipe(
-      Effect.catchCause(() => guest.panic)
-    )
+    /** Sets its program going, once. */
+    const begin = Effect.suspend(() => {
+      if (begun) return Effect.void
+      begun = true
+      const { program, restored = program } = script()
+      const run = from === undefined ? program : restored
+      return guest.background(
+        Effect.suspend(() => run?.(guest) ?? Effect.void).pipe(Effect.catchCause(() => guest.panic))
+      )
+    })
+    const save = Effect.sync((): Snapshot.Saved => {
+      const form = `${template ? "template" : "copy"} ${saves.size + 1}`
+      saves.set(form, new Map(guest.memory))
+      return { form, platform, madeBy: "the in-memory backend" }
+    })
     return {
-      start: perform("start", guest.background(program)),
+      start: perform("start", begin),
       pause: perform("pause", setPaused(true)),
-      resume: perform("resume", setPaused(false)),
-      snapshot: () => perform("snapshot", Effect.void),
+      resume: perform("resume", Effect.andThen(setPaused(false), begin)),
+      save: () => perform("save", save),
       ended: Deferred.await(over),
       poll,
       request,
@@ -191,6 +219,7 @@ export const makeMemoryHost = (capabilities: Capabilities): {
           description: [`play a machine with ${spec.vcpus} vCPU and ${spec.memoryMib} MiB in memory`],
           argv: []
         }),
+      platform: () => Result.succeed(platform),
       launch
     },
     driver: {
@@ -202,6 +231,7 @@ export const makeMemoryHost = (capabilities: Capabilities): {
             ? MicroVmError.fail(new MicroVmError.MachineNotFound({ id }))
             : Effect.succeed(guest)
         }),
+      platform: (more) => Effect.sync(() => void (platform = { backend, ...more })),
       events: Effect.sync(() => [...events]),
       claims: Effect.sync(() => [...claims.values()])
     }

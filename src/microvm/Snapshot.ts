@@ -1,0 +1,185 @@
+/**
+ * A machine that was written down, as a value: what it is made of, and whether it can be loaded here.
+ *
+ * A snapshot is a directory of files and a manifest that vouches for each of them. Nothing is ever loaded on trust: a
+ * monitor does not notice that its state was changed, or was made by another one.
+ *
+ * ```
+ *   Machine.save ▸ SnapshotStore.add ▸ … ▸ SnapshotStore.open ▸ verdict ▸ Machine.restore
+ * ```
+ *
+ * @since 0.2.0
+ */
+import * as Effect from "effect/Effect"
+import * as Schema from "effect/Schema"
+import * as Struct from "effect/Struct"
+import * as MachineSpec from "./MachineSpec.ts"
+import * as MicroVmError from "./MicroVmError.ts"
+
+/**
+ * A SHA-256 digest, in lower-case hexadecimal.
+ *
+ * @category schemas
+ * @since 0.2.0
+ */
+export const Sha256 = Schema.String.check(Schema.isPattern(/^[0-9a-f]{64}$/))
+
+/**
+ * Names a snapshot: letters, digits, `.`, `_` and `-`, 64 characters at most, without `..`. No name is the id of a
+ * snapshot.
+ *
+ * @category schemas
+ * @since 0.2.0
+ */
+export const SnapshotName = Schema.String.check(
+  Schema.isPattern(/^(?!.*\.\.)(?![0-9a-f]{64}$)[A-Za-z0-9._-]{1,64}$/)
+)
+
+/**
+ * What a snapshot needs of whoever loads it, by keys of the backend's choice: each must be the same.
+ *
+ * @category schemas
+ * @since 0.2.0
+ */
+export const Platform = Schema.Record(Schema.String, Schema.String)
+
+/**
+ * @category models
+ * @since 0.2.0
+ */
+export type Platform = typeof Platform.Type
+
+/**
+ * The spec of a machine without what is its own: every machine that is restored has another id.
+ *
+ * @category schemas
+ * @since 0.2.0
+ */
+export const Spec = MachineSpec.MachineSpec.mapFields(Struct.omit(["id", "hostname"]))
+
+/**
+ * @category models
+ * @since 0.2.0
+ */
+export type Spec = typeof Spec.Type
+
+/**
+ * A file of a snapshot. `size` is its length in bytes; holes count, and read as zeros.
+ *
+ * @category schemas
+ * @since 0.2.0
+ */
+export const SnapshotFile = Schema.Struct({
+  name: Schema.String.check(Schema.isPattern(/^[a-z][a-z0-9-]{0,31}$/)),
+  size: Schema.Int,
+  sha256: Sha256
+})
+
+/**
+ * - `format`: the version of this description. Another one is not read.
+ * - `kind`: `golden` ones are made and removed by themselves, `saved` ones by whoever asked for them.
+ * - `form`: how the files hold the machine, in the backend's words.
+ * - `madeBy`: the monitor, for people.
+ * - `labels`: what its maker wants to find again, such as the digest of its image.
+ * - `createdAt`: in ISO 8601, UTC.
+ *
+ * @category schemas
+ * @since 0.2.0
+ */
+export const Manifest = Schema.Struct({
+  format: Schema.Literal(1),
+  kind: Schema.Literals(["golden", "saved"]),
+  form: Schema.String,
+  platform: Platform,
+  madeBy: Schema.String,
+  spec: Spec,
+  labels: Schema.Record(Schema.String, Schema.String),
+  createdAt: Schema.String,
+  files: Schema.Array(SnapshotFile)
+})
+
+/**
+ * @category models
+ * @since 0.2.0
+ */
+export type Manifest = typeof Manifest.Type
+
+/**
+ * A snapshot whose files were found to be what its manifest says.
+ *
+ * @category models
+ * @since 0.2.0
+ */
+export interface Snapshot {
+  /** The SHA-256 of its manifest; it vouches for every byte. */
+  readonly id: string
+  /** Where its files are. They are not to be changed. */
+  readonly directory: string
+  readonly manifest: Manifest
+}
+
+/**
+ * What a backend has written.
+ *
+ * @category models
+ * @since 0.2.0
+ */
+export interface Saved {
+  readonly form: string
+  readonly platform: Platform
+  readonly madeBy: string
+}
+
+/**
+ * Why a snapshot that was made for `made` cannot be loaded on `here`; nothing when it can be.
+ *
+ * ```ts import.meta.vitest
+ * import { Snapshot } from "effect-microvm-runtime/microvm"
+ * const why = Snapshot.differences({ backend: "qemu", cpu: "max" }, { backend: "qemu", cpu: "host" })
+ * why // => ["its cpu is max, here it is host"]
+ * ```
+ *
+ * @category combinators
+ * @since 0.2.0
+ */
+export const differences = (made: Platform, here: Platform): ReadonlyArray<string> =>
+  Array.from(new Set([...Object.keys(made), ...Object.keys(here)])).toSorted().flatMap((key) => {
+    if (made[key] === here[key]) return []
+    return [`its ${key} is ${made[key] ?? "not told"}, here it is ${here[key] ?? "not told"}`]
+  })
+
+/**
+ * Checks the name of a snapshot. Fails with `InvalidSpec`, whose field is `snapshot`.
+ *
+ * ```ts import.meta.vitest
+ * import { Snapshot } from "effect-microvm-runtime/microvm"
+ * import * as Effect from "effect/Effect"
+ * const reason = Snapshot.checkName("../warm").pipe(Effect.flip, Effect.map((error) => error.reason._tag))
+ * Effect.runSync(reason) // => "InvalidSpec"
+ * ```
+ *
+ * @category combinators
+ * @since 0.2.0
+ */
+export const checkName = (name: string): Effect.Effect<void, MicroVmError.MicroVmError> => {
+  if (Schema.is(SnapshotName)(name)) return Effect.void
+  const remedy = "give 1 to 64 letters, digits, \".\", \"_\" and \"-\", without \"..\"; not 64 hexadecimal digits"
+  return MicroVmError.fail(
+    new MicroVmError.InvalidSpec({ faults: [{ field: "snapshot", value: name, remedy }] })
+  )
+}
+
+/**
+ * What is left of a spec without what is a machine's own.
+ *
+ * ```ts import.meta.vitest
+ * import { MachineSpec, Snapshot } from "effect-microvm-runtime/microvm"
+ * import * as Result from "effect/Result"
+ * const spec = MachineSpec.make({ id: "web-1", hostname: "web", kernel: "/boot/vmlinux" })
+ * Object.keys(Snapshot.specOf(Result.getOrThrow(spec))) // => ["vcpus", "memoryMib", "kernel", "kernelArgs", "channels"]
+ * ```
+ *
+ * @category constructors
+ * @since 0.2.0
+ */
+export const specOf = (spec: MachineSpec.MachineSpec): Spec => Struct.omit(spec, ["id", "hostname"])
