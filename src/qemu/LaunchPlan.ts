@@ -6,6 +6,7 @@
 import * as Result from "effect/Result"
 import type { MachineSpec } from "../microvm/MachineSpec.ts"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
+import type * as Snapshot from "../microvm/Snapshot.ts"
 import { type Architecture, formatVersion, isAtLeast, type Setup, type User, type Version } from "./QemuHost.ts"
 
 /**
@@ -28,9 +29,58 @@ export interface LaunchPlan {
     readonly qmp: number
     readonly channels: ReadonlyMap<string, number>
   }
-  /** Files that are opened as us and read by QEMU's user. */
-  readonly files: ReadonlyArray<{ readonly field: "kernel" | "initramfs"; readonly path: string }>
+  /** Files that have to be there. QEMU's user reads those of the spec; we open those of a snapshot for it. */
+  readonly files: ReadonlyArray<{ readonly field: "kernel" | "initramfs" | "memory" | "state"; readonly path: string }>
+  /** What QEMU is to load once it is up. */
+  readonly load?: { readonly fd: number; readonly sharedMemory: boolean }
 }
+
+/**
+ * How the machine gets its memory, and what is in it:
+ *
+ * - `Boot`: memory of its own; a kernel is loaded into it.
+ * - `Template`: the same, but in a file, given by its path, that others can map.
+ * - `Restore`: what a snapshot has.
+ *
+ * @category models
+ * @since 0.2.0
+ */
+export type Origin =
+  | { readonly _tag: "Boot" }
+  | { readonly _tag: "Template"; readonly ram: string }
+  | { readonly _tag: "Restore"; readonly snapshot: Snapshot.Snapshot }
+
+/**
+ * How a snapshot holds the machine:
+ *
+ * - `shared-memory`: its memory as a file that many machines map, and the state of its devices.
+ * - `stream`: all in one.
+ * - `unstarted`: it has not run yet, so there is nothing but its spec. Its kernel is read when it is restored.
+ *
+ * @category models
+ * @since 0.2.0
+ */
+export type Form = "shared-memory" | "stream" | "unstarted"
+
+const isForm = (form: string): form is Form => form === "shared-memory" || form === "stream" || form === "unstarted"
+
+/** What distinguishes the origins from each other. */
+interface Content {
+  /** The object that is the memory. Its id is part of a saved state. */
+  readonly memory: string
+  readonly args: ReadonlyArray<string>
+  readonly files: LaunchPlan["files"]
+  readonly says: ReadonlyArray<string>
+  readonly load?: LaunchPlan["load"]
+}
+
+/**
+ * The files of a snapshot. `memory` is there in the form `shared-memory` only, and in `unstarted` there is none.
+ *
+ * @category constants
+ * @since 0.2.0
+ */
+export const snapshotFiles = { state: "state", memory: "memory" } as const
 
 interface Board {
   readonly machine: (version: Version) => string
@@ -40,17 +90,20 @@ interface Board {
   readonly commandLineSize: number
 }
 
-// What no guest of ours needs is left out of the machine: less to emulate, less to attack, and a faster boot.
+// The version of the machine is named, so that a later QEMU cannot take another one for the same. What no guest of ours
+// needs is left out of the machine: less to emulate, less to attack, and a faster boot.
 const boards: { readonly [A in Architecture]: Board } = {
   x86_64: {
     machine: (version) =>
-      `q35,hpet=off,sata=off,smbus=off,usb=off,vmport=off${isAtLeast(version, 7, 0) ? ",i8042=off" : ""}`,
+      `pc-q35-${version.major}.${version.minor},hpet=off,sata=off,smbus=off,usb=off,vmport=off${
+        isAtLeast(version, 7, 0) ? ",i8042=off" : ""
+      }`,
     kernelArgs: ["console=ttyS0", "reboot=t"],
     pvpanic: "pvpanic",
     commandLineSize: 2048
   },
   aarch64: {
-    machine: () => "virt,gic-version=max,usb=off",
+    machine: (version) => `virt-${version.major}.${version.minor},gic-version=max,usb=off`,
     kernelArgs: ["console=ttyAMA0"],
     pvpanic: "pvpanic-pci",
     commandLineSize: 2048
@@ -71,34 +124,99 @@ const kernelArgs = (board: Board, spec: MachineSpec): string =>
     ...spec.kernelArgs
   ].join(" ")
 
-const kernelFd = 3
-const initramfsFd = 4
-const firstSocketFd = 5
+const firstFd = 3
 /** A virtio-serial device has 31 ports; the first is kept for a console. */
 const maxChannels = 30
 
+interface Opened {
+  readonly path: string
+  readonly access: "<" | "<>"
+}
+
 /**
  * Opens the files while we may, and then gives up all rights. The open descriptors make the directories on the way to
- * the files irrelevant; the files themselves must be readable to all. pdeathsig is set here, as a change of user
- * clears an earlier one (prctl(2)).
+ * the files irrelevant. pdeathsig is set here, as a change of user clears an earlier one (prctl(2)).
  */
-const asUser = (user: Extract<User, { readonly _tag: "Unprivileged" }>, spec: MachineSpec) =>
-  [
+const wrapper = (opened: ReadonlyArray<Opened>, user: User): ReadonlyArray<string> =>
+  opened.length === 0 ? [] : [
     "/bin/sh",
     "-c",
-    spec.initramfs === undefined
-      ? `exec ${kernelFd}<"$1" && shift 2 && exec "$@"`
-      : `exec ${kernelFd}<"$1" ${initramfsFd}<"$2" && shift 2 && exec "$@"`,
+    `exec ${
+      opened.map(({ access }, index) => `${firstFd + index}${access}"$${index + 1}"`).join(" ")
+    } && shift ${opened.length} && exec "$@"`,
     "sh",
-    spec.kernel,
-    spec.initramfs ?? "",
-    "setpriv",
-    "--pdeathsig=KILL",
-    `--reuid=${user.uid}`,
-    `--regid=${user.gid}`,
-    user.groups.length === 0 ? "--clear-groups" : `--groups=${user.groups.join(",")}`,
-    "--no-new-privs"
-  ] as const
+    ...opened.map(({ path }) => path),
+    ...(user._tag === "Own" ? [] : [
+      "setpriv",
+      "--pdeathsig=KILL",
+      `--reuid=${user.uid}`,
+      `--regid=${user.gid}`,
+      user.groups.length === 0 ? "--clear-groups" : `--groups=${user.groups.join(",")}`,
+      "--no-new-privs"
+    ])
+  ]
+
+/** What a guest finds, but for the board; where the host's ends of it lead does not matter. */
+const devices = (board: Board, { channels, memoryMib, vcpus }: Snapshot.Spec): ReadonlyArray<string> => [
+  "-smp",
+  String(vcpus),
+  "-m",
+  String(memoryMib),
+  "-serial",
+  "stdio",
+  "-device",
+  board.pvpanic,
+  ...(channels.length === 0 ? [] : ["-device", `virtio-serial-pci,max_ports=${channels.length + 1}`]),
+  ...channels.flatMap((name, index) => [
+    "-device",
+    `virtserialport,chardev=channel${index},id=port${index},name=${name}`
+  ])
+]
+
+/**
+ * What a snapshot of such a machine counts on. QEMU itself notices few of the differences, and the guest all of them.
+ *
+ * ```ts import.meta.vitest
+ * import { MachineSpec } from "effect-microvm-runtime/microvm"
+ * import { LaunchPlan } from "effect-microvm-runtime/qemu"
+ * import * as Result from "effect/Result"
+ * const spec = Result.getOrThrow(MachineSpec.make({ id: "web-1", kernel: "/boot/vmlinuz", memoryMib: 128 }))
+ * const platform = LaunchPlan.platform({
+ *   binary: "qemu-system-x86_64",
+ *   version: { major: 7, minor: 2, micro: 22 },
+ *   architecture: "x86_64",
+ *   accelerator: "tcg",
+ *   because: "asked for",
+ *   cpu: "Model 1",
+ *   user: { _tag: "Own", why: "uid 1000" },
+ *   path: "/usr/bin:/bin"
+ * }, spec)
+ * platform.version // => "7.2"
+ * platform.cpu // => "max"
+ * platform.devices // => "-smp 1 -m 128 -serial stdio -device pvpanic"
+ * ```
+ *
+ * @category conversions
+ * @since 0.2.0
+ */
+export const platform = ({ accelerator, architecture, cpu, version }: Setup, spec: Snapshot.Spec) => ({
+  backend: "qemu",
+  version: `${version.major}.${version.minor}`,
+  architecture,
+  accelerator,
+  machine: boards[architecture].machine(version),
+  cpu: accelerator === "kvm" ? `host ${cpu}` : "max",
+  devices: devices(boards[architecture], spec).join(" ")
+})
+
+/**
+ * A file of memory that nobody may change can be opened for reading only since QEMU 8.2; before that, QEMU opens it for
+ * writing, and yet does not write to it.
+ *
+ * @category guards
+ * @since 0.2.0
+ */
+export const opensMemoryReadOnly = (version: Version): boolean => isAtLeast(version, 8, 2)
 
 const describeUser = (user: User): string =>
   user._tag === "Own"
@@ -106,7 +224,8 @@ const describeUser = (user: User): string =>
     : `runs as uid ${user.uid}, gid ${user.gid}${user.groups.length === 0 ? "" : `, groups ${user.groups.join(", ")}`}`
 
 /**
- * Plans a machine. Fails with `InvalidSpec` for what this backend cannot carry.
+ * Plans a machine. Fails with `InvalidSpec` for what this backend cannot carry, and with `SnapshotUnusable` for a
+ * snapshot that has another form than those that are known.
  *
  * ```ts import.meta.vitest
  * import { MachineSpec } from "effect-microvm-runtime/microvm"
@@ -119,6 +238,7 @@ const describeUser = (user: User): string =>
  *   architecture: "x86_64",
  *   accelerator: "tcg",
  *   because: "asked for",
+ *   cpu: "Model 1",
  *   user: { _tag: "Own", why: "uid 1000" },
  *   path: "/usr/bin:/bin"
  * }, spec))
@@ -128,24 +248,94 @@ const describeUser = (user: User): string =>
  * @category constructors
  * @since 0.1.0
  */
-export const make = (setup: Setup, spec: MachineSpec): Result.Result<LaunchPlan, MicroVmError.MicroVmError> => {
+export const make = (
+  setup: Setup,
+  spec: MachineSpec,
+  origin: Origin = { _tag: "Boot" }
+): Result.Result<LaunchPlan, MicroVmError.MicroVmError> => {
   const { accelerator, architecture, because, binary, user, version } = setup
   const board = boards[architecture]
-  const drops = user._tag === "Unprivileged"
   const append = kernelArgs(board, spec)
-  const qmp = drops ? firstSocketFd : kernelFd
-  const channels = new Map(spec.channels.map((name, index) => [name, qmp + 1 + index]))
 
+  if (origin._tag === "Restore" && !isForm(origin.snapshot.manifest.form)) {
+    const { id: snapshot, manifest: { form } } = origin.snapshot
+    return Result.fail(
+      MicroVmError.make(new MicroVmError.SnapshotUnusable({ snapshot, why: [`its form ${form} is not known here`] }))
+    )
+  }
   const faults: Array<MicroVmError.Fault> = []
   if (new TextEncoder().encode(append).length >= board.commandLineSize) {
     const remedy = `the kernel's command line has room for ${board.commandLineSize - 1} bytes, with what is added here`
     faults.push({ field: "kernelArgs", value: spec.kernelArgs, remedy: `${remedy}: give fewer or shorter arguments` })
   }
-  if (channels.size > maxChannels) {
+  if (spec.channels.length > maxChannels) {
     faults.push({ field: "channels", value: spec.channels, remedy: `give ${maxChannels} at most` })
   }
   if (faults.length > 0) return Result.fail(MicroVmError.make(new MicroVmError.InvalidSpec({ faults })))
 
+  const opened: Array<Opened> = []
+  const inherit = (path: string, access: Opened["access"]): number => firstFd + opened.push({ path, access }) - 1
+  const reopened = (fd: number): string => `/proc/self/fd/${fd}`
+  const readable = (path: string): string => user._tag === "Own" ? path : reopened(inherit(path, "<"))
+  const size = `size=${spec.memoryMib}M`
+  const ownMemory = `memory-backend-ram,id=ram0,${size}`
+  const boot = (): Content => {
+    const kernel = readable(spec.kernel)
+    return {
+      memory: ownMemory,
+      args: [
+        "-append",
+        append,
+        ...(spec.initramfs === undefined ? [] : ["-initrd", readable(spec.initramfs)]),
+        "-kernel",
+        kernel
+      ],
+      files: [
+        { field: "kernel", path: spec.kernel },
+        ...(spec.initramfs === undefined ? [] : [{ field: "initramfs" as const, path: spec.initramfs }])
+      ],
+      says: [`kernel ${spec.kernel}${spec.initramfs === undefined ? "" : `, initramfs ${spec.initramfs}`}`]
+    }
+  }
+  const template = (ram: string): Content => {
+    const content = boot()
+    const path = reopened(inherit(ram, "<>"))
+    return {
+      ...content,
+      memory: `memory-backend-file,id=ram0,${size},share=on,mem-path=${path}`,
+      says: [...content.says, "memory in a file without a name, for its snapshots to be mapped"]
+    }
+  }
+  const restore = ({ directory, id, manifest }: Snapshot.Snapshot): Content => {
+    const state = `${directory}/${snapshotFiles.state}`
+    const says = [`goes on from snapshot ${id}, ${manifest.form}`]
+    if (manifest.form === "unstarted") return { ...boot(), says }
+    const sharedMemory = manifest.form === "shared-memory"
+    const content = {
+      memory: ownMemory,
+      args: ["-incoming", "defer"],
+      files: [{ field: "state" as const, path: state }],
+      says,
+      load: { fd: inherit(state, "<"), sharedMemory }
+    }
+    if (!sharedMemory) return content
+    const memory = `${directory}/${snapshotFiles.memory}`
+    const readOnly = opensMemoryReadOnly(version)
+    const path = reopened(inherit(memory, readOnly ? "<" : "<>"))
+    return {
+      ...content,
+      memory: `memory-backend-file,id=ram0,${size},share=off${readOnly ? ",readonly=on,rom=off" : ""},mem-path=${path}`,
+      files: [...content.files, { field: "memory", path: memory }]
+    }
+  }
+  const content = origin._tag === "Boot"
+    ? boot()
+    : origin._tag === "Template"
+    ? template(origin.ram)
+    : restore(origin.snapshot)
+
+  const qmp = firstFd + opened.length
+  const channels = new Map(spec.channels.map((name, index) => [name, qmp + 1 + index]))
   const args = [
     "-nodefaults",
     "-no-user-config",
@@ -156,51 +346,39 @@ export const make = (setup: Setup, spec: MachineSpec): Result.Result<LaunchPlan,
     "-sandbox",
     "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
     "-machine",
-    board.machine(version),
+    `${board.machine(version)},memory-backend=ram0`,
+    "-object",
+    content.memory,
     "-accel",
     accelerator,
     "-cpu",
     accelerator === "kvm" ? "host" : "max",
-    "-smp",
-    String(spec.vcpus),
-    "-m",
-    String(spec.memoryMib),
     "-chardev",
     `socket,id=qmp,fd=${qmp}`,
     "-mon",
     "chardev=qmp,mode=control",
-    "-serial",
-    "stdio",
-    "-device",
-    board.pvpanic,
-    ...(channels.size === 0 ? [] : ["-device", `virtio-serial-pci,max_ports=${channels.size + 1}`]),
-    ...[...channels].flatMap(([name, fd], index) => [
-      "-chardev",
-      `socket,id=channel${index},fd=${fd}`,
-      "-device",
-      `virtserialport,chardev=channel${index},id=port${index},name=${name}`
-    ]),
-    "-append",
-    append,
-    ...(spec.initramfs === undefined ? [] : ["-initrd", drops ? `/proc/self/fd/${initramfsFd}` : spec.initramfs]),
-    "-kernel",
-    drops ? `/proc/self/fd/${kernelFd}` : spec.kernel
+    ...[...channels.values()].flatMap((fd, index) => ["-chardev", `socket,id=channel${index},fd=${fd}`]),
+    ...devices(board, spec),
+    ...content.args
   ]
   return Result.succeed({
     backend: "qemu",
     description: [
       `QEMU ${formatVersion(version)}, ${accelerator.toUpperCase()}: ${because}`,
       describeUser(user),
-      `${spec.vcpus} vCPU, ${spec.memoryMib} MiB, kernel ${spec.kernel}${
-        spec.initramfs === undefined ? "" : `, initramfs ${spec.initramfs}`
-      }`
+      `${spec.vcpus} vCPU, ${spec.memoryMib} MiB`,
+      ...content.says
     ],
-    argv: drops ? [...asUser(user, spec), binary, ...args] : [binary, ...args],
+    argv: prefixed(wrapper(opened, user), binary, args),
     env: { PATH: setup.path, LC_ALL: "C" },
     fds: { qmp, channels },
-    files: [
-      { field: "kernel", path: spec.kernel },
-      ...(spec.initramfs === undefined ? [] : [{ field: "initramfs" as const, path: spec.initramfs }])
-    ]
+    files: content.files,
+    ...(content.load === undefined ? {} : { load: content.load })
   })
 }
+
+const prefixed = (
+  [first, ...rest]: ReadonlyArray<string>,
+  binary: string,
+  args: ReadonlyArray<string>
+): LaunchPlan["argv"] => first === undefined ? [binary, ...args] : [first, ...rest, binary, ...args]

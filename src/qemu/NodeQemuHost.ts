@@ -6,10 +6,13 @@
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as ChildProcess from "effect/process/ChildProcess"
+import { createHash } from "node:crypto"
 import * as NodeFs from "node:fs/promises"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
 import type { ProcessError } from "../process/ProcessError.ts"
 import { ProcessSpawner } from "../process/ProcessSpawner.ts"
+import { makeRam } from "./internal/NodeRam.ts"
+import { receive } from "./internal/NodeReceive.ts"
 import { type Architecture, type FileFacts, type Kvm, parseVersion, QemuHost } from "./QemuHost.ts"
 
 const unavailable = (why: string, remedy: string): MicroVmError.MicroVmError =>
@@ -42,6 +45,19 @@ const lookAtKvm = async (architecture: Architecture): Promise<Kvm> => {
       ? { _tag: "Unusable", why: `${device} may not be opened by us`, remedy: "join its group, mostly kvm" }
       : { _tag: "Unusable", why: `${device} cannot be opened: ${code}`, remedy: "load the kvm modules of the kernel" }
   }
+}
+
+/** Its name, and a digest of what it can do: the same model has other features below another hypervisor. */
+const lookAtCpu = async (): Promise<string> => {
+  const [first = ""] = (await NodeFs.readFile("/proc/cpuinfo", "utf8")).split("\n\n", 1)
+  const lines = (keys: RegExp): ReadonlyArray<string> =>
+    first.split("\n").flatMap((line) => {
+      const [, key = "", value = ""] = /^(.*?)\s*:\s*(.*)$/.exec(line) ?? []
+      return keys.test(key) ? [value] : []
+    })
+  const name = lines(/^(model name|CPU (implementer|variant|part|revision))$/).join(" ")
+  const features = lines(/^(flags|vmx flags|Features|bugs)$/).join("\n")
+  return `${name} (features ${createHash("sha256").update(features).digest("hex").slice(0, 8)})`
 }
 
 const lookAtFile = async (path: string): Promise<FileFacts> => {
@@ -95,28 +111,31 @@ export const layer: Layer.Layer<QemuHost, never, ProcessSpawner> = Layer.effect(
       }
       const binary = options.binary ?? `qemu-system-${architecture}`
       const remedy = `install it (Debian, Ubuntu: ${packageOf[architecture]}), or set MICROVM_QEMU_BIN`
-      const line = yield* firstLine(binary).pipe(
-        Effect.mapError((error) => unavailable(error.message, remedy)),
-        Effect.timeoutOrElse({
-          duration: "10 seconds",
-          orElse: () => Effect.fail(unavailable(`${binary} --version gave no answer within 10 seconds`, remedy))
-        })
-      )
-      const version = parseVersion(line)
-      if (version === undefined) {
-        return yield* unavailable(`${binary} --version says ${JSON.stringify(line.slice(0, 200))}`, remedy)
-      }
       const uid = process.geteuid?.() ?? 0
-      const setpriv = uid === 0
-        ? yield* firstLine("setpriv").pipe(
-          Effect.map((text) => text.includes("util-linux")),
-          Effect.timeoutOrElse({ duration: "10 seconds", orElse: () => Effect.succeed(false) }),
-          Effect.orElseSucceed(() => false)
+      const version = Effect.gen(function*() {
+        const line = yield* firstLine(binary).pipe(
+          Effect.mapError((error) => unavailable(error.message, remedy)),
+          Effect.timeoutOrElse({
+            duration: "10 seconds",
+            orElse: () => Effect.fail(unavailable(`${binary} --version gave no answer within 10 seconds`, remedy))
+          })
         )
-        : false
-      const kvm = yield* Effect.promise(() => lookAtKvm(architecture))
-      return { binary, version, architecture, kvm, uid, setpriv, path: process.env["PATH"] ?? "/usr/bin:/bin" }
+        return parseVersion(line) ??
+          (yield* unavailable(`${binary} --version says ${JSON.stringify(line.slice(0, 200))}`, remedy))
+      })
+      const setpriv = firstLine("setpriv").pipe(
+        Effect.map((text) => text.includes("util-linux")),
+        Effect.timeoutOrElse({ duration: "10 seconds", orElse: () => Effect.succeed(false) }),
+        Effect.orElseSucceed(() => false)
+      )
+      const seen = yield* Effect.all({
+        version,
+        setpriv: uid === 0 ? setpriv : Effect.succeed(false),
+        kvm: Effect.promise(() => lookAtKvm(architecture)),
+        cpu: Effect.promise(lookAtCpu)
+      }, { concurrency: "unbounded" })
+      return { binary, architecture, uid, ...seen, path: process.env["PATH"] ?? "/usr/bin:/bin" }
     })
-    return QemuHost.of({ observe, inspect: (path) => Effect.promise(() => lookAtFile(path)) })
+    return QemuHost.of({ observe, inspect: (path) => Effect.promise(() => lookAtFile(path)), makeRam, receive })
   })
 )

@@ -4,8 +4,10 @@
  * @since 0.1.0
  */
 import * as Context from "effect/Context"
+import * as Data from "effect/Data"
 import type * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
+import type * as Scope from "effect/Scope"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
 
 /**
@@ -50,6 +52,8 @@ export interface Observations {
   readonly version: Version
   readonly architecture: Architecture
   readonly kvm: Kvm
+  /** The processor, as far as a guest with KVM sees a difference. */
+  readonly cpu: string
   /** Our own effective user id. */
   readonly uid: number
   /** Is setpriv(1) of util-linux there? Looked for only when we are root. */
@@ -86,6 +90,48 @@ export interface Options {
 }
 
 /**
+ * The host could not do with a file what was asked of it.
+ *
+ * @category errors
+ * @since 0.2.0
+ */
+export class HostFailed extends Data.TaggedError("HostFailed")<{
+  readonly path: string
+  readonly why: string
+  readonly cause?: unknown
+}> {
+  override get message(): string {
+    return `${this.path}: ${this.why}`
+  }
+}
+
+/**
+ * Memory for a machine, as a file without a name: it is gone with the last process that has it open, however that ends.
+ *
+ * @category models
+ * @since 0.2.0
+ */
+export interface Ram {
+  /** By which our children can open it. */
+  readonly path: string
+  /** Copies it into a new file, with holes where it is zero. Nothing may write to it meanwhile. */
+  readonly copyTo: (file: string, mode: number) => Effect.Effect<void, HostFailed>
+}
+
+/**
+ * A socket that waits for one connection, and writes what that sends into a file.
+ *
+ * @category models
+ * @since 0.2.0
+ */
+export interface Receiver {
+  /** Gone as soon as somebody has connected. */
+  readonly path: string
+  /** Waits until the sender has ended and all of it is written. */
+  readonly received: Effect.Effect<void, HostFailed>
+}
+
+/**
  * @category services
  * @since 0.1.0
  */
@@ -93,6 +139,10 @@ export class QemuHost extends Context.Service<QemuHost, {
   /** Looks at the host now. Fails with `BackendUnavailable` when there is no QEMU that can be used. */
   readonly observe: (options: Options) => Effect.Effect<Observations, MicroVmError.MicroVmError>
   readonly inspect: (path: string) => Effect.Effect<FileFacts>
+  /** Memory of so many bytes, all zero. Fails when there is no room for it. */
+  readonly makeRam: (bytes: number) => Effect.Effect<Ram, HostFailed, Scope.Scope>
+  /** Waits for a connection of this user, whose bytes go into a new file that only we can read. */
+  readonly receive: (file: string, from: User) => Effect.Effect<Receiver, HostFailed, Scope.Scope>
 }>()("effect-microvm-runtime/qemu/QemuHost") {}
 
 /**
@@ -123,6 +173,7 @@ export interface Setup {
   readonly accelerator: "kvm" | "tcg"
   /** Why this accelerator. */
   readonly because: string
+  readonly cpu: string
   readonly user: User
   readonly path: string
 }
@@ -204,6 +255,7 @@ const chooseUser = ({ kvm, setpriv, uid }: Observations, accelerator: "kvm" | "t
  *   version: { major: 7, minor: 2, micro: 22 },
  *   architecture: "x86_64",
  *   kvm: { _tag: "Unusable", why: "the CPU shows neither vmx nor svm", remedy: "" },
+ *   cpu: "Model 1",
  *   uid: 1000,
  *   setpriv: true,
  *   path: "/usr/bin:/bin"
@@ -218,7 +270,7 @@ export const choose = (
   observations: Observations,
   options: Options = {}
 ): Result.Result<Setup, MicroVmError.MicroVmError> => {
-  const { architecture, binary, kvm, path, version } = observations
+  const { architecture, binary, cpu, kvm, path, version } = observations
   const { accelerator: wanted = "auto" } = options
   if (!isAtLeast(version, oldest.major, oldest.minor)) {
     return Result.fail(
@@ -236,5 +288,5 @@ export const choose = (
     : { accelerator: "tcg", because: kvm.why } as const
   const { accelerator, because } = wanted === "auto" ? found : { accelerator: wanted, because: "asked for" }
   const user = chooseUser(observations, accelerator, options)
-  return Result.succeed({ binary, version, architecture, accelerator, because, user, path })
+  return Result.succeed({ binary, version, architecture, accelerator, because, cpu, user, path })
 }

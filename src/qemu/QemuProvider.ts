@@ -4,6 +4,16 @@
  * One process for each machine, spoken to by QMP over an inherited socket pair, as are the machine's byte channels: when
  * the process goes, everything of the machine goes.
  *
+ * A template has its memory in a file. Its snapshot is a copy of that file and some hundred kilobytes of device state:
+ * machines that are restored from it map the copy and read what they use. The snapshot of any other machine is one
+ * stream that is read as a whole.
+ *
+ * **Gotchas**
+ *
+ * - A machine that is saved a second time without a run in between runs for a moment first: QEMU wants it so.
+ * - Before QEMU 8.2 a restored machine's QEMU has the memory of the snapshot open for writing. It does not write to it,
+ *   but a guest that has broken out of its QEMU can: a store that looks at its files before each use notices that.
+ *
  * @since 0.1.0
  */
 import * as Config from "effect/Config"
@@ -11,9 +21,12 @@ import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
+import * as Result from "effect/Result"
 import * as Scope from "effect/Scope"
+import type { MachineSpec } from "../microvm/MachineSpec.ts"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
-import { type Capabilities, MicroVmProvider } from "../microvm/MicroVmProvider.ts"
+import { type Capabilities, type LaunchOptions, MicroVmProvider } from "../microvm/MicroVmProvider.ts"
+import type * as Snapshot from "../microvm/Snapshot.ts"
 import { ProcessSpawner } from "../process/ProcessSpawner.ts"
 import { bringUp } from "./internal/bringUp.ts"
 import * as LaunchPlan from "./LaunchPlan.ts"
@@ -29,14 +42,14 @@ export interface Options extends QemuHost.Options {
 }
 
 /**
- * Everything but snapshots. A panic is told as such when the guest has a driver for pvpanic, or writes to its console.
+ * Everything. A panic is told as such when the guest has a driver for pvpanic, or writes to its console.
  *
  * @category constants
  * @since 0.1.0
  */
 export const capabilities: Capabilities = {
   pause: true,
-  snapshot: false,
+  snapshot: true,
   rename: true,
   powerButton: true,
   panicDetection: true
@@ -45,38 +58,71 @@ export const capabilities: Capabilities = {
 const checkFiles = Effect.fnUntraced(function*(
   plan: LaunchPlan.LaunchPlan,
   { user }: QemuHost.Setup,
-  host: QemuHost.QemuHost["Service"]
+  host: QemuHost.QemuHost["Service"],
+  from: Snapshot.Snapshot | undefined
 ) {
   const found = yield* Effect.forEach(
     plan.files,
     ({ field, path }) =>
       Effect.map(host.inspect(path), ({ fault, worldReadable }): ReadonlyArray<MicroVmError.Fault> => {
         if (fault !== undefined) return [{ field, value: path, remedy: `${fault}: name a file that we may read` }]
-        if (user._tag === "Own" || worldReadable) return []
+        if (user._tag === "Own" || worldReadable || field === "state" || field === "memory") return []
         const remedy = "QEMU runs as a user without rights: make it readable to all (chmod a+r)"
         return [{ field, value: path, remedy: `${remedy}, or set MICROVM_QEMU_USER=keep` }]
       })
   )
   const faults = found.flat()
-  if (faults.length > 0) return yield* MicroVmError.make(new MicroVmError.InvalidSpec({ faults }))
+  if (faults.length === 0) return
+  if (from === undefined) return yield* MicroVmError.make(new MicroVmError.InvalidSpec({ faults }))
+  const why = faults.map(({ field, remedy }) => `its ${field}: ${remedy}`)
+  return yield* MicroVmError.make(new MicroVmError.SnapshotUnusable({ snapshot: from.id, why }))
 })
+
+/** Where a plan that is only looked at has its memory. */
+const somewhere = "a file without a name"
 
 const make = Effect.fnUntraced(function*(options: Options) {
   const host = yield* QemuHost.QemuHost
   const spawner = yield* ProcessSpawner
   const setup = yield* Effect.fromResult(QemuHost.choose(yield* host.observe(options), options))
   const within = options.within ?? "20 seconds"
+  const planOf = (spec: MachineSpec, { from, template }: LaunchOptions, ram: string) =>
+    LaunchPlan.make(
+      setup,
+      spec,
+      from !== undefined
+        ? { _tag: "Restore", snapshot: from }
+        : template === true
+        ? { _tag: "Template", ram }
+        : { _tag: "Boot" }
+    )
+  const claim = Effect.fnUntraced(function*(spec: MachineSpec, how: LaunchOptions) {
+    const ram = how.from === undefined && how.template === true
+      ? yield* Effect.mapError(host.makeRam(spec.memoryMib * 2 ** 20), (cause) =>
+        MicroVmError.make(
+          new MicroVmError.LaunchFailed({
+            id: spec.id,
+            stage: "making room for its memory",
+            stderrTail: "",
+            consoleTail: "",
+            cause
+          })
+        ))
+      : undefined
+    const plan = yield* Effect.fromResult(planOf(spec, how, ram?.path ?? somewhere))
+    return yield* bringUp({ spec, plan, setup, host, ram, spawner, within })
+  })
   return MicroVmProvider.of({
     backend: "qemu",
     capabilities,
-    plan: (spec) => LaunchPlan.make(setup, spec),
-    launch: Effect.fn("QemuProvider.launch")(function*(spec) {
-      const plan = yield* Effect.fromResult(LaunchPlan.make(setup, spec))
-      yield* checkFiles(plan, setup, host)
+    plan: (spec, how = {}) => planOf(spec, how, somewhere),
+    platform: (spec) => Result.succeed(LaunchPlan.platform(setup, spec)),
+    launch: Effect.fn("QemuProvider.launch")(function*(spec, how = {}) {
+      yield* checkFiles(yield* Effect.fromResult(planOf(spec, how, somewhere)), setup, host, how.from)
       return yield* Effect.uninterruptibleMask((restore) =>
         Effect.gen(function*() {
           const scope = yield* Scope.fork(yield* Effect.scope)
-          return yield* restore(bringUp({ spec, plan, spawner, within })).pipe(
+          return yield* restore(claim(spec, how)).pipe(
             Scope.provide(scope),
             Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
           )

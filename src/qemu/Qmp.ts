@@ -182,7 +182,9 @@ export const make = Effect.fn("Qmp.make")(function*(
     const reply = Deferred.makeUnsafe<QmpSchema.Reply, QmpError>()
     pending.set(id, reply)
     const deadline = within === undefined ? patience : Duration.fromInputUnsafe(within)
-    const answer = yield* writer.write(`${JSON.stringify({ execute: command.execute, id })}\n`).pipe(
+    const answer = yield* writer.write(
+      `${JSON.stringify({ execute: command.execute, arguments: command.arguments, id })}\n`
+    ).pipe(
       Effect.mapError(fromSocketError),
       Effect.andThen(Deferred.await(reply)),
       bounded(command.execute, deadline),

@@ -69,10 +69,26 @@ export class ProtocolViolation extends Data.TaggedError("ProtocolViolation")<{
 }
 
 /**
+ * The machine was not sent, or not loaded. Of a machine that was to be sent nothing is lost.
+ *
+ * @category errors
+ * @since 0.2.0
+ */
+export class MigrationFailed extends Data.TaggedError("MigrationFailed")<{
+  readonly direction: "out" | "in"
+  /** In QEMU's words, when it has any. */
+  readonly why: string
+}> {
+  override get message(): string {
+    return `QEMU could not ${this.direction === "out" ? "write" : "load"} the machine's state: ${this.why}`
+  }
+}
+
+/**
  * @category errors
  * @since 0.1.0
  */
-export type QmpErrorReason = CommandRejected | NoReply | Disconnected | ProtocolViolation
+export type QmpErrorReason = CommandRejected | NoReply | Disconnected | ProtocolViolation | MigrationFailed
 
 /**
  * The one error of this folder; `reason` says which.

@@ -101,7 +101,11 @@ export type ServerMessage = typeof ServerMessage.Type
  * @category schemas
  * @since 0.1.0
  */
-export const ClientMessage = Schema.Struct({ execute: Schema.String, id: Schema.optionalKey(Schema.Unknown) })
+export const ClientMessage = Schema.Struct({
+  execute: Schema.String,
+  arguments: Schema.optionalKey(Schema.Record(Schema.String, Schema.Unknown)),
+  id: Schema.optionalKey(Schema.Unknown)
+})
 
 /**
  * The machine is about to end, or is stopped with `-no-shutdown`. `reason` is what QEMU's exit code does not tell:
@@ -131,10 +135,15 @@ export const isShutdown = Schema.is(Shutdown)
  */
 export interface Command<out A> {
   readonly execute: string
+  readonly arguments?: Readonly<Record<string, unknown>>
   readonly returns: Schema.Decoder<A>
 }
 
-const command = <A>(execute: string, returns: Schema.Decoder<A>): Command<A> => ({ execute, returns })
+const command = <A>(
+  execute: string,
+  returns: Schema.Decoder<A>,
+  args?: Readonly<Record<string, unknown>>
+): Command<A> => args === undefined ? { execute, returns } : { execute, returns, arguments: args }
 
 const Nothing = Schema.Struct({})
 
@@ -177,3 +186,55 @@ export const systemPowerdown = command("system_powerdown", Nothing)
  * @since 0.1.0
  */
 export const queryStatus = command("query-status", Schema.Struct({ status: Schema.String, running: Schema.Boolean }))
+
+/**
+ * Is guest memory that is a shared file left out of the stream? Both sides have to say the same.
+ *
+ * @category commands
+ * @since 0.2.0
+ */
+export const ignoreSharedMemory = (state: boolean): Command<unknown> =>
+  command("migrate-set-capabilities", Nothing, { capabilities: [{ capability: "x-ignore-shared", state }] })
+
+/**
+ * Takes off the brake of 128 MiB/s that is meant for networks.
+ *
+ * @category commands
+ * @since 0.2.0
+ */
+export const unlimitBandwidth = command("migrate-set-parameters", Nothing, { "max-bandwidth": 2 ** 40 })
+
+/**
+ * Begins to send the machine, and answers at once; `queryMigrate` tells how it goes on.
+ *
+ * @category commands
+ * @since 0.2.0
+ */
+export const migrate = (uri: string): Command<unknown> => command("migrate", Nothing, { uri })
+
+/**
+ * Gives up sending; the machine can go on. No error when nothing is sent.
+ *
+ * @category commands
+ * @since 0.2.0
+ */
+export const migrateCancel = command("migrate_cancel", Nothing)
+
+/**
+ * Begins to load a machine, for a QEMU that was started with `-incoming defer`. A QEMU that cannot load it exits.
+ *
+ * @category commands
+ * @since 0.2.0
+ */
+export const migrateIncoming = (uri: string): Command<unknown> => command("migrate-incoming", Nothing, { uri })
+
+/**
+ * How the sending goes: `completed`, `failed` and `cancelled` are its ends. There is no status before the first one.
+ *
+ * @category commands
+ * @since 0.2.0
+ */
+export const queryMigrate = command(
+  "query-migrate",
+  Schema.Struct({ status: Schema.optionalKey(Schema.String), "error-desc": Schema.optionalKey(Schema.String) })
+)

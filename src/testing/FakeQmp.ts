@@ -35,6 +35,13 @@ export interface Options {
   readonly greeting?: QmpSchema.Greeting | "nothing" | undefined
   /** Sends everything in pieces of at most this many bytes, each on a turn of the event loop of its own. */
   readonly chunkBytes?: number | undefined
+  /** The machine waits to be loaded, as after `-incoming defer`. Default false. */
+  readonly incoming?: boolean | undefined
+  /**
+   * What becomes of a machine that is sent, or loaded. Nothing is really sent. Default `"completes"`; one that stalls can
+   * be cancelled.
+   */
+  readonly migration?: "completes" | "fails" | "stalls" | undefined
   /** Looked at before the server's own answers; `undefined` leaves a command to those. */
   readonly answer?: ((command: string) => Answer | undefined) | undefined
 }
@@ -64,6 +71,8 @@ const qemu72: QmpSchema.Greeting = {
   QMP: { version: { qemu: { major: 7, minor: 2, micro: 22 }, package: "" }, capabilities: ["oob"] }
 }
 
+const genericError = (desc: string): Answer => ({ error: { class: "GenericError", desc } })
+
 const notFound = (desc: string): Answer => ({ error: { class: "CommandNotFound", desc } })
 
 /**
@@ -87,9 +96,10 @@ const notFound = (desc: string): Answer => ({ error: { class: "CommandNotFound",
 export const make = Effect.fn("FakeQmp.make")(function*(
   options: Options = {}
 ): Effect.fn.Return<FakeQmp, never, Scope.Scope> {
-  const { chunkBytes = Infinity, greeting = qemu72 } = options
+  const { chunkBytes = Infinity, greeting = qemu72, incoming = false, migration = "completes" } = options
   const received: Array<typeof QmpSchema.ClientMessage.Type> = []
-  let status = "prelaunch"
+  let status = incoming ? "inmigrate" : "prelaunch"
+  let sending: { readonly status: string; readonly "error-desc"?: string } | undefined
   let negotiated = false
 
   const [near, far] = duplexPair()
@@ -132,6 +142,29 @@ export const make = Effect.fn("FakeQmp.make")(function*(
         return [{ return: {} }, "STOP"]
       case "system_powerdown":
         return [{ return: {} }, "POWERDOWN"]
+      case "migrate-set-capabilities":
+      case "migrate-set-parameters":
+        return [{ return: {} }]
+      case "migrate":
+        if (status === "postmigrate") {
+          return [genericError("Can't migrate the vm that was paused due to previous migration")]
+        }
+        sending = { status: "active" }
+        return [{ return: {} }]
+      case "query-migrate":
+        if (sending?.status === "active" && migration === "completes") {
+          sending = { status: "completed" }
+          status = "postmigrate"
+        } else if (sending?.status === "active" && migration === "fails") {
+          sending = { status: "failed", "error-desc": "Unable to write to socket: Broken pipe" }
+        }
+        return [{ return: sending ?? {} }]
+      case "migrate_cancel":
+        if (sending?.status === "active") sending = { status: "cancelled" }
+        return [{ return: {} }]
+      case "migrate-incoming":
+        if (migration === "completes") status = "paused"
+        return [{ return: {} }]
       default:
         return [notFound(`The command ${command} has not been found`)]
     }

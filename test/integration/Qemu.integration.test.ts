@@ -1,5 +1,5 @@
 import * as NodeServices from "@effect/platform-node/NodeServices"
-import { assert, layer } from "@effect/vitest"
+import { afterAll, assert, layer, vi } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as FileSystem from "effect/FileSystem"
@@ -8,6 +8,22 @@ import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
+import { spawnSync } from "node:child_process"
+import { createHash } from "node:crypto"
+import {
+  chmodSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync
+} from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
 import * as GuestAgent from "../../src/guest/GuestAgent.ts"
 import { ImageStore } from "../../src/image/ImageStore.ts"
 import * as NodeImageStore from "../../src/image/NodeImageStore.ts"
@@ -15,11 +31,13 @@ import * as ShutdownPolicy from "../../src/lifecycle/ShutdownPolicy.ts"
 import * as Machine from "../../src/microvm/Machine.ts"
 import * as MachineSpec from "../../src/microvm/MachineSpec.ts"
 import type { MachineRequest } from "../../src/microvm/MicroVmProvider.ts"
+import * as Snapshot from "../../src/microvm/Snapshot.ts"
 import * as NodeProcessSpawner from "../../src/process/NodeProcessSpawner.ts"
 import * as NodeQemuHost from "../../src/qemu/NodeQemuHost.ts"
 import * as QemuHost from "../../src/qemu/QemuHost.ts"
 import * as QemuProvider from "../../src/qemu/QemuProvider.ts"
 import * as MicroVmConformance from "../../src/testing/MicroVmConformance.ts"
+import * as NodeDiskSnapshotStore from "../../src/warm/NodeDiskSnapshotStore.ts"
 
 const echo = "test.echo"
 
@@ -28,6 +46,16 @@ const host = NodeQemuHost.layer.pipe(
   Layer.provideMerge(NodeServices.layer)
 )
 const qemu = QemuProvider.layerConfig.pipe(Layer.provideMerge(host))
+
+/** A place of our own for what is temporary, so that what is left of it can be seen. QEMU's user has to get through. */
+const temporary = mkdtempSync(join(tmpdir(), "qemu-integration-"))
+chmodSync(temporary, 0o711)
+vi.stubEnv("TMPDIR", temporary)
+afterAll(() => rmSync(temporary, { recursive: true }))
+
+const stores = NodeDiskSnapshotStore.layerAt({ directory: join(temporary, "store") }).pipe(
+  Layer.provide(NodeServices.layer)
+)
 
 const image = await Effect.runPromise(
   ImageStore.use((images) => images.ensure()).pipe(
@@ -42,17 +70,29 @@ const specOf = (id: string): MachineSpec.MachineSpecOptions => ({
   channels: [GuestAgent.channelName, echo]
 })
 
-const launch = (id: string, options: Partial<MachineSpec.MachineSpecOptions> = {}) =>
-  Effect.flatMap(MachineSpec.decode({ ...specOf(id), ...options }), (spec) => Machine.launch(spec))
+const launch = (
+  id: string,
+  options: Partial<MachineSpec.MachineSpecOptions> = {},
+  how?: Machine.LaunchOptions
+) => Effect.flatMap(MachineSpec.decode({ ...specOf(id), ...options }), (spec) => Machine.launch(spec, how))
 
 const connect = Effect.fnUntraced(function*(machine: Machine.Machine) {
   return yield* GuestAgent.make(yield* machine.channel(GuestAgent.channelName), { within: "2 minutes" })
 })
 
-const boot = Effect.fnUntraced(function*(id: string, options?: Partial<MachineSpec.MachineSpecOptions>) {
-  const machine = yield* launch(id, options)
+const boot = Effect.fnUntraced(function*(
+  id: string,
+  options?: Partial<MachineSpec.MachineSpecOptions>,
+  how?: Machine.LaunchOptions
+) {
+  const machine = yield* launch(id, options, how)
   yield* machine.start
   return { machine, agent: yield* connect(machine) }
+})
+
+const sh = Effect.fnUntraced(function*(agent: GuestAgent.GuestAgent, script: string) {
+  const { stdout } = yield* agent.exec({ path: "sh", args: ["-c", script] })
+  return new TextDecoder().decode(stdout).trim()
 })
 
 /** Our own QEMU processes; other tests may have theirs. */
@@ -230,6 +270,207 @@ layer(qemu, { excludeTestServices: true, timeout: "1 minute" })("a launch on QEM
     }))
 })
 
+layer(qemu, { excludeTestServices: true, timeout: "1 minute" })("a snapshot on QEMU", (it) => {
+  let made = 0
+  /** Saves a machine as a store would, but lets its files be tampered with. */
+  const save = Effect.fnUntraced(function*(machine: Machine.Machine) {
+    const directory = join(temporary, `snapshot-${++made}`)
+    mkdirSync(directory, { mode: 0o700 })
+    const saved = yield* machine.save(directory)
+    const files = readdirSync(directory).toSorted()
+    const snapshot: Snapshot.Snapshot = {
+      id: createHash("sha256").update(directory).digest("hex"),
+      directory,
+      manifest: {
+        ...saved,
+        format: 1,
+        kind: "saved",
+        spec: Snapshot.specOf(machine.spec),
+        labels: {},
+        createdAt: "",
+        files: []
+      }
+    }
+    return { snapshot, files }
+  })
+  const restore = Effect.fnUntraced(function*(id: string, snapshot: Snapshot.Snapshot) {
+    const machine = yield* Machine.restore(id, snapshot)
+    assert.strictEqual(yield* machine.state, "paused")
+    yield* machine.resume
+    return { machine, agent: yield* connect(machine) }
+  })
+  const digest = ({ directory }: Snapshot.Snapshot, file: string) =>
+    createHash("sha256").update(readFileSync(join(directory, file))).digest("hex")
+  /** What a save or a launch could leave: sockets, and memory that is still open. */
+  const leftovers = () => [
+    ...readdirSync(temporary).filter((name) => name.startsWith("microvm-")),
+    ...readdirSync("/proc/self/fd").flatMap((fd) => {
+      try {
+        const target = readlinkSync(`/proc/self/fd/${fd}`)
+        return /^\/dev\/shm\/.*\(deleted\)$/.test(target) ? [target] : []
+      } catch {
+        return []
+      }
+    })
+  ]
+
+  it.effect("of a template is shared by its clones, which cannot change it", () =>
+    Effect.gen(function*() {
+      const snapshot = yield* Effect.scoped(Effect.gen(function*() {
+        const { agent, machine } = yield* boot("golden", {}, { template: true })
+        yield* sh(agent, "echo golden >/tmp/word")
+        const saved = yield* save(machine)
+        assert.deepStrictEqual(saved.files, ["memory", "state"])
+        assert.strictEqual(statSync(join(saved.snapshot.directory, "memory")).size, 256 * 2 ** 20)
+        // It goes on, and the snapshot does not.
+        yield* sh(agent, "echo later >/tmp/word")
+        yield* machine.shutdown({ request: { atLeast: "SIGTERM" } })
+        return saved.snapshot
+      }))
+      assert.deepStrictEqual(leftovers(), [])
+      assert.deepStrictEqual(yield* monitors, [])
+      const before = digest(snapshot, "memory")
+      const { directory, manifest: { madeBy, platform } } = snapshot
+      assert.match(madeBy, /^QEMU \d+\.\d+\.\d+$/)
+      assert.include(platform["machine"], "-")
+      yield* Effect.scoped(Effect.gen(function*() {
+        const clones = yield* Effect.forEach(["one", "two", "three"], (id) => restore(id, snapshot), {
+          concurrency: "unbounded"
+        })
+        yield* Effect.forEach(clones, ({ agent, machine }) => sh(agent, `echo ${machine.id} >>/tmp/word; sync`))
+        assert.deepStrictEqual(
+          yield* Effect.forEach(clones, ({ agent }) => sh(agent, "tr '\\n' ' ' </tmp/word")),
+          ["golden one", "golden two", "golden three"]
+        )
+        yield* Effect.forEach(clones, ({ machine }) => machine.shutdown({ request: { atLeast: "SIGTERM" } }))
+      }))
+      assert.strictEqual(digest(snapshot, "memory"), before)
+      assert.deepStrictEqual(readdirSync(directory).toSorted(), ["memory", "state"])
+      assert.deepStrictEqual(yield* monitors, [])
+    }))
+
+  it.effect("of a machine that runs is one stream; the machine goes on, and so do clones of clones", () =>
+    Effect.gen(function*() {
+      const { agent, machine } = yield* boot("runs")
+      yield* sh(agent, "echo first >/tmp/word")
+      const first = yield* save(machine)
+      assert.deepStrictEqual(first.files, ["state"])
+      assert.strictEqual(yield* sh(agent, "cat /tmp/word"), "first")
+      const clone = yield* restore("runs-1", first.snapshot)
+      assert.strictEqual(yield* sh(clone.agent, "cat /tmp/word; echo second >/tmp/word"), "first")
+      yield* clone.machine.pause
+      // Twice: the second does not find the machine as the first did.
+      yield* save(clone.machine)
+      const second = yield* save(clone.machine)
+      yield* clone.machine.resume
+      assert.strictEqual(yield* sh(clone.agent, "cat /tmp/word"), "second")
+      const paused = yield* Machine.restore("runs-2", second.snapshot)
+      // One that has not run since it was restored.
+      const third = yield* save(paused)
+      const last = yield* restore("runs-3", third.snapshot)
+      assert.strictEqual(yield* sh(last.agent, "cat /tmp/word"), "second")
+      assert.strictEqual(yield* sh(agent, "cat /tmp/word"), "first")
+    }))
+
+  it.effect("that cannot be written says where, and the machine goes on", () =>
+    Effect.gen(function*() {
+      const { agent, machine } = yield* boot("no-room")
+      const nowhere = yield* Effect.flip(machine.save(join(temporary, "no-such-directory")))
+      assert.match(nowhere.message, /snapshot failed: .*no-such-directory.*ENOENT/)
+      yield* agent.ping
+      assert.deepStrictEqual(leftovers(), [])
+    }))
+
+  it.effect("that the disk has no room for says so, and the machine goes on", (test) =>
+    Effect.gen(function*() {
+      const disk = join(temporary, "disk")
+      mkdirSync(disk)
+      const mounted = spawnSync("mount", ["-t", "tmpfs", "-o", "size=4m", "tmpfs", disk])
+      if (mounted.status !== 0) {
+        const why = `no disk can be made small here: ${mounted.error?.message ?? mounted.stderr.toString().trim()}`
+        console.warn(`skipped: ${why}`)
+        return test.skip(why)
+      }
+      yield* Effect.addFinalizer(() => Effect.sync(() => spawnSync("umount", ["-l", disk])))
+      const { agent, machine } = yield* boot("disk-full")
+      const golden = yield* boot("disk-full-template", {}, { template: true })
+      for (const [name, one] of [["stream", machine], ["memory", golden.machine]] as const) {
+        const directory = join(disk, name)
+        mkdirSync(directory)
+        const full = yield* Effect.flip(one.save(directory))
+        assert.match(full.message, /snapshot failed: .*ENOSPC/)
+        rmSync(directory, { recursive: true })
+      }
+      yield* agent.ping
+      yield* golden.agent.ping
+      // And it can still be saved elsewhere.
+      yield* save(machine)
+      yield* agent.ping
+      assert.deepStrictEqual(readdirSync(temporary).filter((name) => name.startsWith("microvm-")), [])
+    }))
+
+  it.effect("that is interrupted anywhere leaves the machine as it was", () =>
+    Effect.gen(function*() {
+      const { agent, machine } = yield* boot("hasty-save")
+      for (const millis of [0, 2, 4, 8, 16, 32, 64, 128]) {
+        const saving = yield* Effect.forkChild(save(machine), { startImmediately: true })
+        yield* Effect.sleep(millis)
+        yield* Fiber.interrupt(saving)
+        assert.strictEqual(yield* machine.state, "running", `after ${millis} ms`)
+        yield* agent.ping
+        assert.deepStrictEqual(leftovers(), [], `after ${millis} ms`)
+      }
+      const { snapshot } = yield* save(machine)
+      yield* restore("hasty-clone", snapshot)
+    }))
+
+  it.effect("that is damaged is refused in QEMU's words, or in ours, and leaves nothing", () =>
+    Effect.gen(function*() {
+      const snapshot = yield* Effect.scoped(Effect.gen(function*() {
+        const { machine } = yield* boot("damaged", {}, { template: true })
+        return (yield* save(machine)).snapshot
+      }))
+      const [state, memory] = [join(snapshot.directory, "state"), join(snapshot.directory, "memory")]
+      const refusal = Effect.map(
+        Effect.flip(Effect.scoped(Machine.restore("refused", snapshot))),
+        ({ message, reason }) => `${reason._tag}: ${message}`
+      )
+      truncateSync(memory, 2 ** 20)
+      assert.match(yield* refusal, /^LaunchFailed: .*exited with code 1\nstderr: .*(ram0|size)/s)
+      truncateSync(memory, 256 * 2 ** 20)
+      for (const size of [150_000, 100, 0]) {
+        truncateSync(state, size)
+        assert.match(yield* refusal, /^LaunchFailed: .*restoring failed.*exited with code 1\nstderr: /s, `${size}`)
+      }
+      rmSync(state)
+      assert.match(yield* refusal, /^SnapshotUnusable: .*its state: it cannot be opened: ENOENT/)
+      assert.deepStrictEqual(yield* monitors, [])
+    }))
+
+  it.effect("of a machine that never ran is its spec, and boots", () =>
+    Effect.gen(function*() {
+      const { files, snapshot } = yield* Effect.flatMap(launch("unstarted"), save)
+      assert.deepStrictEqual(files, [])
+      const { agent } = yield* restore("unstarted-1", snapshot)
+      yield* agent.ping
+    }))
+
+  it.effect("is restored or not: an interruption leaves nothing", () =>
+    Effect.gen(function*() {
+      const { machine } = yield* boot("hasty-restore", {}, { template: true })
+      const { snapshot } = yield* save(machine)
+      for (const millis of [0, 4, 8, 16, 32, 64]) {
+        const restoring = yield* Effect.forkChild(
+          Effect.scoped(Effect.andThen(Machine.restore("hasty", snapshot), Effect.never)),
+          { startImmediately: true }
+        )
+        yield* Effect.sleep(millis)
+        yield* Fiber.interrupt(restoring)
+        assert.deepStrictEqual((yield* monitors).length, 1, `after ${millis} ms`)
+      }
+    }))
+})
+
 layer(host, { excludeTestServices: true })("a host", (it) => {
   const refusal = (options: QemuHost.Options) =>
     QemuHost.QemuHost.use(({ observe }) => observe(options)).pipe(
@@ -257,13 +498,16 @@ layer(host, { excludeTestServices: true })("a host", (it) => {
     }))
 })
 
-layer(qemu, { excludeTestServices: true, timeout: "1 minute" })("conformance", (it) => {
+layer(Layer.merge(qemu, stores), { excludeTestServices: true, timeout: "1 minute" })("conformance", (it) => {
   const agents = new Map<number, GuestAgent.GuestAgent>()
   const inGuest = (script: string) => (machine: Machine.Machine) =>
     Effect.suspend(() => {
       const agent = agents.get(pidOf(machine))
       return agent === undefined ? Effect.die("not booted") : agent.spawn({ path: "sh", args: ["-c", script] })
     }).pipe(Effect.ignore)
+
+  const told = (script: string) => (machine: Machine.Machine) =>
+    Effect.flatMap(Effect.fromNullishOr(agents.get(pidOf(machine))), (agent) => sh(agent, script))
 
   const scenarios = MicroVmConformance.scenarios<FileSystem.FileSystem | Scope.Scope>({
     capabilities: QemuProvider.capabilities,
@@ -274,6 +518,18 @@ layer(qemu, { excludeTestServices: true, timeout: "1 minute" })("conformance", (
       agents.set(pidOf(machine), yield* connect(machine))
       yield* inGuest(`microvm-port ${echo} 10 && exec cat 0<>/dev/virtio-ports/${echo} 1>&0`)(machine)
     }),
+    restored: Effect.fnUntraced(function*(machine) {
+      agents.set(pidOf(machine), yield* connect(machine))
+    }),
+    remember: (machine, word) => told(`echo ${word} >/tmp/word`)(machine),
+    recall: told("cat /tmp/word"),
+    corrupt: ({ directory }) =>
+      Effect.sync(() => {
+        const state = join(directory, "state")
+        const bytes = readFileSync(state)
+        bytes[1_000] = (bytes[1_000] ?? 0) ^ 1
+        writeFileSync(state, bytes)
+      }),
     powerOff: inGuest("poweroff -f"),
     reboot: inGuest("reboot -f"),
     panic: inGuest("echo c >/proc/sysrq-trigger"),

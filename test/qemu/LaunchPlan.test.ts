@@ -1,6 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Result from "effect/Result"
 import * as MachineSpec from "../../src/microvm/MachineSpec.ts"
+import type { Snapshot } from "../../src/microvm/Snapshot.ts"
 import * as LaunchPlan from "../../src/qemu/LaunchPlan.ts"
 import type { Setup } from "../../src/qemu/QemuHost.ts"
 
@@ -10,18 +11,47 @@ const own: Setup = {
   architecture: "x86_64",
   accelerator: "tcg",
   because: "the CPU shows neither vmx nor svm",
+  cpu: "Model 1",
   user: { _tag: "Own", why: "uid 1000" },
   path: "/usr/bin:/bin"
 }
 
-const plan = (setup: Setup, options: Partial<MachineSpec.MachineSpecOptions> = {}): LaunchPlan.LaunchPlan =>
-  Result.getOrThrow(
-    LaunchPlan.make(setup, Result.getOrThrow(MachineSpec.make({ id: "a", kernel: "/k", ...options })))
-  )
+const unprivileged: Setup = { ...own, user: { _tag: "Unprivileged", uid: 65534, gid: 65534, groups: [] } }
+
+const specOf = (options: Partial<MachineSpec.MachineSpecOptions> = {}): MachineSpec.MachineSpec =>
+  Result.getOrThrow(MachineSpec.make({ id: "a", kernel: "/k", ...options }))
+
+const plan = (
+  setup: Setup,
+  options?: Partial<MachineSpec.MachineSpecOptions>,
+  origin?: LaunchPlan.Origin
+): LaunchPlan.LaunchPlan => Result.getOrThrow(LaunchPlan.make(setup, specOf(options), origin))
+
+const snapshot = (form: string): Snapshot => ({
+  id: "f".repeat(64),
+  directory: "/s",
+  manifest: {
+    format: 1,
+    kind: "saved",
+    form,
+    platform: {},
+    madeBy: "QEMU 7.2.22",
+    spec: specOf(),
+    labels: {},
+    createdAt: "2026-01-01T00:00:00Z",
+    files: []
+  }
+})
+
+const restored = (setup: Setup, form: LaunchPlan.Form): LaunchPlan.LaunchPlan =>
+  plan(setup, { channels: ["agent"] }, { _tag: "Restore", snapshot: snapshot(form) })
+
+/** What stands behind an option. */
+const valueOf = ({ argv }: LaunchPlan.LaunchPlan, option: string): string | undefined =>
+  argv.includes(option) ? argv[argv.indexOf(option) + 1] : undefined
 
 const faultsOf = (options: Partial<MachineSpec.MachineSpecOptions>): ReadonlyArray<string> => {
-  const spec = Result.getOrThrow(MachineSpec.make({ id: "a", kernel: "/k", ...options }))
-  const made = LaunchPlan.make(own, spec)
+  const made = LaunchPlan.make(own, specOf(options))
   if (Result.isSuccess(made) || made.failure.reason._tag !== "InvalidSpec") return []
   return made.failure.reason.faults.map(({ field }) => field)
 }
@@ -41,19 +71,21 @@ none
 -sandbox
 on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
 -machine
-q35,hpet=off,sata=off,smbus=off,usb=off,vmport=off,i8042=off
+pc-q35-7.2,hpet=off,sata=off,smbus=off,usb=off,vmport=off,i8042=off,memory-backend=ram0
+-object
+memory-backend-ram,id=ram0,size=256M
 -accel
 tcg
 -cpu
 max
--smp
-1
--m
-256
 -chardev
 socket,id=qmp,fd=3
 -mon
 chardev=qmp,mode=control
+-smp
+1
+-m
+256
 -serial
 stdio
 -device
@@ -106,31 +138,33 @@ none
 -sandbox
 on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
 -machine
-q35,hpet=off,sata=off,smbus=off,usb=off,vmport=off,i8042=off
+pc-q35-7.2,hpet=off,sata=off,smbus=off,usb=off,vmport=off,i8042=off,memory-backend=ram0
+-object
+memory-backend-ram,id=ram0,size=512M
 -accel
 kvm
 -cpu
 host
--smp
-2
--m
-512
 -chardev
 socket,id=qmp,fd=5
 -mon
 chardev=qmp,mode=control
+-chardev
+socket,id=channel0,fd=6
+-chardev
+socket,id=channel1,fd=7
+-smp
+2
+-m
+512
 -serial
 stdio
 -device
 pvpanic
 -device
 virtio-serial-pci,max_ports=3
--chardev
-socket,id=channel0,fd=6
 -device
 virtserialport,chardev=channel0,id=port0,name=agent
--chardev
-socket,id=channel1,fd=7
 -device
 virtserialport,chardev=channel1,id=port1,name=log
 -append
@@ -145,28 +179,136 @@ console=ttyS0 reboot=t panic=-1 quiet cryptomgr.notests hostname=web microvm.hos
   })
 
   it("takes a kernel without an initramfs, as root", () => {
-    const { argv } = plan({ ...own, user: { _tag: "Unprivileged", uid: 65534, gid: 65534, groups: [] } })
+    const { argv, fds } = plan(unprivileged)
     assert.deepStrictEqual(argv.slice(0, 6), [
       "/bin/sh",
       "-c",
-      "exec 3<\"$1\" && shift 2 && exec \"$@\"",
+      "exec 3<\"$1\" && shift 1 && exec \"$@\"",
       "sh",
       "/k",
-      ""
+      "setpriv"
     ])
     assert.include(argv, "--clear-groups")
+    assert.strictEqual(fds.qmp, 4)
   })
 
   it("leaves out what an older QEMU does not know", () => {
     const { argv } = plan({ ...own, version: { major: 6, minor: 2, micro: 0 } })
-    assert.include(argv, "q35,hpet=off,sata=off,smbus=off,usb=off,vmport=off")
+    assert.include(argv, "pc-q35-6.2,hpet=off,sata=off,smbus=off,usb=off,vmport=off,memory-backend=ram0")
   })
 
   it("has another board on ARM", () => {
     const { argv } = plan({ ...own, binary: "qemu-system-aarch64", architecture: "aarch64" })
-    assert.include(argv, "virt,gic-version=max,usb=off")
+    assert.include(argv, "virt-7.2,gic-version=max,usb=off,memory-backend=ram0")
     assert.include(argv, "pvpanic-pci")
     assert.include(argv, "console=ttyAMA0 panic=-1 quiet cryptomgr.notests")
+  })
+})
+
+describe("a template", () => {
+  const template = { _tag: "Template", ram: "/proc/7/fd/21" } as const
+
+  it("boots with memory in a file that is opened for QEMU, also as an ordinary user", () => {
+    const made = plan(own, { initramfs: "/i" }, template)
+    assert.deepStrictEqual(made.argv.slice(0, 6), [
+      "/bin/sh",
+      "-c",
+      "exec 3<>\"$1\" && shift 1 && exec \"$@\"",
+      "sh",
+      template.ram,
+      "qemu-system-x86_64"
+    ])
+    assert.strictEqual(
+      valueOf(made, "-object"),
+      "memory-backend-file,id=ram0,size=256M,share=on,mem-path=/proc/self/fd/3"
+    )
+    assert.strictEqual(valueOf(made, "-kernel"), "/k")
+    assert.strictEqual(made.fds.qmp, 4)
+  })
+
+  it("has its descriptors in order, as root", () => {
+    const made = plan(unprivileged, { initramfs: "/i", channels: ["agent"] }, template)
+    assert.deepStrictEqual(made.argv.slice(2, 7), [
+      "exec 3<\"$1\" 4<\"$2\" 5<>\"$3\" && shift 3 && exec \"$@\"",
+      "sh",
+      "/k",
+      "/i",
+      template.ram
+    ])
+    assert.match(valueOf(made, "-object") ?? "", /mem-path=\/proc\/self\/fd\/5$/)
+    assert.deepStrictEqual(made.fds, { qmp: 6, channels: new Map([["agent", 7]]) })
+  })
+})
+
+describe("a restored machine", () => {
+  it("maps the memory of a template, and boots nothing", () => {
+    const made = restored(unprivileged, "shared-memory")
+    assert.deepStrictEqual(made.argv.slice(2, 6), [
+      "exec 3<\"$1\" 4<>\"$2\" && shift 2 && exec \"$@\"",
+      "sh",
+      "/s/state",
+      "/s/memory"
+    ])
+    assert.strictEqual(
+      valueOf(made, "-object"),
+      "memory-backend-file,id=ram0,size=256M,share=off,mem-path=/proc/self/fd/4"
+    )
+    assert.strictEqual(valueOf(made, "-incoming"), "defer")
+    for (const option of ["-kernel", "-initrd", "-append"]) assert.notInclude(made.argv, option)
+    assert.deepStrictEqual(made.load, { fd: 3, sharedMemory: true })
+    assert.deepStrictEqual(made.fds, { qmp: 5, channels: new Map([["agent", 6]]) })
+    assert.deepStrictEqual(made.files.map(({ path }) => path), ["/s/state", "/s/memory"])
+  })
+
+  it("cannot write to that memory where QEMU can do without", () => {
+    const made = restored({ ...unprivileged, version: { major: 8, minor: 2, micro: 0 } }, "shared-memory")
+    assert.include(made.argv, "exec 3<\"$1\" 4<\"$2\" && shift 2 && exec \"$@\"")
+    assert.include(valueOf(made, "-object"), "share=off,readonly=on,rom=off,")
+  })
+
+  it("has memory of its own when all came in one stream", () => {
+    const made = restored(own, "stream")
+    assert.strictEqual(valueOf(made, "-object"), "memory-backend-ram,id=ram0,size=256M")
+    assert.deepStrictEqual(made.load, { fd: 3, sharedMemory: false })
+    assert.deepStrictEqual(made.files.map(({ path }) => path), ["/s/state"])
+  })
+
+  it("is not made from what another backend wrote", () => {
+    const made = LaunchPlan.make(own, specOf(), { _tag: "Restore", snapshot: snapshot("zip") })
+    assert.isTrue(Result.isFailure(made) && made.failure.reason._tag === "SnapshotUnusable")
+  })
+})
+
+describe("the platform", () => {
+  const { id: _, ...spec } = specOf({ channels: ["agent"] })
+
+  it("is the same for all machines of a spec, wherever their files and users are", () => {
+    assert.deepStrictEqual(LaunchPlan.platform(own, spec), {
+      backend: "qemu",
+      version: "7.2",
+      architecture: "x86_64",
+      accelerator: "tcg",
+      machine: "pc-q35-7.2,hpet=off,sata=off,smbus=off,usb=off,vmport=off,i8042=off",
+      cpu: "max",
+      devices: "-smp 1 -m 256 -serial stdio -device pvpanic -device virtio-serial-pci,max_ports=2 " +
+        "-device virtserialport,chardev=channel0,id=port0,name=agent"
+    })
+    const elsewhere = { ...unprivileged, version: { ...own.version, micro: 9 }, cpu: "Model 2", path: "/opt" }
+    assert.deepStrictEqual(LaunchPlan.platform(elsewhere, { ...spec, kernel: "/l" }), LaunchPlan.platform(own, spec))
+  })
+
+  it("tells apart what a guest would notice", () => {
+    const kvm = { ...own, accelerator: "kvm" } as const
+    const all = [
+      LaunchPlan.platform(own, spec),
+      LaunchPlan.platform({ ...own, version: { major: 8, minor: 0, micro: 0 } }, spec),
+      LaunchPlan.platform(own, { ...spec, channels: ["log"] }),
+      LaunchPlan.platform(own, { ...spec, vcpus: 2 }),
+      LaunchPlan.platform(own, { ...spec, memoryMib: 512 }),
+      LaunchPlan.platform(kvm, spec),
+      LaunchPlan.platform({ ...kvm, cpu: "Model 2" }, spec)
+    ]
+    assert.strictEqual(new Set(all.map((one) => JSON.stringify(one))).size, all.length)
   })
 })
 
@@ -174,7 +316,8 @@ it("says what it does and why", () => {
   assert.deepStrictEqual(plan(own, { initramfs: "/i" }).description, [
     "QEMU 7.2.22, TCG: the CPU shows neither vmx nor svm",
     "runs as ourselves (uid 1000)",
-    "1 vCPU, 256 MiB, kernel /k, initramfs /i"
+    "1 vCPU, 256 MiB",
+    "kernel /k, initramfs /i"
   ])
 })
 

@@ -13,6 +13,7 @@ const seen: QemuHost.Observations = {
   version: { major: 7, minor: 2, micro: 22 },
   architecture: "x86_64",
   kvm: { _tag: "Unusable", why: "the CPU shows neither vmx nor svm", remedy: "turn on virtualization" },
+  cpu: "Model 1",
   uid: 1000,
   setpriv: true,
   path: "/bin"

@@ -12,8 +12,10 @@ import * as Stream from "effect/Stream"
 import * as TestClock from "effect/testing/TestClock"
 import * as Machine from "../../src/microvm/Machine.ts"
 import * as MachineSpec from "../../src/microvm/MachineSpec.ts"
-import { MicroVmProvider } from "../../src/microvm/MicroVmProvider.ts"
+import { MicroVmProvider, type Vmm } from "../../src/microvm/MicroVmProvider.ts"
+import type { Snapshot } from "../../src/microvm/Snapshot.ts"
 import { ProcessHost } from "../../src/process/ProcessHost.ts"
+import type * as LaunchPlan from "../../src/qemu/LaunchPlan.ts"
 import * as QemuHost from "../../src/qemu/QemuHost.ts"
 import * as QemuProvider from "../../src/qemu/QemuProvider.ts"
 import * as FakeQmp from "../../src/testing/FakeQmp.ts"
@@ -24,6 +26,7 @@ const observations: QemuHost.Observations = {
   version: { major: 7, minor: 2, micro: 22 },
   architecture: "x86_64",
   kvm: { _tag: "Unusable", why: "the CPU shows neither vmx nor svm", remedy: "none" },
+  cpu: "Model 1",
   uid: 0,
   setpriv: true,
   path: "/usr/bin:/bin"
@@ -38,19 +41,39 @@ interface Script {
   readonly process?: ScriptedProcess.Script
   readonly inspect?: (path: string) => Partial<QemuHost.FileFacts>
   readonly observed?: Partial<QemuHost.Observations>
+  /** What is done with files, in order. */
+  readonly files?: Array<string>
+  readonly makeRam?: Effect.Effect<void, QemuHost.HostFailed>
+  readonly received?: Effect.Effect<void, QemuHost.HostFailed>
 }
 
 /** SIGUSR1 makes the scripted QEMU exit in order; nobody else sends it. */
 const reactions = { SIGTERM: { exitAfter: "5 millis" }, SIGUSR1: { exitAfter: "1 millis" } } as const
 
 /** A host on which QEMU is a scripted process with a fake QMP server. */
-const host = (fake: FakeQmp.FakeQmp, { inspect, observed, process }: Script) => {
+const host = (
+  fake: FakeQmp.FakeQmp,
+  { files = [], inspect, makeRam = Effect.void, observed, process, received = Effect.void }: Script
+) => {
+  const note = (what: string) => Effect.sync(() => void files.push(what))
   const processes = ScriptedProcess.layer({
-    script: () => ({ on: reactions, channels: new Map([3, 5, 6].map((fd) => [fd, fake.socket])), ...process })
+    script: () => ({ on: reactions, channels: new Map([3, 4, 5, 6, 7].map((fd) => [fd, fake.socket])), ...process })
   })
   const facts = Layer.succeed(QemuHost.QemuHost, {
     observe: () => Effect.succeed({ ...observations, ...observed }),
-    inspect: (path) => Effect.succeed({ path, worldReadable: true, ...inspect?.(path) })
+    inspect: (path) => Effect.succeed({ path, worldReadable: true, ...inspect?.(path) }),
+    makeRam: (bytes) =>
+      Effect.andThen(
+        makeRam,
+        Effect.acquireRelease(note(`memory of ${bytes / 2 ** 20} MiB`), () => note("memory freed"))
+      ).pipe(Effect.as({
+        path: "/proc/2/fd/20",
+        copyTo: (file: string, mode: number) => note(`memory to ${file}, ${mode.toString(8)}`)
+      })),
+    receive: (file, { _tag }) =>
+      Effect.acquireRelease(note(`listen for ${_tag}, to ${file}`), () => note("socket closed")).pipe(
+        Effect.as({ path: "/socket", received })
+      )
   })
   return QemuProvider.layer.pipe(Layer.provide(facts), Layer.provideMerge(processes))
 }
@@ -96,6 +119,45 @@ const exit = Effect.fnUntraced(function*(fake: FakeQmp.FakeQmp) {
   }
   yield* TestClock.adjust("1 millis")
   yield* fake.close
+})
+
+const snapshot = (form: LaunchPlan.Form): Snapshot => {
+  const { id: _, ...rest } = spec
+  return {
+    id: "f".repeat(64),
+    directory: "/s",
+    manifest: {
+      format: 1,
+      kind: "saved",
+      form,
+      platform: {},
+      madeBy: "QEMU 7.2.22",
+      spec: rest,
+      labels: {},
+      createdAt: "2026-01-01T00:00:00Z",
+      files: []
+    }
+  }
+}
+const template = MicroVmProvider.use((provider) => provider.launch(spec, { template: true }))
+const restore = (form: LaunchPlan.Form = "shared-memory") =>
+  MicroVmProvider.use((provider) => provider.launch(spec, { from: snapshot(form) }))
+
+/** A machine that runs, stopped for a moment. */
+const standing = Effect.fnUntraced(function*(vmm: Vmm) {
+  yield* vmm.start
+  yield* vmm.pause
+  return vmm
+})
+
+/** Lets time pass in small steps until the effect is through. */
+const through = Effect.fnUntraced(function*<A, E, R>(effect: Effect.Effect<A, E, R>) {
+  const fiber = yield* Effect.forkChild(effect, { startImmediately: true })
+  while (fiber.pollUnsafe() === undefined) {
+    yield* TestClock.adjust("20 millis")
+    yield* TestClock.withLive(Effect.sleep("1 millis"))
+  }
+  return yield* Fiber.join(fiber)
 })
 
 const messageOf = <A, E extends Error, R>(effect: Effect.Effect<A, E, R>) =>
@@ -192,7 +254,6 @@ describe("operations", () => {
     onHost({}, () =>
       Effect.gen(function*() {
         const vmm = yield* launch
-        assert.strictEqual((yield* Effect.flip(vmm.snapshot("s"))).reason._tag, "Unsupported")
         assert.include(yield* messageOf(vmm.channel("nope")), "it has agent")
         yield* vmm.channel("agent")
       })))
@@ -217,6 +278,261 @@ describe("operations", () => {
         const failing = yield* Effect.forkChild(messageOf(vmm.request("PowerButton")), { startImmediately: true })
         yield* TestClock.adjust("1 second")
         assert.include(yield* Fiber.join(failing), "power button failed")
+      })))
+})
+
+describe("saving", () => {
+  it.effect("a machine sends all of it in one stream", () => {
+    const files: Array<string> = []
+    return onHost({ files }, (fake) =>
+      Effect.gen(function*() {
+        const vmm = yield* Effect.flatMap(launch, standing)
+        const { form, madeBy, platform } = yield* through(vmm.save("/d"))
+        assert.deepStrictEqual([form, madeBy, platform["version"]], ["stream", "QEMU 7.2.22", "7.2"])
+        assert.deepStrictEqual(files, ["listen for Unprivileged, to /d/state", "socket closed"])
+        assert.deepStrictEqual(
+          (yield* fake.received).slice(3).map(({ arguments: args, execute }) => [execute, args]),
+          [
+            ["query-status", undefined],
+            ["migrate-set-capabilities", { capabilities: [{ capability: "x-ignore-shared", state: false }] }],
+            ["migrate-set-parameters", { "max-bandwidth": 2 ** 40 }],
+            ["migrate", { uri: "unix:/socket" }],
+            ["query-migrate", undefined]
+          ]
+        )
+        yield* vmm.resume
+        assert.strictEqual(yield* fake.status, "running")
+      }))
+  })
+
+  it.effect("a template leaves the memory out of the stream, and copies it when QEMU is done", () => {
+    const files: Array<string> = []
+    return onHost({ files }, (fake) =>
+      Effect.gen(function*() {
+        const vmm = yield* Effect.flatMap(template, standing)
+        assert.strictEqual((yield* through(vmm.save("/d"))).form, "shared-memory")
+        assert.deepStrictEqual(files, [
+          "memory of 256 MiB",
+          "listen for Unprivileged, to /d/state",
+          "socket closed",
+          // QEMU 7.2 opens it for writing, as another user.
+          "memory to /d/memory, 666"
+        ])
+        const capabilities = (yield* fake.received).find(({ execute }) => execute === "migrate-set-capabilities")
+        assert.deepStrictEqual(capabilities?.arguments, {
+          capabilities: [{ capability: "x-ignore-shared", state: true }]
+        })
+      }))
+  })
+
+  it.effect("twice without a run in between has the guest run for a moment: QEMU wants it so", () =>
+    onHost({}, (fake) =>
+      Effect.gen(function*() {
+        const vmm = yield* Effect.flatMap(launch, standing)
+        yield* through(vmm.save("/d"))
+        assert.strictEqual(yield* fake.status, "postmigrate")
+        yield* through(vmm.save("/e"))
+        assert.deepStrictEqual(
+          (yield* executed(fake)).filter((one) => ["cont", "stop", "migrate"].includes(one)),
+          ["cont", "stop", "migrate", "cont", "stop", "migrate"]
+        )
+      })))
+
+  it.effect("a machine that has not run yet writes nothing: it is its spec", () => {
+    const files: Array<string> = []
+    return onHost({ files }, (fake) =>
+      Effect.gen(function*() {
+        const vmm = yield* launch
+        assert.strictEqual((yield* vmm.save("/d")).form, "unstarted")
+        assert.deepStrictEqual(files, [])
+        assert.deepStrictEqual(yield* executed(fake), ["query-status"])
+      }))
+  })
+
+  it.effect("that fails says so in QEMU's words, copies nothing, and the machine goes on", () => {
+    const files: Array<string> = []
+    return onHost({ qmp: { migration: "fails" }, files }, (fake) =>
+      Effect.gen(function*() {
+        const vmm = yield* Effect.flatMap(template, standing)
+        assert.strictEqual(
+          yield* through(messageOf(vmm.save("/d"))),
+          "Machine \"a\": snapshot failed: QEMU could not write the machine's state: Unable to write to socket: Broken pipe"
+        )
+        assert.strictEqual(files.at(-1), "socket closed")
+        yield* vmm.resume
+        assert.strictEqual(yield* fake.status, "running")
+      }))
+  })
+
+  it.effect("that the disk has no room for names the disk, and stops QEMU", () => {
+    const full = new QemuHost.HostFailed({ path: "/d/state", why: "ENOSPC" })
+    return onHost({ qmp: { migration: "stalls" }, received: Effect.fail(full) }, (fake) =>
+      Effect.gen(function*() {
+        const vmm = yield* Effect.flatMap(launch, standing)
+        const error = yield* through(Effect.flip(vmm.save("/d")))
+        assert.deepInclude(error.reason, { _tag: "OperationFailed", id: "a", operation: "snapshot", cause: full })
+        assert.include(yield* executed(fake), "migrate_cancel")
+      }))
+  })
+
+  it.effect("that is interrupted is cancelled before the socket goes", () => {
+    const files: Array<string> = []
+    return onHost({ qmp: { migration: "stalls" }, received: Effect.never, files }, (fake) =>
+      Effect.gen(function*() {
+        const vmm = yield* Effect.flatMap(launch, standing)
+        const saving = yield* Effect.forkChild(vmm.save("/d"), { startImmediately: true })
+        while (!(yield* executed(fake)).includes("query-migrate")) {
+          yield* TestClock.withLive(Effect.sleep("1 millis"))
+        }
+        assert.notInclude(files, "socket closed")
+        yield* through(Fiber.interrupt(saving))
+        assert.deepStrictEqual((yield* executed(fake)).slice(-2), ["migrate_cancel", "query-migrate"])
+        assert.strictEqual(files.at(-1), "socket closed")
+        yield* vmm.resume
+      }))
+  })
+
+  it.effect("does not take for ever", () =>
+    onHost({ qmp: { migration: "stalls" }, received: Effect.never }, (fake) =>
+      Effect.gen(function*() {
+        const vmm = yield* Effect.flatMap(launch, standing)
+        const saving = yield* Effect.forkChild(messageOf(vmm.save("/d")), { startImmediately: true })
+        while (!(yield* executed(fake)).includes("query-migrate")) {
+          yield* TestClock.withLive(Effect.sleep("1 millis"))
+        }
+        yield* TestClock.adjust("5 minutes")
+        assert.include(yield* through(Fiber.join(saving)), "it took longer than 5m")
+        assert.include(yield* executed(fake), "migrate_cancel")
+      })))
+
+  it.effect("fails when QEMU goes away under it", () =>
+    onHost({ qmp: { migration: "stalls" } }, (fake) =>
+      Effect.gen(function*() {
+        const vmm = yield* Effect.flatMap(launch, standing)
+        const saving = yield* Effect.forkChild(messageOf(vmm.save("/d")), { startImmediately: true })
+        while (!(yield* executed(fake)).includes("query-migrate")) {
+          yield* TestClock.withLive(Effect.sleep("1 millis"))
+        }
+        yield* fake.close
+        assert.include(yield* through(Fiber.join(saving)), "QMP connection ended")
+      })))
+})
+
+describe("a template", () => {
+  it.effect("has its memory as long as it lives", () => {
+    const files: Array<string> = []
+    return Effect.andThen(
+      onHost({ files }, () => Effect.andThen(template, Effect.sync(() => assert.notInclude(files, "memory freed")))),
+      Effect.sync(() => assert.strictEqual(files.at(-1), "memory freed"))
+    )
+  })
+
+  it.effect("that there is no room for is not started", () => {
+    const noRoom = new QemuHost.HostFailed({ path: "/dev/shm", why: "no room for 320 MiB" })
+    return onHost({ makeRam: Effect.fail(noRoom) }, () =>
+      Effect.gen(function*() {
+        const error = yield* Effect.flip(template)
+        assert.deepInclude(error.reason, { _tag: "LaunchFailed", cause: noRoom })
+        assert.strictEqual(yield* alive, 0)
+      }))
+  })
+})
+
+describe("restoring", () => {
+  for (const form of ["shared-memory", "stream"] as const) {
+    it.effect(`from ${form} hands over a machine that stands still`, () =>
+      onHost({ qmp: { incoming: true } }, (fake) =>
+        Effect.gen(function*() {
+          const vmm = yield* through(restore(form))
+          assert.strictEqual(yield* fake.status, "paused")
+          assert.deepStrictEqual(
+            (yield* fake.received).slice(1, 3).map(({ arguments: args }) => args),
+            [
+              { capabilities: [{ capability: "x-ignore-shared", state: form === "shared-memory" }] },
+              { uri: "fd:3" }
+            ]
+          )
+          yield* vmm.resume
+          assert.strictEqual(yield* fake.status, "running")
+        })))
+  }
+
+  it.effect("looks for the files first, and not at who else may read them", () =>
+    onHost({
+      qmp: { incoming: true },
+      inspect: (path) => path === "/s/state" ? { fault: "it cannot be opened: ENOENT" } : { worldReadable: false }
+    }, () =>
+      Effect.gen(function*() {
+        const error = yield* Effect.flip(restore())
+        assert.strictEqual(error.reason._tag, "SnapshotUnusable")
+        assert.include(error.message, "its state: it cannot be opened: ENOENT")
+        assert.notInclude(error.message, "memory")
+        assert.strictEqual(yield* alive, 0)
+      })))
+
+  it.effect("from a machine that had not run yet boots it, from files that are looked at", () =>
+    onHost({ inspect: (path) => path === "/k" ? { worldReadable: false } : {} }, () =>
+      Effect.gen(function*() {
+        const { message, reason } = yield* Effect.flip(restore("unstarted"))
+        assert.strictEqual(reason._tag, "SnapshotUnusable")
+        assert.include(message, "its kernel: QEMU runs as a user without rights")
+        const plan = yield* MicroVmProvider.use((provider) =>
+          Effect.fromResult(provider.plan(spec, { from: snapshot("unstarted") }))
+        )
+        assert.include(plan.argv, "-kernel")
+        assert.notInclude(plan.argv, "-incoming")
+      })))
+
+  it.effect("what QEMU refuses is told in its words", () =>
+    onHost({
+      qmp: { incoming: true, migration: "stalls" },
+      process: { exitAfter: "10 millis", code: 1, stderr: "qemu: load of migration failed: Invalid argument\n" }
+    }, (fake) =>
+      Effect.gen(function*() {
+        const failing = yield* Effect.forkChild(Effect.flip(restore()), { startImmediately: true })
+        yield* TestClock.adjust("10 millis")
+        yield* fake.close
+        yield* TestClock.adjust("1 second")
+        const error = yield* through(Fiber.join(failing))
+        assert.deepInclude(error.reason, { _tag: "LaunchFailed", stage: "restoring" })
+        assert.include(error.message, "load of migration failed: Invalid argument")
+        assert.strictEqual(yield* alive, 0)
+      })))
+
+  it.effect("does not wait for ever, and leaves nothing", () =>
+    onHost({ qmp: { incoming: true, migration: "stalls" } }, (fake) =>
+      Effect.gen(function*() {
+        const failing = yield* Effect.forkChild(messageOf(restore()), { startImmediately: true })
+        while (!(yield* executed(fake)).includes("query-status")) yield* TestClock.withLive(Effect.sleep("1 millis"))
+        yield* TestClock.adjust("20 seconds")
+        assert.include(
+          yield* through(Fiber.join(failing)),
+          "could not load the machine's state: it took longer than 20s"
+        )
+        assert.strictEqual(yield* alive, 0)
+      })))
+
+  it.effect("a machine that would run by itself is no success", () =>
+    onHost({
+      qmp: {
+        incoming: true,
+        answer: (command) => command === "query-status" ? { return: { status: "running", running: true } } : undefined
+      }
+    }, () =>
+      Effect.gen(function*() {
+        assert.include(yield* through(messageOf(restore())), "it is \"running\", not paused")
+      })))
+
+  it.effect("of a form that is not known fails with the plan", () =>
+    onHost({}, () =>
+      Effect.gen(function*() {
+        const { platform, plan } = yield* MicroVmProvider
+        const from = snapshot("stream")
+        const strange = { ...from, manifest: { ...from.manifest, form: "zip" } }
+        assert.isTrue(Result.isFailure(plan(spec, { from: strange })))
+        const { argv } = Result.getOrThrow(plan(spec, { from }))
+        assert.include(argv, "-incoming")
+        assert.strictEqual(Result.getOrThrow(platform(spec))["cpu"], "max")
       })))
 })
 

@@ -14,13 +14,16 @@ import type { MachineEnd } from "../../microvm/MachineEnd.ts"
 import type { MachineSpec } from "../../microvm/MachineSpec.ts"
 import * as MicroVmError from "../../microvm/MicroVmError.ts"
 import type { MachineRequest, Vmm } from "../../microvm/MicroVmProvider.ts"
+import type { Saved } from "../../microvm/Snapshot.ts"
 import type { Process } from "../../process/Process.ts"
 import type { ProcessSpawner } from "../../process/ProcessSpawner.ts"
-import type { LaunchPlan } from "../LaunchPlan.ts"
+import { type Form, type LaunchPlan, opensMemoryReadOnly, platform, snapshotFiles } from "../LaunchPlan.ts"
+import { formatVersion, type QemuHost, type Ram, type Setup } from "../QemuHost.ts"
 import * as Qmp from "../Qmp.ts"
 import type { QmpError } from "../QmpError.ts"
 import * as QmpSchema from "../QmpSchema.ts"
 import { toEnd } from "./ending.ts"
+import * as Migration from "./migration.ts"
 
 /** QEMU ends within milliseconds of SIGTERM unless it hangs. */
 const policy = ShutdownPolicy.signals({ grace: "1 second" })
@@ -34,13 +37,17 @@ const consoleWindow = 64
 interface Bringing {
   readonly spec: MachineSpec
   readonly plan: LaunchPlan
+  readonly setup: Setup
+  readonly host: QemuHost["Service"]
+  /** The memory of a template. */
+  readonly ram: Ram | undefined
   readonly spawner: ProcessSpawner["Service"]
   readonly within: Duration.Input
 }
 
 /** Starts QEMU and gets through to it. What is acquired is the scope's, also after a failure. */
 export const bringUp = Effect.fnUntraced(function*(
-  { plan, spawner, spec, within }: Bringing
+  { host, plan, ram, setup, spawner, spec, within }: Bringing
 ): Effect.fn.Return<Vmm, MicroVmError.MicroVmError, Scope.Scope> {
   const { id } = spec
   const { channels, qmp: qmpFd } = plan.fds
@@ -67,11 +74,14 @@ export const bringUp = Effect.fnUntraced(function*(
     Effect.forkIn(ears, { startImmediately: true })
   )
 
+  const stage = plan.load === undefined ? "bringing QEMU up" : "restoring"
   const connect = Effect.gen(function*() {
     const socket = yield* Effect.orDie(child.channel(qmpFd))
-    return yield* Effect.catch(Scope.provide(Qmp.make(socket, { within }), ears), (error) => explain(id, child, error))
-  })
-  const qmp = yield* Effect.raceFirst(connect, Effect.andThen(child.exit, explain(id, child)))
+    const qmp = yield* Scope.provide(Qmp.make(socket, { within }), ears)
+    if (plan.load !== undefined) yield* Migration.load(qmp, { ...plan.load, within })
+    return qmp
+  }).pipe(Effect.catch((error) => explain(id, child, stage, error)))
+  const qmp = yield* Effect.raceFirst(connect, Effect.andThen(child.exit, explain(id, child, stage)))
 
   // Detached, so that whoever waits for the end learns of it also when it comes by the scope's close.
   const end = yield* Deferred.make<MachineEnd>()
@@ -121,14 +131,30 @@ export const bringUp = Effect.fnUntraced(function*(
     })
   }
 
+  const saved = (form: Form): Saved => ({
+    form,
+    platform: platform(setup, spec),
+    madeBy: `QEMU ${formatVersion(setup.version)}`
+  })
+  const save: Vmm["save"] = Effect.fnUntraced(
+    function*(directory) {
+      const { status } = yield* qmp.execute(QmpSchema.queryStatus)
+      if (status === "prelaunch") return saved("unstarted")
+      const state = `${directory}/${snapshotFiles.state}`
+      const file = `${directory}/${snapshotFiles.memory}`
+      const mode = setup.user._tag === "Own" ? 0o600 : opensMemoryReadOnly(setup.version) ? 0o644 : 0o666
+      const memory = ram === undefined ? undefined : { ram, file, mode }
+      yield* Migration.save({ host, qmp, status, state, memory, user: setup.user })
+      return saved(memory === undefined ? "stream" : "shared-memory")
+    },
+    Effect.mapError(failed("snapshot"))
+  )
+
   return {
     start: execute("start", QmpSchema.cont),
     pause: execute("pause", QmpSchema.stop),
     resume: execute("resume", QmpSchema.cont),
-    snapshot: () =>
-      Effect.fail(MicroVmError.make(
-        new MicroVmError.Unsupported({ operation: "snapshot", backend: plan.backend, remedy: "do without" })
-      )),
+    save,
     ended: Deferred.await(end),
     poll: Effect.flatMap(Deferred.poll(end), Effect.transposeOption),
     request: (request) => requests[request],
@@ -155,7 +181,12 @@ const start = ({ argv: [program, ...args], env, fds }: LaunchPlan, spawner: Proc
   const additionalFds = Object.fromEntries(
     sockets.map((fd) => [ChildProcess.fdName(fd), { type: "duplex" as const }])
   )
-  return spawner.spawn(ChildProcess.make(program, args, { env, stdin: "ignore", additionalFds }), { policy })
+  return spawner.spawn(ChildProcess.make(program, args, { env, stdin: "ignore", additionalFds }), {
+    policy,
+    // QEMU's sandbox lets it start nothing, so its group is all there is of it. To enter a cgroup takes a grace period of
+    // the kernel's RCU, some 15 ms, which is a fifth of a restore.
+    killScope: "group"
+  })
 }
 
 const launchFailed = (fields: {
@@ -172,6 +203,7 @@ const launchFailed = (fields: {
 const explain = Effect.fnUntraced(function*(
   id: string,
   child: Process,
+  stage: string,
   cause?: QmpError
 ): Effect.fn.Return<never, MicroVmError.MicroVmError> {
   const status = yield* Effect.timeoutOption(child.exit, settling)
@@ -180,7 +212,7 @@ const explain = Effect.fnUntraced(function*(
   const isNews = cause !== undefined && (Option.isNone(status) || cause.reason._tag !== "Disconnected")
   return yield* launchFailed({
     id,
-    stage: "bringing QEMU up",
+    stage,
     stderrTail: stderr.text,
     consoleTail: stdout.text,
     ...(Option.isSome(status) ? { status: status.value } : {}),

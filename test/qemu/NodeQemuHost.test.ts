@@ -1,0 +1,167 @@
+import * as NodeServices from "@effect/platform-node/NodeServices"
+import { afterEach, assert, beforeEach, describe, layer, vi } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
+import * as Scope from "effect/Scope"
+import { execFileSync } from "node:child_process"
+import { once } from "node:events"
+import * as NodeFs from "node:fs"
+import { connect } from "node:net"
+import { tmpdir } from "node:os"
+import { dirname, join } from "node:path"
+import * as NodeProcessSpawner from "../../src/process/NodeProcessSpawner.ts"
+import * as NodeQemuHost from "../../src/qemu/NodeQemuHost.ts"
+import { QemuHost } from "../../src/qemu/QemuHost.ts"
+
+const host = NodeQemuHost.layer.pipe(Layer.provide(NodeProcessSpawner.layer), Layer.provideMerge(NodeServices.layer))
+
+const own = { _tag: "Own", why: "a test" } as const
+
+/** A place of our own for what is temporary, so that what is left of it can be seen. */
+let work = ""
+let temporary = ""
+beforeEach(() => {
+  vi.unstubAllEnvs()
+  work = NodeFs.mkdtempSync(join(tmpdir(), "node-qemu-host-"))
+  temporary = join(work, "tmp")
+  NodeFs.mkdirSync(temporary)
+  vi.stubEnv("TMPDIR", temporary)
+})
+afterEach(() => {
+  vi.unstubAllEnvs()
+  NodeFs.rmSync(work, { recursive: true })
+})
+
+/** A connection, and when it is over, by whatever means. */
+const dial = (path: string) => {
+  const socket = connect(path)
+  const { promise, resolve } = Promise.withResolvers<void>()
+  socket.on("error", () => {}).on("close", () => resolve())
+  return { socket, closed: Effect.promise(() => promise) }
+}
+
+layer(host, { excludeTestServices: true })("a receiver", (it) => {
+  const receive = (file: string) => QemuHost.use((service) => service.receive(file, own))
+
+  it.effect("writes what one connection sends, and is not to be found any more", () =>
+    Effect.gen(function*() {
+      const file = join(work, "state")
+      const bytes = Buffer.alloc(3_000_000, "0123456789")
+      yield* Effect.scoped(Effect.gen(function*() {
+        const { path, received } = yield* receive(file)
+        assert.strictEqual(NodeFs.statSync(path).mode & 0o777, 0o600)
+        assert.strictEqual(NodeFs.statSync(dirname(path)).mode & 0o777, 0o711)
+        const socket = connect(path)
+        yield* Effect.promise(() => once(socket, "connect"))
+        socket.write(bytes.subarray(0, 1_000_000))
+        socket.end(bytes.subarray(1_000_000))
+        yield* received
+        assert.deepStrictEqual(NodeFs.readdirSync(temporary), [])
+        assert.isTrue(NodeFs.readFileSync(file).equals(bytes))
+      }))
+      assert.strictEqual(NodeFs.statSync(file).mode & 0o777, 0o600)
+    }))
+
+  it.effect("takes no second connection", () =>
+    Effect.gen(function*() {
+      const file = join(work, "state")
+      const { path, received } = yield* receive(file)
+      // Both are in the queue before the first is taken.
+      const [first, second] = [dial(path), dial(path)]
+      second.socket.end("second")
+      first.socket.end("first")
+      yield* received
+      yield* second.closed
+      assert.strictEqual(NodeFs.readFileSync(file, "utf8"), "first")
+    }))
+
+  it.effect("that nobody connects to leaves nothing", () =>
+    Effect.gen(function*() {
+      const scope = yield* Scope.make()
+      yield* Scope.provide(receive(join(work, "state")), scope)
+      assert.lengthOf(NodeFs.readdirSync(temporary), 1)
+      yield* Scope.close(scope, Exit.void)
+      assert.deepStrictEqual(NodeFs.readdirSync(temporary), [])
+    }))
+
+  it.effect("hangs up when it is given up", () =>
+    Effect.gen(function*() {
+      const scope = yield* Scope.make()
+      const { path } = yield* Scope.provide(receive(join(work, "state")), scope)
+      const { closed, socket } = dial(path)
+      yield* Effect.promise(() => once(socket, "connect"))
+      socket.write("a part")
+      yield* Scope.close(scope, Exit.void)
+      yield* closed
+      assert.deepStrictEqual(NodeFs.readdirSync(temporary), [])
+    }))
+
+  it.effect("overwrites nothing, and names what cannot be made", () =>
+    Effect.gen(function*() {
+      const file = join(work, "state")
+      NodeFs.writeFileSync(file, "old")
+      assert.match((yield* Effect.flip(receive(file))).message, /state: it cannot be written: .*EEXIST/)
+      assert.match((yield* Effect.flip(receive(join(work, "no", "state")))).message, /ENOENT/)
+      vi.stubEnv("TMPDIR", join(work, "no"))
+      assert.match((yield* Effect.flip(receive(join(work, "other")))).message, /no directory for a socket: .*ENOENT/)
+    }))
+})
+
+layer(host, { excludeTestServices: true })("memory without a name", (it) => {
+  const size = 5 * 2 ** 20 + 4096
+  const makeRam = (bytes: number) => QemuHost.use((service) => service.makeRam(bytes))
+
+  it.effect("is shared with our children, copied with its holes, and gone with us", () =>
+    Effect.gen(function*() {
+      const scope = yield* Scope.make()
+      const { copyTo, path } = yield* Scope.provide(makeRam(size), scope)
+      assert.match(NodeFs.readlinkSync(path), /\(deleted\)$/)
+      assert.strictEqual(NodeFs.statSync(path).nlink, 0)
+      const child = `printf first | dd of=${path} conv=notrunc 2>&1; printf last | dd of=${path} bs=1 seek=${
+        size - 4
+      } conv=notrunc 2>&1`
+      execFileSync("/bin/sh", ["-c", child])
+      const expected = NodeFs.readFileSync(path)
+      assert.strictEqual(expected.length, size)
+      assert.strictEqual(expected.toString("latin1", 0, 5), "first")
+
+      const copy = join(work, "memory")
+      yield* copyTo(copy, 0o666)
+      assert.isTrue(NodeFs.readFileSync(copy).equals(expected))
+      const { blocks, mode } = NodeFs.statSync(copy)
+      assert.strictEqual(mode & 0o777, 0o666)
+      assert.isAtMost(blocks * 512, 256 * 1024)
+
+      yield* Scope.close(scope, Exit.void)
+      assert.isFalse(NodeFs.existsSync(path))
+    }))
+
+  it.effect("is zero, and so is its copy", () =>
+    Effect.gen(function*() {
+      const { copyTo } = yield* makeRam(size)
+      const copy = join(work, "memory")
+      yield* copyTo(copy, 0o600)
+      assert.isTrue(NodeFs.readFileSync(copy).equals(Buffer.alloc(size)))
+      assert.match((yield* Effect.flip(copyTo(copy, 0o600))).message, /memory: the memory cannot be copied: .*EEXIST/)
+    }))
+
+  it.effect("that there is no room for says how much there is, and where", () =>
+    Effect.gen(function*() {
+      const { message } = yield* Effect.flip(makeRam(2 ** 50))
+      assert.include(message, "no room for 1073741888 MiB of memory: ")
+      assert.match(message, /\/dev\/shm has \d+ MiB free; .*\/tmp has \d+ MiB free/)
+    }))
+})
+
+describe("the processor", () => {
+  layer(host, { excludeTestServices: true })((it) => {
+    it.effect("has a name, and a digest of its features", () =>
+      Effect.gen(function*() {
+        const script = join(work, "qemu")
+        NodeFs.writeFileSync(script, "#!/bin/sh\necho QEMU emulator version 7.2.22\n", { mode: 0o755 })
+        const { cpu } = yield* QemuHost.use((service) => service.observe({ binary: script }))
+        assert.match(cpu, /^\S.* \(features [0-9a-f]{8}\)$/)
+      }))
+  })
+})
