@@ -286,12 +286,13 @@ export const make = Effect.fn("GuestAgent.make")(function*(
   })
 
   const awaitEnd = Effect.fnUntraced(function*(pid: number) {
-    let pause = 5
+    // In small steps, as most programs end within 20 milliseconds and each question costs the guest only one.
+    let pause = 2
     while (true) {
       const end = yield* poll(pid)
       if (Option.isSome(end)) return end.value
       yield* Effect.sleep(pause)
-      pause = Math.min(pause * 1.5, 500)
+      pause = Math.min(pause * 1.25, 500)
     }
   })
 

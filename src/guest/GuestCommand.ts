@@ -180,7 +180,19 @@ const attach = Effect.fnUntraced(function*(
   const over = Effect.exit(Deferred.await(exit))
   // What never started writes nothing.
   const patience = Effect.map(over, (end) => Exit.isSuccess(end) ? drain : 0)
-  const stdout = yield* pump(slot.pullStdout, nonce, patience)
+  const opened = yield* Deferred.make<void>()
+  let inputEnded = false
+  const openInput = Effect.gen(function*() {
+    yield* slot.post(GuestStdio.begin(nonce))
+    Deferred.doneUnsafe(opened, Exit.void)
+    if (inputEnded) yield* slot.post(GuestStdio.endOfInput)
+  })
+  const endInput = Effect.suspend(() => {
+    if (inputEnded) return Effect.void
+    inputEnded = true
+    return Deferred.isDoneUnsafe(opened) ? slot.post(GuestStdio.endOfInput) : Effect.void
+  })
+  const stdout = yield* pump(slot.pullStdout, nonce, patience, openInput)
   const stderr = yield* pump(slot.pullStderr, nonce, patience)
   const streamsEnded = Effect.andThen(stdout.ended, stderr.ended)
 
@@ -190,14 +202,8 @@ const attach = Effect.fnUntraced(function*(
     Effect.forkScoped({ startImmediately: true })
   )
 
-  yield* slot.post(GuestStdio.begin(nonce))
-  let inputEnded = false
-  const endInput = Effect.suspend(() => {
-    if (inputEnded) return Effect.void
-    inputEnded = true
-    return slot.post(GuestStdio.endOfInput)
-  })
   const write = Effect.fnUntraced(function*(chunks: Arr.NonEmptyReadonlyArray<Uint8Array>) {
+    yield* Deferred.await(opened)
     for (const chunk of chunks) {
       for (const frame of GuestStdio.frames(chunk)) yield* slot.write(frame)
     }

@@ -189,6 +189,19 @@ export class InvalidArgument extends Data.TaggedError("InvalidArgument")<{ reado
 }
 
 /**
+ * A machine that was restored from a snapshot is not proven to be like no other: one sentence for each thing that is not
+ * its own, or was not seen to be.
+ *
+ * @category reasons
+ * @since 0.2.0
+ */
+export class NotRenewed extends Data.TaggedError("NotRenewed")<{ readonly unproven: ReadonlyArray<string> }> {
+  override get message(): string {
+    return `The restored guest was not made its own, so destroy the machine: ${this.unproven.join("; ")}`
+  }
+}
+
+/**
  * @category models
  * @since 0.1.0
  */
@@ -204,6 +217,7 @@ export type Reason =
   | NotStarted
   | NoFreeSlot
   | InvalidArgument
+  | NotRenewed
 
 /**
  * The one error of this folder. Use `Effect.catchReason` to handle one `reason`.

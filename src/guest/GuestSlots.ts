@@ -59,6 +59,8 @@ export interface Slot {
 export interface GuestSlots {
   /** Takes a free slot, or fails with `NoFreeSlot` at once. */
   readonly take: Effect.Effect<Slot, GuestError.GuestError>
+  /** The numbers of the free ones, in the order in which they are taken. */
+  readonly free: Effect.Effect<ReadonlyArray<number>>
   /** How many slots are free, run a command, and are retired. */
   readonly usage: Effect.Effect<{ readonly free: number; readonly inUse: number; readonly retired: number }>
 }
@@ -136,6 +138,7 @@ export const make = Effect.fn("GuestSlots.make")(function*(
         })
       return Effect.succeed({ ...opened, release })
     }),
+    free: Effect.sync(() => free.map(({ slot }) => slot)),
     usage: Effect.sync(() => ({ free: free.length, inUse, retired }))
   }
 })
@@ -156,7 +159,25 @@ export const channelNames = (count: number): ReadonlyArray<string> =>
     .flatMap(({ stderr, stdin, stdout }) => [stdin, stdout, stderr])
 
 /**
- * Opens the ports of slots 0 to `count` − 1 by their names: `channel` gives the byte channel of a name, as a machine does.
+ * The slots whose ports are all among these channels.
+ *
+ * ```ts import.meta.vitest
+ * import { GuestSlots } from "effect-microvm-runtime/guest"
+ * GuestSlots.inChannels(["agent", ...GuestSlots.channelNames(2)]) // => [0, 1]
+ * ```
+ *
+ * @category accessors
+ * @since 0.2.0
+ */
+export const inChannels = (channels: ReadonlyArray<string>): ReadonlyArray<number> =>
+  channels.map((_, slot) => slot).filter((slot) => {
+    const { stderr, stdin, stdout } = GuestStdio.portNames(slot)
+    return [stdin, stdout, stderr].every((name) => channels.includes(name))
+  })
+
+/**
+ * Opens the ports of slots 0 to `count` − 1, or of the slots of these numbers, by their names: `channel` gives the byte channel
+ * of a name, as a machine does.
  *
  * ```ts import.meta.vitest
  * import { GuestSlots } from "effect-microvm-runtime/guest"
@@ -175,18 +196,21 @@ export const channelNames = (count: number): ReadonlyArray<string> =>
  * @since 0.1.0
  */
 export const fromChannels = Effect.fn("GuestSlots.fromChannels")(function*<E, R>(
-  count: number,
+  slots: number | ReadonlyArray<number>,
   channel: (name: string) => Effect.Effect<Socket.Socket, E, R>
 ): Effect.fn.Return<GuestSlots, E | GuestError.GuestError, R | Scope.Scope> {
   return yield* make(
-    yield* Effect.forEach(Array.from({ length: count }, (_, slot) => slot), (slot) => {
-      const names = GuestStdio.portNames(slot)
-      return Effect.all({
-        slot: Effect.succeed(slot),
-        stdin: channel(names.stdin),
-        stdout: channel(names.stdout),
-        stderr: channel(names.stderr)
-      })
-    })
+    yield* Effect.forEach(
+      typeof slots === "number" ? Array.from({ length: slots }, (_, slot) => slot) : slots,
+      (slot) => {
+        const names = GuestStdio.portNames(slot)
+        return Effect.all({
+          slot: Effect.succeed(slot),
+          stdin: channel(names.stdin),
+          stdout: channel(names.stdout),
+          stderr: channel(names.stderr)
+        })
+      }
+    )
   )
 })

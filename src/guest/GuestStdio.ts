@@ -3,13 +3,15 @@
  * flow control from end to end and nothing kept but a few bytes.
  *
  * ```
- *   microvm.N.stdout, .stderr  guest ▶ host   bytes … 0x00 NONCE "\n"
+ *   microvm.N.stdout           guest ▶ host   "READY " NONCE "\n"  bytes … 0x00 NONCE "\n"
+ *   microvm.N.stderr           guest ▶ host   bytes … 0x00 NONCE "\n"
  *   microvm.N.stdin            host ▶ guest   "BEGIN " NONCE "\n"  { length "\n" bytes }…  "0\n"
  * ```
  *
  * A port stays open between commands, so its end of file cannot mark the end of a stream. An output port ends with a trailer
  * instead, which holds a number that is new for each command; input comes in frames, whose lengths are decimal. The guest
- * skips what an earlier command has left unread up to the line that begins its own input.
+ * skips what an earlier command has left unread up to the line that begins its own input. That line is sent once the guest
+ * is ready: until then the command before may still have the port open, and what is under way when it is closed is lost.
  *
  * `GuestCommand` is the host's end. The guest's end is in the image: `/sbin/microvm-exec SLOT NONCE -- COMMAND [ARGUMENT…]`.
  *
@@ -64,6 +66,14 @@ export const portNames = (slot: number): PortNames => ({
 const encoder = new TextEncoder()
 
 /**
+ * What comes first on stdout: all ports are open.
+ *
+ * @category encoding
+ * @since 0.2.0
+ */
+export const ready = (nonce: string): Uint8Array => encoder.encode(`READY ${nonce}\n`)
+
+/**
  * What ends an output stream.
  *
  * @category encoding
@@ -114,6 +124,36 @@ export const frames = (chunk: Uint8Array): ReadonlyArray<Frame> => {
     parts.push([encoder.encode(`${part.length}\n`), part])
   }
   return parts
+}
+
+/**
+ * Takes the start of stdout in chunks of any size: gives what comes after `ready`, once that has come. What is before it
+ * was left by an earlier command.
+ *
+ * ```ts import.meta.vitest
+ * import { GuestStdio } from "effect-microvm-runtime/guest"
+ * const nonce = "0123456789abcdef0123456789abcdef"
+ * const push = GuestStdio.makeReadyDecoder(nonce)
+ * push(new TextEncoder().encode("left overREADY ")) // => undefined
+ * new TextDecoder().decode(push(new TextEncoder().encode(`${nonce}\nhi`))) // => "hi"
+ * ```
+ *
+ * @category decoding
+ * @since 0.2.0
+ */
+export const makeReadyDecoder = (nonce: string): (chunk: Uint8Array) => Uint8Array | undefined => {
+  const mark = ready(nonce)
+  let kept = new Uint8Array(0)
+  return (chunk) => {
+    const all = new Uint8Array(kept.length + chunk.length)
+    all.set(kept)
+    all.set(chunk, kept.length)
+    for (let at = all.indexOf(0x52); at !== -1; at = all.indexOf(0x52, at + 1)) {
+      if (mark.every((byte, i) => all[at + i] === byte)) return all.subarray(at + mark.length)
+    }
+    kept = all.slice(-(mark.length - 1))
+    return undefined
+  }
 }
 
 /**

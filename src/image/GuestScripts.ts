@@ -9,6 +9,7 @@
  * @since 0.1.0
  */
 import * as Cpio from "./Cpio.ts"
+import * as GuestPrograms from "./GuestPrograms.ts"
 
 /**
  * What PID 1 runs: {@link setup} once, then the agent and the power button's reader for as long as the guest lives.
@@ -23,7 +24,7 @@ export const inittab = `::sysinit:/sbin/microvm-setup
 `
 
 /**
- * Mounts the kernel's file systems, loads the modules and names the guest.
+ * Mounts the kernel's file systems, loads the modules and names the guest: its host name, machine-id(5) and boot id.
  *
  * Kernel argument: `microvm.hostname=NAME`, by default `microvm`.
  *
@@ -69,6 +70,14 @@ for argument in $arguments; do
 done
 hostname "$hostname" || say "the host name $hostname was refused"
 ip link set lo up
+
+read -r id </proc/sys/kernel/random/uuid
+while case $id in *-*) ;; *) false ;; esac; do id=\${id%%-*}\${id#*-}; done
+echo "$id" >/etc/machine-id
+# A boot id of ours in place of the kernel's, which cannot be changed: a machine that is restored needs another one.
+read -r id </proc/sys/kernel/random/uuid
+echo "$id" >/run/boot-id
+mount --bind /run/boot-id /proc/sys/kernel/random/boot_id || say "the boot id is the kernel's"
 
 # The power keys of an attached keyboard go to init, not straight to the kernel's reset.
 echo 0 >/proc/sys/kernel/ctrl-alt-del
@@ -161,7 +170,7 @@ others() {
 }
 
 go_down() {
-  local self rest directory device mounts= tries=50
+  local self rest directory device mounts= tries=100
   trap '' HUP INT TERM
   read -r self rest </proc/self/stat
   # kill(2) with -1 spares init and the caller. A stopped process can act on SIGTERM only once it goes on.
@@ -169,7 +178,7 @@ go_down() {
   kill -CONT -1
   while others "$self" && [ "$tries" -gt 0 ]; do
     tries=$((tries - 1))
-    usleep 20000
+    usleep 4000
   done
   kill -KILL -1
   sync
@@ -191,6 +200,7 @@ go_down &
  * lower-case hexadecimal digits, new for each run. The environment is the caller's, but IFS and names that
  * are no shell identifiers are dropped, SHLVL counts, and a PATH is added when there is none.
  *
+ * - The stdout port first carries a line `READY NONCE`, when all ports are open: input that is sent before may be lost.
  * - Output ports carry the bytes as they come, then `\0NONCE\n` once every writer has closed the stream.
  * - The input port carries a line `BEGIN NONCE`, then frames: a line with the length in decimal, at most 262144, and that
  *   many bytes. Length 0 is the end of input. When the command no longer reads, the port is closed in the guest.
@@ -218,8 +228,7 @@ between() { exec <&"$1" >&"$2" 2>/dev/null 3<&- 4>&- 5>&- 6<&- 7<&- 8<&- 9>&-; }
 # still have to get through, so it takes SIGKILL to stop this.
 drain() {
   trap '' TERM
-  dd bs=64k
-  printf '\\0%s\\n' "$1"
+  exec /sbin/microvm-drain "$1"
 }
 
 # From the host: the frames after our BEGIN; those of a run that was cut short may lie before it. SIGPIPE ends this when
@@ -269,8 +278,7 @@ connect() {
 	END
   [ -p /proc/self/fd/8 ] || fail 125 "the shell makes no pipes of here-documents"
   exec 9>/proc/self/fd/6 1>/proc/self/fd/7 2>/proc/self/fd/8
-  # Whatever user the command becomes can open them again.
-  chmod 666 /proc/self/fd/6 /proc/self/fd/7 /proc/self/fd/8
+  echo "READY $nonce" >&4
   # The pumps are orphans, as the command must not have children that it never started.
   (
     { between 7 4; drain "$nonce"; } &
@@ -309,13 +317,70 @@ unset OLDPWD
 export PATH
 locate "$1"
 # In a session and a group of its own, the command takes neither the agent nor the pumps along when it signals its
-# group, and whoever ends the command can end its group. The shell in between gives it the name it was called by.
-exec setsid -- /bin/busybox sh -fc '
-  microvm_exec_file=$1
-  microvm_exec_name=$2
-  shift 2
-  exec -a "$microvm_exec_name" -- "$microvm_exec_file" "$@"
-' sh "$microvm_exec_file" "$@"
+# group, and whoever ends the command can end its group.
+exec /sbin/microvm-start "$microvm_exec_file" "$@"
+`
+
+/**
+ * `microvm-start.sh FILE NAME [ARGUMENT…]`: what `microvm-start` becomes when the kernel does not take FILE. One without a
+ * `#!` line is run by the shell, and for any other there is a message and 126 or 127.
+ *
+ * @category scripts
+ * @since 0.2.0
+ */
+export const start = `#!/bin/busybox sh
+microvm_exec_file=$1
+microvm_exec_name=$2
+shift 2
+exec -a "$microvm_exec_name" -- "$microvm_exec_file" "$@"
+`
+
+/**
+ * `microvm-renew HOSTNAME MACHINE-ID BOOT-ID`, with the input of `microvm-refresh` on stdin: makes a machine that was
+ * restored from a snapshot its own, and tells what it is now, as it is read from where programs read it. Each line of
+ * stdout is a name and a value: `hostname`, `machine-id`, `boot-id`, `interface` for each network interface but the
+ * loopback, and `restarted` for each executable in `/etc/microvm/renew.d`, which are run in order of name.
+ *
+ * A step that fails is told on stderr, the others are done, and the exit code is 1.
+ *
+ * @category scripts
+ * @since 0.2.0
+ */
+export const renew = `#!/bin/busybox sh
+status=0
+fault() {
+  echo "microvm-renew: $*" >&2
+  status=1
+}
+tell() {
+  local value=
+  read -r value <"$2"
+  echo "$1 $value"
+}
+
+# First of all, as whoever needs a random number from here on gets one of this machine's own.
+/sbin/microvm-refresh || fault "microvm-refresh ended with $?"
+# Files, not commands: each program that is started costs some milliseconds.
+echo "$1" >/proc/sys/kernel/hostname || fault "the host name was refused"
+echo "$2" >/etc/machine-id || fault "the machine id was not written"
+# It lies over the kernel's own since the guest was set up.
+echo "$3" >/run/boot-id || fault "the boot id was not written"
+
+for hook in /etc/microvm/renew.d/*; do
+  [ -f "$hook" ] && [ -x "$hook" ] || continue
+  # The agent waits for whoever has its pipes open, and a hook leaves programs behind.
+  if "$hook" </dev/null >/dev/console 2>&1; then echo "restarted \${hook##*/}"
+  else fault "\${hook##*/} ended with $?"
+  fi
+done
+
+tell hostname /proc/sys/kernel/hostname
+tell machine-id /etc/machine-id
+tell boot-id /proc/sys/kernel/random/boot_id
+for interface in /sys/class/net/*; do
+  [ "\${interface##*/}" = lo ] || echo "interface \${interface##*/}"
+done
+exit "$status"
 `
 
 /**
@@ -332,6 +397,11 @@ export const entries: ReadonlyArray<Cpio.Entry> = [
   Cpio.file("sbin/microvm-agent", agent, 0o755),
   Cpio.file("sbin/microvm-power-button", powerButton, 0o755),
   Cpio.file("sbin/microvm-exec", exec, 0o755),
+  Cpio.file("sbin/microvm-drain", GuestPrograms.drain, 0o755),
+  Cpio.file("sbin/microvm-start", GuestPrograms.start, 0o755),
+  Cpio.file("sbin/microvm-start.sh", start, 0o755),
+  Cpio.file("sbin/microvm-renew", renew, 0o755),
+  Cpio.file("sbin/microvm-refresh", GuestPrograms.refresh, 0o755),
   Cpio.file("sbin/shutdown", shutdown, 0o755),
   Cpio.file("etc/inittab", inittab),
   Cpio.file("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n"),

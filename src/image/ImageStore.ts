@@ -20,6 +20,8 @@ import * as Path from "effect/Path"
 import type * as PlatformError from "effect/PlatformError"
 import type { ChildProcessSpawner } from "effect/process/ChildProcessSpawner"
 import * as Schema from "effect/Schema"
+import * as OwnedFiles from "../process/OwnedFiles.ts"
+import * as OwnerLock from "../process/OwnerLock.ts"
 import type { ProcessHost } from "../process/ProcessHost.ts"
 import { Hasher } from "./Hasher.ts"
 import * as ImageError from "./ImageError.ts"
@@ -27,8 +29,6 @@ import * as ImageManifest from "./ImageManifest.ts"
 import type { Progress } from "./ImageProgress.ts"
 import * as ImageRecipe from "./ImageRecipe.ts"
 import * as Builder from "./internal/builder.ts"
-import * as BuildLock from "./internal/buildLock.ts"
-import * as Files from "./internal/files.ts"
 
 /**
  * An image whose files were found to be what its manifest says.
@@ -89,6 +89,8 @@ export interface StoreOptions {
  * - `ensure`: the image of that name, `default` by default. An image built by the recipe before is verified and taken,
  *   without apt or network. Otherwise, or when a file of it is not what it should be, it is built: some 35 MB of packages
  *   are downloaded, and of several callers one builds and the others wait.
+ * - `known`: the image that `ensure` would find, by its manifest alone: its files have not been looked at. None when there
+ *   is no image of that name yet, or it was built by another recipe. For whoever only has to know which one it is.
  * - `update`: asks apt for newer packages, and builds when there are any. The files of the image before stay until it
  *   is removed.
  * - `list`: every stored image, by digest.
@@ -101,6 +103,7 @@ export interface StoreOptions {
  */
 export class ImageStore extends Context.Service<ImageStore, {
   readonly ensure: (name?: string, options?: EnsureOptions) => Effect.Effect<Image, ImageError.ImageError>
+  readonly known: (name?: string) => Effect.Effect<Option.Option<Image>, ImageError.ImageError>
   readonly update: (name?: string, options?: EnsureOptions) => Effect.Effect<Image, ImageError.ImageError>
   readonly list: Effect.Effect<ReadonlyArray<StoredImage>, ImageError.ImageError>
   readonly writable: Effect.Effect<void, ImageError.ImageError>
@@ -109,6 +112,18 @@ export class ImageStore extends Context.Service<ImageStore, {
 
 /** What the store needs of its host. */
 type Services = ChildProcessSpawner | FileSystem.FileSystem | Hasher | Path.Path | ProcessHost
+
+/** The error of a file system operation below `directory`. */
+const toImageError = (error: PlatformError.PlatformError, directory: string): ImageError.ImageError => {
+  const { cause } = error.reason
+  const why = cause instanceof Error ? cause.message : error.message
+  return ImageError.fromReason(
+    OwnedFiles.isNoSpace(error)
+      ? ImageError.ImageErrorReason.NoSpace({ path: directory })
+      : ImageError.ImageErrorReason.CacheUnusable({ path: directory, why }),
+    error
+  )
+}
 
 const Pointer = Schema.fromJsonString(Schema.Struct({ recipe: ImageManifest.Sha256, digest: ImageManifest.Sha256 }))
 
@@ -124,11 +139,14 @@ const make = Effect.fnUntraced(function*(options: StoreOptions) {
   const temporary = path.join(options.directory, "tmp")
 
   /** All other file system trouble is that of the cache's directory. */
-  const inCache = <A, R>(effect: Effect.Effect<A, ImageError.ImageError | PlatformError.PlatformError, R>) =>
-    Effect.mapError(
-      effect,
-      (error) => error._tag === "ImageError" ? error : Files.toImageError(error, options.directory)
-    )
+  const inCache = <A, R>(
+    effect: Effect.Effect<A, ImageError.ImageError | OwnerLock.LockHeld | PlatformError.PlatformError, R>
+  ) =>
+    Effect.mapError(effect, (error) => {
+      if (error._tag === "ImageError") return error
+      if (error._tag === "PlatformError") return toImageError(error, options.directory)
+      return ImageError.fromReason(ImageError.ImageErrorReason.Busy({ pid: error.pid, path: error.path }), error)
+    })
 
   const recipeOf = Effect.fnUntraced(function*(name: string) {
     const recipe = recipes.get(name)
@@ -200,13 +218,13 @@ const make = Effect.fnUntraced(function*(options: StoreOptions) {
     const { digest, directory, manifest } = built.value
     // What is there under this name was found corrupt, or is the same.
     yield* Effect.ignore(fs.rename(path.join(images, digest), path.join(own, "replaced")))
-    yield* Files.syncDirectory(directory)
+    yield* OwnedFiles.syncDirectory(directory)
     yield* fs.rename(directory, path.join(images, digest))
-    yield* Files.syncDirectory(images)
+    yield* OwnedFiles.syncDirectory(images)
     const pointer = path.join(own, "pointer")
-    yield* Files.writeDurably(pointer, new TextEncoder().encode(JSON.stringify({ recipe: key, digest })))
+    yield* OwnedFiles.writeDurably(pointer, new TextEncoder().encode(JSON.stringify({ recipe: key, digest })))
     yield* fs.rename(pointer, path.join(names, `${name}.json`))
-    yield* Files.syncDirectory(names)
+    yield* OwnedFiles.syncDirectory(names)
     return toImage(name, digest, manifest)
   })
 
@@ -217,17 +235,9 @@ const make = Effect.fnUntraced(function*(options: StoreOptions) {
   ) =>
     Effect.scoped(Effect.gen(function*() {
       yield* Effect.forEach([images, names, temporary], (directory) => fs.makeDirectory(directory, { recursive: true }))
-      const own = yield* Files.temporaryDirectory({
-        directory: temporary,
-        prefix: BuildLock.ownerName(yield* BuildLock.self)
-      })
-      yield* BuildLock.acquire({ file: path.join(options.directory, "lock"), own, patience, onWait })
-      for (const name of yield* fs.readDirectory(temporary)) {
-        const owner = BuildLock.ownerOfName(name)
-        if (owner === undefined || !(yield* BuildLock.isAlive(owner))) {
-          yield* Files.removeTree(path.join(temporary, name))
-        }
-      }
+      const own = yield* OwnedFiles.temporaryDirectory(temporary)
+      yield* OwnerLock.acquire({ file: path.join(options.directory, "lock"), own, patience, onWait })
+      yield* OwnedFiles.sweep(temporary)
       return yield* use(own)
     }))
 
@@ -273,6 +283,18 @@ const make = Effect.fnUntraced(function*(options: StoreOptions) {
             ),
           (pid) => say({ _tag: "Waiting", pid })
         )
+      },
+      inCache,
+      Effect.provideContext(services)
+    ),
+
+    known: Effect.fn("ImageStore.known")(
+      function*(name = "default") {
+        const { key } = yield* recipeOf(name)
+        const pointer = yield* pointerOf(name)
+        if (Option.isNone(pointer) || pointer.value.recipe !== key) return Option.none()
+        const { digest } = pointer.value
+        return Option.map(yield* Effect.option(manifestOf(digest)), (manifest) => toImage(name, digest, manifest))
       },
       inCache,
       Effect.provideContext(services)
@@ -345,7 +367,14 @@ export const layerAt = (
   Services
 > => Layer.effect(ImageStore, make(options))
 
-const cacheDirectory = Effect.gen(function*() {
+/**
+ * The directory of all that can be made again: `MICROVM_CACHE_DIR`, by default `effect-microvm-runtime` in
+ * `XDG_CACHE_HOME` or in `~/.cache`. It need not be there yet.
+ *
+ * @category accessors
+ * @since 0.2.0
+ */
+export const cacheDirectory: Effect.Effect<string, Config.ConfigError, Path.Path> = Effect.gen(function*() {
   const path = yield* Path.Path
   const own = yield* Config.option(Config.String("MICROVM_CACHE_DIR"))
   if (Option.isSome(own)) return path.resolve(own.value)

@@ -4,6 +4,7 @@
  * @since 0.1.0
  */
 export * as Cpio from "./Cpio.ts"
+export * as GuestPrograms from "./GuestPrograms.ts"
 export * as GuestScripts from "./GuestScripts.ts"
 export * as Hasher from "./Hasher.ts"
 export * as ImageError from "./ImageError.ts"

@@ -6,6 +6,7 @@
  */
 import type * as Arr from "effect/Array"
 import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -25,6 +26,7 @@ import type { Ports } from "../guest/GuestSlots.ts"
 import * as GuestStdio from "../guest/GuestStdio.ts"
 import * as Signal from "../lifecycle/Signal.ts"
 import { builtins, type Invocation, type Program } from "./FakeGuestProgram.ts"
+import * as FakeGuestRenewal from "./FakeGuestRenewal.ts"
 import { makeChannel } from "./internal/bytePipe.ts"
 import { type Answer, bytesOf, concat, makeFiles, refuse } from "./internal/fakeFiles.ts"
 
@@ -63,6 +65,8 @@ export interface Options {
   readonly paused?: boolean | undefined
   /** Bytes that a channel of `make` holds before a writer waits. Default 64 KiB. */
   readonly capacity?: number | undefined
+  /** How it is made its own after a restore, and what its clock is off. By default that works, and its clock is right. */
+  readonly renewal?: FakeGuestRenewal.Options | undefined
   /** What a shutdown does. Default: nothing for a halt, else all channels of `make` end. */
   readonly onShutdown?: ((mode: "powerdown" | "halt" | "reboot") => Effect.Effect<void>) | undefined
 }
@@ -82,8 +86,10 @@ export interface FakeGuest {
   readonly files: Map<string, Uint8Array>
   /** Handles that are open, by number. */
   readonly handles: ReadonlyMap<number, { readonly path: string; readonly mode: string }>
-  /** The guest's time in nanoseconds, once it was set. */
+  /** The time in nanoseconds to which the guest's clock was set, once it was. */
   readonly time: Effect.Effect<number | undefined>
+  /** What is its own, and what it was last told to be. */
+  readonly own: FakeGuestRenewal.Own
   /** Processes that run. */
   readonly running: Effect.Effect<ReadonlyArray<{ readonly pid: number; readonly command: string }>>
   readonly inject: (fault: Fault) => Effect.Effect<void>
@@ -145,7 +151,10 @@ export const serve = Effect.fn("FakeGuestAgent.serve")(function*<E>(
   options: Omit<Options, "capacity"> = {}
 ): Effect.fn.Return<FakeGuest, E, Scope.Scope> {
   const scope = yield* Effect.scope
-  const programs = new Map<string, Program | "not executable">(Object.entries({ ...builtins, ...options.programs }))
+  const { own, programs: renewing } = FakeGuestRenewal.make(options.renewal)
+  const programs = new Map<string, Program | "not executable">(
+    Object.entries({ ...builtins, ...renewing, ...options.programs })
+  )
   const directories = new Set(["/", "/root", "/tmp", ...options.directories ?? []])
   const requests: Array<GuestAgentSchema.Request> = []
   const faults: Array<Fault> = []
@@ -252,6 +261,7 @@ export const serve = Effect.fn("FakeGuestAgent.serve")(function*<E>(
     if (opened._tag === "None") return yield* fail(125, `there is no virtio port ${names.stdin}`)
     const { stdin, stdout, stderr } = opened.value
     busy.add(slot)
+    yield* stdout.write(GuestStdio.ready(nonce))
     const input = readInput(stdin, nonce)
     let holders = 1
     const letGo = Effect.suspend(() => {
@@ -393,11 +403,19 @@ export const serve = Effect.fn("FakeGuestAgent.serve")(function*<E>(
         return using(GuestAgentSchema.guestFileRead, args, files.read)
       case "guest-file-write":
         return using(GuestAgentSchema.guestFileWrite, args, files.write)
+      case "guest-get-time":
+        return Effect.map(Clock.currentTimeMillis, (millis) => ({ return: (millis + own.clockOff) * 1e6 }))
       case "guest-set-time":
-        return using(GuestAgentSchema.guestSetTime, args, ({ time: nanos }) => {
-          time = nanos
-          return ok
-        })
+        return using(
+          GuestAgentSchema.guestSetTime,
+          args,
+          ({ time: nanos }) =>
+            Effect.map(Clock.currentTimeMillis, (millis) => {
+              time = nanos
+              own.clockOff = nanos / 1e6 - millis
+              return ok
+            })
+        )
       case "guest-shutdown": {
         const decoded = Schema.decodeUnknownResult(GuestAgentSchema.guestShutdown.arguments)(
           args ?? { mode: "powerdown" }
@@ -483,6 +501,7 @@ export const serve = Effect.fn("FakeGuestAgent.serve")(function*<E>(
     files: files.byPath,
     handles: files.handles,
     time: Effect.sync(() => time),
+    own,
     running: Effect.sync(() =>
       Array.from(processes).flatMap(([pid, { command, end }]) => end === undefined ? [{ pid, command }] : [])
     ),

@@ -6,6 +6,7 @@
  */
 export * as FakeGuestAgent from "./FakeGuestAgent.ts"
 export * as FakeGuestProgram from "./FakeGuestProgram.ts"
+export * as FakeGuestRenewal from "./FakeGuestRenewal.ts"
 export * as FakeQmp from "./FakeQmp.ts"
 export * as FakeRuntimeApi from "./FakeRuntimeApi.ts"
 export * as FakeService from "./FakeService.ts"

@@ -105,6 +105,21 @@ describe("readiness", () => {
       expect(yield* commands(guest)).toEqual(["guest-ping"])
     }))
 
+  it.effect("a guest that was restored answers us, and not its earlier life", () =>
+    Effect.gen(function*() {
+      const guest = yield* FakeGuestAgent.make()
+      // What was under way when the snapshot was taken: replies that nobody had read, to requests with the numbers of
+      // ours, and half a request.
+      yield* Effect.scoped(Effect.flatMap(guest.socket.writer, (writer) => writer.write(`{"execute": "guest-shut`)))
+      yield* guest.send(
+        `rn": {}}\n{"return": {"pid": 7}, "id": 1}\n{"return": {"pid": 8}, "id": 2}\n\xff{"return": 1}\n{"ret`
+      )
+      const agent = yield* GuestAgent.make(guest.socket)
+      expect(yield* agent.spawn({ path: "true" })).toBe(101)
+      expect(yield* agent.spawn({ path: "true" })).toBe(102)
+      expect(yield* commands(guest)).toEqual(["guest-exec", "guest-exec"])
+    }))
+
   it.effect("the next client on the same channel does not get our late answer", () =>
     Effect.gen(function*() {
       const guest = yield* FakeGuestAgent.make()

@@ -31,6 +31,36 @@ const cut = (bytes: Uint8Array, sizes: typeof Sizes.Type): ReadonlyArray<Uint8Ar
   return chunks
 }
 
+describe("the start of stdout", () => {
+  const opening = GuestStdio.ready(nonce)
+  it.prop(
+    "is found wherever it is cut, whatever an earlier command has left before it",
+    { before: Schema.Array(Schema.Int.check(Schema.isBetween({ minimum: 1, maximum: 45 }))), sizes: Sizes },
+    ({ before, sizes }) => {
+      // Pieces of the mark, none of them whole, and another command's.
+      const other = GuestStdio.ready("f".repeat(32))
+      const left = join(...before.map((length) => length > 38 ? other : opening.subarray(0, Math.min(length, 38))))
+      const rest = new TextEncoder().encode(`READY ${nonce}\nmore`)
+      const push = GuestStdio.makeReadyDecoder(nonce)
+      const out: Array<Uint8Array> = []
+      let isReady = false
+      for (const chunk of cut(join(left, opening, rest), sizes)) {
+        const more: Uint8Array | undefined = isReady ? chunk : push(chunk)
+        isReady = more !== undefined
+        if (more !== undefined) out.push(more)
+      }
+      expect(join(...out)).toEqual(rest)
+    },
+    { arbitrary: { runs: 1000 } }
+  )
+
+  it("is waited for in bounded memory", () => {
+    const push = GuestStdio.makeReadyDecoder(nonce)
+    for (let i = 0; i < 50; i++) expect(push(new Uint8Array(65536).fill(0x52))).toBeUndefined()
+    expect(push(opening)).toEqual(new Uint8Array(0))
+  })
+})
+
 describe("the end of an output stream", () => {
   it.prop(
     "is found wherever it is cut, and nothing else is taken for it",

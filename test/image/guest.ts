@@ -81,18 +81,22 @@ export const boot = async (image: { readonly kernel: string; readonly initramfs:
   // Waits in the socket until the agent opens its port.
   await agent.ask("guest-sync", { id: 1 })
 
-  /** All bytes of an output port before the trailer of this run. */
-  const receive = (port: Socket, nonce: string) => {
+  /** All bytes of an output port between the marks of this run. */
+  const receive = (port: Socket, nonce: string, onReady?: () => void) => {
+    const ready = onReady === undefined ? "" : `READY ${nonce}\n`
     const trailer = Buffer.from(`\0${nonce}\n`)
     const parts: Array<Buffer> = []
+    let length = 0
     let tail = Buffer.alloc(0)
     return new Promise<Buffer>((resolve) => {
       const take = (part: Buffer) => {
         parts.push(part)
+        if (length < ready.length && length + part.length >= ready.length) onReady?.()
+        length += part.length
         tail = Buffer.concat([tail, part]).subarray(-trailer.length)
         if (!tail.equals(trailer)) return
         port.off("data", take)
-        resolve(Buffer.concat(parts).subarray(0, -trailer.length))
+        resolve(Buffer.concat(parts).subarray(ready.length, -trailer.length))
       }
       port.on("data", take)
     })
@@ -110,20 +114,22 @@ export const boot = async (image: { readonly kernel: string; readonly initramfs:
     /** A command as the library runs it; `faults` is what microvm-exec itself had to say, and then no stream is read. */
     run: async (command: ReadonlyArray<string>, { directory, env, stdin: input = Buffer.alloc(0) }: Run = {}) => {
       const nonce = randomBytes(16).toString("hex")
-      const outputs = Promise.all([receive(stdout, nonce), receive(stderr, nonce)])
+      const send = () => {
+        stdin.write(`BEGIN ${nonce}\n`)
+        for (let at = 0; at < input.length; at += 262144) {
+          const frame = input.subarray(at, at + 262144)
+          stdin.write(`${frame.length}\n`)
+          stdin.write(frame)
+        }
+        stdin.write("0\n")
+      }
+      const outputs = Promise.all([receive(stdout, nonce, send), receive(stderr, nonce)])
       const started = await agent.ask("guest-exec", {
         path: "/sbin/microvm-exec",
         arg: [...(directory === undefined ? [] : ["-C", directory]), "0", nonce, "--", ...command],
         env: env ?? ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"],
         "capture-output": true
       })
-      stdin.write(`BEGIN ${nonce}\n`)
-      for (let at = 0; at < input.length; at += 262144) {
-        const frame = input.subarray(at, at + 262144)
-        stdin.write(`${frame.length}\n`)
-        stdin.write(frame)
-      }
-      stdin.write("0\n")
       for (;;) {
         const status = await agent.ask("guest-exec-status", { pid: field(started, "pid") })
         if (field(status, "exited") === true) {

@@ -30,18 +30,21 @@ const now = Effect.map(Clock.monotonicTimeNanos, (nanos) => Number(nanos) / 1e6)
 /**
  * Takes an output port up to the trailer. `patience` is there once the command is over: the milliseconds for which the
  * guest may still be waited for, in all. Time that a slow reader takes does not count, so nothing that was written in time is
- * lost.
+ * lost. With `onReady` the stream begins with a mark, and that is run when it has come.
  *
  * @internal
  */
 export const pump = Effect.fnUntraced(function*(
   pull: Effect.Effect<Arr.NonEmptyReadonlyArray<Uint8Array>, GuestError.GuestError>,
   nonce: string,
-  patience: Effect.Effect<number>
+  patience: Effect.Effect<number>,
+  onReady?: Effect.Effect<void>
 ): Effect.fn.Return<Pump, never, Scope.Scope> {
   const queue = yield* Queue.bounded<ReadonlyArray<Uint8Array>, GuestError.GuestError | Cause.Done>(window)
   const ended = yield* Deferred.make<void>()
   const decoder = GuestStdio.makeTrailerDecoder(nonce)
+  const untilReady = GuestStdio.makeReadyDecoder(nonce)
+  let isReady = onReady === undefined
   let overAt: number | undefined
   let waited = 0
   let drained = 0
@@ -61,9 +64,18 @@ export const pump = Effect.fnUntraced(function*(
     return drained > maxDrainBytes ? undefined : chunks
   })
 
+  const begun = (chunk: Uint8Array): ReadonlyArray<Uint8Array> => {
+    if (isReady) return [chunk]
+    const rest = untilReady(chunk)
+    isReady = rest !== undefined
+    return rest === undefined ? [] : [rest]
+  }
+
   yield* Effect.gen(function*() {
     while (!decoder.ended()) {
-      const chunks = yield* next
+      const wasReady = isReady
+      const chunks = (yield* next)?.flatMap(begun)
+      if (isReady && !wasReady && onReady !== undefined) yield* onReady
       const bytes = (chunks === undefined ? [decoder.held()] : chunks.flatMap(decoder.push)).filter((part) =>
         part.length > 0
       )

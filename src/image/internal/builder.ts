@@ -5,6 +5,7 @@ import * as Option from "effect/Option"
 import * as Path from "effect/Path"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
+import * as OwnedFiles from "../../process/OwnedFiles.ts"
 import * as Cpio from "../Cpio.ts"
 import { Hasher } from "../Hasher.ts"
 import * as ImageError from "../ImageError.ts"
@@ -13,7 +14,6 @@ import type { Progress } from "../ImageProgress.ts"
 import type { ImageRecipe } from "../ImageRecipe.ts"
 import * as Debian from "./debian.ts"
 import * as Elf from "./elf.ts"
-import * as Files from "./files.ts"
 import * as Vmlinux from "./vmlinux.ts"
 
 /** Raised when the same recipe and packages would give other files than before. */
@@ -175,7 +175,7 @@ export const build = Effect.fnUntraced(function*(request: Request) {
   const assembled = yield* assemble(root, kernel, recipe)
   const store = Effect.fnUntraced(function*(name: string, bytes: Uint8Array) {
     const file = path.join(directory, name)
-    yield* Files.writeDurably(file, bytes)
+    yield* OwnedFiles.writeDurably(file, bytes)
     return { name, size: bytes.length, sha256: yield* hasher.file(file) }
   })
   const manifest: ImageManifest.ImageManifest = {

@@ -1,0 +1,280 @@
+/**
+ * The clone contract: what a machine that was restored from a snapshot does before anybody gets it.
+ *
+ * Machines restored from one snapshot are the same to the last byte: the clock of each is late by the snapshot's age, the
+ * next random numbers of all their kernels are equal, and so are their host names, machine ids and boot ids.
+ * {@link renew} gives a machine its own, and reads each back: what could not be proven is a failure, and the machine is
+ * to be destroyed.
+ *
+ * ```
+ *   how late is it? ▸ microvm-renew: clock, kernel's generator, names, hooks ▸ read back ▸ how late is it now?
+ * ```
+ *
+ * The guest's end is in the image: `/sbin/microvm-renew` and `/sbin/microvm-refresh`.
+ *
+ * - Programs that were running when the snapshot was taken live on in every clone, with what they have in memory. The
+ *   machine that clones are made of runs none but init, the power button's reader and the agent. None of them keeps a
+ *   generator that matters: busybox has none there, and `qemu-ga` draws from GLib's only for names of objects that it does
+ *   not make. An image whose programs do (TLS servers, most language runtimes), or that hold connections open, has
+ *   executables in `/etc/microvm/renew.d` which restart them. Each is run in order of name, and has to exit with 0.
+ * - The layout of memory and the stack guards of such programs, and of the kernel, stay those of the snapshot.
+ *
+ * @since 0.2.0
+ */
+import * as Clock from "effect/Clock"
+import { SecureRandom } from "effect/crypto/SecureRandom"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Redacted from "effect/Redacted"
+import * as ExitStatus from "../lifecycle/ExitStatus.ts"
+import type { GuestAgent, ProgramEnd } from "./GuestAgent.ts"
+import * as GuestAgentSchema from "./GuestAgentSchema.ts"
+import * as GuestError from "./GuestError.ts"
+import * as RefreshBlock from "./internal/refreshBlock.ts"
+
+/**
+ * The program in the guest that does all but the measuring, `microvm-renew HOSTNAME MACHINE-ID BOOT-ID`.
+ *
+ * @category constants
+ * @since 0.2.0
+ */
+export const program = "/sbin/microvm-renew"
+
+/**
+ * The program in the guest that corrects the clock and seeds the kernel's generator. `program` runs it first.
+ *
+ * @category constants
+ * @since 0.2.0
+ */
+export const refreshProgram = "/sbin/microvm-refresh"
+
+/**
+ * What one machine has and no other.
+ *
+ * @category models
+ * @since 0.2.0
+ */
+export interface Identity {
+  readonly hostname: string
+  /** For machine-id(5): 32 lower-case hexadecimal digits. */
+  readonly machineId: string
+  /** A UUID in lower case. */
+  readonly bootId: string
+  /** 64 bytes that nobody else knows, for the kernel's random number generator. */
+  readonly seed: Redacted.Redacted<Uint8Array>
+}
+
+/**
+ * What was read back from a guest that is its own.
+ *
+ * @category models
+ * @since 0.2.0
+ */
+export interface Proof {
+  /** Milliseconds by which the guest's clock is ahead of ours; behind when negative. */
+  readonly clockOff: number
+  /** Milliseconds by which `clockOff` may be wrong: half the time that it took to ask. */
+  readonly uncertainty: number
+  readonly hostname: string
+  readonly machineId: string
+  readonly bootId: string
+  /** Network interfaces besides the loopback. None, as no backend makes their addresses a machine's own. */
+  readonly interfaces: ReadonlyArray<string>
+  /** The hooks of the image that were run. */
+  readonly restarted: ReadonlyArray<string>
+}
+
+/**
+ * @category options
+ * @since 0.2.0
+ */
+export interface Options {
+  /** The longest that it may take in all, with hooks. Default 30 seconds. */
+  readonly within?: Duration.Input | undefined
+}
+
+/** What a clock may be off, the error of the measurement included. */
+const tolerance = 50
+/** A measurement that took less is good enough. */
+const quickTrip = 20
+const maxSamples = 5
+const maxCorrections = 3
+const pause = Duration.millis(20)
+const maxReportBytes = 16 * 1024
+const maxUnproven = 16
+
+/**
+ * Makes up an identity.
+ *
+ * ```ts import.meta.vitest
+ * import { GuestRenewal } from "effect-microvm-runtime/guest"
+ * import * as SecureRandom from "effect/crypto/SecureRandom"
+ * import * as Effect from "effect/Effect"
+ * const program = Effect.provide(GuestRenewal.makeIdentity("web-1"), SecureRandom.layerWebCrypto)
+ * const { hostname, machineId } = await Effect.runPromise(program)
+ * hostname // => "web-1"
+ * machineId.length // => 32
+ * ```
+ *
+ * @category constructors
+ * @since 0.2.0
+ */
+export const makeIdentity = Effect.fnUntraced(function*(
+  hostname: string
+): Effect.fn.Return<Identity, never, SecureRandom> {
+  const random = yield* SecureRandom
+  return {
+    hostname,
+    machineId: (yield* random.uuidV4()).replaceAll("-", ""),
+    bootId: yield* random.uuidV4(),
+    seed: Redacted.make(yield* random.randomBytes(RefreshBlock.seedBytes), { label: "seed" })
+  }
+})
+
+/**
+ * Makes a machine its own, and proves it. Nothing else should go on in the guest meanwhile.
+ *
+ * Fails with `NotRenewed` when something could not be proven, with `InvalidArgument` before anything was done, and like any
+ * request when the agent fails. After any failure the machine is in between, so destroy it. It may be done again with
+ * another identity, and that is a renewal like the first.
+ *
+ * ```ts import.meta.vitest
+ * import { GuestAgent, GuestRenewal } from "effect-microvm-runtime/guest"
+ * import { FakeGuestAgent } from "effect-microvm-runtime/testing"
+ * import * as SecureRandom from "effect/crypto/SecureRandom"
+ * import * as Effect from "effect/Effect"
+ *
+ * const program = Effect.gen(function*() {
+ *   const guest = yield* FakeGuestAgent.make()
+ *   const agent = yield* GuestAgent.make(guest.socket)
+ *   const identity = yield* GuestRenewal.makeIdentity("web-1")
+ *   const { bootId, hostname } = yield* GuestRenewal.renew(agent, identity)
+ *   return [hostname, bootId === identity.bootId]
+ * })
+ * await Effect.runPromise(Effect.scoped(Effect.provide(program, SecureRandom.layerWebCrypto))) // => ["web-1", true]
+ * ```
+ *
+ * @category combinators
+ * @since 0.2.0
+ */
+export const renew = Effect.fn("GuestRenewal.renew")(function*(
+  agent: GuestAgent,
+  identity: Identity,
+  options: Options = {}
+): Effect.fn.Return<Proof, GuestError.GuestError> {
+  const within = Duration.fromInputUnsafe(options.within ?? "30 seconds")
+  const faults = faultsOf(identity)
+  if (faults.length > 0) return yield* GuestError.make(new GuestError.InvalidArgument({ faults }))
+  return yield* Effect.timeoutOrElse(attempt(agent, identity), {
+    duration: within,
+    orElse: () => notRenewed([`not done within ${Duration.format(within)}`])
+  })
+})
+
+const attempt = Effect.fnUntraced(function*(agent: GuestAgent, identity: Identity) {
+  const { bootId, hostname, machineId } = identity
+  const before = yield* measure(agent)
+  const end = yield* agent.exec({ path: program, args: [hostname, machineId, bootId], input: block(identity, before) })
+  const { interfaces, restarted, told } = read(end.stdout)
+  const unproven = [
+    ...faultsOfEnd(program, end),
+    ...Object.entries({ hostname, "machine-id": machineId, "boot-id": bootId }).flatMap(([name, wanted]) =>
+      told.get(name) === wanted ? [] : [`${name}: ${excerpt(told.get(name))} instead of ${JSON.stringify(wanted)}`]
+    ),
+    ...interfaces.map((name) => `interface ${excerpt(name)}: its addresses are those of the snapshot`)
+  ]
+  if (unproven.length > 0) return yield* notRenewed(unproven)
+  const { off, uncertainty } = yield* proveClock(agent, identity)
+  return { clockOff: off, uncertainty, hostname, machineId, bootId, interfaces, restarted }
+})
+
+interface Measurement {
+  readonly off: number
+  readonly uncertainty: number
+}
+
+const sample = Effect.fnUntraced(function*(agent: GuestAgent): Effect.fn.Return<Measurement, GuestError.GuestError> {
+  const sent = yield* Clock.monotonicTimeNanos
+  const guest = yield* agent.request(GuestAgentSchema.guestGetTime, {})
+  const trip = Number((yield* Clock.monotonicTimeNanos) - sent) / 1e6
+  // Not `currentTimeNanos`, which may be a second away from the host's clock. These are whole milliseconds.
+  const host = (yield* Clock.currentTimeMillis) + 0.5
+  return { off: guest / 1e6 - (host - trip / 2), uncertainty: trip / 2 + 0.5 }
+})
+
+/** The best of a few samples: one may have waited for a processor. */
+const measure = Effect.fnUntraced(function*(agent: GuestAgent) {
+  let best = yield* sample(agent)
+  for (let more = maxSamples - 1; more > 0 && 2 * best.uncertainty > quickTrip; more--) {
+    const next = yield* sample(agent)
+    if (next.uncertainty < best.uncertainty) best = next
+  }
+  return best
+})
+
+// While it can only be seen badly, as on a host that is short of processors, it is measured again until the deadline. A
+// clock that is certainly off is corrected again, as it may have been measured badly before.
+const proveClock = Effect.fnUntraced(function*(agent: GuestAgent, identity: Identity) {
+  for (let corrections = 1;;) {
+    const seen = yield* measure(agent)
+    const off = Math.abs(seen.off)
+    if (off + seen.uncertainty < tolerance) return seen
+    if (off <= seen.uncertainty) {
+      yield* Effect.sleep(pause)
+      continue
+    }
+    if (corrections++ >= maxCorrections && off - seen.uncertainty >= tolerance) {
+      const by = `${off.toFixed(1)} ± ${seen.uncertainty.toFixed(1)} ms ${seen.off < 0 ? "behind" : "ahead"}`
+      return yield* notRenewed([`clock: ${by} after ${maxCorrections} corrections`])
+    }
+    const end = yield* agent.exec({ path: refreshProgram, input: block(identity, seen) })
+    const faults = faultsOfEnd(refreshProgram, end)
+    if (faults.length > 0) return yield* notRenewed(faults)
+  }
+})
+
+// An offset, and no time: it is right however long the guest takes to apply it.
+const block = ({ seed }: Identity, { off }: Measurement): Uint8Array =>
+  RefreshBlock.make(BigInt(Math.round(-off * 1e6)), Redacted.value(seed))
+
+const notRenewed = (unproven: ReadonlyArray<string>) =>
+  Effect.fail(GuestError.make(new GuestError.NotRenewed({ unproven: unproven.slice(0, maxUnproven) })))
+
+const faultsOf = ({ bootId, hostname, machineId, seed }: Identity): ReadonlyArray<string> => {
+  const { length } = Redacted.value(seed)
+  return [
+    .../^(?=.{1,64}$)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*$/.test(hostname)
+      ? []
+      : [`hostname is ${JSON.stringify(hostname)}: give at most 64 letters, digits, "-" and "."`],
+    .../^[0-9a-f]{32}$/.test(machineId)
+      ? []
+      : [`machineId is ${JSON.stringify(machineId)}: give 32 lower-case hexadecimal digits`],
+    .../^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/.test(bootId)
+      ? []
+      : [`bootId is ${JSON.stringify(bootId)}: give a UUID in lower case`],
+    ...length === RefreshBlock.seedBytes ? [] : [`seed has ${length} bytes: give ${RefreshBlock.seedBytes}`]
+  ]
+}
+
+const decoder = new TextDecoder()
+
+const excerpt = (said: string | undefined): string =>
+  said === undefined ? "not told" : JSON.stringify(said.length > 200 ? `${said.slice(0, 200)}…` : said)
+
+const faultsOfEnd = (path: string, { status, stderr, stdout }: ProgramEnd): ReadonlyArray<string> => {
+  if (stdout.length > maxReportBytes) return [`${path}: it told ${stdout.length} bytes, more than there can be`]
+  const said = decoder.decode(stderr.subarray(0, 1024)).trim()
+  return ExitStatus.isSuccess(status)
+    ? []
+    : [`${path}: ${ExitStatus.format(status)}${said === "" ? "" : `: ${excerpt(said)}`}`]
+}
+
+/** Each line is a name and a value. The guest may be anybody's. */
+const read = (stdout: Uint8Array) => {
+  const lines = decoder.decode(stdout.subarray(0, maxReportBytes)).split("\n").flatMap((line) => {
+    const at = line.indexOf(" ")
+    return at < 0 ? [] : [[line.slice(0, at), line.slice(at + 1)] as const]
+  })
+  const all = (name: string) => lines.flatMap(([key, value]) => key === name ? [value] : [])
+  return { told: new Map(lines), interfaces: all("interface"), restarted: all("restarted") }
+}

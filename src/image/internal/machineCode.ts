@@ -1,0 +1,68 @@
+/**
+ * A part of a program: bytes; a place that has a name; a jump to such a place (the operation code, then one byte for the
+ * distance); the address of one, for `lea` and with a distance of four bytes.
+ *
+ * @internal
+ */
+export type Part =
+  | ReadonlyArray<number>
+  | { readonly label: string }
+  | { readonly jump: number; readonly to: string }
+  | { readonly lea: readonly [number, number, number]; readonly of: string }
+
+const base = 0x400000
+const headerBytes = 64 + 56
+
+/**
+ * A number in little-endian order.
+ *
+ * @internal
+ */
+export const le = (value: number, bytes: number): ReadonlyArray<number> =>
+  Array.from({ length: bytes }, (_, at) => Math.floor(value / 256 ** at) % 256)
+
+/** @internal */
+export const text = (value: string): ReadonlyArray<number> => Array.from(new TextEncoder().encode(`${value}\0`))
+
+const sizeOf = (part: Part): number => {
+  if ("label" in part) return 0
+  if ("jump" in part) return 2
+  return "lea" in part ? 7 : part.length
+}
+
+const link = (parts: ReadonlyArray<Part>): ReadonlyArray<number> => {
+  const labels = new Map<string, number>()
+  let at = 0
+  for (const part of parts) {
+    if ("label" in part) labels.set(part.label, at)
+    at += sizeOf(part)
+  }
+  at = 0
+  return parts.flatMap((part): ReadonlyArray<number> => {
+    at += sizeOf(part)
+    if ("label" in part) return []
+    if ("jump" in part) return [part.jump, ...le((labels.get(part.to) ?? NaN) - at + 256, 1)]
+    return "lea" in part ? [...part.lea, ...le((labels.get(part.of) ?? NaN) - at + 2 ** 32, 4)] : part
+  })
+}
+
+/**
+ * An ELF file with one segment, which is the whole file and cannot be written to; it starts right after the headers.
+ *
+ * @internal
+ */
+export const elf = (parts: ReadonlyArray<Part>): Uint8Array => {
+  const code = link(parts)
+  const size = headerBytes + code.length
+  return Uint8Array.from([
+    // The ELF header: 64 bits, little-endian, an executable for x86-64.
+    [0x7f, 0x45, 0x4c, 0x46, 2, 1, 1, 0, ...le(0, 8)],
+    [...le(2, 2), ...le(62, 2), ...le(1, 4)],
+    [...le(base + headerBytes, 8), ...le(64, 8), ...le(0, 8)],
+    [...le(0, 4), ...le(64, 2), ...le(56, 2), ...le(1, 2), ...le(0, 6)],
+    // The program header: PT_LOAD, readable and executable, from offset 0.
+    [...le(1, 4), ...le(5, 4), ...le(0, 8), ...le(base, 8), ...le(base, 8)],
+    [...le(size, 8), ...le(size, 8), ...le(0x1000, 8)],
+    code
+  ].flat())
+}
