@@ -20,8 +20,33 @@ export const mayImport: Readonly<Record<string, ReadonlyArray<string>>> = {
   host: ["lifecycle", "process", "journal"],
   firecracker: ["lifecycle", "process", "journal", "host", "microvm"],
   qemu: ["lifecycle", "process", "journal", "host", "microvm"],
-  testing: ["lifecycle", "process", "microvm", "guest", "service", "journal", "image", "host", "firecracker", "qemu"],
-  cli: ["lifecycle", "process", "microvm", "guest", "service", "journal", "image", "host", "firecracker", "qemu"]
+  warm: ["lifecycle", "process", "microvm", "guest", "image"],
+  testing: [
+    "lifecycle",
+    "process",
+    "microvm",
+    "guest",
+    "service",
+    "journal",
+    "image",
+    "host",
+    "firecracker",
+    "qemu",
+    "warm"
+  ],
+  cli: [
+    "lifecycle",
+    "process",
+    "microvm",
+    "guest",
+    "service",
+    "journal",
+    "image",
+    "host",
+    "firecracker",
+    "qemu",
+    "warm"
+  ]
 }
 
 const folderOf = (path: string): string => path.split("/")[1] ?? ""

@@ -1,0 +1,328 @@
+/**
+ * Snapshots on disk.
+ *
+ * ```
+ *   CACHE/snapshots/ID/manifest.json   what it is; ID is its SHA-256
+ *   CACHE/snapshots/ID/seals.json      what its files looked like when they were read last
+ *   CACHE/snapshots/ID/…               the files of the backend
+ *   CACHE/snapshot-names/NAME.json     which snapshot NAME is
+ *   CACHE/snapshots.lock, CACHE/tmp/   who is at work
+ * ```
+ *
+ * A snapshot appears and goes by a single rename: when this process is killed, at whatever point, it is there whole or not
+ * at all. What it leaves in `tmp` is removed by the next one that adds or removes.
+ *
+ * @since 0.2.0
+ */
+import * as Arr from "effect/Array"
+import * as Clock from "effect/Clock"
+import type * as Config from "effect/Config"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as FileSystem from "effect/FileSystem"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Order from "effect/Order"
+import * as Path from "effect/Path"
+import type * as PlatformError from "effect/PlatformError"
+import { hasProperty } from "effect/Predicate"
+import * as Result from "effect/Result"
+import * as Schema from "effect/Schema"
+import * as Scope from "effect/Scope"
+import type { Hasher } from "../image/Hasher.ts"
+import * as ImageStore from "../image/ImageStore.ts"
+import * as MicroVmError from "../microvm/MicroVmError.ts"
+import * as Snapshot from "../microvm/Snapshot.ts"
+import { type AddOptions, SnapshotStore, type Stored } from "../microvm/SnapshotStore.ts"
+import * as OwnedFiles from "../process/OwnedFiles.ts"
+import * as OwnerLock from "../process/OwnerLock.ts"
+import type { ProcessHost } from "../process/ProcessHost.ts"
+import type { FileSeals } from "./FileSeals.ts"
+import * as Files from "./internal/snapshotFiles.ts"
+
+/**
+ * @category options
+ * @since 0.2.0
+ */
+export interface StoreOptions {
+  /** The cache's directory; images may be in it too. It is made when it is first needed. */
+  readonly directory: string
+  /** How long to wait for another process that puts a snapshot in place or removes one. By default 1 minute. */
+  readonly patience?: Duration.Input | undefined
+}
+
+/** What the store needs of its host. */
+type Services = FileSeals | FileSystem.FileSystem | Hasher | Path.Path | ProcessHost
+
+const Pointer = Schema.fromJsonString(Schema.Struct({ id: Snapshot.Sha256 }))
+const isId = Schema.is(Snapshot.Sha256)
+const elsewhere = "or name another directory in MICROVM_CACHE_DIR"
+
+const whyOf = (error: OwnerLock.LockHeld | PlatformError.PlatformError): string => {
+  if (error._tag === "LockHeld") return error.message
+  if (OwnedFiles.isNoSpace(error)) return `no space is left: free some, ${elsewhere}`
+  const { cause } = error.reason
+  const why = cause instanceof Error ? cause.message : error.message
+  const closed = hasProperty(cause, "code") && ["EACCES", "EPERM", "EROFS"].some((code) => code === cause.code)
+  return closed ? `${why}: make it writable, ${elsewhere}` : why
+}
+
+const make = Effect.fnUntraced(function*(store: StoreOptions) {
+  const fs = yield* FileSystem.FileSystem
+  const path = yield* Path.Path
+  const services = yield* Effect.context<Services>()
+  const patience = Duration.fromInputUnsafe(store.patience ?? "1 minute")
+  const snapshots = path.join(store.directory, "snapshots")
+  const names = path.join(store.directory, "snapshot-names")
+  const temporary = path.join(store.directory, "tmp")
+  const directoryOf = (id: string) => path.join(snapshots, id)
+  const pointerOf = (name: string) => path.join(names, `${name}.json`)
+
+  /** All other trouble is that of the store. */
+  const inStore = <A, R>(
+    effect: Effect.Effect<A, MicroVmError.MicroVmError | OwnerLock.LockHeld | PlatformError.PlatformError, R>
+  ): Effect.Effect<A, MicroVmError.MicroVmError, Exclude<R, Services>> =>
+    effect.pipe(
+      Effect.mapError((cause) =>
+        cause._tag === "MicroVmError"
+          ? cause
+          : MicroVmError.make(
+            new MicroVmError.StoreFailed({ path: store.directory, why: whyOf(cause), cause })
+          )
+      ),
+      Effect.provideContext(services)
+    )
+
+  const entries = (directory: string) =>
+    Effect.catchIf(
+      fs.readDirectory(directory),
+      (error) => error.reason._tag === "NotFound",
+      () => Effect.succeed<Array<string>>([])
+    )
+
+  /** The id that a name's file has. One that we cannot have written means nothing. */
+  const readPointer = (name: string) =>
+    Files.readSmall(pointerOf(name)).pipe(
+      Effect.map((bytes) => Schema.decodeOption(Pointer)(new TextDecoder().decode(bytes))),
+      Effect.map(Option.map(({ id }) => id)),
+      Effect.catchIf((error) => error.reason._tag === "NotFound", () => Effect.succeed(Option.none<string>()))
+    )
+
+  /** The id of a snapshot that is there. */
+  const resolve = Effect.fnUntraced(function*(nameOrId: string) {
+    if (!isId(nameOrId)) yield* Snapshot.checkName(nameOrId)
+    const id = isId(nameOrId) ? Option.some(nameOrId) : yield* readPointer(nameOrId)
+    return Option.isSome(id) && (yield* fs.exists(directoryOf(id.value))) ? id : Option.none()
+  })
+
+  const pointers = Effect.gen(function*() {
+    const known = (yield* entries(names)).filter((file) => file.endsWith(".json")).map((file) => file.slice(0, -5))
+    const read = yield* Effect.forEach(
+      known.toSorted(),
+      (name) => Effect.map(readPointer(name), Option.map((id) => ({ name, id })))
+    )
+    return Arr.getSomes(read)
+  })
+
+  const free = Effect.fnUntraced(function*({ name, replace = false }: AddOptions) {
+    if (name === undefined) return true
+    yield* Snapshot.checkName(name)
+    const isFree = Option.isNone(yield* resolve(name))
+    if (isFree || replace) return isFree
+    return yield* MicroVmError.make(new MicroVmError.SnapshotAlreadyExists({ snapshot: name }))
+  })
+
+  /** A directory of ours, as long as the scope. */
+  const ownDirectory = Effect.gen(function*() {
+    yield* fs.makeDirectory(store.directory, { recursive: true })
+    yield* Effect.forEach(
+      [snapshots, names, temporary],
+      (one) => fs.makeDirectory(one, { recursive: true, mode: 0o700 })
+    )
+    // The memory of a machine may be open to the user that the monitor runs as, and is nobody else's business.
+    yield* fs.chmod(snapshots, 0o700)
+    return yield* OwnedFiles.temporaryDirectory(temporary)
+  })
+
+  /** Runs under the lock, after what dead processes have left is gone. Once begun, it is carried through. */
+  const exclusively = <A, E, R>(own: string, use: Effect.Effect<A, E, R>) =>
+    Effect.scoped(Effect.gen(function*() {
+      yield* OwnerLock.acquire({ file: path.join(store.directory, "snapshots.lock"), own, patience })
+      yield* OwnedFiles.sweep(temporary)
+      return yield* Effect.uninterruptible(use)
+    }))
+
+  /** Puts a snapshot and its name in place, or neither. */
+  const publish = Effect.fnUntraced(function*(options: AddOptions, own: string, made: string, id: string) {
+    const isFree = yield* free(options)
+    const target = directoryOf(id)
+    const isThere = yield* fs.exists(target)
+    // The same one was made before. It may be in use, so it makes way only if it is no longer what it was.
+    const isSound = isThere && Result.isSuccess(yield* Files.check(target, id, { thorough: true, temporary }))
+    if (isThere && !isSound) yield* fs.rename(target, path.join(own, "replaced"))
+    const [place, displace] = isSound
+      ? [Effect.void, Effect.void]
+      : [Effect.andThen(fs.rename(made, target), OwnedFiles.syncDirectory(snapshots)), fs.rename(target, made)]
+    if (options.name === undefined) return yield* Effect.tapError(place, () => Effect.ignore(displace))
+    const at = pointerOf(options.name)
+    const pointer = path.join(own, "pointer")
+    yield* OwnedFiles.writeDurably(pointer, new TextEncoder().encode(JSON.stringify({ id })))
+    const name = Effect.andThen(fs.rename(pointer, at), OwnedFiles.syncDirectory(names))
+    if (isFree) {
+      // A name that leads nowhere is no name, so it comes first: the snapshot appears with it, or not at all.
+      const undo = Effect.andThen(Effect.ignore(displace), fs.remove(at))
+      return yield* Effect.tapError(Effect.andThen(name, place), () => Effect.ignore(undo))
+    }
+    // But a name that another one has stays with it until there is something else to lead to.
+    const before = path.join(own, "before")
+    yield* fs.link(at, before)
+    const undo = Effect.andThen(fs.rename(before, at), displace)
+    yield* Effect.tapError(Effect.andThen(place, name), () => Effect.ignore(undo))
+  })
+
+  const finish = Effect.fnUntraced(function*(
+    options: AddOptions,
+    own: string,
+    made: string,
+    saved: Snapshot.Saved
+  ) {
+    const now = yield* Clock.currentTimeMillis
+    const completed = yield* Files.complete(made, {
+      format: 1,
+      kind: options.kind,
+      form: saved.form,
+      platform: saved.platform,
+      madeBy: saved.madeBy,
+      spec: options.spec,
+      labels: options.labels ?? {},
+      createdAt: new Date(now).toISOString()
+    })
+    if (Result.isFailure(completed)) {
+      const why = `${completed.failure.join("; ")}: this backend cannot be saved`
+      return yield* MicroVmError.make(new MicroVmError.StoreFailed({ path: made, why }))
+    }
+    const { id, manifest } = completed.success
+    yield* Files.use(made, now)
+    yield* exclusively(own, publish(options, own, made, id))
+    return { id, directory: directoryOf(id), manifest }
+  })
+
+  /** A snapshot that can be trusted. */
+  const find: (
+    nameOrId: string,
+    thorough: boolean
+  ) => Effect.Effect<Snapshot.Snapshot, MicroVmError.MicroVmError | PlatformError.PlatformError, Services> = Effect
+    .fnUntraced(function*(nameOrId, thorough) {
+      const id = yield* resolve(nameOrId)
+      if (Option.isNone(id)) {
+        return yield* MicroVmError.make(new MicroVmError.SnapshotNotFound({ snapshot: nameOrId }))
+      }
+      const directory = directoryOf(id.value)
+      const found = yield* Files.check(directory, id.value, { thorough, temporary })
+      if (Result.isFailure(found)) {
+        // It was removed while it was looked at, or the name means another one since.
+        if (!(yield* fs.exists(directory))) return yield* find(nameOrId, thorough)
+        return yield* MicroVmError.make(
+          new MicroVmError.SnapshotUnusable({ snapshot: nameOrId, why: found.failure })
+        )
+      }
+      yield* Effect.ignore(Files.use(directory, yield* Clock.currentTimeMillis))
+      return { id: id.value, directory, manifest: found.success }
+    })
+
+  /** None when it is removed meanwhile. */
+  const describe = Effect.fnUntraced(
+    function*(id: string, known: ReadonlyArray<string>) {
+      const directory = directoryOf(id)
+      const lastUsed = yield* Files.lastUsed(directory)
+      const manifest = yield* Files.manifestOf(directory, id)
+      const bytes = yield* Files.bytesOnDisk(directory)
+      const stored: Stored = { id, names: known, bytes, lastUsed }
+      return Option.some(Result.isSuccess(manifest) ? { ...stored, manifest: manifest.success } : stored)
+    },
+    Effect.catchIf((error) => error.reason._tag === "NotFound", () => Effect.succeed(Option.none<Stored>()))
+  )
+
+  const list = Effect.gen(function*() {
+    const named = yield* pointers
+    const found = yield* Effect.forEach(
+      (yield* entries(snapshots)).filter(isId),
+      (id) => describe(id, named.filter((one) => one.id === id).map(({ name }) => name))
+    )
+    return Arr.getSomes(found).toSorted((a, b) => b.lastUsed - a.lastUsed || Order.String(a.id, b.id))
+  })
+
+  const forget = Effect.fnUntraced(function*(own: string, nameOrId: string) {
+    const id = yield* resolve(nameOrId)
+    if (Option.isNone(id)) return false
+    const known = (yield* pointers).filter((one) => one.id === id.value).map(({ name }) => name)
+    const forgotten = nameOrId === id.value ? known : [nameOrId]
+    // Renamed first: names that lead nowhere are none.
+    if (forgotten.length === known.length) {
+      yield* fs.rename(directoryOf(id.value), path.join(own, "removed"))
+      yield* OwnedFiles.syncDirectory(snapshots)
+    }
+    yield* Effect.forEach(forgotten, (name) => fs.remove(pointerOf(name), { force: true }))
+    yield* OwnedFiles.syncDirectory(names)
+    return true
+  })
+
+  return SnapshotStore.of({
+    add: <E, R>(options: AddOptions, write: (directory: string) => Effect.Effect<Snapshot.Saved, E, R>) =>
+      Effect.scopedWith((scope) =>
+        Effect.gen(function*() {
+          yield* inStore(free(options))
+          const own = yield* inStore(Scope.provide(ownDirectory, scope))
+          const made = path.join(own, "snapshot")
+          yield* inStore(fs.makeDirectory(made, { mode: 0o700 }))
+          // The errors and needs of `write` are its caller's.
+          const saved = yield* write(made)
+          return yield* inStore(finish(options, own, made, saved))
+        })
+      ).pipe(Effect.withSpan("DiskSnapshotStore.add")),
+
+    open: Effect.fn("DiskSnapshotStore.open")((nameOrId: string) => find(nameOrId, false), inStore),
+
+    verify: Effect.fn("DiskSnapshotStore.verify")((nameOrId: string) => find(nameOrId, true), inStore),
+
+    list: list.pipe(inStore, Effect.withSpan("DiskSnapshotStore.list")),
+
+    remove: Effect.fn("DiskSnapshotStore.remove")(
+      function*(nameOrId: string) {
+        if (Option.isNone(yield* resolve(nameOrId))) return false
+        return yield* Effect.scoped(
+          Effect.flatMap(ownDirectory, (own) => exclusively(own, forget(own, nameOrId)))
+        )
+      },
+      inStore
+    )
+  })
+})
+
+/**
+ * Snapshots in a cache directory of one's choice.
+ *
+ * - `open` reads the manifest, and looks at the files without reading them: what was written to since they were read last
+ *   gives itself away by the times that the file system keeps. Only such a file is read again, as after the directory was
+ *   copied, and a digest decides. What of it is not in the manifest is not looked at.
+ * - The directory of the snapshots is open to its owner alone (mode 0700).
+ *
+ * **Gotchas**
+ *
+ * - chmod(1), link(2) and the like on a file of a snapshot make the next `open` read it to its end, once.
+ *
+ * @category layers
+ * @since 0.2.0
+ */
+export const layerAt = (options: StoreOptions): Layer.Layer<SnapshotStore, never, Services> =>
+  Layer.effect(SnapshotStore, make(options))
+
+/**
+ * Snapshots in `ImageStore.cacheDirectory`, beside the images.
+ *
+ * @category layers
+ * @since 0.2.0
+ */
+export const layer: Layer.Layer<SnapshotStore, Config.ConfigError, Services> = Layer.unwrap(
+  Effect.map(ImageStore.cacheDirectory, (directory) => layerAt({ directory }))
+)

@@ -1,0 +1,290 @@
+/**
+ * Machines that were booted once, for others to be restored from: one for each image, size and backend.
+ *
+ * A golden machine never runs a command of a user's. It is saved when its agent has answered, and ended. It is made when
+ * it is first needed, by one of all who need it, and made again when anything that it was made from has changed.
+ *
+ * @since 0.2.0
+ */
+import * as Clock from "effect/Clock"
+import type * as Config from "effect/Config"
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as FileSystem from "effect/FileSystem"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Path from "effect/Path"
+import type * as PlatformError from "effect/PlatformError"
+import type * as Scope from "effect/Scope"
+import * as Semaphore from "effect/Semaphore"
+import * as GuestAgent from "../guest/GuestAgent.ts"
+import type { GuestError } from "../guest/GuestError.ts"
+import { Hasher } from "../image/Hasher.ts"
+import type { ImageError } from "../image/ImageError.ts"
+import { cacheDirectory, type Image, ImageStore } from "../image/ImageStore.ts"
+import * as ShutdownPolicy from "../lifecycle/ShutdownPolicy.ts"
+import * as Machine from "../microvm/Machine.ts"
+import * as MachineSpec from "../microvm/MachineSpec.ts"
+import * as MicroVmError from "../microvm/MicroVmError.ts"
+import { type MachineRequest, MicroVmProvider } from "../microvm/MicroVmProvider.ts"
+import type * as Snapshot from "../microvm/Snapshot.ts"
+import { SnapshotStore } from "../microvm/SnapshotStore.ts"
+import * as OwnedFiles from "../process/OwnedFiles.ts"
+import * as OwnerLock from "../process/OwnerLock.ts"
+import { ProcessHost } from "../process/ProcessHost.ts"
+import type { Phase, Progress } from "./WarmProgress.ts"
+
+/**
+ * What the machines that are restored from a golden one have in common.
+ *
+ * @category models
+ * @since 0.2.0
+ */
+export interface Request {
+  /** The name of an image. */
+  readonly image: string
+  readonly vcpus: number
+  readonly memoryMib: number
+  readonly channels: ReadonlyArray<string>
+}
+
+/**
+ * @category options
+ * @since 0.2.0
+ */
+export interface EnsureOptions {
+  /** How long the guest may take to boot. Default 2 minutes. */
+  readonly bootWithin?: Duration.Input | undefined
+  readonly onProgress?: ((progress: Progress) => Effect.Effect<void>) | undefined
+  readonly phase?: Phase | undefined
+}
+
+/**
+ * - `ensure`: the golden machine for this. When there is none, or when the one there is cannot be used, it is made: some
+ *   seconds, during which all others who want it wait.
+ * - `collect`: removes golden machines whose image is no longer the current one of its name, and those that were
+ *   not used for `unusedFor`. Gives the number of those removed. Also done after each making.
+ *
+ * @category services
+ * @since 0.2.0
+ */
+export class GoldenMachines extends Context.Service<GoldenMachines, {
+  readonly ensure: (
+    request: Request,
+    options?: EnsureOptions
+  ) => Effect.Effect<Snapshot.Snapshot, GuestError | ImageError | MicroVmError.MicroVmError>
+  readonly collect: Effect.Effect<number, ImageError | MicroVmError.MicroVmError>
+}>()("effect-microvm-runtime/warm/GoldenMachines") {}
+
+/**
+ * Lets one process at a time make a golden machine: holds the turn of that name until the scope closes.
+ *
+ * @category models
+ * @since 0.2.0
+ */
+export type Turn = (
+  name: string,
+  onWait: (pid: number) => Effect.Effect<void>
+) => Effect.Effect<void, MicroVmError.MicroVmError, Scope.Scope>
+
+/**
+ * @category options
+ * @since 0.2.0
+ */
+export interface Options {
+  /** How long a golden machine that nobody uses is kept. Default 14 days. */
+  readonly unusedFor?: Duration.Input | undefined
+  /** Default: only this process makes any. */
+  readonly turn?: Turn | undefined
+}
+
+/** Changes when a golden machine must be another one though all that it is made from is the same. */
+const edition = 1
+
+/** The prefix of their names in the store. */
+const prefix = "golden-"
+
+/**
+ * Is this the name of a golden machine, which nobody may give to a snapshot of his own?
+ *
+ * @category guards
+ * @since 0.2.0
+ */
+export const isReserved = (name: string): boolean => name.startsWith(prefix)
+
+/** The one there is, or why there is none that can be used; absent when there simply is none. */
+interface Found {
+  readonly snapshot: Snapshot.Snapshot | undefined
+  readonly why: string | undefined
+}
+const nothing: Found = { snapshot: undefined, why: undefined }
+
+/** Nothing in it is worth a word of farewell. */
+const killed = ShutdownPolicy.makeUnsafe<MachineRequest>([
+  { name: "SIGKILL", request: "Kill", grace: "2 seconds", force: true }
+])
+
+/**
+ * Makes them with the backend, the images and the store at hand.
+ *
+ * @category constructors
+ * @since 0.2.0
+ */
+export const make = Effect.fnUntraced(function*(options: Options = {}): Effect.fn.Return<
+  GoldenMachines["Service"],
+  never,
+  Hasher | ImageStore | MicroVmProvider | SnapshotStore
+> {
+  const provider = yield* MicroVmProvider
+  const images = yield* ImageStore
+  const hasher = yield* Hasher
+  const store = yield* SnapshotStore
+  const unusedFor = Duration.toMillis(Duration.fromInputUnsafe(options.unusedFor ?? "14 days"))
+  const turns = new Map<string, Semaphore.Semaphore>()
+
+  const plan = Effect.fnUntraced(function*(request: Request, image: Image) {
+    const { hostname: _, id: __, ...spec } = yield* MachineSpec.decode({
+      id: "golden",
+      vcpus: request.vcpus,
+      memoryMib: request.memoryMib,
+      channels: request.channels,
+      kernel: image.kernel,
+      initramfs: image.initramfs
+    })
+    const platform = yield* Effect.fromResult(provider.platform(spec))
+    const parts = [
+      edition,
+      image.digest,
+      spec.vcpus,
+      spec.memoryMib,
+      spec.channels,
+      Object.entries(platform).toSorted(([a], [b]) => a < b ? -1 : 1)
+    ]
+    const digest = yield* hasher.bytes(new TextEncoder().encode(JSON.stringify(parts)))
+    return { spec, name: `${prefix}${digest.slice(0, 32)}` }
+  })
+
+  const collect = Effect.gen(function*() {
+    const now = yield* Clock.currentTimeMillis
+    const stored = yield* store.list
+    let removed = 0
+    for (const { id, lastUsed, manifest } of stored) {
+      if (manifest?.kind !== "golden") continue
+      const { digest, image } = manifest.labels
+      const current = yield* images.known(image ?? "")
+      const superseded = Option.isSome(current) && current.value.digest !== digest
+      if (superseded || now - lastUsed > unusedFor) {
+        if (yield* store.remove(id)) removed++
+      }
+    }
+    return removed
+  }).pipe(Effect.withSpan("GoldenMachines.collect"))
+
+  const build = (
+    request: Request,
+    bootWithin: Duration.Input,
+    onProgress: (progress: Progress) => Effect.Effect<void>
+  ) =>
+    Effect.scoped(Effect.gen(function*() {
+      // Only here are its files looked at: a machine that is restored has them in its memory.
+      const image = yield* images.ensure(request.image, { onProgress })
+      const { name, spec } = yield* plan(request, image)
+      const machine = yield* Machine.launch({ ...spec, id: name }, { template: true, policy: killed })
+      const socket = yield* machine.channel(GuestAgent.channelName)
+      yield* machine.start
+      yield* GuestAgent.make(socket, { within: bootWithin })
+      const labels = { image: image.name, digest: image.digest, kernelRelease: image.kernelRelease }
+      return yield* store.add({ kind: "golden", name, replace: true, spec, labels }, machine.save)
+    })).pipe(
+      Effect.provideService(MicroVmProvider, provider),
+      Effect.tap(() => Effect.ignore(collect))
+    )
+
+  const ensure: GoldenMachines["Service"]["ensure"] = Effect.fn("GoldenMachines.ensure")(
+    function*(request, { bootWithin = "2 minutes", onProgress = () => Effect.void, phase } = {}) {
+      const known = yield* images.known(request.image)
+      const image = Option.isSome(known) ? known.value : yield* images.ensure(request.image, { onProgress })
+      const { name } = yield* plan(request, image)
+      const look: Effect.Effect<Found, MicroVmError.MicroVmError> = Effect.matchEffect(store.open(name), {
+        onSuccess: (snapshot) => Effect.succeed({ snapshot, why: undefined }),
+        onFailure: (error) => {
+          if (error.reason._tag === "SnapshotNotFound") return Effect.succeed(nothing)
+          return error.reason._tag === "SnapshotUnusable"
+            ? Effect.succeed({ ...nothing, why: error.message })
+            : Effect.fail(error)
+        }
+      })
+      const found = yield* look
+      if (found.snapshot !== undefined) return found.snapshot
+
+      const turn = turns.get(name) ?? Semaphore.makeUnsafe(1)
+      turns.set(name, turn)
+      const making = Effect.scoped(Effect.gen(function*() {
+        if (options.turn !== undefined) yield* options.turn(name, (pid) => onProgress({ _tag: "WaitingForMaker", pid }))
+        // Another may have made it while we waited.
+        const again = yield* look
+        if (again.snapshot !== undefined) return again.snapshot
+        if (again.why === undefined) yield* onProgress({ _tag: "Making" })
+        else {
+          yield* onProgress({ _tag: "Remaking", why: again.why })
+          yield* Effect.ignore(store.remove(name))
+        }
+        return yield* build(request, bootWithin, onProgress)
+      })).pipe((effect) => turn.withPermit(effect))
+      return yield* (phase?.("golden", "making a golden machine")(making) ?? making)
+    }
+  )
+
+  return GoldenMachines.of({ ensure, collect })
+})
+
+/**
+ * Golden machines in whatever store there is.
+ *
+ * @category layers
+ * @since 0.2.0
+ */
+export const layerWith = (
+  options: Options
+): Layer.Layer<GoldenMachines, never, Hasher | ImageStore | MicroVmProvider | SnapshotStore> =>
+  Layer.effect(GoldenMachines, make(options))
+
+/** Processes take turns by a lock in the cache's directory. */
+const turnIn = Effect.fnUntraced(function*(directory: string) {
+  const path = yield* Path.Path
+  // Not the scope that happens to be there: a turn ends with its maker's.
+  const services = Context.pick(FileSystem.FileSystem, Path.Path, ProcessHost)(
+    yield* Effect.context<FileSystem.FileSystem | Path.Path | ProcessHost>()
+  )
+  const failed = (error: OwnerLock.LockHeld | PlatformError.PlatformError) => {
+    const cause = error._tag === "PlatformError" ? error.reason.cause : undefined
+    const why = cause instanceof Error ? cause.message : error.message
+    return MicroVmError.make(new MicroVmError.StoreFailed({ path: directory, why, cause: error }))
+  }
+  const turn: Turn = (name, onWait) =>
+    Effect.gen(function*() {
+      const temporary = path.join(directory, "tmp")
+      yield* OwnedFiles.ensureDirectory(temporary)
+      const own = yield* OwnedFiles.temporaryDirectory(temporary)
+      yield* OwnerLock.acquire({ file: path.join(directory, `${name}.lock`), own, patience: "3 minutes", onWait })
+    }).pipe(Effect.mapError(failed), Effect.provideContext(services))
+  return turn
+})
+
+/**
+ * Golden machines in the cache's directory: of all processes that use it, one makes one.
+ *
+ * @category layers
+ * @since 0.2.0
+ */
+export const layer: Layer.Layer<
+  GoldenMachines,
+  Config.ConfigError,
+  FileSystem.FileSystem | Hasher | ImageStore | MicroVmProvider | Path.Path | ProcessHost | SnapshotStore
+> = Layer.effect(
+  GoldenMachines,
+  Effect.gen(function*() {
+    return yield* make({ turn: yield* turnIn(yield* cacheDirectory) })
+  })
+)

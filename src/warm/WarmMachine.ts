@@ -1,0 +1,321 @@
+/**
+ * A machine whose guest answers, in a tenth of a second: restored from a golden one, and made itself before anybody
+ * gets it.
+ *
+ * ```
+ *   golden machine ▸ restore ▸ resume ▸ agent answers ▸ renewed, and proven so ▸ yours
+ *        └── where there can be none, and with `start: "cold"`: launch ▸ boot ▸ agent answers ▸ yours
+ * ```
+ *
+ * @since 0.2.0
+ */
+import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
+import type * as SecureRandom from "effect/crypto/SecureRandom"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Option from "effect/Option"
+import * as Scope from "effect/Scope"
+import * as GuestAgent from "../guest/GuestAgent.ts"
+import type { GuestError } from "../guest/GuestError.ts"
+import * as GuestRenewal from "../guest/GuestRenewal.ts"
+import * as GuestSlots from "../guest/GuestSlots.ts"
+import type { ImageError } from "../image/ImageError.ts"
+import { ImageStore } from "../image/ImageStore.ts"
+import * as Machine from "../microvm/Machine.ts"
+import * as MachineSpec from "../microvm/MachineSpec.ts"
+import * as MicroVmError from "../microvm/MicroVmError.ts"
+import { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
+import * as Snapshot from "../microvm/Snapshot.ts"
+import { SnapshotStore } from "../microvm/SnapshotStore.ts"
+import { GoldenMachines } from "./GoldenMachines.ts"
+import type { Phase, Progress } from "./WarmProgress.ts"
+
+/**
+ * How a machine came to be: from a snapshot, with the proof that it is like no other; or by a boot, and why so.
+ *
+ * @category models
+ * @since 0.2.0
+ */
+export type Start =
+  | {
+    readonly _tag: "Restored"
+    readonly snapshot: string
+    readonly took: Duration.Duration
+    readonly proof: GuestRenewal.Proof
+  }
+  | { readonly _tag: "Booted"; readonly why: string; readonly took: Duration.Duration }
+
+/**
+ * A machine whose guest answers.
+ *
+ * @category models
+ * @since 0.2.0
+ */
+export interface WarmMachine {
+  readonly machine: Machine.Machine
+  readonly agent: GuestAgent.GuestAgent
+  readonly slots: GuestSlots.GuestSlots
+  readonly start: Start
+  /** What it is made of, as the manifests of its snapshots say. */
+  readonly labels: Readonly<Record<string, string>>
+}
+
+/**
+ * What can go wrong on the way.
+ *
+ * @category errors
+ * @since 0.2.0
+ */
+export type WarmError = MicroVmError.MicroVmError | GuestError | ImageError
+
+/**
+ * @category options
+ * @since 0.2.0
+ */
+export interface Options {
+  /** The machine's id. It is the guest's host name too. */
+  readonly id: string
+  /** The guest image. Default `default`. */
+  readonly image?: string | undefined
+  /** Default 1. */
+  readonly vcpus?: number | undefined
+  /** MiB of memory. Default 256. */
+  readonly memoryMib?: number | undefined
+  /**
+   * How many commands can run at a time, also in the machines that are restored from its snapshots: those that ran when it was
+   * saved go on in there, and keep their slots. Default 1.
+   */
+  readonly slots?: number | undefined
+  /**
+   * - `warm`, the default: from a golden machine, which is made when there is none; booted where there can be none.
+   * - `cold`: booted.
+   * - `{ from }`: from the snapshot of that name or id, and from no other. Its image and its size count.
+   */
+  readonly start?: "warm" | "cold" | { readonly from: string } | undefined
+  /** How long a guest may take to boot. Default 2 minutes. */
+  readonly bootWithin?: Duration.Input | undefined
+  /** How long a restored guest may take to answer. Default 15 seconds. */
+  readonly answerWithin?: Duration.Input | undefined
+  /** Told of the way a machine takes. By default, nobody. */
+  readonly onProgress?: ((progress: Progress) => Effect.Effect<void>) | undefined
+  /** Runs around each phase, for whoever wants to show or measure it. */
+  readonly phase?: Phase | undefined
+  /** Told of the machine as soon as there is one, for whoever may have to end it before its guest answers. */
+  readonly onMachine?: ((machine: Machine.Machine) => Effect.Effect<void>) | undefined
+}
+
+/**
+ * Brings a machine up until its guest answers. Closing the scope ends it.
+ *
+ * With `{ from }` it fails with `SnapshotNotFound` and `SnapshotUnusable`, and with `NotRenewed` when the machine could not
+ * be made itself: then it was destroyed. A golden machine for which that is so is removed.
+ *
+ * @category constructors
+ * @since 0.2.0
+ */
+export const launch: (options: Options) => Effect.Effect<
+  WarmMachine,
+  WarmError,
+  GoldenMachines | ImageStore | MicroVmProvider | Scope.Scope | SecureRandom.SecureRandom | SnapshotStore
+> = Effect.fn("WarmMachine.launch")(function*(options: Options) {
+  const { bootWithin = "2 minutes", image = "default", onProgress = () => Effect.void, slots = 1, start = "warm" } =
+    options
+  const phase: Phase = options.phase ?? (() => (effect) => effect)
+  const { capabilities, backend } = yield* MicroVmProvider
+  const golden = yield* GoldenMachines
+  const store = yield* SnapshotStore
+  const boot = (why: string) =>
+    attempt(
+      options,
+      Effect.gen(function*() {
+        const images = yield* ImageStore
+        const { digest, initramfs, kernel, kernelRelease, name } = yield* phase("image", "preparing the guest image")(
+          images.ensure(image, { onProgress })
+        )
+        const spec = yield* MachineSpec.decode({
+          id: options.id,
+          hostname: options.id,
+          vcpus: options.vcpus ?? 1,
+          memoryMib: options.memoryMib ?? 256,
+          kernel,
+          initramfs,
+          channels: channels(slots)
+        })
+        const machine = yield* phase("launch", "starting the machine")(Machine.launch(spec))
+        return {
+          machine,
+          go: machine.start,
+          label: ["boot", "booting the guest"] as const,
+          within: bootWithin,
+          slots: GuestSlots.inChannels(spec.channels),
+          labels: { image: name, digest, kernelRelease },
+          why
+        }
+      })
+    )
+
+  const restore = Effect.fnUntraced(function*(snapshot: Snapshot.Snapshot) {
+    const { labels, spec } = snapshot.manifest
+    const free = freeSlots(snapshot.manifest)
+    if (free.length === 0) {
+      const all = GuestSlots.inChannels(spec.channels).length
+      const why = [all === 0 ? "it has no slots for commands" : `each of its ${all} slots has a command that goes on`]
+      return yield* MicroVmError.fail(new MicroVmError.SnapshotUnusable({ snapshot: snapshot.id, why }))
+    }
+    return yield* attempt(
+      options,
+      Effect.map(
+        phase("restore", "restoring the machine")(Machine.restore(options.id, snapshot)),
+        (machine) => ({
+          machine,
+          go: machine.resume,
+          label: ["renew", "making the machine itself"] as const,
+          within: options.answerWithin ?? "15 seconds",
+          slots: free,
+          labels,
+          snapshot: snapshot.id
+        })
+      )
+    )
+  })
+
+  if (typeof start === "object") return yield* restore(yield* store.open(start.from))
+  if (start === "cold") return yield* boot("as asked for")
+  if (!capabilities.snapshot) return yield* boot(`the ${backend} backend has no snapshots`)
+
+  const warm = Effect.flatMap(
+    golden.ensure(
+      { image, vcpus: options.vcpus ?? 1, memoryMib: options.memoryMib ?? 256, channels: channels(slots) },
+      { bootWithin, onProgress, phase }
+    ),
+    (snapshot) =>
+      Effect.tapError(
+        restore(snapshot),
+        (error) => isFaultOfCaller(error) ? Effect.void : Effect.ignore(store.remove(snapshot.id))
+      )
+  )
+  return yield* warm.pipe(
+    // What was there is gone now, so this makes another one.
+    Effect.catchIf(
+      (error) => error._tag === "MicroVmError" && error.reason._tag === "SnapshotUnusable",
+      (error) => Effect.andThen(onProgress({ _tag: "Remaking", why: error.message }), warm)
+    ),
+    Effect.catchIf(
+      (error) => !isFaultOfCaller(error),
+      (error) => Effect.andThen(onProgress({ _tag: "BootingCold", why: error.message }), boot(error.message))
+    )
+  )
+})
+
+/** What a boot would fail with too. */
+const isFaultOfCaller = ({ reason }: WarmError): boolean =>
+  reason._tag === "InvalidSpec" || reason._tag === "UnknownImage" || reason._tag === "BackendUnavailable"
+
+/** Says which slots are free in a machine, as numbers with blanks between. Where it is absent, all are. */
+const freeSlotsLabel = "free-slots"
+
+const freeSlots = ({ labels, spec }: Snapshot.Manifest): ReadonlyArray<number> => {
+  const told = labels[freeSlotsLabel]?.split(" ")
+  return GuestSlots.inChannels(spec.channels).filter((slot) => told?.includes(String(slot)) ?? true)
+}
+
+/**
+ * Saves a machine under a name in the store at hand, and lets it go on. What runs in it runs on in each machine that is
+ * restored from the snapshot, too, and what it writes there goes nowhere.
+ *
+ * Fails with `SnapshotAlreadyExists` when there is one of this name, before anything is done.
+ *
+ * @category combinators
+ * @since 0.2.0
+ */
+export const save: (
+  self: WarmMachine,
+  name: string
+) => Effect.Effect<Snapshot.Snapshot, MicroVmError.MicroVmError, SnapshotStore> = Effect.fn("WarmMachine.save")(
+  function*({ labels, machine, slots }: WarmMachine, name: string) {
+    const store = yield* SnapshotStore
+    const free = (yield* slots.free).join(" ")
+    return yield* store.add(
+      { kind: "saved", name, spec: Snapshot.specOf(machine.spec), labels: { ...labels, [freeSlotsLabel]: free } },
+      machine.save
+    )
+  }
+)
+
+interface BroughtUp {
+  readonly machine: Machine.Machine
+  readonly go: Effect.Effect<void, MicroVmError.MicroVmError>
+  readonly label: readonly [name: string, text: string]
+  readonly within: Duration.Input
+  readonly slots: ReadonlyArray<number>
+  readonly labels: Readonly<Record<string, string>>
+  /** Of what it was restored; absent when it boots. */
+  readonly snapshot?: string
+  readonly why?: string
+}
+
+/**
+ * The channels of a machine in which `slots` commands can run at a time, for a golden machine of that kind.
+ *
+ * ```ts import.meta.vitest
+ * import { WarmMachine } from "effect-microvm-runtime/warm"
+ * WarmMachine.channels(1).length // => 4
+ * ```
+ *
+ * @category constants
+ * @since 0.2.0
+ */
+export const channels = (slots: number): ReadonlyArray<string> => [
+  GuestAgent.channelName,
+  ...GuestSlots.channelNames(slots)
+]
+
+/** A guest that cannot be trusted has nothing to put in order. */
+const end = Effect.fnUntraced(function*(machine: Machine.Machine, cause: Cause.Cause<WarmError>) {
+  const error = Option.getOrUndefined(Cause.findErrorOption(cause))
+  // A machine that ends takes its channels along, and is to be known as one that ended by itself.
+  if (error?.reason._tag === "Closed") yield* Effect.timeoutOption(machine.ended, "2 seconds")
+  yield* Effect.ignore(machine.shutdown({ request: { atLeast: "SIGKILL" } }))
+})
+
+/** Brings a machine up in a scope of its own, which is closed when it does not get as far as to answer. */
+const attempt = <R>(options: Options, bringUp: Effect.Effect<BroughtUp, WarmError, R>) =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.gen(function*() {
+      const scope = yield* Scope.fork(yield* Effect.scope)
+      const begun = yield* Clock.monotonicTimeNanos
+      let machine: Machine.Machine | undefined
+      return yield* Effect.gen(function*() {
+        const up = yield* bringUp
+        machine = up.machine
+        yield* options.onMachine?.(machine) ?? Effect.void
+        const { channel } = machine
+        const slots = yield* GuestSlots.fromChannels(up.slots, channel)
+        const socket = yield* channel(GuestAgent.channelName)
+        const phase: Phase = options.phase ?? (() => (effect) => effect)
+        const answers = Effect.gen(function*() {
+          yield* up.go
+          const agent = yield* GuestAgent.make(socket, { within: up.within })
+          if (up.snapshot === undefined) return { agent }
+          const identity = yield* GuestRenewal.makeIdentity(options.id)
+          return { agent, proof: yield* GuestRenewal.renew(agent, identity) }
+        })
+        const { agent, proof } = yield* phase(...up.label)(answers)
+        const took = Duration.nanos((yield* Clock.monotonicTimeNanos) - begun)
+        const start: Start = proof === undefined
+          ? { _tag: "Booted", why: up.why ?? "", took }
+          : { _tag: "Restored", snapshot: up.snapshot ?? "", took, proof }
+        return { machine, agent, slots, start, labels: up.labels } satisfies WarmMachine
+      }).pipe(
+        restore,
+        Scope.provide(scope),
+        Effect.onError((cause) =>
+          Effect.suspend(() => machine === undefined ? Effect.void : end(machine, cause)).pipe(
+            Effect.andThen(Scope.close(scope, Exit.failCause(cause)))
+          )
+        )
+      )
+    })
+  )

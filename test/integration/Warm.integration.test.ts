@@ -1,0 +1,186 @@
+import * as NodeServices from "@effect/platform-node/NodeServices"
+import { afterAll, assert, layer } from "@effect/vitest"
+import * as SecureRandom from "effect/crypto/SecureRandom"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import { createHash } from "node:crypto"
+import {
+  chmodSync,
+  closeSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readSync,
+  rmSync,
+  writeSync
+} from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import * as NodeHasher from "../../src/image/NodeHasher.ts"
+import * as NodeImageStore from "../../src/image/NodeImageStore.ts"
+import type * as Machine from "../../src/microvm/Machine.ts"
+import * as MicroVmPool from "../../src/microvm/MicroVmPool.ts"
+import { SnapshotStore } from "../../src/microvm/SnapshotStore.ts"
+import * as NodeProcessSpawner from "../../src/process/NodeProcessSpawner.ts"
+import * as NodeQemuHost from "../../src/qemu/NodeQemuHost.ts"
+import * as QemuProvider from "../../src/qemu/QemuProvider.ts"
+import * as GoldenMachines from "../../src/warm/GoldenMachines.ts"
+import * as NodeDiskSnapshotStore from "../../src/warm/NodeDiskSnapshotStore.ts"
+import * as WarmMachine from "../../src/warm/WarmMachine.ts"
+
+const temporary = mkdtempSync(join(tmpdir(), "warm-integration-"))
+chmodSync(temporary, 0o711)
+afterAll(() => rmSync(temporary, { recursive: true }))
+const store = join(temporary, "store")
+
+const services = GoldenMachines.layerWith({}).pipe(
+  Layer.provideMerge(Layer.mergeAll(
+    NodeImageStore.layer,
+    NodeDiskSnapshotStore.layerAt({ directory: store }),
+    NodeHasher.layer,
+    SecureRandom.layerWebCrypto,
+    QemuProvider.layerConfig.pipe(Layer.provide(NodeQemuHost.layer))
+  )),
+  Layer.provideMerge(NodeProcessSpawner.layer),
+  Layer.provideMerge(NodeServices.layer)
+)
+
+const kill = (machine: Machine.Machine) => machine.shutdown({ request: { atLeast: "SIGKILL" } })
+
+const sh = Effect.fnUntraced(function*({ agent }: WarmMachine.WarmMachine, script: string) {
+  const { stdout } = yield* agent.exec({ path: "sh", args: ["-c", script] })
+  return new TextDecoder().decode(stdout).trim()
+})
+
+const digestOf = (file: string): string => createHash("sha256").update(readFileSync(file)).digest("hex")
+
+/** The directory of the only snapshot that there is. */
+const only = Effect.map(SnapshotStore.use(({ list }) => list), (stored) => {
+  assert.strictEqual(stored.length, 1)
+  return join(store, "snapshots", stored[0]?.id ?? "")
+})
+
+/** What each machine must have alone, each by a way of its own to the kernel. */
+const unique = {
+  "host name": "hostname",
+  "machine id": "cat /etc/machine-id",
+  "boot id": "cat /proc/sys/kernel/random/boot_id",
+  "random bytes": "head -c 16 /dev/urandom | od -An -tx1 | tr -d ' '",
+  "kernel's uuid": "cat /proc/sys/kernel/random/uuid",
+  "name of a temporary file": "mktemp -u /tmp/XXXXXXXXXXXX"
+}
+
+layer(services, { excludeTestServices: true, timeout: "2 minutes" })("machines from one golden machine", (it) => {
+  it.effect(
+    "a hundred share nothing that must be unique, and the golden machine stays as it is",
+    () =>
+      Effect.gen(function*() {
+        yield* Effect.scoped(WarmMachine.launch({ id: "first" }))
+        const memory = join(yield* only, "memory")
+        const before = digestOf(memory)
+        const names = Object.keys(unique)
+        const found = yield* Effect.forEach(
+          Array.from({ length: 100 }, (_, index) => `clone-${index}`),
+          (id) =>
+            Effect.scoped(Effect.gen(function*() {
+              const clone = yield* WarmMachine.launch({ id })
+              assert.strictEqual(clone.start._tag, "Restored", JSON.stringify(clone.start))
+              const started = Date.now()
+              const [time = "", ...told] = (yield* sh(clone, ["date +%s", ...Object.values(unique)].join("; "))).split(
+                "\n"
+              )
+              yield* kill(clone.machine)
+              // A second, as date(1) of the guest has no parts of it.
+              assert.isAtLeast(Number(time) * 1000, started - 1050)
+              assert.isAtMost(Number(time) * 1000, Date.now() + 50)
+              assert.strictEqual(told.length, names.length)
+              assert.strictEqual(told[0], id)
+              return told
+            })),
+          { concurrency: 8 }
+        )
+        for (const [index, name] of names.entries()) {
+          assert.strictEqual(new Set(found.map((told) => told[index])).size, 100, name)
+        }
+        assert.strictEqual(digestOf(memory), before)
+      }),
+    180_000
+  )
+
+  it.effect(
+    "one byte of the golden machine is changed: it is noticed, and another one is made",
+    () =>
+      Effect.gen(function*() {
+        yield* Effect.scoped(WarmMachine.launch({ id: "before" }))
+        const memory = join(yield* only, "memory")
+        const file = openSync(memory, "r+")
+        const byte = Buffer.alloc(1)
+        readSync(file, byte, 0, 1, 50 << 20)
+        writeSync(file, Buffer.of((byte[0] ?? 0) ^ 1), 0, 1, 50 << 20)
+        closeSync(file)
+        const told: Array<string> = []
+        const { start } = yield* Effect.scoped(
+          WarmMachine.launch({
+            id: "after",
+            onProgress: (progress) => Effect.sync(() => void (progress._tag === "Remaking" && told.push(progress.why)))
+          })
+        )
+        assert.strictEqual(start._tag, "Restored")
+        assert.match(told.join(), /memory/)
+        assert.notStrictEqual(join(yield* only, "memory"), memory)
+      }),
+    60_000
+  )
+
+  it.effect(
+    "a machine that a command has changed is saved, goes on, and another one goes on from there",
+    () =>
+      Effect.gen(function*() {
+        const one = yield* WarmMachine.launch({ id: "one" })
+        yield* sh(
+          one,
+          "echo kept >/root/file; (while :; do date +%s >/run/now; usleep 20000; done) </dev/null >/dev/null 2>&1 &"
+        )
+        yield* WarmMachine.save(one, "mine")
+        yield* sh(one, "echo changed >/root/file")
+        const two = yield* WarmMachine.launch({ id: "two", start: { from: "mine" } })
+        assert.strictEqual(yield* sh(two, "cat /root/file; hostname"), "kept\ntwo")
+        assert.strictEqual(yield* sh(one, "cat /root/file; hostname"), "changed\none")
+        // What ran in the first runs in the second, by the second's clock.
+        const now = Number(yield* sh(two, "sleep 0.1; cat /run/now"))
+        assert.isBelow(Math.abs(now - Date.now() / 1000), 5)
+        yield* Effect.forEach([one, two], ({ machine }) => kill(machine))
+        yield* SnapshotStore.use(({ remove }) => remove("mine"))
+      }).pipe(Effect.scoped),
+    60_000
+  )
+
+  it.effect("a pool hands each machine out once, and leaves nothing", () =>
+    Effect.gen(function*() {
+      let made = 0
+      const ids = new Set<string>()
+      yield* Effect.scoped(Effect.gen(function*() {
+        const pool = yield* MicroVmPool.make({
+          acquire: Effect.suspend(() => WarmMachine.launch({ id: `pooled-${++made}` })),
+          ended: ({ machine }: WarmMachine.WarmMachine) => machine.ended,
+          min: 2,
+          max: 3
+        })
+        for (let round = 0; round < 5; round++) {
+          yield* Effect.scoped(Effect.gen(function*() {
+            const taken = yield* pool.take
+            ids.add(yield* sh(taken, "hostname; touch /run/used; ls /run/used-before 2>/dev/null"))
+            yield* kill(taken.machine)
+          }))
+        }
+      }))
+      assert.strictEqual(ids.size, 5)
+      const children = readFileSync(`/proc/self/task/${process.pid}/children`, "utf8").split(" ").filter((pid) =>
+        pid !== ""
+      )
+      const monitors = children.filter((pid) => readFileSync(`/proc/${pid}/comm`, "utf8").startsWith("qemu"))
+      assert.deepStrictEqual(monitors, [])
+      assert.deepStrictEqual(readdirSync(join(store, "tmp")), [])
+    }), 60_000)
+})
