@@ -11,6 +11,7 @@ import { render, type Section } from "./measure.ts"
 import { killLatency, massStop, overshoot, treeKill } from "./processes.ts"
 import { manyParts, rollingRestart, serviceStartup, stopLatency } from "./service.ts"
 import { startup } from "./startup.ts"
+import { clones, disposeWarm, handOut, restore, savePause, warmRun } from "./warm.ts"
 
 const benchmarks: Readonly<Record<string, () => Promise<Section>>> = {
   kill: () => killLatency(300),
@@ -19,6 +20,11 @@ const benchmarks: Readonly<Record<string, () => Promise<Section>>> = {
   mass: () => massStop(7),
   ladders: () => ladders(7),
   boot: () => boot(9),
+  restore: () => restore(15),
+  warm: () => warmRun(15),
+  clones: () => clones(3, 32),
+  pool: () => handOut(20),
+  save: () => savePause(9),
   startup: () => startup(15),
   stop: () => stopLatency(7),
   rolling: () => rollingRestart(20),
@@ -56,4 +62,4 @@ if (unknown.length > 0) {
     )
   }
 }
-await runtime.dispose()
+await Promise.all([runtime.dispose(), disposeWarm()])

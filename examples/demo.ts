@@ -1,27 +1,32 @@
 /**
- * `npm run demo`: boots a machine, runs two commands in it, powers the guest off, and shows that nothing is left.
+ * `npm run demo`: boots a machine, runs two commands in it, powers it off; makes a golden machine, restores ten others from
+ * it at once, each of which is like no other; and shows that nothing is left.
  */
 import * as NodeServices from "@effect/platform-node/NodeServices"
-import { GuestAgent, GuestCommand, GuestSlots } from "effect-microvm-runtime/guest"
-import { ImageStore, NodeImageStore } from "effect-microvm-runtime/image"
+import { GuestCommand } from "effect-microvm-runtime/guest"
+import { ImageStore, NodeHasher, NodeImageStore } from "effect-microvm-runtime/image"
 import { ExitStatus, ShutdownOutcome } from "effect-microvm-runtime/lifecycle"
-import { Machine, MachineSpec } from "effect-microvm-runtime/microvm"
 import { NodeProcessSpawner } from "effect-microvm-runtime/process"
 import { NodeQemuHost, QemuProvider } from "effect-microvm-runtime/qemu"
+import { GoldenMachines, NodeDiskSnapshotStore, WarmMachine } from "effect-microvm-runtime/warm"
 import * as Console from "effect/Console"
+import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
 import * as Stdio from "effect/Stdio"
 import * as Stream from "effect/Stream"
 import { leftovers } from "./leftovers.ts"
+
+const millis = (took: Duration.Duration): string => `${String(Math.round(Duration.toMillis(took))).padStart(6)} ms`
 
 const timed = <A, E, R>(what: string, effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   Effect.flatMap(
     Effect.timed(effect),
     ([took, value]) =>
       Effect.as(
-        Console.log(`  ${what.padEnd(28)} ${String(Math.round(Duration.toMillis(took))).padStart(6)} ms`),
+        Console.log(`  ${what.padEnd(28)} ${millis(took)}`),
         value
       )
   )
@@ -33,21 +38,13 @@ echo "This line goes to stderr." >&2
 exit 7
 `
 
-const demo = Effect.gen(function*() {
+const cold = Effect.gen(function*() {
   const stdio = yield* Stdio.Stdio
-  const image = yield* timed("guest image", (yield* ImageStore.ImageStore).ensure())
-  const spec = yield* Effect.fromResult(MachineSpec.make({
-    id: "demo",
-    kernel: image.kernel,
-    initramfs: image.initramfs,
-    hostname: "demo",
-    channels: [GuestAgent.channelName, ...GuestSlots.channelNames(1)]
-  }))
-  const machine = yield* timed("machine launched", Machine.launch(spec))
-  const slots = yield* GuestSlots.fromChannels(1, machine.channel)
-  const socket = yield* machine.channel(GuestAgent.channelName)
-  yield* machine.start
-  const agent = yield* timed("guest booted, agent answers", GuestAgent.make(socket, { within: "2 minutes" }))
+  yield* timed("guest image", (yield* ImageStore.ImageStore).ensure())
+  const { agent, machine, slots } = yield* timed(
+    "machine booted",
+    WarmMachine.launch({ id: "demo", start: "cold" })
+  )
 
   const run = (command: string, args: ReadonlyArray<string>) =>
     Effect.scoped(Effect.gen(function*() {
@@ -73,20 +70,72 @@ const demo = Effect.gen(function*() {
   for (const { end, name, took } of outcome.stages) {
     yield* Console.log(`  stage "${name}": ${end} after ${Math.round(Duration.toMillis(took))} ms`)
   }
-  return { asExpected: ExitStatus.toCode(status) === 7 && outcome._tag === "Graceful" }
-}).pipe(
-  Effect.scoped,
-  Effect.provide(
-    Layer.merge(
-      NodeImageStore.layer,
-      QemuProvider.layer.pipe(Layer.provide(NodeQemuHost.layer))
-    ).pipe(Layer.provide(NodeProcessSpawner.layer), Layer.provideMerge(NodeServices.layer))
+  return ExitStatus.toCode(status) === 7 && outcome._tag === "Graceful"
+}).pipe(Effect.scoped)
+
+const warm = Effect.gen(function*() {
+  const golden = yield* GoldenMachines.GoldenMachines
+  const { channels, memoryMib, vcpus } = { channels: WarmMachine.channels(1), memoryMib: 256, vcpus: 1 }
+  yield* Console.log("")
+  yield* timed("golden machine made", golden.ensure({ image: "default", vcpus, memoryMib, channels }))
+  const machines = yield* timed(
+    "ten machines restored at once",
+    Effect.forEach(
+      Array.from({ length: 10 }, (_, index) => `clone-${index}`),
+      (id) => WarmMachine.launch({ id }),
+      { concurrency: "unbounded" }
+    )
+  )
+  for (const { machine, start } of machines) {
+    yield* Console.log(
+      start._tag === "Restored"
+        ? `  ${machine.id}  ${millis(start.took)}  boot id ${start.proof.bootId}, clock ${
+          start.proof.clockOff.toFixed(1)
+        } ms off`
+        : `  ${machine.id} was booted: ${start.why}`
+    )
+  }
+  const bootIds = new Set(machines.map(({ start }) => start._tag === "Restored" ? start.proof.bootId : ""))
+  yield* timed(
+    "ten machines ended",
+    Effect.forEach(machines, ({ machine }) => machine.shutdown({ request: { atLeast: "SIGTERM" } }), {
+      concurrency: "unbounded",
+      discard: true
+    })
+  )
+  return bootIds.size === machines.length
+}).pipe(Effect.scoped)
+
+/** Snapshots in a directory of the demo's own, so that a golden machine is made each time. */
+const snapshots = Layer.unwrap(
+  Effect.map(
+    FileSystem.FileSystem.use((fs) => fs.makeTempDirectoryScoped()),
+    (directory) => NodeDiskSnapshotStore.layerAt({ directory })
   )
 )
 
+const services = GoldenMachines.layerWith({}).pipe(
+  Layer.provideMerge(
+    Layer.mergeAll(
+      NodeImageStore.layer,
+      snapshots,
+      NodeHasher.layer,
+      SecureRandom.layerWebCrypto,
+      QemuProvider.layer.pipe(Layer.provide(NodeQemuHost.layer))
+    )
+  ),
+  Layer.provide(NodeProcessSpawner.layer),
+  Layer.provideMerge(NodeServices.layer)
+)
+
+const demo = Effect.gen(function*() {
+  const isAsExpected = yield* cold
+  return (yield* warm) && isAsExpected
+}).pipe(Effect.provide(services))
+
 const program = Effect.gen(function*() {
   const before = yield* leftovers
-  const [took, { asExpected }] = yield* Effect.timed(demo)
+  const [took, asExpected] = yield* Effect.timed(demo)
   const after = yield* leftovers
   yield* Console.log(
     `\nWhat is left of it, before and after (${(Duration.toMillis(took) / 1000).toFixed(1)} s in all):`

@@ -12,15 +12,12 @@ import * as CliOutput from "effect/cli/CliOutput"
 import * as Command from "effect/cli/Command"
 import * as Flag from "effect/cli/Flag"
 import * as Config from "effect/Config"
-import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
-import * as Ref from "effect/Ref"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
-import * as Stdio from "effect/Stdio"
 import * as ImageProgress from "../image/ImageProgress.ts"
 import { ImageStore } from "../image/ImageStore.ts"
 import * as ExitCode from "../lifecycle/ExitCode.ts"
@@ -28,49 +25,21 @@ import * as ExitStatus from "../lifecycle/ExitStatus.ts"
 import { type RunEnd, RunReport } from "../lifecycle/RunReport.ts"
 import * as ShutdownOutcome from "../lifecycle/ShutdownOutcome.ts"
 import * as MachineSpec from "../microvm/MachineSpec.ts"
+import * as MicroVmError from "../microvm/MicroVmError.ts"
 import { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
+import { SnapshotStore } from "../microvm/SnapshotStore.ts"
+import * as GoldenMachines from "../warm/GoldenMachines.ts"
 import * as Backend from "./Backend.ts"
 import * as Doctor from "./Doctor.ts"
 import { orSignal } from "./HostSignals.ts"
-import { formatTook, Reporter, say } from "./Reporter.ts"
+import { exitWith, jsonFlag, print, untilSignal } from "./internal/handlers.ts"
+import { formatTook, Reporter } from "./Reporter.ts"
 import * as Run from "./Run.ts"
 import * as RunOptions from "./RunOptions.ts"
+import { snapshot } from "./SnapshotCommands.ts"
+import * as Snapshots from "./Snapshots.ts"
 
-/**
- * How the edge is to exit. The last that was set counts.
- *
- * @category services
- * @since 0.1.0
- */
-export class ExitWith extends Context.Service<
-  ExitWith,
-  Ref.Ref<{
-    readonly code: number
-    /** May the exit wait for whoever reads our output? Not when we are being ended. */
-    readonly patient: boolean
-  }>
->()("effect-microvm-runtime/cli/ExitWith") {
-  static readonly layer = Layer.effect(
-    ExitWith,
-    Ref.make<{ readonly code: number; readonly patient: boolean }>({ code: 0, patient: true })
-  )
-}
-
-const exitWith = (code: number, patient = true) => Effect.flatMap(ExitWith, (ref) => Ref.set(ref, { code, patient }))
-
-/** For commands that have nothing of their own to end in order: the first signal interrupts them. */
-const untilSignal = <A, E, R>(self: Effect.Effect<A, E, R>) =>
-  Effect.flatMap(
-    orSignal(self),
-    (result) => Result.isSuccess(result) ? Effect.void : exitWith(ExitCode.fromSignal(result.failure), false)
-  )
-
-const print = (text: string) => Effect.flatMap(Stdio.Stdio, (stdio) => say(stdio.stdout(), `${text}\n`))
-
-const jsonFlag = Flag.Boolean("json").pipe(
-  Flag.withDefault(false),
-  Flag.withDescription("Print the result as JSON on stdout")
-)
+export { ExitWith } from "./internal/handlers.ts"
 
 const tellEnd = (end: RunEnd): string | undefined => {
   switch (end._tag) {
@@ -122,21 +91,49 @@ const conclude = Effect.fnUntraced(function*(report: RunReport, asJson: boolean)
   yield* exitWith(report.exitCode, report.end._tag === "Completed")
 })
 
-const dryRun = Effect.fnUntraced(function*(options: RunOptions.RunOptions, asJson: boolean) {
-  const provider = yield* MicroVmProvider
-  const detail = yield* Backend.BackendDetail
+/** What is going to be started, as a plan: the machine that is restored from a snapshot is the snapshot's. */
+const planOf = Effect.fnUntraced(function*(options: RunOptions.RunOptions) {
+  const { plan } = yield* MicroVmProvider
+  const id = Option.getOrElse(options.name, () => "dry-run")
+  if (typeof options.start === "object") {
+    const { list } = yield* SnapshotStore
+    const wanted = yield* Snapshots.resolve(options.start.from)
+    // Opening it would count as a use.
+    const found = (yield* list).find((one) => one.id === wanted || one.names.includes(wanted))
+    if (found === undefined) return yield* MicroVmError.fail(new MicroVmError.SnapshotNotFound({ snapshot: wanted }))
+    const { manifest } = found
+    if (manifest === undefined) {
+      const why = ["its manifest cannot be read"]
+      return yield* MicroVmError.fail(new MicroVmError.SnapshotUnusable({ snapshot: wanted, why }))
+    }
+    const from = { id: found.id, directory: "/SNAPSHOT", manifest }
+    const spec = yield* MachineSpec.decode({ ...manifest.spec, id })
+    return { how: `from: restored from snapshot ${wanted}`, spec, plan: yield* Effect.fromResult(plan(spec, { from })) }
+  }
+  const warm = options.start === "warm"
   const spec = yield* Effect.fromResult(
-    MachineSpec.make(Run.toSpec(Option.getOrElse(options.name, () => "dry-run"), options, {
+    MachineSpec.make(Run.toSpec(id, options, {
       // The image is not built for a plan, so the plan names its files by their places.
       kernel: "/IMAGE/kernel",
       initramfs: "/IMAGE/initramfs"
     }))
   )
-  const plan = yield* Effect.fromResult(provider.plan(spec))
+  return {
+    how: warm
+      ? "warm: restored from a golden machine, which is booted as below when there is none yet"
+      : "cold: booted",
+    spec,
+    plan: yield* Effect.fromResult(plan(spec, { template: warm }))
+  }
+})
+
+const dryRun = Effect.fnUntraced(function*(options: RunOptions.RunOptions, asJson: boolean) {
+  const detail = yield* Backend.BackendDetail
+  const { how, plan: { argv, backend, description }, spec } = yield* planOf(options)
   yield* print(
     asJson
-      ? JSON.stringify({ backend: plan.backend, detail, spec, description: plan.description, argv: plan.argv }, null, 2)
-      : [`${plan.backend}: ${detail}`, ...plan.description.map((line) => `- ${line}`), plan.argv.map(quote).join(" ")]
+      ? JSON.stringify({ backend, detail, start: options.start, spec, description, argv }, null, 2)
+      : [`${backend}: ${detail}`, how, ...description.map((line) => `- ${line}`), argv.map(quote).join(" ")]
         .join("\n")
   )
 })
@@ -158,15 +155,24 @@ const runCommand = Command.make(
     ),
     name: Flag.String("name").pipe(Flag.optional, Flag.withDescription("The machine's id; made up when absent")),
     vcpus: Flag.Int("vcpus").pipe(
-      Flag.withDefault(1),
+      Flag.optional,
       Flag.withDescription("Virtual processors, 1 to 32; 1 by default")
     ),
     memory: Flag.Int("memory").pipe(
       Flag.withMetavar("MiB"),
-      Flag.withDefault(256),
+      Flag.optional,
       Flag.withDescription("Memory of the guest in MiB; 256 by default")
     ),
-    image: Flag.String("image").pipe(Flag.withDefault("default"), Flag.withDescription("The guest image")),
+    image: Flag.String("image").pipe(Flag.optional, Flag.withDescription("The guest image; default by default")),
+    cold: Flag.Boolean("cold").pipe(
+      Flag.withDefault(false),
+      Flag.withDescription("Boot the machine afresh, instead of restoring it from one that was booted before")
+    ),
+    from: Flag.String("from").pipe(
+      Flag.withMetavar("SNAPSHOT"),
+      Flag.optional,
+      Flag.withDescription("Restore the machine from this snapshot, by its name or id")
+    ),
     env: Flag.String("env").pipe(
       Flag.withMetavar("K=V"),
       Flag.atLeast(0),
@@ -219,7 +225,7 @@ const runCommand = Command.make(
     const options = parsed.success
     yield* Effect.gen(function*() {
       // A host whose programs hang must not keep us from ending.
-      const found = yield* orSignal(Layer.build(Backend.layer))
+      const found = yield* orSignal(Layer.build(Layer.provideMerge(GoldenMachines.layer, Backend.layer)))
       if (Result.isFailure(found)) {
         return yield* conclude(failedBefore(options, { _tag: "Interrupted", signal: found.failure }), flags.json)
       }
@@ -312,7 +318,7 @@ const image = Command.make("image").pipe(
  */
 export const microvm = Command.make("microvm").pipe(
   Command.withDescription("Run commands in microVMs, and leave nothing behind"),
-  Command.withSubcommands([runCommand, doctor, image])
+  Command.withSubcommands([runCommand, snapshot, doctor, image])
 )
 
 /** Help that was asked for goes to stdout; with a mistake, the mistake is what the user has to see. */

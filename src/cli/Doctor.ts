@@ -112,6 +112,20 @@ const killScope = Effect.gen(function*() {
   Effect.catch((error) => Effect.succeed(failed("cgroup", false, error.message)))
 )
 
+/** What the golden machine of the default size needs: a place for its snapshot, and memory that is a file. */
+const warm = Effect.gen(function*() {
+  const store = yield* ImageStore
+  const host = yield* QemuHost.QemuHost
+  yield* store.writable
+  yield* host.makeRam(256 * 1024 * 1024)
+  return passed("warm start", false, "machines can be restored from a golden one")
+}).pipe(
+  Effect.scoped,
+  Effect.catch(({ message }) =>
+    Effect.succeed(failed("warm start", false, message, "until then each machine boots, which takes longer"))
+  )
+)
+
 const image = Effect.gen(function*() {
   const store = yield* ImageStore
   const images = yield* store.list
@@ -150,10 +164,9 @@ const image = Effect.gen(function*() {
  * @since 0.1.0
  */
 export const diagnose = Effect.fn("Doctor.diagnose")(function*() {
-  const checks =
-    (yield* Effect.all([qemu, Effect.map(killScope, (check) => [check]), Effect.map(image, (check) => [check])], {
-      concurrency: "unbounded"
-    })).flat()
+  const one = <E, R>(check: Effect.Effect<Check, E, R>) => Effect.map(check, (found) => [found])
+  const all = [qemu, one(killScope), one(image), one(warm)] as const
+  const checks = (yield* Effect.all(all, { concurrency: "unbounded" })).flat()
   return { usable: checks.every(({ ok, required }) => ok || !required), checks } satisfies Diagnosis
 })
 

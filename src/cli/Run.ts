@@ -2,7 +2,8 @@
  * The main path: an image, a machine, its agent, a command, and the way back.
  *
  * ```
- *   image ▸ launch ▸ boot ▸ command ▸ first of {command ends, machine ends, signal, deadline, broken pipe} ▸ stop ▸ report
+ *   image ▸ launch ▸ boot ┐
+ *                 restore ┴▸ command ▸ first of {command ends, machine ends, signal, deadline, broken pipe} ▸ stop ▸ report
  * ```
  *
  * It never fails: whatever happens is a `RunReport`, and the exit code follows from it.
@@ -12,38 +13,44 @@
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Config from "effect/Config"
+import type * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as PlatformError from "effect/PlatformError"
 import * as Random from "effect/Random"
 import * as Scope from "effect/Scope"
 import * as Stdio from "effect/Stdio"
-import * as GuestAgent from "../guest/GuestAgent.ts"
 import * as GuestCommand from "../guest/GuestCommand.ts"
-import type * as GuestError from "../guest/GuestError.ts"
-import * as GuestSlots from "../guest/GuestSlots.ts"
 import { ImageError } from "../image/ImageError.ts"
-import { ImageStore } from "../image/ImageStore.ts"
+import type { ImageStore } from "../image/ImageStore.ts"
 import * as ExitCode from "../lifecycle/ExitCode.ts"
-import type { Phase, RunEnd, RunReport } from "../lifecycle/RunReport.ts"
+import type { MachineStart, Phase, RunEnd, RunReport } from "../lifecycle/RunReport.ts"
 import type * as ShutdownPolicy from "../lifecycle/ShutdownPolicy.ts"
 import * as Machine from "../microvm/Machine.ts"
 import * as MachineEnd from "../microvm/MachineEnd.ts"
-import * as MachineSpec from "../microvm/MachineSpec.ts"
+import type * as MachineSpec from "../microvm/MachineSpec.ts"
 import { MicroVmError } from "../microvm/MicroVmError.ts"
 import { type MachineRequest, MicroVmProvider } from "../microvm/MicroVmProvider.ts"
+import type { SnapshotStore } from "../microvm/SnapshotStore.ts"
+import type { GoldenMachines } from "../warm/GoldenMachines.ts"
+import * as WarmMachine from "../warm/WarmMachine.ts"
+import * as WarmProgress from "../warm/WarmProgress.ts"
 import * as Backend from "./Backend.ts"
+import { Control } from "./Control.ts"
 import { HostSignals } from "./HostSignals.ts"
-import { Reporter } from "./Reporter.ts"
+import { saveMachine } from "./internal/saveMachine.ts"
+import { formatTook, Reporter } from "./Reporter.ts"
 import type { RunOptions } from "./RunOptions.ts"
+import * as Snapshots from "./Snapshots.ts"
 
-/** A guest on an emulated processor of a busy host takes its time; what takes longer than this will never come. */
-const bootWithin = Duration.minutes(2)
 /** How long a reader of ours may take for what came from the guest before its end. */
 const lastWordsWithin = Duration.seconds(1)
+/** How long saving the machine may take to leave off. */
+const leaveOffWithin = Duration.seconds(1)
 /** How long a machine may take to say that it has ended, once its channels have. */
 const machineEndWithin = Duration.seconds(2)
 
@@ -64,7 +71,7 @@ export const toSpec = (
   kernel: image.kernel,
   initramfs: image.initramfs,
   hostname: id,
-  channels: [GuestAgent.channelName, ...GuestSlots.channelNames(1)]
+  channels: WarmMachine.channels(slots)
 })
 
 const letters = "abcdefghijklmnopqrstuvwxyz0123456789"
@@ -89,7 +96,7 @@ export const makeId: Effect.Effect<string> = Effect.map(
 export const toEnd = (error: unknown): RunEnd => {
   const message = Backend.explain(error)
   if (error instanceof MicroVmError && error.reason._tag === "BackendUnavailable") return { _tag: "NoBackend", message }
-  const isUsage = error instanceof MicroVmError && error.reason._tag === "InvalidSpec" ||
+  const isUsage = error instanceof MicroVmError && ["InvalidSpec", "SnapshotNotFound"].includes(error.reason._tag) ||
     error instanceof ImageError && error.reason._tag === "UnknownImage" ||
     error instanceof Config.ConfigError
   if (isUsage) return { _tag: "Usage", message }
@@ -117,6 +124,26 @@ const ofStream = ({ message, reason }: PlatformError.PlatformError): RunEnd => {
   return { _tag: "Failed", message: `${method} could not be ${method === "stdin" ? "read" : "written"}: ${code}` }
 }
 
+/** What it takes to bring a machine up. */
+type Needs = Control | GoldenMachines | ImageStore | MicroVmProvider | SecureRandom.SecureRandom | SnapshotStore
+
+/**
+ * Slots of a machine. A run uses one; the command of a machine that was saved goes on in those that are restored from it, and
+ * keeps its own.
+ */
+const slots = 4
+
+const toStart = (start: WarmMachine.Start): MachineStart => {
+  const took = Duration.millis(Duration.toMillis(start.took))
+  return start._tag === "Restored"
+    ? { _tag: "Restored", snapshot: start.snapshot, took }
+    : { _tag: "Booted", why: start.why, took }
+}
+
+/** Of all steps, these are worth a line that stays; the others are what the live line is for. */
+const isWorthALine = ({ _tag }: WarmProgress.Progress): boolean =>
+  _tag === "Making" || _tag === "Remaking" || _tag === "BootingCold"
+
 /**
  * Runs a command in a fresh machine and ends the machine again.
  *
@@ -133,16 +160,16 @@ export const run = Effect.fn("Run.run")(function*(
 ): Effect.fn.Return<
   RunReport,
   never,
-  HostSignals | ImageStore | MicroVmProvider | Reporter | Stdio.Stdio
+  HostSignals | Reporter | Stdio.Stdio | Needs
 > {
   const { backend } = yield* MicroVmProvider
-  const images = yield* ImageStore
   const reporter = yield* Reporter
   const signals = yield* HostSignals
   const stdio = yield* Stdio.Stdio
   const id = Option.isSome(options.name) ? options.name.value : yield* makeId
   const millis = Effect.map(Clock.monotonicTimeNanos, (nanos) => Number(nanos) / 1e6)
   const phases: Array<Phase> = []
+  let cameUp: MachineStart | undefined
   const phase = (name: string, label?: string) => <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
     Effect.flatMap(millis, (start) =>
       (label === undefined ? effect : reporter.during(label)(effect)).pipe(
@@ -153,7 +180,8 @@ export const run = Effect.fn("Run.run")(function*(
   const { end, outcome } = yield* Effect.scoped(Effect.gen(function*() {
     const cut = yield* Deferred.make<RunEnd>()
     let machine: Machine.Machine | undefined
-    let agent: GuestAgent.GuestAgent | undefined
+    /** The same, while its guest answers and it does not stop. */
+    let up: WarmMachine.WarmMachine | undefined
     let streams: Fiber.Fiber<unknown, unknown> | undefined
 
     yield* Effect.gen(function*() {
@@ -169,42 +197,66 @@ export const run = Effect.fn("Run.run")(function*(
       ))
     }).pipe(Effect.forkScoped({ startImmediately: true }))
 
-    const body: Effect.Effect<RunEnd, GuestError.GuestError | ImageError | MicroVmError | PlatformError.PlatformError> =
-      Effect.gen(function*() {
-        const image = yield* phase("image", "preparing the guest image")(images.ensure(options.image))
-        const spec = yield* Effect.fromResult(MachineSpec.make(toSpec(id, options, image)))
-        const launched = yield* phase("launch", "starting the machine")(Machine.launch(spec))
-        machine = launched
-        const slots = yield* GuestSlots.fromChannels(1, launched.channel)
-        const socket = yield* launched.channel(GuestAgent.channelName)
-        const ready = yield* phase("boot", "booting the guest")(
-          Effect.andThen(launched.start, GuestAgent.make(socket, { within: bootWithin }))
-        )
-        agent = ready
-        const command = Effect.gen(function*() {
-          const [program, ...args] = options.command
-          const started = yield* GuestCommand.run(ready, slots, { command: program, args, env: options.env })
-          const stderr = reporter.beside("stderr")(stdio.stderr())
-          // In a fiber of its own, which goes on when this is called off: a command that is ended has last words.
-          const connected = yield* GuestCommand.connect(started, {
-            stdin: stdio.stdin,
-            stdout: context.json ? stderr : reporter.beside("stdout")(stdio.stdout()),
-            stderr
-          }).pipe(Effect.forkScoped({ startImmediately: true }))
-          streams = connected
-          return { _tag: "Completed", status: yield* Fiber.join(connected) } satisfies RunEnd
-        })
-        return yield* phase("command")(
-          Option.match(options.timeout, {
-            onNone: () => command,
-            onSome: (after) =>
-              Effect.timeoutOrElse(command, {
-                duration: after,
-                orElse: () => Effect.succeed({ _tag: "TimedOut", after } satisfies RunEnd)
-              })
+    // Others may have it saved while it is up.
+    const doors = yield* Scope.fork(yield* Effect.scope)
+    const control = yield* Control
+    const services = yield* Effect.context<SnapshotStore>()
+    const handle = saveMachine(() => up)
+    yield* control.listen(id, (request) => Effect.provideContext(handle(request), services)).pipe(
+      Effect.catch((error) => reporter.line(`the machine cannot be saved from outside: ${error.message}`)),
+      Scope.provide(doors),
+      Effect.forkIn(doors, { startImmediately: true })
+    )
+
+    const body: Effect.Effect<RunEnd, WarmMachine.WarmError | PlatformError.PlatformError> = Effect.gen(function*() {
+      const from = typeof options.start === "object" ? yield* Snapshots.resolve(options.start.from) : undefined
+      const ready = yield* WarmMachine.launch({
+        id,
+        image: options.image,
+        vcpus: options.vcpus,
+        memoryMib: options.memoryMib,
+        slots,
+        start: from === undefined ? options.start : { from },
+        phase,
+        onMachine: (launched) => Effect.sync(() => void (machine = launched)),
+        onProgress: (progress) =>
+          Effect.suspend(() => {
+            // The one before is no more.
+            if (progress._tag === "Remaking" || progress._tag === "BootingCold") machine = undefined
+            return isWorthALine(progress) ? reporter.line(WarmProgress.format(progress)) : Effect.void
           })
-        )
-      }).pipe(Effect.provideService(MicroVmProvider, yield* MicroVmProvider), Scope.provide(yield* Effect.scope))
+      })
+      up = ready
+      cameUp = toStart(ready.start)
+      if (cameUp._tag === "Restored") yield* reporter.line(`restored in ${formatTook(cameUp.took)}`)
+      const command = Effect.gen(function*() {
+        const [program, ...args] = options.command
+        const started = yield* GuestCommand.run(ready.agent, ready.slots, {
+          command: program,
+          args,
+          env: options.env
+        })
+        const stderr = reporter.beside("stderr")(stdio.stderr())
+        // In a fiber of its own, which goes on when this is called off: a command that is ended has last words.
+        const connected = yield* GuestCommand.connect(started, {
+          stdin: stdio.stdin,
+          stdout: context.json ? stderr : reporter.beside("stdout")(stdio.stdout()),
+          stderr
+        }).pipe(Effect.forkScoped({ startImmediately: true }))
+        streams = connected
+        return { _tag: "Completed", status: yield* Fiber.join(connected) } satisfies RunEnd
+      })
+      return yield* phase("command")(
+        Option.match(options.timeout, {
+          onNone: () => command,
+          onSome: (after) =>
+            Effect.timeoutOrElse(command, {
+              duration: after,
+              orElse: () => Effect.succeed({ _tag: "TimedOut", after } satisfies RunEnd)
+            })
+        })
+      )
+    }).pipe(Effect.provideContext(yield* Effect.context<Needs>()), Scope.provide(yield* Effect.scope))
 
     const machineEnded = (one: Machine.Machine) =>
       Effect.map(one.ended, (how): RunEnd => ({
@@ -216,18 +268,34 @@ export const run = Effect.fn("Run.run")(function*(
       Effect.catchCause((cause) => {
         const failure = toEnd(Cause.squash(cause))
         if (failure._tag !== "Failed" || machine === undefined) return Effect.succeed(failure)
-        // A guest whose agent was never heard of has only its console to say why.
-        const console = agent === undefined ? machine.consoleTail : Effect.succeed("")
+        const one = machine
+        // One whose agent was never heard of was ended with the failure, unless it had ended by itself. It has only its
+        // console to say why.
+        if (up === undefined) {
+          return Effect.flatMap(Effect.orDie(one.shutdown()), ({ _tag }) =>
+            _tag === "AlreadyExited"
+              ? machineEnded(one)
+              : Effect.map(one.consoleTail, (tail): RunEnd => ({
+                ...failure,
+                message: withConsole(failure.message, tail)
+              })))
+        }
         // A machine that ends takes its channels along; what happened to it says more than that they are closed.
-        return Effect.timeoutOrElse(machineEnded(machine), {
+        return Effect.timeoutOrElse(machineEnded(one), {
           duration: machineEndWithin,
-          orElse: () =>
-            Effect.map(console, (tail): RunEnd => ({ ...failure, message: withConsole(failure.message, tail) }))
+          orElse: () => Effect.succeed(failure)
         })
       }),
       Effect.raceFirst(Deferred.await(cut))
     )
 
+    const agent = up?.agent
+    up = undefined
+    yield* Scope.close(doors, Exit.void).pipe(
+      Effect.forkIn(yield* Effect.scope, { startImmediately: true }),
+      Effect.flatMap(Fiber.await),
+      Effect.timeoutOption(leaveOffWithin)
+    )
     if (machine === undefined) return { end: ended, outcome: undefined }
     const { capabilities, shutdown } = machine
     const { stages: [first, ...rest] } = Machine.defaultPolicy(capabilities)
@@ -238,7 +306,7 @@ export const run = Effect.fn("Run.run")(function*(
     const stopped = yield* phase("stop", "stopping the machine")(
       Effect.orDie(shutdown(
         agent === undefined
-          ? { request: { atLeast: "SIGTERM" } }
+          ? { request: { atLeast: "SIGKILL" } }
           : {
             leading: [{ name: "guest power-off", request: agent.powerOff, grace: options.grace }],
             policy: { stages: [bounded(first), ...rest.map(bounded)] }
@@ -259,6 +327,7 @@ export const run = Effect.fn("Run.run")(function*(
     end,
     exitCode: ExitCode.fromRun(end, outcome),
     phases,
+    ...(cameUp === undefined ? {} : { start: cameUp }),
     ...(outcome === undefined ? {} : { shutdown: outcome })
   }
 })

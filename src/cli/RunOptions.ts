@@ -21,6 +21,8 @@ export interface RunOptions {
   readonly vcpus: number
   readonly memoryMib: number
   readonly image: string
+  /** From a golden machine where there can be one, booted, or from that snapshot. */
+  readonly start: "warm" | "cold" | { readonly from: string }
   readonly env: Readonly<Record<string, string>>
   /** How long the command may take, from its start in the guest. */
   readonly timeout: Option.Option<Duration.Duration>
@@ -50,9 +52,14 @@ export class UsageError extends Data.TaggedError("UsageError")<{ readonly faults
 export interface RunFlags {
   readonly backend: "auto" | "firecracker" | "qemu"
   readonly name: Option.Option<string>
-  readonly vcpus: number
-  readonly memory: number
-  readonly image: string
+  /** Absent: 1. */
+  readonly vcpus: Option.Option<number>
+  /** Absent: 256 MiB. */
+  readonly memory: Option.Option<number>
+  /** Absent: `default`. */
+  readonly image: Option.Option<string>
+  readonly cold: boolean
+  readonly from: Option.Option<string>
   readonly env: ReadonlyArray<string>
   readonly timeout: Option.Option<string>
   readonly grace: string
@@ -64,10 +71,10 @@ export interface RunFlags {
 const isVariable = (name: string): boolean => /^[A-Za-z_][A-Za-z0-9_]*$/.test(name)
 
 /** What the machine itself does not allow, in terms of the flags. */
-const specFaults = ({ memory, name, vcpus }: RunFlags): ReadonlyArray<string> => {
+const specFaults = (name: Option.Option<string>, vcpus: number, memoryMib: number): ReadonlyArray<string> => {
   // A name is a host name too. The kernel and its place are not known yet.
   const named = Option.match(name, { onNone: () => ({ id: "m" }), onSome: (id) => ({ id, hostname: id }) })
-  const spec = MachineSpec.make({ ...named, vcpus, memoryMib: memory, kernel: "/kernel" })
+  const spec = MachineSpec.make({ ...named, vcpus, memoryMib, kernel: "/kernel" })
   const reason = Result.isFailure(spec) ? spec.failure.reason : undefined
   if (reason?._tag !== "InvalidSpec") return []
   const texts = reason.faults.map(({ field, remedy, value }) => {
@@ -90,7 +97,21 @@ const specFaults = ({ memory, name, vcpus }: RunFlags): ReadonlyArray<string> =>
  * @since 0.1.0
  */
 export const fromFlags = (flags: RunFlags): Result.Result<RunOptions, UsageError> => {
-  const faults = [...specFaults(flags)]
+  const vcpus = Option.getOrElse(flags.vcpus, () => 1)
+  const memoryMib = Option.getOrElse(flags.memory, () => 256)
+  const faults = [...specFaults(flags.name, vcpus, memoryMib)]
+  if (Option.isSome(flags.from)) {
+    const parts: Record<string, Option.Option<unknown>> = {
+      vcpus: flags.vcpus,
+      memory: flags.memory,
+      image: flags.image
+    }
+    for (const [flag, value] of Object.entries(parts)) {
+      if (Option.isSome(value)) faults.push(`--${flag} is a part of the snapshot: leave it out, or leave out --from`)
+    }
+    if (flags.cold) faults.push("--cold and --from exclude each other: leave one of them out")
+    if (flags.from.value === "") faults.push("--from is empty: name a snapshot, as microvm snapshot ls lists them")
+  }
   const positive = (flag: string, text: string): Duration.Duration => {
     const duration = DurationText.parse(text)
     if (Option.isSome(duration) && Duration.toMillis(duration.value) > 0) return duration.value
@@ -124,13 +145,16 @@ export const fromFlags = (flags: RunFlags): Result.Result<RunOptions, UsageError
   const timeout = Option.map(flags.timeout, (text) => positive("timeout", text))
   const grace = positive("grace", flags.grace)
   if (faults.length > 0 || program === undefined) return Result.fail(new UsageError({ faults }))
-  const { backend, image, memory, name, vcpus } = flags
+  const { backend, name } = flags
   return Result.succeed({
     backend,
     name,
     vcpus,
-    memoryMib: memory,
-    image,
+    memoryMib,
+    image: Option.getOrElse(flags.image, () => "default"),
+    start: flags.cold
+      ? "cold"
+      : Option.match(flags.from, { onNone: () => "warm" as const, onSome: (from) => ({ from }) }),
     env: Object.fromEntries(env),
     timeout,
     grace,

@@ -5,6 +5,7 @@
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import * as Cause from "effect/Cause"
 import * as ConfigProvider from "effect/ConfigProvider"
+import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
@@ -12,13 +13,16 @@ import * as Logger from "effect/Logger"
 import * as Ref from "effect/Ref"
 import * as NodeOs from "node:os"
 import packageJson from "../../package.json" with { type: "json" }
+import * as NodeHasher from "../image/NodeHasher.ts"
 import * as NodeImageStore from "../image/NodeImageStore.ts"
 import * as ExitCode from "../lifecycle/ExitCode.ts"
 import * as NodeProcessSpawner from "../process/NodeProcessSpawner.ts"
 import * as NodeQemuHost from "../qemu/NodeQemuHost.ts"
+import * as NodeDiskSnapshotStore from "../warm/NodeDiskSnapshotStore.ts"
 import * as Backend from "./Backend.ts"
 import * as Commands from "./Commands.ts"
 import { HostSignals } from "./HostSignals.ts"
+import * as NodeControl from "./NodeControl.ts"
 import { Reporter } from "./Reporter.ts"
 
 /** Services and cron jobs often have no HOME; where it is, the user database says too. */
@@ -31,7 +35,11 @@ const home = Layer.unwrap(
 
 const services = Layer.mergeAll(
   NodeImageStore.layer,
+  NodeDiskSnapshotStore.layer,
   NodeQemuHost.layer,
+  NodeControl.layer,
+  NodeHasher.layer,
+  SecureRandom.layerWebCrypto,
   Reporter.layer,
   HostSignals.layer,
   Commands.ExitWith.layer

@@ -5,8 +5,12 @@
  */
 export * as Backend from "./Backend.ts"
 export * as Commands from "./Commands.ts"
+export * as Control from "./Control.ts"
 export * as Doctor from "./Doctor.ts"
 export * as HostSignals from "./HostSignals.ts"
+export * as NodeControl from "./NodeControl.ts"
 export * as Reporter from "./Reporter.ts"
 export * as Run from "./Run.ts"
 export * as RunOptions from "./RunOptions.ts"
+export * as SnapshotCommands from "./SnapshotCommands.ts"
+export * as Snapshots from "./Snapshots.ts"

@@ -53,6 +53,24 @@ export const Phase = Schema.Struct({ name: Schema.String, took: Elapsed })
 export type Phase = typeof Phase.Type
 
 /**
+ * How the machine of a run came up: from a snapshot, or by a boot and why so; and how long that took until its guest
+ * answered.
+ *
+ * @category models
+ * @since 0.2.0
+ */
+export const MachineStart = Schema.TaggedUnion({
+  Restored: { snapshot: Schema.String, took: Elapsed },
+  Booted: { why: Schema.String, took: Elapsed }
+})
+
+/**
+ * @category models
+ * @since 0.2.0
+ */
+export type MachineStart = typeof MachineStart.Type
+
+/**
  * The report of one run.
  *
  * @category models
@@ -67,6 +85,8 @@ export const RunReport = Schema.Struct({
   end: RunEnd,
   exitCode: Schema.Int,
   phases: Schema.Array(Phase),
+  /** Absent when no guest answered. */
+  start: Schema.optionalKey(MachineStart),
   /** Absent when no machine was launched. */
   shutdown: Schema.optionalKey(ShutdownOutcome)
 })

@@ -7,7 +7,7 @@ import * as Backend from "../../src/cli/Backend.ts"
 import { MicroVmProvider } from "../../src/microvm/MicroVmProvider.ts"
 import * as QemuHost from "../../src/qemu/QemuHost.ts"
 import * as ScriptedProcess from "../../src/testing/ScriptedProcess.ts"
-import { observations } from "./world.ts"
+import { observations, qemuHost } from "./world.ts"
 
 const took = (observed: Partial<QemuHost.Observations>, env: Record<string, string> = {}) =>
   Effect.suspend(() => {
@@ -21,7 +21,7 @@ const took = (observed: Partial<QemuHost.Observations>, env: Record<string, stri
       const { backend } = yield* MicroVmProvider
       return { backend, detail: yield* Backend.BackendDetail, looks }
     }).pipe(Effect.provide(Backend.layer.pipe(
-      Layer.provide(Layer.succeed(QemuHost.QemuHost, { observe, inspect: () => Effect.die("not asked for") })),
+      Layer.provide(Layer.succeed(QemuHost.QemuHost, { ...qemuHost(), observe })),
       Layer.provide(ScriptedProcess.layer({ script: () => ({}) })),
       Layer.provide(ConfigProvider.layer(ConfigProvider.fromEnv({ env })))
     )))

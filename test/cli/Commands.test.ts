@@ -1,97 +1,28 @@
-import * as NodeServices from "@effect/platform-node/NodeServices"
 import { assert, describe, it } from "@effect/vitest"
-import * as ConfigProvider from "effect/ConfigProvider"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Layer from "effect/Layer"
-import * as Ref from "effect/Ref"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
-import * as Stdio from "effect/Stdio"
-import * as Stream from "effect/Stream"
 import * as TestConsole from "effect/testing/TestConsole"
 import * as Commands from "../../src/cli/Commands.ts"
 import * as Doctor from "../../src/cli/Doctor.ts"
-import { Reporter } from "../../src/cli/Reporter.ts"
 import * as GuestAgent from "../../src/guest/GuestAgent.ts"
-import * as GuestStdio from "../../src/guest/GuestStdio.ts"
+import * as GuestSlots from "../../src/guest/GuestSlots.ts"
 import * as ImageError from "../../src/image/ImageError.ts"
 import type { Progress } from "../../src/image/ImageProgress.ts"
-import { type Image, ImageStore } from "../../src/image/ImageStore.ts"
+import { type Image } from "../../src/image/ImageStore.ts"
 import * as ExitStatus from "../../src/lifecycle/ExitStatus.ts"
 import { RunReport } from "../../src/lifecycle/RunReport.ts"
 import * as ShutdownOutcome from "../../src/lifecycle/ShutdownOutcome.ts"
-import type { Signal } from "../../src/lifecycle/Signal.ts"
 import * as MicroVmError from "../../src/microvm/MicroVmError.ts"
 import { ProcessHost } from "../../src/process/ProcessHost.ts"
-import * as QemuHost from "../../src/qemu/QemuHost.ts"
 import * as FakeGuestAgent from "../../src/testing/FakeGuestAgent.ts"
 import * as FakeQmp from "../../src/testing/FakeQmp.ts"
 import * as ScriptedProcess from "../../src/testing/ScriptedProcess.ts"
-import { image, imageStore, makeSignals, observations, Written } from "./world.ts"
-
-interface Host {
-  readonly env?: Record<string, string>
-  readonly observed?: MicroVmError.MicroVmError
-  readonly images?: ImageStore["Service"]
-  /** The process that is started in place of QEMU. By default any program ends well at once. */
-  readonly qemu?: Qemu
-  readonly stdin?: string
-  /** Has been sent to us before. */
-  readonly signal?: Signal
-}
-
-interface Qemu {
-  readonly process: ScriptedProcess.Script
-  /** It can exit only where it runs. */
-  readonly onHost: (
-    host: Context.Context<ProcessHost | ScriptedProcess.Driver>
-  ) => Effect.Effect<void, never, Scope.Scope>
-}
-
-/** `microvm` with these arguments. What goes to the console goes to stdout and stderr too. */
-const microvm = Effect.fnUntraced(function*(args: ReadonlyArray<string>, host: Host = {}) {
-  const stdout = new Written()
-  const lines: Array<string> = []
-  const started: Array<string> = []
-  const signals = yield* makeSignals
-  if (host.signal !== undefined) yield* signals.send(host.signal)
-  const { observed } = host
-  const exit = yield* Commands.main("1.2.3")(args).pipe(
-    Effect.andThen(Effect.flatMap(Commands.ExitWith, Ref.get)),
-    Effect.provide(
-      Layer.mergeAll(
-        Commands.ExitWith.layer,
-        signals.layer,
-        Reporter.layerMemory(lines),
-        Layer.succeed(ImageStore, host.images ?? imageStore(Effect.succeed(image))),
-        Layer.succeed(QemuHost.QemuHost, {
-          observe: () => observed === undefined ? Effect.succeed(observations) : Effect.fail(observed),
-          inspect: (path) => Effect.succeed({ path, worldReadable: true })
-        }),
-        ScriptedProcess.layer({
-          cgroups: true,
-          script: ({ executable }) => {
-            started.push(executable)
-            return host.qemu?.process ?? { exitAfter: 0 }
-          }
-        }).pipe(Layer.tap((context) => host.qemu?.onHost(context) ?? Effect.void)),
-        ConfigProvider.layer(ConfigProvider.fromEnv({ env: host.env ?? {} })),
-        Stdio.layerTest({ stdout: stdout.sink, stdin: Stream.encodeText(Stream.make(host.stdin ?? "")) })
-      ).pipe(Layer.provideMerge(NodeServices.layer))
-    )
-  )
-  const console = yield* TestConsole.logLines
-  return {
-    ...exit,
-    stdout: stdout.text + console.map((line) => `${String(line)}\n`).join(""),
-    stderr: lines,
-    errors: yield* TestConsole.errorLines,
-    started
-  }
-})
+import { microvm, type Qemu } from "./commandLine.ts"
+import { image, imageStore } from "./world.ts"
 
 describe("help", () => {
   it.effect.each([["--help"], ["-h"], []].map((args) => ({ args })))(
@@ -100,7 +31,9 @@ describe("help", () => {
       Effect.gen(function*() {
         const { code, errors, stderr, stdout } = yield* microvm(args)
         assert.strictEqual(code, 0)
-        for (const command of ["run", "doctor", "image"]) assert.match(stdout, new RegExp(`^ +${command} `, "m"))
+        for (const command of ["run", "snapshot", "doctor", "image"]) {
+          assert.match(stdout, new RegExp(`^ +${command} `, "m"))
+        }
         assert.deepStrictEqual([stderr, errors], [[], []])
       })
   )
@@ -109,7 +42,7 @@ describe("help", () => {
     Effect.gen(function*() {
       const { code, stdout } = yield* microvm(["run", "--help"])
       assert.strictEqual(code, 0)
-      const flags = "backend name vcpus memory image env timeout grace network allow dry-run json"
+      const flags = "backend name vcpus memory image cold from env timeout grace network allow dry-run json"
       for (const flag of flags.split(" ")) assert.include(stdout, `--${flag}`)
       for (const exit of [124, 125, 126, 127, 64, 69]) assert.include(stdout, String(exit))
       assert.include(stdout, "MICROVM_BACKEND")
@@ -216,7 +149,7 @@ describe("--dry-run", () => {
       })
       assert.strictEqual(code, 0)
       assert.deepStrictEqual(stderr, [])
-      assert.match(stdout, /^qemu: QEMU 7\.2\.22 with TCG, since the CPU shows neither vmx nor svm\n- /)
+      assert.match(stdout, /^qemu: QEMU 7\.2\.22 with TCG, since the CPU shows neither vmx nor svm\nwarm: .*\n- /)
       assert.match(stdout, /\n[^\n]*qemu-system-x86_64 [^\n]*-smp 2 [^\n]*\n$/)
       assert.deepStrictEqual(started, [])
     }))
@@ -289,7 +222,14 @@ describe("doctor", () => {
       assert.strictEqual(code, 0)
       const { checks, usable } = yield* Schema.decodeEffect(Schema.fromJsonString(Doctor.Diagnosis))(stdout)
       assert.isTrue(usable)
-      assert.deepStrictEqual(checks.map(({ name }) => name), ["qemu", "kvm", "privileges", "cgroup", "image"])
+      assert.deepStrictEqual(checks.map(({ name }) => name), [
+        "qemu",
+        "kvm",
+        "privileges",
+        "cgroup",
+        "image",
+        "warm start"
+      ])
     }))
 
   it.effect("ends at a signal", () =>
@@ -409,8 +349,8 @@ describe("run", () => {
       onShutdown: () => Effect.suspend(() => exit(guest, "guest-shutdown")),
       programs: { panic: () => Effect.suspend(() => Effect.andThen(exit(guest, "guest-panic"), Effect.never)) }
     })
-    const { stderr, stdin, stdout } = GuestStdio.portNames(0)
-    const channels = yield* Effect.forEach([GuestAgent.channelName, stdin, stdout, stderr], guest.channel)
+    const names = [GuestAgent.channelName, ...GuestSlots.channelNames(4)]
+    const channels = yield* Effect.forEach(names, guest.channel)
     return {
       process: {
         stdout: `${panicked}\r\n`,
@@ -429,19 +369,19 @@ describe("run", () => {
 
   it.live("gives the command's output and its code, and says which backend it took", () =>
     Effect.gen(function*() {
-      const ended = yield* microvm(["run", "--", "cat"], { qemu: yield* makeQemu, stdin: "to and fro\n" })
+      const ended = yield* microvm(["run", "--cold", "--", "cat"], { qemu: yield* makeQemu, stdin: "to and fro\n" })
       assert.deepInclude(ended, { code: 0, patient: true, stdout: "to and fro\n", stderr: [took] })
     }).pipe(Effect.provide(TestConsole.layer)))
 
   it.live("says less when the backend was named", () =>
     Effect.gen(function*() {
-      const ended = yield* microvm(["run", "--backend", "qemu", "--", "exit", "7"], { qemu: yield* makeQemu })
+      const ended = yield* microvm(["run", "--cold", "--backend", "qemu", "--", "exit", "7"], { qemu: yield* makeQemu })
       assert.deepInclude(ended, { code: 7, patient: true, stdout: "", stderr: [] })
     }).pipe(Effect.provide(TestConsole.layer)))
 
   it.live("prints a report on stdout with --json, and the command's output elsewhere", () =>
     Effect.gen(function*() {
-      const ended = yield* microvm(["run", "--name", "web-1", "--json", "--", "echo", "hello"], {
+      const ended = yield* microvm(["run", "--cold", "--name", "web-1", "--json", "--", "echo", "hello"], {
         qemu: yield* makeQemu
       })
       const report = yield* Schema.decodeEffect(Schema.fromJsonString(RunReport))(ended.stdout)
@@ -461,13 +401,13 @@ describe("run", () => {
   ]
   it.live.each(ends)("%j tells what was out of order", ([args, code, told]) =>
     Effect.gen(function*() {
-      const ended = yield* microvm(["run", ...args], { qemu: yield* makeQemu })
+      const ended = yield* microvm(["run", "--cold", ...args], { qemu: yield* makeQemu })
       assert.deepInclude(ended, { code, patient: false, stdout: "", stderr: [took, told] })
     }).pipe(Effect.provide(TestConsole.layer)))
 
   it.live("tells the signal that has ended it", () =>
     Effect.gen(function*() {
-      const ended = yield* microvm(["run", "--", "sleep", "60"], { qemu: yield* makeQemu, signal: "SIGINT" })
+      const ended = yield* microvm(["run", "--cold", "--", "sleep", "60"], { qemu: yield* makeQemu, signal: "SIGINT" })
       assert.deepInclude(ended, { code: 130, patient: false, stdout: "", stderr: [took, "ended by SIGINT"] })
     }).pipe(Effect.provide(TestConsole.layer)))
 })

@@ -10,7 +10,7 @@ import * as MicroVmError from "../../src/microvm/MicroVmError.ts"
 import * as ProcessError from "../../src/process/ProcessError.ts"
 import * as QemuHost from "../../src/qemu/QemuHost.ts"
 import * as ScriptedProcess from "../../src/testing/ScriptedProcess.ts"
-import { image, imageStore, observations } from "./world.ts"
+import { image, imageStore, observations, qemuHost } from "./world.ts"
 
 const stored: StoredImage = {
   digest: image.digest,
@@ -27,20 +27,30 @@ interface Host {
   readonly missing?: ReadonlyArray<string>
   readonly cache?: Effect.Effect<void, ImageError.ImageError>
   readonly cgroups?: boolean
+  /** Is there room for the memory of a machine? Default true. */
+  readonly memory?: boolean
   readonly env?: Record<string, string>
 }
 
 const diagnose = (
-  { cache = Effect.void, cgroups = true, env = {}, images = Effect.succeed([stored]), missing = [], observed = {} }:
-    Host
+  {
+    cache = Effect.void,
+    cgroups = true,
+    env = {},
+    images = Effect.succeed([stored]),
+    memory = true,
+    missing = [],
+    observed = {}
+  }: Host
 ) =>
   Doctor.diagnose().pipe(Effect.provide(Layer.mergeAll(
     Layer.succeed(QemuHost.QemuHost, {
-      observe: () =>
+      ...qemuHost(
         observed instanceof MicroVmError.MicroVmError
           ? Effect.fail(observed)
-          : Effect.succeed({ ...observations, ...observed }),
-      inspect: (path) => Effect.succeed({ path, worldReadable: true })
+          : Effect.succeed({ ...observations, ...observed })
+      ),
+      ...(memory ? { makeRam: () => Effect.succeed({ path: "/dev/null", copyTo: () => Effect.void }) } : {})
     }),
     Layer.succeed(ImageStore, { ...imageStore(Effect.succeed(image)), list: images, writable: cache }),
     ConfigProvider.layer(ConfigProvider.fromEnv({ env })),
@@ -59,7 +69,14 @@ describe("diagnose", () => {
   it.effect("finds nothing wrong with a good host", () =>
     Effect.gen(function*() {
       const diagnosis = yield* diagnose({ observed: { kvm: { _tag: "Usable", mode: 0o666, gid: 0 } } })
-      assert.deepStrictEqual(diagnosis.checks.map(({ name }) => name), ["qemu", "kvm", "privileges", "cgroup", "image"])
+      assert.deepStrictEqual(diagnosis.checks.map(({ name }) => name), [
+        "qemu",
+        "kvm",
+        "privileges",
+        "cgroup",
+        "image",
+        "warm start"
+      ])
       assert.deepStrictEqual(failures(diagnosis), [])
       assert.isTrue(diagnosis.usable)
       assert.include(diagnosis.checks[0]?.found, "7.2.22")
@@ -102,6 +119,7 @@ describe("diagnose", () => {
     ],
     ["setpriv, as root", { observed: { uid: 0, setpriv: false } }, true, ["kvm", "privileges"], /install util-linux/],
     ["cgroups", { cgroups: false }, true, ["kvm", "cgroup"], /Delegate=yes/],
+    ["room for a golden machine", { memory: false }, true, ["kvm", "warm start"], /there is no room\n.*boots/],
     ["an image, with apt", { images: Effect.succeed([]) }, true, ["kvm"], /not built yet; the first run/],
     [
       "an image, and apt",
@@ -130,7 +148,7 @@ describe("diagnose", () => {
         )
       },
       false,
-      ["kvm", "image"],
+      ["kvm", "image", "warm start"],
       /\/c: EROFS.*\n.*set MICROVM_CACHE_DIR/
     ],
     [

@@ -107,7 +107,7 @@ describe("a command", () => {
   it.effect("gets the machine that the flags say", () =>
     Effect.gen(function*() {
       const image = { kernel: "/k", initramfs: "/i" }
-      const options = optionsOf({ vcpus: 2, memory: 512 })
+      const options = optionsOf({ vcpus: Option.some(2), memory: Option.some(512) })
       const spec = Run.toSpec("web-1", options, image)
       assert.deepStrictEqual({ ...spec, channels: spec.channels?.length }, {
         id: "web-1",
@@ -116,10 +116,10 @@ describe("a command", () => {
         memoryMib: 512,
         kernel: "/k",
         initramfs: "/i",
-        channels: 4
+        channels: 13
       })
       assert.match(yield* Run.makeId, /^run-[a-z0-9]{12}$/)
-      const started = yield* after(commandStarts, { flags: { vcpus: 2 } })
+      const started = yield* after(commandStarts, { flags: { vcpus: Option.some(2) } })
       assert.strictEqual((yield* started.machine).spec.vcpus, 2)
       yield* started.end
     }))
@@ -328,8 +328,8 @@ describe("a signal", () => {
         const expected = last.startsWith("command")
           ? ["guest power-off ended"]
           : last.startsWith("boot")
-          // It could not hear anything else.
-          ? ["SIGTERM ended"]
+          // It could not hear anything, and has nothing to put in order.
+          ? ["SIGKILL ended"]
           : []
         assert.deepStrictEqual(stages, expected)
         assert.deepStrictEqual(left, nothing)
@@ -471,7 +471,7 @@ describe("a machine", () => {
       const { asked, left, report } = yield* run({ machine: { start: Effect.fail(new Error("no memory")) } })
       assert.strictEqual(report.exitCode, 125)
       assert.deepStrictEqual(report.end, { _tag: "Failed", message: `Machine "m": start failed: no memory` })
-      assert.deepStrictEqual(asked, ["Terminate"])
+      assert.deepStrictEqual(asked, ["Kill"])
       assert.deepStrictEqual(left, nothing)
     }))
 
@@ -484,7 +484,7 @@ describe("a machine", () => {
       const message = report.end._tag === "Failed" ? report.end.message : report.end._tag
       assert.match(message, /^No guest agent answered within 2m .*\n--- the end of its console ---\nno \/init\n---$/)
       assert.strictEqual(phases[2], "boot 120000")
-      assert.deepStrictEqual(asked, ["Terminate"])
+      assert.deepStrictEqual(asked, ["Kill"])
       assert.deepStrictEqual(left, nothing)
     }))
 

@@ -4,7 +4,7 @@ import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import * as RunOptions from "../../src/cli/RunOptions.ts"
 import * as DurationText from "../../src/lifecycle/DurationText.ts"
-import { flags } from "./world.ts"
+import { flags, optionsOf } from "./world.ts"
 
 const faultsOf = (some: Partial<RunOptions.RunFlags>): ReadonlyArray<string> => {
   const result = RunOptions.fromFlags({ ...flags, ...some })
@@ -65,9 +65,9 @@ describe("flags", () => {
       ...flags,
       backend: "qemu",
       name: Option.some("web-1"),
-      vcpus: 2,
-      memory: 512,
-      image: "big",
+      vcpus: Option.some(2),
+      memory: Option.some(512),
+      image: Option.some("big"),
       env: ["A=1"],
       timeout: Option.some("3s"),
       grace: "1m",
@@ -79,6 +79,7 @@ describe("flags", () => {
       vcpus: 2,
       memoryMib: 512,
       image: "big",
+      start: "cold",
       env: { A: "1" },
       timeout: Option.some(Duration.seconds(3)),
       grace: Duration.minutes(1),
@@ -90,8 +91,8 @@ describe("flags", () => {
     const faults = faultsOf({
       backend: "firecracker",
       name: Option.some("bad_"),
-      vcpus: 99,
-      memory: 1,
+      vcpus: Option.some(99),
+      memory: Option.some(1),
       env: ["A", "1B=x", "C=\0"],
       timeout: Option.some("0s"),
       grace: "soon",
@@ -112,6 +113,30 @@ describe("flags", () => {
       `--timeout "0s" is no duration above zero: write 500ms, 30s, 5m or 2h`,
       "--vcpus 99 is not possible: give a whole number from 1 to 32",
       "no command: write it after --, as in microvm run -- uname -a"
+    ])
+  })
+
+  const starts: ReadonlyArray<readonly [flags: Partial<RunOptions.RunFlags>, start: RunOptions.RunOptions["start"]]> = [
+    [{ cold: false }, "warm"],
+    [{ cold: true }, "cold"],
+    [{ cold: false, from: Option.some("ready") }, { from: "ready" }]
+  ]
+  it.each(starts)("%j say how the machine comes up", (some, start) => {
+    assert.deepStrictEqual(optionsOf(some).start, start)
+    assert.deepInclude(optionsOf(some), { vcpus: 1, memoryMib: 256, image: "default" })
+  })
+
+  it("refuse what is a part of a snapshot beside --from", () => {
+    const [vcpus, memory, image] = [Option.some(1), Option.some(256), Option.some("default")]
+    const parts = ["vcpus", "memory", "image"].map((flag) =>
+      `--${flag} is a part of the snapshot: leave it out, or leave out --from`
+    )
+    assert.deepStrictEqual(faultsOf({ from: Option.some("ready"), cold: true, vcpus, memory, image }), [
+      ...parts,
+      "--cold and --from exclude each other: leave one of them out"
+    ])
+    assert.deepStrictEqual(faultsOf({ from: Option.some(""), cold: false }), [
+      "--from is empty: name a snapshot, as microvm snapshot ls lists them"
     ])
   })
 

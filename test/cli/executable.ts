@@ -13,8 +13,30 @@ import { fileURLToPath } from "node:url"
 export const bin = fileURLToPath(new URL("../../src/cli/bin.ts", import.meta.url))
 
 /** Runs another command of the executable to its end. */
-export const microvm = (...args: ReadonlyArray<string>): { readonly status: number | null; readonly stderr: string } =>
-  NodeChildProcess.spawnSync(process.execPath, [bin, ...args], { encoding: "utf8" })
+export const microvm = (...args: ReadonlyArray<string>) => microvmIn(undefined, ...args)
+
+/** The same, with this cache directory. */
+export const microvmIn = (
+  cache: string | undefined,
+  ...args: ReadonlyArray<string>
+): { readonly status: number | null; readonly stdout: string; readonly stderr: string } =>
+  NodeChildProcess.spawnSync(process.execPath, [bin, ...args], { encoding: "utf8", env: environment(cache) })
+
+const environment = (cache: string | undefined): NodeJS.ProcessEnv =>
+  cache === undefined ? process.env : { ...process.env, MICROVM_CACHE_DIR: cache }
+
+/** A cache directory that has the images which there are, and nothing else. */
+export const makeCache = (): string => {
+  const { HOME = NodeOs.homedir(), MICROVM_CACHE_DIR, XDG_CACHE_HOME = NodePath.join(HOME, ".cache") } = process.env
+  const source = MICROVM_CACHE_DIR ?? NodePath.join(XDG_CACHE_HOME, "effect-microvm-runtime")
+  const cache = NodeFs.mkdtempSync(NodePath.join(NodeOs.tmpdir(), "microvm-cache-test-"))
+  for (const folder of ["images", "names"]) {
+    const [from, to] = [NodePath.join(source, folder), NodePath.join(cache, folder)]
+    // Links where both are on one file system.
+    if (NodeChildProcess.spawnSync("cp", ["-al", from, to]).status !== 0) NodeFs.cpSync(from, to, { recursive: true })
+  }
+  return cache
+}
 
 export const sleep = (millis: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, millis))
 
@@ -37,6 +59,10 @@ export interface Options {
   readonly stdout?: number
   /** Which of its output is read. Default: both. */
   readonly read?: ReadonlyArray<"stdout" | "stderr">
+  /** Its cache directory. Default: the one of the user. */
+  readonly cache?: string
+  /** A command line that runs what comes after it. */
+  readonly within?: ReadonlyArray<string>
   /** Runs it on a terminal of its own; all that it shows is its stdout then. Default `false`. */
   readonly terminal?: boolean
 }
@@ -62,14 +88,15 @@ export class Executable implements AsyncDisposable {
 
   constructor(
     args: ReadonlyArray<string>,
-    { read = ["stdout", "stderr"], stdin = "", stdout, terminal = false }: Options = {}
+    { cache, read = ["stdout", "stderr"], stdin = "", stdout, terminal = false, within = [] }: Options = {}
   ) {
-    const words = [process.execPath, bin, "run", "--name", this.machine, ...args]
+    const words = [...within, process.execPath, bin, "run", "--name", this.machine, ...args]
     const [program = "", ...rest] = terminal
       ? ["script", "--quiet", "--return", "--flush", "--command", `exec ${words.map(shellWord).join(" ")}`, "/dev/null"]
       : words
     const child = NodeChildProcess.spawn(program, rest, {
-      env: { ...process.env, TERM: "xterm", TMPDIR: this.temporary },
+      cwd: this.temporary,
+      env: { ...environment(cache), TERM: "xterm", TMPDIR: this.temporary },
       stdio: ["pipe", stdout ?? "pipe", "pipe"]
     })
     this.child = child
@@ -113,7 +140,7 @@ export class Executable implements AsyncDisposable {
 
   /** Is its QEMU there? */
   hasMachine(): boolean {
-    return descendants(this.pid).some(({ command, line }) => command.startsWith("qemu") && line.includes(this.machine))
+    return descendants(this.pid).some(({ command }) => command.startsWith("qemu"))
   }
 
   /** Waits until the command has said this. */
@@ -142,7 +169,7 @@ export class Executable implements AsyncDisposable {
   traces(born: ReadonlyArray<Process> = []): ReadonlyArray<string> {
     const now = processes()
     return [
-      ...now.filter(({ line, pid }) => pid !== this.pid && line.includes(this.machine)).map(show),
+      ...now.filter((one) => one.pid !== this.pid && this.isOurs(one)).map(show),
       ...born.filter((one) => now.some(({ pid, start }) => pid === one.pid && start === one.start)).map(show),
       ...cgroupsOf(this.pid),
       ...readText("/proc/net/unix").split("\n").filter((line) => line.includes(this.machine)),
@@ -151,6 +178,11 @@ export class Executable implements AsyncDisposable {
         list(directory).filter((file) => file.includes(this.machine)).map((file) => NodePath.join(directory, file))
       )
     ]
+  }
+
+  /** What it starts is where it is itself. The guard is the last to go, and has its own time for that. */
+  private isOurs({ directory, line }: Process): boolean {
+    return line.includes(this.machine) || directory === this.temporary && !line.includes("microvm-guard")
   }
 
   /** Ends it when a test has failed before its end. */
@@ -172,6 +204,8 @@ export interface Process {
   readonly command: string
   /** Its arguments, NUL between them. */
   readonly line: string
+  /** Where it is. */
+  readonly directory: string
 }
 
 const show = ({ command, pid }: Process): string => `${command}[${pid}]`
@@ -179,6 +213,14 @@ const show = ({ command, pid }: Process): string => `${command}[${pid}]`
 const readText = (path: string): string => {
   try {
     return NodeFs.readFileSync(path, "utf8")
+  } catch {
+    return ""
+  }
+}
+
+const linkOf = (path: string): string => {
+  try {
+    return NodeFs.readlinkSync(path)
   } catch {
     return ""
   }
@@ -200,7 +242,9 @@ const processes = (): ReadonlyArray<Process> =>
     const fields = rest.split(" ")
     const [state, parent] = fields
     const line = readText(`/proc/${name}/cmdline`)
-    return state === "Z" ? [] : [{ pid: Number(name), parent: Number(parent), start: fields[19] ?? "", command, line }]
+    if (state === "Z") return []
+    const directory = linkOf(`/proc/${name}/cwd`)
+    return [{ pid: Number(name), parent: Number(parent), start: fields[19] ?? "", command, line, directory }]
   })
 
 export const descendants = (pid: number): ReadonlyArray<Process> => {

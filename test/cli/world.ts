@@ -3,6 +3,8 @@
  * image, the terminal and the signals.
  */
 import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -15,30 +17,38 @@ import * as Sink from "effect/Sink"
 import * as Stdio from "effect/Stdio"
 import * as Stream from "effect/Stream"
 import * as TestClock from "effect/testing/TestClock"
+import { Control } from "../../src/cli/Control.ts"
 import { HostSignals } from "../../src/cli/HostSignals.ts"
 import { Reporter } from "../../src/cli/Reporter.ts"
 import * as Run from "../../src/cli/Run.ts"
 import * as RunOptions from "../../src/cli/RunOptions.ts"
 import type * as ImageError from "../../src/image/ImageError.ts"
 import { type Image, ImageStore } from "../../src/image/ImageStore.ts"
+import * as NodeHasher from "../../src/image/NodeHasher.ts"
 import type { Signal } from "../../src/lifecycle/Signal.ts"
 import * as MemoryDriver from "../../src/microvm/MemoryDriver.ts"
 import * as MemoryProvider from "../../src/microvm/MemoryProvider.ts"
+import type { MicroVmError } from "../../src/microvm/MicroVmError.ts"
 import { MicroVmProvider } from "../../src/microvm/MicroVmProvider.ts"
-import type * as QemuHost from "../../src/qemu/QemuHost.ts"
+import { SnapshotStore } from "../../src/microvm/SnapshotStore.ts"
+import * as QemuHost from "../../src/qemu/QemuHost.ts"
 import * as FakeGuestAgent from "../../src/testing/FakeGuestAgent.ts"
+import * as GoldenMachines from "../../src/warm/GoldenMachines.ts"
 
 /** How long each part takes, so that a test can act in any of them. */
-export const takes = { image: 4000, launch: 2000, boot: 3000 } as const
-/** When the command starts, in milliseconds. */
+export const takes = { image: 4000, launch: 2000, boot: 3000, save: 1000, restore: 200, answer: 100 } as const
+/** When the command starts in a machine that boots, in milliseconds. */
 export const commandStarts = takes.image + takes.launch + takes.boot
 
+/** Of a machine that boots. */
 export const flags: RunOptions.RunFlags = {
   backend: "auto",
   name: Option.none(),
-  vcpus: 1,
-  memory: 256,
-  image: "default",
+  vcpus: Option.none(),
+  memory: Option.none(),
+  image: Option.none(),
+  cold: true,
+  from: Option.none(),
   env: [],
   timeout: Option.none(),
   grace: "5s",
@@ -69,8 +79,12 @@ export const image: Image = {
   }
 }
 
-export const imageStore = (ensure: Effect.Effect<Image, ImageError.ImageError>): ImageStore["Service"] => ({
+export const imageStore = (
+  ensure: Effect.Effect<Image, ImageError.ImageError>,
+  known: Option.Option<Image> = Option.none()
+): ImageStore["Service"] => ({
   ensure: () => ensure,
+  known: () => Effect.succeed(known),
   update: () => ensure,
   list: Effect.succeed([]),
   writable: Effect.void,
@@ -120,28 +134,38 @@ export class Written {
     Sink.forEach((chunk: string | Uint8Array) => Effect.sync(() => this.chunks.push(chunk)))
 }
 
+/** What outlives a run: the backend, and the snapshots that were made of its machines. */
+export type Host = Context.Context<Control | MemoryDriver.MemoryDriver | MicroVmProvider | SnapshotStore>
+
+export const makeHost = Layer.build(Layer.merge(MemoryProvider.layer, Control.layerMemory))
+
 export interface Setting {
+  /** Where the run is. Default: where none has been before. */
+  readonly host?: Host
   /** What differs from `true`, run in machine `m`. */
   readonly flags?: Partial<RunOptions.RunFlags>
   /** What the guest's programs do, and how it takes a power-off. */
-  readonly guest?: Pick<FakeGuestAgent.Options, "programs" | "onShutdown">
+  readonly guest?: Pick<FakeGuestAgent.Options, "programs" | "onShutdown" | "renewal">
   /** In place of the guest that serves after `takes.boot`. */
   readonly machine?: MemoryDriver.Script
   /** In place of the backend as it is. */
   readonly provider?: (provider: MicroVmProvider["Service"]) => MicroVmProvider["Service"]
+  /** In place of the store as it is. */
+  readonly store?: (store: SnapshotStore["Service"]) => SnapshotStore["Service"]
   readonly image?: Effect.Effect<Image, ImageError.ImageError>
+  /** Was the image built before? Default false. */
+  readonly built?: boolean
   readonly stdin?: Stdio.Stdio["stdin"]
   readonly stdout?: Stdio.Stdio["stdout"]
   readonly stderr?: Stdio.Stdio["stderr"]
   readonly json?: boolean
 }
 
-/** The guest: boots for a while, then its agent serves. It powers off when it is told to. */
-const makeGuest = (setting: Setting, told: (guest: FakeGuestAgent.FakeGuest) => void): MemoryDriver.Script => ({
-  launch: (step) => step === "spawn" ? Effect.sleep(takes.launch) : Effect.void,
-  program: (guest) =>
+/** The guest: boots for a while, or goes on where it was saved; then its agent serves. It powers off when it is told to. */
+const makeGuest = (setting: Setting, told: (guest: FakeGuestAgent.FakeGuest) => void): MemoryDriver.Script => {
+  const serveAfter = (millis: number): MemoryDriver.Script["program"] => (guest) =>
     Effect.scoped(Effect.gen(function*() {
-      yield* Effect.sleep(takes.boot)
+      yield* Effect.sleep(millis)
       told(
         yield* FakeGuestAgent.serve(guest.channel, {
           onShutdown: (mode) =>
@@ -150,9 +174,16 @@ const makeGuest = (setting: Setting, told: (guest: FakeGuestAgent.FakeGuest) => 
         })
       )
       return yield* Effect.never
-    })),
-  ...setting.machine
-})
+    }))
+  const slow: Partial<Record<MemoryDriver.LaunchStep, number>> = { spawn: takes.launch, restore: takes.restore }
+  return {
+    launch: (step) => Effect.sleep(slow[step] ?? 0),
+    save: Effect.sleep(takes.save),
+    program: serveAfter(takes.boot),
+    restored: serveAfter(takes.answer),
+    ...setting.machine
+  }
+}
 
 /** Starts a run. Its guest shows up once the agent serves. */
 export const start = Effect.fnUntraced(function*(setting: Setting = {}) {
@@ -162,9 +193,10 @@ export const start = Effect.fnUntraced(function*(setting: Setting = {}) {
   const signals = yield* makeSignals
   let guest: FakeGuestAgent.FakeGuest | undefined
   let stdinOpen = 0
-  const context = yield* Layer.build(MemoryProvider.layer)
-  const driver = yield* Effect.provide(MemoryDriver.MemoryDriver, context)
-  const provider = yield* Effect.provide(MicroVmProvider, context)
+  const host = setting.host ?? (yield* makeHost)
+  const driver = Context.get(host, MemoryDriver.MemoryDriver)
+  const provider = Context.get(host, MicroVmProvider)
+  const store = Context.get(host, SnapshotStore)
   yield* driver.script("*", makeGuest(setting, (serving) => void (guest = serving)))
   const began = yield* Clock.currentTimeMillis
   const fiber = yield* Run.run(optionsOf({ name: Option.some("m"), ...setting.flags }), {
@@ -172,28 +204,40 @@ export const start = Effect.fnUntraced(function*(setting: Setting = {}) {
     json: setting.json ?? false
   }).pipe(
     Effect.flatMap((report) => Effect.map(Clock.currentTimeMillis, (now) => ({ report, took: now - began }))),
-    Effect.provide(Layer.mergeAll(
-      Layer.succeed(MicroVmProvider, setting.provider?.(provider) ?? provider),
-      Layer.succeed(ImageStore, imageStore(setting.image ?? Effect.delay(Effect.succeed(image), takes.image))),
-      Stdio.layerTest({
-        stdin: Stream.unwrap(
-          Effect.acquireRelease(
-            Effect.sync(() => {
-              stdinOpen++
-              return setting.stdin ?? Stream.empty
-            }),
-            () =>
-              Effect.sync(() => {
-                stdinOpen--
-              })
+    Effect.provide(
+      GoldenMachines.layerWith({}).pipe(Layer.provideMerge(Layer.mergeAll(
+        Layer.succeed(Control, Context.get(host, Control)),
+        Layer.succeed(MicroVmProvider, setting.provider?.(provider) ?? provider),
+        Layer.succeed(SnapshotStore, setting.store?.(store) ?? store),
+        Layer.succeed(
+          ImageStore,
+          imageStore(
+            setting.image ?? Effect.delay(Effect.succeed(image), takes.image),
+            setting.built === true ? Option.some(image) : Option.none()
           )
         ),
-        stdout: setting.stdout ?? stdout.sink,
-        stderr: setting.stderr ?? stderr.sink
-      }),
-      signals.layer,
-      Reporter.layerMemory(lines)
-    )),
+        NodeHasher.layer,
+        SecureRandom.layerWebCrypto,
+        Stdio.layerTest({
+          stdin: Stream.unwrap(
+            Effect.acquireRelease(
+              Effect.sync(() => {
+                stdinOpen++
+                return setting.stdin ?? Stream.empty
+              }),
+              () =>
+                Effect.sync(() => {
+                  stdinOpen--
+                })
+            )
+          ),
+          stdout: setting.stdout ?? stdout.sink,
+          stderr: setting.stderr ?? stderr.sink
+        }),
+        signals.layer,
+        Reporter.layerMemory(lines)
+      )))
+    ),
     Effect.forkChild({ startImmediately: true })
   )
 
@@ -221,6 +265,7 @@ export const start = Effect.fnUntraced(function*(setting: Setting = {}) {
       /** What was asked of the machine once it ran. */
       asked: events.map(({ what }) => what).filter((what) => ["PowerButton", "Terminate", "Kill"].includes(what)),
       stages: report.shutdown?.stages.map((stage) => `${stage.name} ${stage.end}`) ?? [],
+      lines,
       phases: report.phases.map((phase) => `${phase.name} ${Math.round(Duration.toMillis(phase.took))}`),
       stdout: stdout.text,
       stderr: stderr.text
@@ -228,6 +273,7 @@ export const start = Effect.fnUntraced(function*(setting: Setting = {}) {
   })
   return {
     fiber,
+    host,
     driver,
     lines,
     stdout,
@@ -247,12 +293,23 @@ export const nothing = { claims: [], machines: 0, takers: 0, stdin: 0 }
 /** A run from its start to its end. */
 export const run = (setting: Setting = {}) => Effect.flatMap(start(setting), (started) => started.end)
 
+/** A host that is what was observed, and keeps no memory for machines. */
+export const qemuHost = (
+  observed: Effect.Effect<QemuHost.Observations, MicroVmError> = Effect.succeed(observations)
+): QemuHost.QemuHost["Service"] => ({
+  observe: () => observed,
+  inspect: (path) => Effect.succeed({ path, worldReadable: true }),
+  makeRam: () => Effect.fail(new QemuHost.HostFailed({ path: "/dev/shm", why: "there is no room" })),
+  receive: (path) => Effect.fail(new QemuHost.HostFailed({ path, why: "nothing is received" }))
+})
+
 /** A host with QEMU and without KVM. */
 export const observations: QemuHost.Observations = {
   binary: "qemu-system-x86_64",
   version: { major: 7, minor: 2, micro: 22 },
   architecture: "x86_64",
   kvm: { _tag: "Unusable", why: "the CPU shows neither vmx nor svm", remedy: "turn it on" },
+  cpu: "a processor",
   uid: 1000,
   setpriv: true,
   path: "/usr/bin:/bin"

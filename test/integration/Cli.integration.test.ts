@@ -94,7 +94,7 @@ describe.skipIf(lacks(qemu))("microvm run", () => {
   })
 
   it("prints its report", async () => {
-    const { code, stderr, stdout } = await run(["--json", "--", "sh", "-c", "echo hello; exit 3"])
+    const { code, stderr, stdout } = await run(["--cold", "--json", "--", "sh", "-c", "echo hello; exit 3"])
     const report = decodeReport(stdout)
     assert.deepInclude(report, { backend: "qemu", exitCode: 3 })
     assert.strictEqual(code, 3)
@@ -246,7 +246,7 @@ describe.skipIf(lacks(qemu))("a signal", () => {
   })
 
   it("while the guest boots ends it, too", async () => {
-    const ended = await run(["--json", ...waiting], {}, async (running) => {
+    const ended = await run(["--cold", "--json", ...waiting], {}, async (running) => {
       await until("a machine", () => running.hasMachine())
       running.kill("SIGTERM")
     })
@@ -306,7 +306,7 @@ describe.skipIf(lacks(qemu, "script"))("on a terminal", () => {
   const live = new RegExp(`\\r${escape}\\[2K${escape}\\[\\?7l. [a-z ]+ \\d+\\.\\d s${escape}\\[\\?7h`, "gu")
 
   it("shows what goes on in a line of its own, and clears it", async () => {
-    const { code, stdout } = await run(["--", "printf", "hello"], { stdin: null, terminal: true })
+    const { code, stdout } = await run(["--cold", "--", "printf", "hello"], { stdin: null, terminal: true })
     assert.strictEqual(code, 0)
     assert.match(stdout, live)
     const shown = stdout.replaceAll(live, "[live]").replaceAll(clear, "[clear]")

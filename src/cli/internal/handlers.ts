@@ -1,0 +1,43 @@
+/** What the handlers of all commands share. */
+import * as Flag from "effect/cli/Flag"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Ref from "effect/Ref"
+import * as Result from "effect/Result"
+import * as Stdio from "effect/Stdio"
+import * as ExitCode from "../../lifecycle/ExitCode.ts"
+import { orSignal } from "../HostSignals.ts"
+import { say } from "../Reporter.ts"
+
+/** How the edge is to exit. The last that was set counts. */
+export class ExitWith extends Context.Service<
+  ExitWith,
+  Ref.Ref<{
+    readonly code: number
+    /** May the exit wait for whoever reads our output? Not when we are being ended. */
+    readonly patient: boolean
+  }>
+>()("effect-microvm-runtime/cli/ExitWith") {
+  static readonly layer = Layer.effect(
+    ExitWith,
+    Ref.make<{ readonly code: number; readonly patient: boolean }>({ code: 0, patient: true })
+  )
+}
+
+export const exitWith = (code: number, patient = true) =>
+  Effect.flatMap(ExitWith, (ref) => Ref.set(ref, { code, patient }))
+
+/** For commands that have nothing of their own to end in order: the first signal interrupts them. */
+export const untilSignal = <A, E, R>(self: Effect.Effect<A, E, R>) =>
+  Effect.flatMap(
+    orSignal(self),
+    (result) => Result.isSuccess(result) ? Effect.void : exitWith(ExitCode.fromSignal(result.failure), false)
+  )
+
+export const print = (text: string) => Effect.flatMap(Stdio.Stdio, (stdio) => say(stdio.stdout(), `${text}\n`))
+
+export const jsonFlag = Flag.Boolean("json").pipe(
+  Flag.withDefault(false),
+  Flag.withDescription("Print the result as JSON on stdout")
+)

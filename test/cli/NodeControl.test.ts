@@ -1,0 +1,341 @@
+/** Requests to runs, over real sockets. */
+import * as NodeServices from "@effect/platform-node/NodeServices"
+import { assert, describe, it } from "@effect/vitest"
+import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Scope from "effect/Scope"
+import * as NodeCrypto from "node:crypto"
+import * as NodeFs from "node:fs"
+import * as NodeNet from "node:net"
+import * as NodeOs from "node:os"
+import * as NodePath from "node:path"
+import * as Control from "../../src/cli/Control.ts"
+import * as NodeControl from "../../src/cli/NodeControl.ts"
+import * as NodeProcessHost from "../../src/process/NodeProcessHost.ts"
+
+const save: Control.Request = { _tag: "Save", name: "ready" }
+const saved: Control.Answer = { _tag: "Saved", snapshot: "a".repeat(64), took: 600, stoodStill: 500 }
+
+/** A cache directory of our own, and `microvm` with it. */
+const makeCache = Effect.acquireRelease(
+  Effect.sync(() => NodeFs.mkdtempSync(NodePath.join(NodeOs.tmpdir(), "microvm-control-test-"))),
+  (directory) => Effect.sync(() => NodeFs.rmSync(directory, { recursive: true, force: true }))
+)
+
+const controlAt = (directory: string) =>
+  Effect.map(
+    Layer.build(
+      NodeControl.layerAt(directory).pipe(
+        Layer.provide(NodeProcessHost.layer),
+        Layer.provide(NodeServices.layer)
+      )
+    ),
+    (context) => Context.get(context, Control.Control)
+  )
+
+const makeControl = Effect.flatMap(makeCache, controlAt)
+
+const reasonOf = <A>(effect: Effect.Effect<A, Control.ControlError>) =>
+  Effect.map(Effect.exit(effect), (exit) => {
+    if (Exit.isSuccess(exit)) return "none"
+    const reason = exit.cause.reasons[0]
+    return reason?._tag === "Fail" ? reason.error.reason._tag : String(reason?._tag)
+  })
+
+const table = () => NodeFs.readFileSync("/proc/net/unix", "utf8").split("\n")
+
+/** The abstract name at which a machine of this cache is found, by asking the kernel. */
+const addressOf = (id: string): string => {
+  const [, name = ""] = table().flatMap((line) => / @(effect-microvm\/.*)$/.exec(line) ?? []).filter((one) =>
+    one.endsWith(`/${id}`)
+  )
+  return name
+}
+
+let count = 0
+const makeId = () => `control-test-${process.pid}-${++count}`
+
+/** Says this to a run, and gives what it says until it hangs up. */
+const say = (address: string, text: string, end = false) =>
+  Effect.callback<string>((resume) => {
+    const socket = NodeNet.connect(`\0${address}`)
+    let heard = ""
+    socket.on("data", (chunk) => void (heard += String(chunk)))
+    socket.on("error", () => {})
+    socket.on("close", () => resume(Effect.succeed(heard)))
+    if (end) socket.end(text)
+    else socket.write(text)
+    return Effect.sync(() => socket.destroy())
+  })
+
+describe("a request", () => {
+  it.live("gets to the run that has the machine, and its answer back", () =>
+    Effect.gen(function*() {
+      const control = yield* makeControl
+      const [one, two] = [makeId(), makeId()]
+      const asked: Array<string> = []
+      for (const id of [one, two]) {
+        yield* control.listen(id, ({ name }) =>
+          Effect.sync(() => {
+            asked.push(`${id} ${name}`)
+            return saved
+          }))
+      }
+      assert.deepStrictEqual(yield* control.ask(two, save), saved)
+      assert.deepStrictEqual(yield* control.ask(two, { ...save, name: "again" }), saved)
+      assert.deepStrictEqual(asked, [`${two} ready`, `${two} again`])
+    }))
+
+  it.live("that is refused says why", () =>
+    Effect.gen(function*() {
+      const control = yield* makeControl
+      const id = makeId()
+      yield* control.listen(id, () => Effect.succeed({ _tag: "Refused", reason: "NameTaken", message: "it is taken" }))
+      const error = yield* Effect.flip(control.ask(id, save))
+      assert.strictEqual(error.message, "it is taken")
+      assert.strictEqual(error.reason._tag, "Refused")
+    }))
+
+  it.live("for a machine that is not there names those that are", () =>
+    Effect.gen(function*() {
+      const control = yield* makeControl
+      const none = yield* Effect.flip(control.ask("nonesuch", save))
+      assert.match(none.message, /no machine nonesuch runs here: there is none/)
+      const id = makeId()
+      yield* control.listen(id, () => Effect.succeed(saved))
+      const one = yield* Effect.flip(control.ask("nonesuch", save))
+      assert.strictEqual(one.message, `no machine nonesuch runs here: there is ${id}`)
+      // Those of another cache are other machines.
+      const elsewhere = yield* makeControl
+      assert.match((yield* Effect.flip(elsewhere.ask(id, save))).message, /there is none/)
+    }))
+
+  it.live("takes the longest id there is", () =>
+    Effect.gen(function*() {
+      const control = yield* makeControl
+      const id = `${"a".repeat(40)}-${process.pid}`.padEnd(64, "z")
+      yield* control.listen(id, () => Effect.succeed(saved))
+      assert.deepStrictEqual(yield* control.ask(id, save), saved)
+      assert.include(yield* Effect.map(Effect.flip(control.ask("x", save)), String), id)
+    }))
+
+  it.live("that takes its time is waited for, and a run that ends meanwhile is told", () =>
+    Effect.gen(function*() {
+      const control = yield* makeControl
+      const id = makeId()
+      const scope = yield* Scope.make()
+      const begun = yield* Deferred.make<void>()
+      let interrupted = false
+      yield* control.listen(id, () =>
+        Effect.andThen(Deferred.succeed(begun, undefined), Effect.never).pipe(
+          Effect.onInterrupt(() =>
+            Effect.sync(() => {
+              interrupted = true
+            })
+          )
+        )).pipe(Scope.provide(scope))
+      const asking = yield* Effect.forkChild(reasonOf(control.ask(id, save)), { startImmediately: true })
+      yield* Deferred.await(begun)
+      // Longer than a beat.
+      yield* Effect.sleep("1500 millis")
+      assert.isUndefined(asking.pollUnsafe())
+      yield* Scope.close(scope, Exit.void)
+      assert.isTrue(interrupted)
+      assert.strictEqual(yield* Fiber.join(asking), "Gone")
+      assert.strictEqual(addressOf(id), "")
+    }))
+
+  it.live("goes on when whoever made it is interrupted", () =>
+    Effect.gen(function*() {
+      const control = yield* makeControl
+      const id = makeId()
+      const [begun, go, done] = [
+        yield* Deferred.make<void>(),
+        yield* Deferred.make<void>(),
+        yield* Deferred.make<void>()
+      ]
+      yield* control.listen(id, () =>
+        Deferred.succeed(begun, undefined).pipe(
+          Effect.andThen(Deferred.await(go)),
+          Effect.andThen(Deferred.succeed(done, undefined)),
+          Effect.as(saved)
+        ))
+      const asking = yield* Effect.forkChild(control.ask(id, save), { startImmediately: true })
+      yield* Deferred.await(begun)
+      yield* Fiber.interrupt(asking)
+      yield* Deferred.succeed(go, undefined)
+      yield* Effect.timeout(Deferred.await(done), "10 seconds")
+    }))
+
+  it.live("of a defect in the run does not end the run", () =>
+    Effect.gen(function*() {
+      const control = yield* makeControl
+      const id = makeId()
+      let calls = 0
+      yield* control.listen(id, () => ++calls === 1 ? Effect.die(new Error("a bug")) : Effect.succeed(saved))
+      assert.strictEqual(yield* reasonOf(control.ask(id, save)), "Gone")
+      assert.deepStrictEqual(yield* control.ask(id, save), saved)
+    }))
+})
+
+describe("a name", () => {
+  it.live("that another run has is not taken, and free again after its end", () =>
+    Effect.gen(function*() {
+      const control = yield* makeControl
+      const id = makeId()
+      const scope = yield* Scope.make()
+      yield* Scope.provide(control.listen(id, () => Effect.succeed(saved)), scope)
+      const error = yield* Effect.flip(Effect.scoped(control.listen(id, () => Effect.succeed(saved))))
+      assert.match(error.message, /another run has a machine/)
+      yield* Scope.close(scope, Exit.void)
+      yield* Effect.scoped(control.listen(id, () => Effect.succeed(saved)))
+      assert.strictEqual(addressOf(id), "")
+    }))
+
+  it.live("that a stranger has taken is found out, whatever he answers", () =>
+    Effect.gen(function*() {
+      const directory = yield* makeCache
+      const control = yield* controlAt(directory)
+      const probe = makeId()
+      yield* control.listen(probe, () => Effect.succeed(saved))
+      const id = makeId()
+      const address = addressOf(probe).replace(probe, id)
+      const answer = (text: string) =>
+        Effect.acquireUseRelease(
+          Effect.callback<NodeNet.Server>((resume) => {
+            const server = NodeNet.createServer((socket) => {
+              socket.on("error", () => {})
+              socket.on("data", () => socket.write(text))
+            })
+            server.listen(`\0${address}`, () => resume(Effect.succeed(server)))
+          }),
+          () => reasonOf(control.ask(id, save)),
+          (server) => Effect.sync(() => server.close())
+        )
+      const nonce = "b".repeat(64)
+      assert.strictEqual(yield* answer(`${JSON.stringify({ nonce, proof: nonce })}\n`), "Stranger")
+      assert.strictEqual(yield* answer("garbage\n"), "NoAnswer")
+      assert.strictEqual(yield* answer("x".repeat(100_000)), "NoAnswer")
+    }), 60_000)
+})
+
+describe("a stranger", () => {
+  const hello = `${JSON.stringify({ version: 1, nonce: "c".repeat(64) })}\n`
+  const listen = Effect.gen(function*() {
+    const control = yield* makeControl
+    const id = makeId()
+    let calls = 0
+    yield* control.listen(id, () =>
+      Effect.sync(() => {
+        calls++
+        return saved
+      }))
+    return { control, id, address: addressOf(id), calls: () => calls }
+  })
+
+  const words: ReadonlyArray<readonly [what: string, text: string]> = [
+    ["nothing", ""],
+    ["garbage", "GET / HTTP/1.1\r\n\r\n"],
+    ["a line without an end", "x".repeat(30_000)],
+    ["more than is read", "x".repeat(300_000)],
+    ["another version", `${JSON.stringify({ version: 2, nonce: "c".repeat(64) })}\n`],
+    [
+      "a proof that is none",
+      `${hello}${JSON.stringify({ request: JSON.stringify(save), proof: "d".repeat(64) })}\n`
+    ]
+  ]
+  it.live.each(words)(
+    "who says %s is cut off, and is told nothing but a challenge",
+    ([, text]) =>
+      Effect.gen(function*() {
+        const { address, calls, control, id } = yield* listen
+        const heard = yield* Effect.timeout(say(address, text), "5 seconds")
+        assert.match(heard, /^(\{"nonce":"[0-9a-f]{64}","proof":"[0-9a-f]{64}"\}\n)?$/)
+        assert.strictEqual(calls(), 0)
+        assert.deepStrictEqual(yield* control.ask(id, save), saved)
+      })
+  )
+
+  it.live("cannot use what a visitor has said before", () =>
+    Effect.gen(function*() {
+      const directory = yield* makeCache
+      const control = yield* controlAt(directory)
+      const id = makeId()
+      let calls = 0
+      yield* control.listen(id, () => Effect.sync(() => (calls++, saved)))
+      const address = addressOf(id)
+      const key = NodeFs.readFileSync(NodePath.join(directory, "control-key"))
+      const prove = (...what: ReadonlyArray<string>) =>
+        NodeCrypto.createHmac("sha256", key).update(JSON.stringify(what)).digest("hex")
+      const request = JSON.stringify(save)
+      const stale = prove("visitor", address, "c".repeat(64), "e".repeat(64), request)
+      yield* say(address, `${hello}${JSON.stringify({ request, proof: stale })}\n`)
+      assert.strictEqual(calls, 0)
+    }))
+
+  it.live("who keeps all doors busy does not keep a visitor out for long", () =>
+    Effect.gen(function*() {
+      const { address, control, id } = yield* listen
+      const crowd = yield* Effect.forkChild(
+        Effect.forEach(Array.from({ length: 20 }), () => say(address, ""), { concurrency: "unbounded" }),
+        { startImmediately: true }
+      )
+      assert.deepStrictEqual(yield* control.ask(id, save), saved)
+      yield* Fiber.interrupt(crowd)
+    }), 30_000)
+})
+
+describe("the key", () => {
+  it.live("is made once, by whoever is first, for this user alone", () =>
+    Effect.gen(function*() {
+      const directory = yield* makeCache
+      const controls = yield* Effect.forEach(Array.from({ length: 8 }), () => controlAt(directory))
+      const ids = controls.map(makeId)
+      yield* Effect.forEach(
+        controls,
+        (control, index) => control.listen(ids[index] ?? "", () => Effect.succeed(saved)),
+        { concurrency: "unbounded" }
+      )
+      for (const id of ids) assert.deepStrictEqual(yield* controls[0]?.ask(id, save) ?? Effect.succeed(saved), saved)
+      const file = NodePath.join(directory, "control-key")
+      assert.strictEqual(NodeFs.statSync(file).mode & 0o777, 0o600)
+      assert.strictEqual(NodeFs.statSync(file).size, 32)
+      assert.deepStrictEqual(NodeFs.readdirSync(directory).toSorted(), ["control-key", "tmp"])
+      assert.deepStrictEqual(NodeFs.readdirSync(NodePath.join(directory, "tmp")), [])
+    }))
+
+  const faults: ReadonlyArray<readonly [what: string, spoil: (file: string) => void, told: RegExp]> = [
+    ["that others can read", (file) => NodeFs.chmodSync(file, 0o644), /not this user's alone: remove it/],
+    ["that is cut short", (file) => NodeFs.truncateSync(file, 31), /is no key: remove it/],
+    ["that is too long", (file) => NodeFs.appendFileSync(file, "x"), /is no key: remove it/],
+    [
+      "that is a directory",
+      (file) => (NodeFs.rmSync(file), NodeFs.mkdirSync(file)),
+      /there can be no key|not this user's/
+    ]
+  ]
+  it.live.each(faults)("%s is not used", ([, spoil, told]) =>
+    Effect.gen(function*() {
+      const directory = yield* makeCache
+      const control = yield* controlAt(directory)
+      yield* Effect.scoped(control.listen(makeId(), () => Effect.succeed(saved)))
+      spoil(NodePath.join(directory, "control-key"))
+      const error = yield* Effect.flip(Effect.scoped(control.listen(makeId(), () => Effect.succeed(saved))))
+      assert.strictEqual(error.reason._tag, "Unavailable")
+      assert.match(error.message, told)
+    }))
+
+  it.live("cannot be had where the cache cannot be made", () =>
+    Effect.gen(function*() {
+      const directory = yield* makeCache
+      const file = NodePath.join(directory, "file")
+      NodeFs.writeFileSync(file, "")
+      const control = yield* controlAt(NodePath.join(file, "cache"))
+      const error = yield* Effect.flip(Effect.scoped(control.listen(makeId(), () => Effect.succeed(saved))))
+      assert.match(error.message, /there can be no key in .*file\/cache/)
+    }))
+})
