@@ -7,16 +7,19 @@
  * to be destroyed.
  *
  * ```
- *   how late is it? ▸ microvm-renew: clock, kernel's generator, names, hooks ▸ read back ▸ how late is it now?
+ *   how late is it? ▸ kernel's generator, clock, names, read back ▸ hooks, read back ▸ how late is it now?
  * ```
  *
- * The guest's end is in the image: `/sbin/microvm-renew` and `/sbin/microvm-refresh`.
+ * All of it but the hooks is one run of one tiny program, as programs are slow to start in a guest that was just restored
+ * and has no acceleration: `/sbin/microvm-syscalls` makes the system calls that it is told, and tells their results. What
+ * they are is decided here. A guest without hooks starts nothing else.
  *
  * - Programs that were running when the snapshot was taken live on in every clone, with what they have in memory. The
  *   machine that clones are made of runs none but init, the power button's reader and the agent. None of them keeps a
  *   generator that matters: busybox has none there, and `qemu-ga` draws from GLib's only for names of objects that it does
  *   not make. An image whose programs do (TLS servers, most language runtimes), or that hold connections open, has
- *   executables in `/etc/microvm/renew.d` which restart them. Each is run in order of name, and has to exit with 0.
+ *   executables in `/etc/microvm/renew.d` which restart them. They are run once the guest has all else of its own, in order
+ *   of name, and each has to exit with 0.
  * - The layout of memory and the stack guards of such programs, and of the kernel, stay those of the snapshot.
  *
  * @since 0.2.0
@@ -30,23 +33,24 @@ import * as ExitStatus from "../lifecycle/ExitStatus.ts"
 import type { GuestAgent, ProgramEnd } from "./GuestAgent.ts"
 import * as GuestAgentSchema from "./GuestAgentSchema.ts"
 import * as GuestError from "./GuestError.ts"
-import * as RefreshBlock from "./internal/refreshBlock.ts"
+import * as RenewalCalls from "./internal/renewalCalls.ts"
+import * as SystemCalls from "./internal/systemCalls.ts"
 
 /**
- * The program in the guest that does all but the measuring, `microvm-renew HOSTNAME MACHINE-ID BOOT-ID`.
+ * The program in the guest that makes system calls and tells their results.
  *
  * @category constants
  * @since 0.2.0
  */
-export const program = "/sbin/microvm-renew"
+export const program = "/sbin/microvm-syscalls"
 
 /**
- * The program in the guest that corrects the clock and seeds the kernel's generator. `program` runs it first.
+ * The program in the guest that runs the hooks, when there are any.
  *
  * @category constants
  * @since 0.2.0
  */
-export const refreshProgram = "/sbin/microvm-refresh"
+export const hooksProgram = "/sbin/microvm-renew-hooks"
 
 /**
  * What one machine has and no other.
@@ -127,7 +131,7 @@ export const makeIdentity = Effect.fnUntraced(function*(
     hostname,
     machineId: (yield* random.uuidV4()).replaceAll("-", ""),
     bootId: yield* random.uuidV4(),
-    seed: Redacted.make(yield* random.randomBytes(RefreshBlock.seedBytes), { label: "seed" })
+    seed: Redacted.make(yield* random.randomBytes(RenewalCalls.seedBytes), { label: "seed" })
   }
 })
 
@@ -172,20 +176,67 @@ export const renew = Effect.fn("GuestRenewal.renew")(function*(
 })
 
 const attempt = Effect.fnUntraced(function*(agent: GuestAgent, identity: Identity) {
-  const { bootId, hostname, machineId } = identity
+  const { bootId, hostname, machineId, seed } = identity
   const before = yield* measure(agent)
-  const end = yield* agent.exec({ path: program, args: [hostname, machineId, bootId], input: block(identity, before) })
-  const { interfaces, restarted, told } = read(end.stdout)
+  const { hooks } = yield* prove(agent, identity, [
+    // First of all, as whoever needs a random number from here on gets one of this machine's own.
+    RenewalCalls.seed(Redacted.value(seed)),
+    correction(before),
+    RenewalCalls.hostname(hostname),
+    RenewalCalls.machineId(machineId),
+    RenewalCalls.bootId(bootId)
+  ])
+  const restarted = hooks.length === 0 ? [] : yield* runHooks(agent)
+  // They may do anything.
+  if (hooks.length > 0) yield* prove(agent, identity, [])
+  const { off, uncertainty } = yield* proveClock(agent)
+  return { clockOff: off, uncertainty, hostname, machineId, bootId, interfaces: [], restarted }
+})
+
+/** Does the steps, and fails unless all is read back as it should be. */
+const prove = Effect.fnUntraced(function*(
+  agent: GuestAgent,
+  identity: Identity,
+  changes: ReadonlyArray<RenewalCalls.Step>
+) {
+  const { faults, told } = yield* perform(agent, [...changes, ...RenewalCalls.readBack])
+  const { bootId, hooks, hostname, interfaces, machineId } = RenewalCalls.read(told)
+  const names = [
+    ["hostname", hostname, identity.hostname],
+    ["machine-id", machineId, identity.machineId],
+    ["boot-id", bootId, identity.bootId]
+  ] as const
   const unproven = [
-    ...faultsOfEnd(program, end),
-    ...Object.entries({ hostname, "machine-id": machineId, "boot-id": bootId }).flatMap(([name, wanted]) =>
-      told.get(name) === wanted ? [] : [`${name}: ${excerpt(told.get(name))} instead of ${JSON.stringify(wanted)}`]
+    ...faults,
+    ...names.flatMap(([name, is, wanted]) =>
+      is === wanted ? [] : [`${name}: ${JSON.stringify(is)} instead of ${JSON.stringify(wanted)}`]
     ),
-    ...interfaces.map((name) => `interface ${excerpt(name)}: its addresses are those of the snapshot`)
+    ...interfaces.map((name) => `interface ${JSON.stringify(name)}: its addresses are those of the snapshot`)
   ]
-  if (unproven.length > 0) return yield* notRenewed(unproven)
-  const { off, uncertainty } = yield* proveClock(agent, identity)
-  return { clockOff: off, uncertainty, hostname, machineId, bootId, interfaces, restarted }
+  return unproven.length === 0 ? { hooks } : yield* notRenewed(unproven)
+})
+
+const perform = Effect.fnUntraced(function*(agent: GuestAgent, steps: ReadonlyArray<RenewalCalls.Step>) {
+  const batch = SystemCalls.make(steps.flatMap(({ calls }) => calls))
+  const end = yield* agent.exec({ path: program, input: batch.input })
+  const faults = faultsOfEnd(program, end)
+  if (faults.length > 0) return yield* notRenewed(faults)
+  const { length } = end.stdout
+  if (length !== batch.outputBytes) {
+    return yield* notRenewed([`${program}: it told ${length} bytes instead of ${batch.outputBytes}`])
+  }
+  const told = batch.read(end.stdout)
+  return { told, faults: RenewalCalls.faultsOf(steps, told) }
+})
+
+/** The names of those that were run. */
+const runHooks = Effect.fnUntraced(function*(agent: GuestAgent) {
+  const end = yield* agent.exec({ path: hooksProgram })
+  const faults = end.stdout.length > maxReportBytes
+    ? [`${hooksProgram}: it told ${end.stdout.length} bytes, more than there can be`]
+    : faultsOfEnd(hooksProgram, end)
+  if (faults.length > 0) return yield* notRenewed(faults)
+  return Array.from(decoder.decode(end.stdout).matchAll(/^restarted (.+)$/gm), ([, name = ""]) => name)
 })
 
 interface Measurement {
@@ -214,7 +265,7 @@ const measure = Effect.fnUntraced(function*(agent: GuestAgent) {
 
 // While it can only be seen badly, as on a host that is short of processors, it is measured again until the deadline. A
 // clock that is certainly off is corrected again, as it may have been measured badly before.
-const proveClock = Effect.fnUntraced(function*(agent: GuestAgent, identity: Identity) {
+const proveClock = Effect.fnUntraced(function*(agent: GuestAgent) {
   for (let corrections = 1;;) {
     const seen = yield* measure(agent)
     const off = Math.abs(seen.off)
@@ -227,15 +278,13 @@ const proveClock = Effect.fnUntraced(function*(agent: GuestAgent, identity: Iden
       const by = `${off.toFixed(1)} ± ${seen.uncertainty.toFixed(1)} ms ${seen.off < 0 ? "behind" : "ahead"}`
       return yield* notRenewed([`clock: ${by} after ${maxCorrections} corrections`])
     }
-    const end = yield* agent.exec({ path: refreshProgram, input: block(identity, seen) })
-    const faults = faultsOfEnd(refreshProgram, end)
+    const { faults } = yield* perform(agent, [correction(seen)])
     if (faults.length > 0) return yield* notRenewed(faults)
   }
 })
 
 // An offset, and no time: it is right however long the guest takes to apply it.
-const block = ({ seed }: Identity, { off }: Measurement): Uint8Array =>
-  RefreshBlock.make(BigInt(Math.round(-off * 1e6)), Redacted.value(seed))
+const correction = ({ off }: Measurement): RenewalCalls.Step => RenewalCalls.clock(BigInt(Math.round(-off * 1e6)))
 
 const notRenewed = (unproven: ReadonlyArray<string>) =>
   Effect.fail(GuestError.make(new GuestError.NotRenewed({ unproven: unproven.slice(0, maxUnproven) })))
@@ -252,29 +301,15 @@ const faultsOf = ({ bootId, hostname, machineId, seed }: Identity): ReadonlyArra
     .../^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/.test(bootId)
       ? []
       : [`bootId is ${JSON.stringify(bootId)}: give a UUID in lower case`],
-    ...length === RefreshBlock.seedBytes ? [] : [`seed has ${length} bytes: give ${RefreshBlock.seedBytes}`]
+    ...length === RenewalCalls.seedBytes ? [] : [`seed has ${length} bytes: give ${RenewalCalls.seedBytes}`]
   ]
 }
 
 const decoder = new TextDecoder()
 
-const excerpt = (said: string | undefined): string =>
-  said === undefined ? "not told" : JSON.stringify(said.length > 200 ? `${said.slice(0, 200)}…` : said)
-
-const faultsOfEnd = (path: string, { status, stderr, stdout }: ProgramEnd): ReadonlyArray<string> => {
-  if (stdout.length > maxReportBytes) return [`${path}: it told ${stdout.length} bytes, more than there can be`]
-  const said = decoder.decode(stderr.subarray(0, 1024)).trim()
+const faultsOfEnd = (path: string, { status, stderr }: ProgramEnd): ReadonlyArray<string> => {
+  const said = decoder.decode(stderr.subarray(0, 1024)).trim().slice(0, 200)
   return ExitStatus.isSuccess(status)
     ? []
-    : [`${path}: ${ExitStatus.format(status)}${said === "" ? "" : `: ${excerpt(said)}`}`]
-}
-
-/** Each line is a name and a value. The guest may be anybody's. */
-const read = (stdout: Uint8Array) => {
-  const lines = decoder.decode(stdout.subarray(0, maxReportBytes)).split("\n").flatMap((line) => {
-    const at = line.indexOf(" ")
-    return at < 0 ? [] : [[line.slice(0, at), line.slice(at + 1)] as const]
-  })
-  const all = (name: string) => lines.flatMap(([key, value]) => key === name ? [value] : [])
-  return { told: new Map(lines), interfaces: all("interface"), restarted: all("restarted") }
+    : [`${path}: ${ExitStatus.format(status)}${said === "" ? "" : `: ${JSON.stringify(said)}`}`]
 }

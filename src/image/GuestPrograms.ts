@@ -3,7 +3,7 @@
  * what would take a shell milliseconds in an emulated guest. They are kept as machine code for x86-64, as no compiler is
  * needed then to make an image, and have no more to them than system calls.
  *
- * Source: syscall(2), adjtimex(2), random(4), execve(2), and the System V ABI for what lies on the stack at the start.
+ * Source: syscall(2), execve(2), and the System V ABI for what lies on the stack at the start.
  *
  * @since 0.2.0
  */
@@ -15,77 +15,79 @@ const SYSCALL: Part = [0x0f, 0x05]
 const EAX = (number: number): Part => [0xb8, ...le(number, 4)]
 const RSP = (bytes: number): Part => [0x48, 0x81, 0xec, ...le(bytes, 4)]
 const TEST_EAX: Part = [0x85, 0xc0]
-const jump = { always: 0xeb, below: 0x72, notZero: 0x75, negative: 0x78, notPositive: 0x7e } as const
+const jump = { always: 0xeb, below: 0x72, zero: 0x74, notZero: 0x75, notPositive: 0x7e } as const
 const to = (when: keyof typeof jump, name: string): Part => ({ jump: jump[when], to: name })
 
 /**
- * `microvm-refresh`: corrects the clock by an offset, and gives the kernel's random number generator a seed that it uses at
- * once. Reads exactly 280 bytes from stdin: a `struct timex` (208 bytes), then a `struct rand_pool_info` with 64 bytes of
- * seed.
+ * `microvm-syscalls`: makes the system calls that its input lists, one after the other, whatever their results are.
  *
- * Exit codes: 0 when all was done, else the step that failed, with none done after it: 1 input too short,
- * 2 `/dev/random` not opened, 3 `RNDADDENTROPY`, 4 `RNDRESEEDCRNG`, 5 `adjtimex`.
+ * The input, with numbers in little-endian order, has at most 4096 bytes:
+ *
+ * - How many bytes it has in all (4 bytes), how many calls (2), and where in it their results are kept (2).
+ * - The calls, 16 bytes each: the number of the system call (2), which arguments are places (1, where bit n tells of
+ *   argument n), 1 byte that is not used, and three arguments (4 each). A place is counted from the input's start, and the
+ *   call gets its address.
+ * - What the places are for. Behind the input, up to its 4096th byte, all is zero.
+ *
+ * A result is that of the kernel (4 bytes): negative errors are those of errno(3). Nothing is written unless the input
+ * has a call for it, which sees the results of those before.
+ *
+ * Exit codes: 0 when all calls were made, 1 with none made when there is none or the input is not as long as it says. The
+ * rest of its input it trusts.
  *
  * @category programs
  * @since 0.2.0
  */
-export const refresh: Uint8Array = elf([
-  // ebp is the exit code should the step fail. ebx counts the bytes of the input first, and then is the descriptor.
-  RSP(288), //                                sub  rsp, 288         the input lies on the stack
-  [0x31, 0xdb], //                            xor  ebx, ebx
+export const syscalls: Uint8Array = elf([
+  RSP(4096), //                               sub  rsp, 4096        the input lies on the stack, which is zero below
+  [0x31, 0xdb], //                            xor  ebx, ebx         how much of it has come
   label("read"), //                           stdin may be a pipe and come in parts
   [0x31, 0xc0], //                            xor  eax, eax         read
   [0x31, 0xff], //                            xor  edi, edi         stdin
   [0x48, 0x8d, 0x34, 0x1c], //                lea  rsi, [rsp+rbx]
-  [0xba, ...le(280, 4)], //                   mov  edx, 280
+  [0xba, ...le(4096, 4)], //                  mov  edx, 4096
   [0x29, 0xda], //                            sub  edx, ebx
   SYSCALL,
-  [0x6a, 0x01, 0x5d], //                      push 1; pop rbp       step 1
   TEST_EAX,
-  to("notPositive", "exit"),
+  to("notPositive", "whole"),
   [0x01, 0xc3], //                            add  ebx, eax
-  [0x81, 0xfb, ...le(280, 4)], //             cmp  ebx, 280
-  to("below", "read"),
+  to("always", "read"),
 
-  EAX(2), //                                  open
-  { lea: [0x48, 0x8d, 0x3d], of: "random" }, // lea rdi, [rip+random]
-  [0xbe, ...le(1, 4)], //                     mov  esi, O_WRONLY
-  SYSCALL,
-  [0xff, 0xc5], //                            inc  ebp              step 2
-  TEST_EAX,
-  to("negative", "exit"),
-  [0x89, 0xc3], //                            mov  ebx, eax
+  label("whole"),
+  [0xbf, ...le(1, 4)], //                     mov  edi, 1
+  [0x3b, 0x1c, 0x24], //                      cmp  ebx, [rsp]
+  to("notZero", "exit"),
+  [0x0f, 0xb7, 0x6c, 0x24, 0x04], //          movzx ebp, word [rsp+4]      the calls that are left
+  [0x85, 0xed], //                            test ebp, ebp
+  to("zero", "exit"),
+  [0x44, 0x0f, 0xb7, 0x64, 0x24, 0x06], //    movzx r12d, word [rsp+6]
+  [0x49, 0x01, 0xe4], //                      add  r12, rsp                where the next result is kept
+  [0x48, 0x8d, 0x5c, 0x24, 0x08], //          lea  rbx, [rsp+8]            the next call
 
-  EAX(16), //                                 ioctl
-  [0x89, 0xdf], //                            mov  edi, ebx
-  [0xbe, ...le(0x40085203, 4)], //            mov  esi, RNDADDENTROPY
-  [0x48, 0x8d, 0x94, 0x24, ...le(208, 4)], // lea  rdx, [rsp+208]   the rand_pool_info
+  label("call"),
+  [0x8b, 0x7b, 0x04], //                      mov  edi, [rbx+4]
+  [0x48, 0x8d, 0x04, 0x3c], //                lea  rax, [rsp+rdi]
+  [0xf6, 0x43, 0x02, 0x01], //                test byte [rbx+2], 1
+  [0x48, 0x0f, 0x45, 0xf8], //                cmovnz rdi, rax
+  [0x8b, 0x73, 0x08], //                      mov  esi, [rbx+8]
+  [0x48, 0x8d, 0x04, 0x34], //                lea  rax, [rsp+rsi]
+  [0xf6, 0x43, 0x02, 0x02], //                test byte [rbx+2], 2
+  [0x48, 0x0f, 0x45, 0xf0], //                cmovnz rsi, rax
+  [0x8b, 0x53, 0x0c], //                      mov  edx, [rbx+12]
+  [0x48, 0x8d, 0x04, 0x14], //                lea  rax, [rsp+rdx]
+  [0xf6, 0x43, 0x02, 0x04], //                test byte [rbx+2], 4
+  [0x48, 0x0f, 0x45, 0xd0], //                cmovnz rdx, rax
+  [0x0f, 0xb7, 0x03], //                      movzx eax, word [rbx]
   SYSCALL,
-  [0xff, 0xc5], //                            inc  ebp              step 3
-  TEST_EAX,
-  to("negative", "exit"),
-
-  EAX(16), //                                 ioctl
-  [0x89, 0xdf], //                            mov  edi, ebx
-  [0xbe, ...le(0x5207, 4)], //                mov  esi, RNDRESEEDCRNG, or the seed would be used in a minute or so
-  SYSCALL,
-  [0xff, 0xc5], //                            inc  ebp              step 4
-  TEST_EAX,
-  to("negative", "exit"),
-
-  EAX(159), //                                adjtimex
-  [0x48, 0x89, 0xe7], //                      mov  rdi, rsp         the timex
-  SYSCALL,
-  [0xff, 0xc5], //                            inc  ebp              step 5
-  TEST_EAX, //                                the clock's state when it worked, which need not be 0
-  to("negative", "exit"),
-  [0x31, 0xed], //                            xor  ebp, ebp
+  [0x41, 0x89, 0x04, 0x24], //                mov  [r12], eax
+  [0x49, 0x83, 0xc4, 0x04], //                add  r12, 4
+  [0x48, 0x83, 0xc3, 0x10], //                add  rbx, 16
+  [0xff, 0xcd], //                            dec  ebp
+  to("notZero", "call"),
+  [0x31, 0xff], //                            xor  edi, edi
   label("exit"),
   EAX(60), //                                 exit
-  [0x89, 0xef], //                            mov  edi, ebp
-  SYSCALL,
-  label("random"),
-  text("/dev/random")
+  SYSCALL
 ])
 
 /**

@@ -336,49 +336,22 @@ exec -a "$microvm_exec_name" -- "$microvm_exec_file" "$@"
 `
 
 /**
- * `microvm-renew HOSTNAME MACHINE-ID BOOT-ID`, with the input of `microvm-refresh` on stdin: makes a machine that was
- * restored from a snapshot its own, and tells what it is now, as it is read from where programs read it. Each line of
- * stdout is a name and a value: `hostname`, `machine-id`, `boot-id`, `interface` for each network interface but the
- * loopback, and `restarted` for each executable in `/etc/microvm/renew.d`, which are run in order of name.
- *
- * A step that fails is told on stderr, the others are done, and the exit code is 1.
+ * `microvm-renew-hooks`: runs the executables in `/etc/microvm/renew.d`, in order of name. Each line of stdout is
+ * `restarted` and the name of one that worked. One that fails is told on stderr, the others are run, and the exit code is 1.
  *
  * @category scripts
  * @since 0.2.0
  */
-export const renew = `#!/bin/busybox sh
+export const renewHooks = `#!/bin/busybox sh
 status=0
-fault() {
-  echo "microvm-renew: $*" >&2
-  status=1
-}
-tell() {
-  local value=
-  read -r value <"$2"
-  echo "$1 $value"
-}
-
-# First of all, as whoever needs a random number from here on gets one of this machine's own.
-/sbin/microvm-refresh || fault "microvm-refresh ended with $?"
-# Files, not commands: each program that is started costs some milliseconds.
-echo "$1" >/proc/sys/kernel/hostname || fault "the host name was refused"
-echo "$2" >/etc/machine-id || fault "the machine id was not written"
-# It lies over the kernel's own since the guest was set up.
-echo "$3" >/run/boot-id || fault "the boot id was not written"
-
 for hook in /etc/microvm/renew.d/*; do
   [ -f "$hook" ] && [ -x "$hook" ] || continue
   # The agent waits for whoever has its pipes open, and a hook leaves programs behind.
   if "$hook" </dev/null >/dev/console 2>&1; then echo "restarted \${hook##*/}"
-  else fault "\${hook##*/} ended with $?"
+  else
+    echo "microvm-renew-hooks: \${hook##*/} ended with $?" >&2
+    status=1
   fi
-done
-
-tell hostname /proc/sys/kernel/hostname
-tell machine-id /etc/machine-id
-tell boot-id /proc/sys/kernel/random/boot_id
-for interface in /sys/class/net/*; do
-  [ "\${interface##*/}" = lo ] || echo "interface \${interface##*/}"
 done
 exit "$status"
 `
@@ -400,8 +373,8 @@ export const entries: ReadonlyArray<Cpio.Entry> = [
   Cpio.file("sbin/microvm-drain", GuestPrograms.drain, 0o755),
   Cpio.file("sbin/microvm-start", GuestPrograms.start, 0o755),
   Cpio.file("sbin/microvm-start.sh", start, 0o755),
-  Cpio.file("sbin/microvm-renew", renew, 0o755),
-  Cpio.file("sbin/microvm-refresh", GuestPrograms.refresh, 0o755),
+  Cpio.file("sbin/microvm-renew-hooks", renewHooks, 0o755),
+  Cpio.file("sbin/microvm-syscalls", GuestPrograms.syscalls, 0o755),
   Cpio.file("sbin/shutdown", shutdown, 0o755),
   Cpio.file("etc/inittab", inittab),
   Cpio.file("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n"),

@@ -1,5 +1,6 @@
 /**
- * The guest's end of `GuestRenewal` for `FakeGuestAgent`: `microvm-renew` and `microvm-refresh`, which can be made to fail.
+ * The guest's end of `GuestRenewal` for `FakeGuestAgent`: `microvm-syscalls` with a kernel that knows the calls of a renewal
+ * and can be made to refuse some, and `microvm-renew-hooks`.
  *
  * @since 0.2.0
  */
@@ -7,7 +8,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import type { Program } from "./FakeGuestProgram.ts"
-import { concat } from "./internal/fakeFiles.ts"
+import { bytesOf, concat } from "./internal/fakeFiles.ts"
 
 /**
  * A step of the renewal.
@@ -40,7 +41,7 @@ export interface Own {
 export interface Options {
   /** Milliseconds by which its clock is ahead of ours at the start. Default 0. */
   readonly clockOff?: number | undefined
-  /** Steps that fail, and say so. */
+  /** Steps that fail, with `EPERM`. */
   readonly refuses?: ReadonlyArray<Step> | undefined
   /** Steps that change nothing, and do not say so. */
   readonly passesOver?: ReadonlyArray<Step> | undefined
@@ -48,11 +49,32 @@ export interface Options {
   readonly interfaces?: ReadonlyArray<string> | undefined
   /** What is in `/etc/microvm/renew.d`, with the exit codes. */
   readonly hooks?: Readonly<Record<string, number>> | undefined
-  /** How long the whole takes. Default no time. */
+  /** How long it takes until the first call is made. Default no time. */
   readonly takes?: Duration.Input | undefined
 }
 
-const blockBytes = 280
+const EPERM = 1
+const ENOENT = 2
+const EBADF = 9
+const ENOSYS = 38
+const inputBytes = 4096
+const headerBytes = 8
+const callBytes = 16
+
+const decoder = new TextDecoder()
+
+const textAt = (block: Uint8Array, at: number): string => decoder.decode(block.subarray(at, block.indexOf(0, at)))
+
+/** As getdents64(2) tells them. */
+const entries = (names: ReadonlyArray<string>): Uint8Array =>
+  names.map((name) => {
+    const bytes = bytesOf(name)
+    const entry = new Uint8Array(8 * Math.ceil((19 + bytes.length + 1) / 8))
+    entry[16] = entry.length % 256
+    entry[17] = entry.length >> 8
+    entry.set(bytes, 19)
+    return entry
+  }).reduce(concat, new Uint8Array(0))
 
 /**
  * What is the guest's own, and the programs that change it.
@@ -69,6 +91,7 @@ export const make = (options: Options = {}): {
   readonly own: Own
   readonly programs: Readonly<Record<string, Program>>
 } => {
+  const { hooks = {}, interfaces = [], takes = Duration.zero } = options
   const own: Own = {
     clockOff: options.clockOff ?? 0,
     hostname: "microvm",
@@ -77,57 +100,121 @@ export const make = (options: Options = {}): {
     seeds: []
   }
 
-  /** False when it fails. */
-  const step = (name: Step, act: () => void): boolean => {
-    if (options.refuses?.includes(name) === true) return false
-    if (options.passesOver?.includes(name) !== true) act()
-    return true
+  /** The result of a call that changes something. */
+  const step = (name: Step, result: number, change: () => void): number => {
+    if (options.refuses?.includes(name) === true) return -EPERM
+    if (options.passesOver?.includes(name) !== true) change()
+    return result
   }
 
-  const refresh = (input: Uint8Array): number => {
-    if (input.length < blockBytes) return 1
-    const view = new DataView(input.buffer, input.byteOffset)
-    if (!step("seed", () => own.seeds.push(input.slice(216, blockBytes)))) return 3
-    const nanos = view.getBigInt64(72, true) * 1_000_000_000n + view.getBigInt64(80, true)
-    return step("clock", () => {
-        own.clockOff += Number(nanos) / 1e6
-      })
-      ? 0
-      : 5
+  /** By path: what is read, and what a write does. */
+  const files: Readonly<Record<string, readonly [read: () => Uint8Array, write?: (bytes: Uint8Array) => number]>> = {
+    "/dev/random": [() => new Uint8Array(0)],
+    "/etc/machine-id": [
+      () => bytesOf(`${own.machineId}\n`),
+      (bytes) => step("machine-id", bytes.length, () => void (own.machineId = decoder.decode(bytes).trimEnd()))
+    ],
+    "/run/boot-id": [
+      () => bytesOf(`${own.bootId}\n`),
+      (bytes) => step("boot-id", bytes.length, () => void (own.bootId = decoder.decode(bytes).trimEnd()))
+    ],
+    "/proc/sys/kernel/random/boot_id": [() => bytesOf(`${own.bootId}\n`)],
+    "/sys/class/net": [() => entries([".", "..", "lo", ...interfaces])],
+    ...(options.hooks === undefined
+      ? {}
+      : { "/etc/microvm/renew.d": [() => entries([".", "..", ...Object.keys(hooks)])] })
   }
 
-  const takeInput = (stdin: Stream.Stream<Uint8Array>) =>
-    Stream.runFold(stdin, () => new Uint8Array(0), (all: Uint8Array, part: Uint8Array) => concat(all, part)).pipe(
-      Effect.delay(options.takes ?? Duration.zero)
-    )
+  /** What the calls have written, or nothing when the input is not as long as it says. */
+  const run = (input: Uint8Array): Uint8Array | undefined => {
+    const block = concat(input, new Uint8Array(inputBytes))
+    const view = new DataView(block.buffer)
+    const calls = view.getUint16(4, true)
+    if (view.getUint32(0, true) !== input.length || calls === 0) return undefined
+    let written: Uint8Array = new Uint8Array(0)
+    let opened: string | undefined
+    const read = (at: number, bytes: Uint8Array, most: number): number => {
+      block.set(bytes.subarray(0, most), at)
+      return Math.min(bytes.length, most)
+    }
+    const call = (number: number, [a, b, c]: readonly [number, number, number]): number => {
+      const file = a === 3 && opened !== undefined ? files[opened] : undefined
+      switch (number) {
+        case 0: // read
+        case 217: // getdents64
+          return file === undefined ? -EBADF : read(b, file[0](), c)
+        case 1: // write
+          if (a !== 1) return file?.[1]?.(block.slice(b, b + c)) ?? -EBADF
+          written = concat(written, block.subarray(b, b + c))
+          return c
+        case 2: { // open
+          const path = textAt(block, a)
+          if (files[path] === undefined) return -ENOENT
+          opened = path
+          return 3
+        }
+        case 3: // close
+          if (file === undefined) return -EBADF
+          opened = undefined
+          return 0
+        case 16: // ioctl
+          if (opened !== "/dev/random") return -EBADF
+          // RNDADDENTROPY, else RNDRESEEDCRNG.
+          return b === 0x40085203
+            ? step("seed", 0, () => own.seeds.push(block.slice(c + 8, c + 8 + view.getInt32(c + 4, true))))
+            : 0
+        case 63: // uname
+          return read(a + 65, bytesOf(`${own.hostname}\0`), 65) && 0
+        case 159: // adjtimex
+          return step("clock", 5, () => {
+            const nanos = view.getBigInt64(a + 72, true) * 1_000_000_000n + view.getBigInt64(a + 80, true)
+            own.clockOff += Number(nanos) / 1e6
+          })
+        case 170: // sethostname
+          return step("hostname", 0, () => void (own.hostname = decoder.decode(block.subarray(a, a + b))))
+        case 436: // close_range
+          return 0
+        default:
+          return -ENOSYS
+      }
+    }
+    for (let nth = 0; nth < calls; nth++) {
+      const at = headerBytes + nth * callBytes
+      const result = call(view.getUint16(at, true), [
+        view.getUint32(at + 4, true),
+        view.getUint32(at + 8, true),
+        view.getUint32(at + 12, true)
+      ])
+      view.setInt32(view.getUint16(6, true) + 4 * nth, result, true)
+    }
+    return written
+  }
 
   return {
     own,
     programs: {
-      "microvm-refresh": ({ stdin }) => Effect.map(takeInput(stdin), refresh),
-      "microvm-renew": Effect.fnUntraced(
-        function*({ args: [hostname = "", machineId = "", bootId = ""], stdin, write }) {
-          const code = refresh(yield* takeInput(stdin))
-          const faults = code === 0 ? [] : [`microvm-refresh ended with ${code}`]
-          const refused = (["hostname", "machine-id", "boot-id"] as const).filter((name) =>
-            !step(name, () => {
-              if (name === "hostname") own.hostname = hostname
-              else if (name === "machine-id") own.machineId = machineId
-              else own.bootId = bootId
-            })
-          )
-          faults.push(...refused.map((name) => `the ${name} was refused`))
-          const lines = [`hostname ${own.hostname}`, `machine-id ${own.machineId}`, `boot-id ${own.bootId}`]
-          lines.push(...options.interfaces?.map((name) => `interface ${name}`) ?? [])
-          for (const [name, status] of Object.entries(options.hooks ?? {}).toSorted(([a], [b]) => a < b ? -1 : 1)) {
-            if (status === 0) lines.push(`restarted ${name}`)
-            else faults.push(`${name} ended with ${status}`)
-          }
-          yield* write("stdout", lines.map((line) => `${line}\n`).join(""))
-          yield* write("stderr", faults.map((fault) => `microvm-renew: ${fault}\n`).join(""))
-          return faults.length === 0 ? 0 : 1
-        }
-      )
+      "microvm-syscalls": Effect.fnUntraced(function*({ stdin, write }) {
+        const input = yield* Stream.runFold(
+          stdin,
+          () => new Uint8Array(0),
+          (all: Uint8Array, part: Uint8Array) => concat(all, part)
+        )
+        yield* Effect.sleep(takes)
+        const written = run(input)
+        if (written === undefined) return 1
+        yield* write("stdout", written)
+        return 0
+      }),
+      "microvm-renew-hooks": Effect.fnUntraced(function*({ write }) {
+        const all = Object.entries(hooks).toSorted(([a], [b]) => a < b ? -1 : 1)
+        const failed = all.filter(([, status]) => status !== 0)
+        yield* write("stdout", all.flatMap(([name, status]) => status === 0 ? [`restarted ${name}\n`] : []).join(""))
+        yield* write(
+          "stderr",
+          failed.map(([name, status]) => `microvm-renew-hooks: ${name} ended with ${status}\n`).join("")
+        )
+        return failed.length === 0 ? 0 : 1
+      })
     }
   }
 }

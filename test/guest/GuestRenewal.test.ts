@@ -9,6 +9,7 @@ import { TestClock } from "effect/testing"
 import * as GuestAgent from "../../src/guest/GuestAgent.ts"
 import type * as GuestError from "../../src/guest/GuestError.ts"
 import * as GuestRenewal from "../../src/guest/GuestRenewal.ts"
+import * as SystemCalls from "../../src/guest/internal/systemCalls.ts"
 import * as FakeGuestAgent from "../../src/testing/FakeGuestAgent.ts"
 import type * as FakeGuestRenewal from "../../src/testing/FakeGuestRenewal.ts"
 
@@ -43,6 +44,17 @@ const late = (by: number): FakeGuestAgent.Fault => ({ _tag: "Late", by })
 const execs = (guest: FakeGuestAgent.FakeGuest) =>
   Effect.map(guest.requests, (all) => all.filter(({ execute }) => execute === "guest-exec").length)
 
+/** What was run, and with what end; `onStart` is told of each first. */
+const spyOn = (agent: GuestAgent.GuestAgent, onStart: (program: GuestAgent.Program) => void = () => {}) => {
+  const runs: Array<{ readonly program: GuestAgent.Program; readonly end: GuestAgent.ProgramEnd }> = []
+  const exec: GuestAgent.GuestAgent["exec"] = (program) =>
+    Effect.suspend(() => {
+      onStart(program)
+      return Effect.tap(agent.exec(program), (end) => Effect.sync(() => runs.push({ program, end })))
+    })
+  return { runs, agent: { ...agent, exec } }
+}
+
 describe("a guest that can", () => {
   it.effect("has all of its own, and it is proven", () =>
     Effect.gen(function*() {
@@ -55,11 +67,41 @@ describe("a guest that can", () => {
       expect(Math.abs(guest.own.clockOff)).toBeLessThanOrEqual(1)
     }))
 
-  it.effect("is asked to in one command", () =>
+  it.effect("is asked to in one command, which with its answer is no more than the program takes", () =>
     Effect.gen(function*() {
       const { agent, guest, identity } = yield* setUp({ clockOff: 3_600_000 })
-      yield* inTime(GuestRenewal.renew(agent, identity))
+      const seen = spyOn(agent)
+      yield* inTime(GuestRenewal.renew(seen.agent, { ...identity, hostname: "h".repeat(64) }))
       expect(yield* execs(guest)).toBe(1)
+      const [{ end, program } = { end: undefined, program: undefined }] = seen.runs
+      const bytes = (program?.input?.length ?? NaN) + (end?.stdout.length ?? NaN)
+      expect(bytes).toBeLessThanOrEqual(SystemCalls.maxBytes)
+    }))
+
+  it.effect("is told its seed once, and does not tell it", () =>
+    Effect.gen(function*() {
+      const { agent, identity } = yield* setUp({ hooks: { web: 0 } })
+      const seen = spyOn(agent)
+      yield* inTime(GuestRenewal.renew(seen.agent, identity))
+      const shows = (bytes: Uint8Array | undefined) =>
+        Buffer.from(bytes ?? []).includes(Buffer.from(Redacted.value(identity.seed)).subarray(0, 8))
+      expect(seen.runs.map(({ program }) => shows(program.input))).toEqual([true, false, false])
+      expect(seen.runs.some(({ end }) => shows(end.stdout) || shows(end.stderr))).toBe(false)
+    }))
+
+  it.effect("runs its hooks once, when all else is its own, and is read again", () =>
+    Effect.gen(function*() {
+      const { agent, guest, identity } = yield* setUp({ hooks: { web: 0 }, clockOff: 1000 })
+      const hostnames: Array<string> = []
+      const seen = spyOn(agent, ({ path }) => {
+        if (path === GuestRenewal.hooksProgram) hostnames.push(guest.own.hostname)
+      })
+      // Measured badly, so the clock is corrected again.
+      for (let i = 0; i < 5; i++) yield* guest.inject(late(400))
+      yield* inTime(GuestRenewal.renew(seen.agent, identity))
+      expect(hostnames).toEqual(["web-1"])
+      const { hooksProgram, program } = GuestRenewal
+      expect(seen.runs.map((one) => one.program.path)).toEqual([program, hooksProgram, program, program])
     }))
 
   it.effect("can again", () =>
@@ -111,21 +153,21 @@ describe("a guest that can", () => {
 })
 
 describe("a guest that cannot", () => {
-  const steps: ReadonlyArray<readonly [FakeGuestRenewal.Step, RegExp]> = [
-    ["seed", /microvm-refresh ended with 3/],
-    ["clock", /microvm-refresh ended with 5/],
-    ["hostname", /the hostname was refused/],
-    ["machine-id", /the machine-id was refused/],
-    ["boot-id", /the boot-id was refused/]
+  const steps: ReadonlyArray<readonly [FakeGuestRenewal.Step, string]> = [
+    ["seed", "seed: RNDADDENTROPY failed with errno 1"],
+    ["clock", "clock: adjtimex failed with errno 1"],
+    ["hostname", "hostname: sethostname failed with errno 1"],
+    ["machine-id", "machine-id: write /etc/machine-id failed with errno 1"],
+    ["boot-id", "boot-id: write /run/boot-id failed with errno 1"]
   ]
-  it.effect.each(steps)("says that it refuses: %s", ([step, said]) =>
+  it.effect.each(steps)("refuses: %s", ([step, said]) =>
     Effect.gen(function*() {
-      const { agent, identity } = yield* setUp({ refuses: [step] })
-      const { reason } = yield* inTime(Effect.flip(GuestRenewal.renew(agent, identity)))
-      if (reason._tag !== "NotRenewed") throw reason
-      const [first] = reason.unproven
-      expect(first).toMatch(/^\/sbin\/microvm-renew: exited with code 1/)
-      expect(first).toMatch(said)
+      const { agent, guest, identity } = yield* setUp({ refuses: [step], hooks: { web: 0 } })
+      const told = yield* unproven(GuestRenewal.renew(agent, identity))
+      if (!Array.isArray(told)) throw new Error("another failure")
+      expect(told[0]).toBe(said)
+      // No program was started as somebody else.
+      expect(yield* execs(guest)).toBe(1)
     }))
 
   it.effect("is found out by what is read back, all at once", () =>
@@ -155,7 +197,18 @@ describe("a guest that cannot", () => {
     Effect.gen(function*() {
       const { agent, identity } = yield* setUp({ hooks: { good: 0, bad: 3 } })
       expect(yield* unproven(GuestRenewal.renew(agent, identity))).toEqual([
-        expect.stringContaining("bad ended with 3")
+        expect.stringMatching(/^\/sbin\/microvm-renew-hooks: exited with code 1.*bad ended with 3/)
+      ])
+    }))
+
+  it.effect("has a hook that takes something away again", () =>
+    Effect.gen(function*() {
+      const { agent, guest, identity } = yield* setUp({ hooks: { bad: 0 } })
+      const seen = spyOn(agent, ({ path }) => {
+        if (path === GuestRenewal.hooksProgram) guest.own.hostname = "microvm"
+      })
+      expect(yield* unproven(GuestRenewal.renew(seen.agent, identity))).toEqual([
+        `hostname: "microvm" instead of "web-1"`
       ])
     }))
 
@@ -172,21 +225,45 @@ describe("a guest that cannot", () => {
 
   it.effect("tells any amount of nonsense, and is still told from one that can", () =>
     Effect.gen(function*() {
-      const { agent, identity } = yield* setUp({}, {
-        programs: {
-          "microvm-renew": ({ write }) =>
-            Effect.as(write("stdout", `hostname web-1\nhostname\n interface\n${"interface x\n".repeat(100_000)}`), 0)
-        }
-      })
-      const told = yield* unproven(GuestRenewal.renew(agent, identity))
-      if (!Array.isArray(told)) throw new Error("another failure")
-      expect(told[0]).toMatch(/it told \d+ bytes/)
-      expect(told.join().length).toBeLessThan(1024)
+      for (
+        const [name, most] of [["microvm-syscalls", /told 1200000 bytes/], [
+          "microvm-renew-hooks",
+          /bytes, more/
+        ]] as const
+      ) {
+        const { agent, identity } = yield* setUp({ hooks: { web: 0 } }, {
+          programs: { [name]: ({ write }) => Effect.as(write("stdout", "restarted x\n".repeat(100_000)), 0) }
+        })
+        const told = yield* unproven(GuestRenewal.renew(agent, identity))
+        if (!Array.isArray(told)) throw new Error("another failure")
+        expect(told.join()).toMatch(most)
+        expect(told.join().length).toBeLessThan(200)
+      }
     }))
+
+  it.effect.prop(
+    "tells as much nonsense as there should be",
+    { seed: Schema.Int },
+    ({ seed }) =>
+      Effect.gen(function*() {
+        let bytes: Uint8Array = new Uint8Array(0)
+        const { agent, identity } = yield* setUp({}, {
+          programs: { "microvm-syscalls": ({ write }) => Effect.as(write("stdout", bytes), 0) }
+        })
+        const renewed = unproven(GuestRenewal.renew(agent, identity))
+        const length = Number(/instead of (\d+)/.exec(String(yield* renewed))?.[1])
+        // The same for the same seed, and zeros for 0.
+        bytes = Uint8Array.from({ length }, (_, at) => Math.imul(seed, Math.imul(at + 1, 0x9e3779b1) ^ seed) >>> 24)
+        const told = yield* renewed
+        if (!Array.isArray(told)) throw new Error("another failure")
+        expect(told.join("\n")).toContain("instead of")
+        expect(told.join().length).toBeLessThan(4096)
+      })
+  )
 
   it.effect("has no such program", () =>
     Effect.gen(function*() {
-      const { agent, identity } = yield* setUp({}, { programs: { "microvm-renew": "not executable" } })
+      const { agent, identity } = yield* setUp({}, { programs: { "microvm-syscalls": "not executable" } })
       const reason = yield* unproven(GuestRenewal.renew(agent, identity))
       expect(reason).toMatchObject({ _tag: "AgentError", command: "guest-exec" })
     }))

@@ -2,11 +2,12 @@
 import { GuestPrograms } from "effect-microvm-runtime/image"
 import { spawn, spawnSync } from "node:child_process"
 import { createHash, randomBytes } from "node:crypto"
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
-import { tmpdir } from "node:os"
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs"
+import { hostname as osHostname, tmpdir } from "node:os"
 import { join } from "node:path"
 import { afterAll, beforeAll, describe, expect, it } from "vitest"
-import * as RefreshBlock from "../../src/guest/internal/refreshBlock.ts"
+import * as RenewalCalls from "../../src/guest/internal/renewalCalls.ts"
+import * as SystemCalls from "../../src/guest/internal/systemCalls.ts"
 
 const programs = Object.entries(GuestPrograms)
 const nonce = "0123456789abcdef".repeat(2)
@@ -39,7 +40,105 @@ describe.skipIf(!here)(`the programs${here ? "" : " (skipped: not on Linux on x8
   })
   afterAll(() => rmSync(directory, { recursive: true, force: true }))
 
-  describe("refresh", () => {
+  describe("syscalls", () => {
+    const run = (input: Uint8Array) => spawnSync(path("syscalls"), { input })
+    const make = (calls: ReadonlyArray<SystemCalls.Call>) => {
+      const batch = SystemCalls.make(calls)
+      const { status, stdout } = run(batch.input)
+      expect([status, stdout.length]).toEqual([0, batch.outputBytes])
+      return batch.read(stdout)
+    }
+    const uname: SystemCalls.Call = { what: "uname", number: 63, args: [{ room: 390 }] }
+
+    it("says 1 and does nothing when its input is not as long as it says", () => {
+      const { input } = SystemCalls.make([uname])
+      const none = input.with(4, 0)
+      const long = new Uint8Array(5000)
+      new DataView(long.buffer).setUint32(0, long.length, true)
+      for (const bytes of [new Uint8Array(0), input.subarray(0, -1), Buffer.concat([input, none]), none, long]) {
+        const { status, stdout } = run(bytes)
+        expect([status, stdout.length]).toEqual([1, 0])
+      }
+    })
+
+    it("makes calls one after the other, and tells what they gave and filled", () => {
+      const file = path("file")
+      const open = (flags: number): SystemCalls.Call => ({
+        what: "open",
+        number: 2,
+        args: [Buffer.from(`${file}\0`), flags, 0o600]
+      })
+      const close = (): SystemCalls.Call => ({ what: "close", number: 3, args: [3] })
+      const room = { room: 10 }
+      const calls: ReadonlyArray<SystemCalls.Call> = [
+        open(0),
+        open(0o101),
+        { what: "write", number: 1, args: [3, Buffer.from("words"), 5] },
+        close(),
+        close(),
+        { what: "no such call", number: 999, args: [1, 2, 3] },
+        open(0),
+        { what: "read", number: 0, args: [3, room, 10] },
+        uname
+      ]
+      const told = make(calls)
+      expect(calls.map(told.result)).toEqual([-2, 3, 5, 0, -9, -38, 3, 5, 0])
+      expect(Buffer.from(told.bytes(room)).toString()).toBe("words\0\0\0\0\0")
+    })
+
+    it("reads its input in parts", async () => {
+      const { input, outputBytes } = SystemCalls.make([uname])
+      const program = spawn(path("syscalls"), { stdio: ["pipe", "pipe", "inherit"] })
+      let told = 0
+      program.stdout.on("data", (part: Buffer) => void (told += part.length))
+      // The first part ends within the length of the whole.
+      for (const [from, to] of [[0, 1], [1, 30], [30, input.length]] as const) {
+        program.stdin.write(input.subarray(from, to))
+        await new Promise((resolve) => setTimeout(resolve, 20))
+      }
+      program.stdin.end()
+      const code = await new Promise((resolve) => program.on("close", resolve))
+      expect([code, told]).toEqual([0, outputBytes])
+    })
+
+    it("reads back what the kernel of this host is", () => {
+      const all = RenewalCalls.readBack.flatMap(({ calls }) => calls)
+      const told = make(all)
+      const { bootId, hostname, interfaces } = RenewalCalls.read(told)
+      expect(hostname).toBe(osHostname())
+      expect(bootId).toBe(readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim())
+      const others = readdirSync("/sys/class/net").filter((name) => name !== "lo")
+      expect(others).toEqual(expect.arrayContaining([...interfaces]))
+      expect(interfaces.length > 0).toBe(others.length > 0)
+    })
+
+    it("corrects the clock by nothing and seeds the generator, or tells which of them was refused", (test) => {
+      if (!mayCall()) {
+        console.warn("skipped: the system calls of a renewal: not permitted here")
+        return test.skip("not permitted here")
+      }
+      const seed = randomBytes(RenewalCalls.seedBytes)
+      const steps = [RenewalCalls.seed(seed), RenewalCalls.clock(0n)]
+      const { input, outputBytes } = SystemCalls.make(steps.flatMap(({ calls }) => calls))
+      const { stdout } = run(input)
+      expect([stdout.length, stdout.includes(seed.subarray(0, 8))]).toEqual([outputBytes, false])
+      expect(RenewalCalls.faultsOf(steps, make(steps.flatMap(({ calls }) => calls)))).toEqual([])
+
+      // Less than no entropy, and nanoseconds that are negative.
+      const broken = [RenewalCalls.seed(seed), RenewalCalls.clock(0n)]
+      const argument = (step: number, call: number, nth: number) => {
+        const found = broken[step]?.calls[call]?.args[nth]
+        if (!(found instanceof Uint8Array)) throw new Error("no bytes")
+        return new DataView(found.buffer)
+      }
+      argument(0, 1, 2).setInt32(0, -1, true)
+      argument(1, 0, 0).setBigInt64(80, -1n, true)
+      expect(RenewalCalls.faultsOf(broken, make(broken.flatMap(({ calls }) => calls)))).toEqual([
+        "seed: RNDADDENTROPY failed with errno 22",
+        "clock: adjtimex failed with errno 22"
+      ])
+    })
+
     const CAP_SYS_ADMIN = 21n
     const CAP_SYS_TIME = 25n
     const mayCall = () => {
@@ -49,43 +148,6 @@ describe.skipIf(!here)(`the programs${here ? "" : " (skipped: not on Linux on x8
       const real = /^\s*0\s+0\s+4294967295\s*$/.test(readFileSync("/proc/self/uid_map", "utf8"))
       return real && [CAP_SYS_ADMIN, CAP_SYS_TIME].every((one) => (has >> one) % 2n === 1n)
     }
-    const run = (input: Uint8Array) => spawnSync(path("refresh"), { input }).status
-    const blockWith = (change: (view: DataView) => void) => {
-      const block = RefreshBlock.make(0n, randomBytes(RefreshBlock.seedBytes))
-      change(new DataView(block.buffer))
-      return block
-    }
-
-    it("takes its input whole, or says 1", () => {
-      const block = blockWith(() => {})
-      expect([run(new Uint8Array(0)), run(block.subarray(0, 279))]).toEqual([1, 1])
-    })
-
-    it("corrects the clock by nothing and seeds the generator, or says which of them was refused", (test) => {
-      if (!mayCall()) {
-        console.warn("skipped: the system calls of microvm-refresh: not permitted here")
-        return test.skip("not permitted here")
-      }
-      expect(run(blockWith(() => {}))).toBe(0)
-      // Less than no entropy, and nanoseconds that are negative.
-      expect(run(blockWith((view) => view.setInt32(208, -1, true)))).toBe(3)
-      expect(run(blockWith((view) => view.setBigInt64(80, -1n, true)))).toBe(5)
-    })
-
-    it("reads no further than its input, which may come in parts", async () => {
-      const block = blockWith((view) => view.setInt32(208, -1, true))
-      const script = `"$0"; echo $?; cat`
-      const shell = spawn("sh", ["-c", script, path("refresh")], { stdio: ["pipe", "pipe", "inherit"] })
-      let said = ""
-      shell.stdout.on("data", (part) => void (said += String(part)))
-      for (let at = 0; at < block.length; at += 100) {
-        shell.stdin.write(block.subarray(at, at + 100))
-        await new Promise((resolve) => setTimeout(resolve, 20))
-      }
-      shell.stdin.end("the rest")
-      await new Promise((resolve) => shell.on("close", resolve))
-      expect(said).toMatch(/^[23]\nthe rest$/)
-    })
   })
 
   describe("drain", () => {

@@ -36,7 +36,7 @@ describe("GuestScripts", () => {
     const named = new Set(texts.flatMap((text) => text.match(/\/sbin\/microvm-[a-z.-]*[a-z]/g) ?? []))
     expect(named.size).toBeGreaterThan(6)
     const paths = GuestScripts.entries.map(({ path }) => `/${path}`)
-    for (const path of [...named, GuestRenewal.program, GuestRenewal.refreshProgram, GuestStdio.program]) {
+    for (const path of [...named, GuestRenewal.program, GuestRenewal.hooksProgram, GuestStdio.program]) {
       expect(paths).toContain(path)
     }
   })

@@ -116,13 +116,28 @@ layer(qemu, { excludeTestServices: true, timeout: "1 minute" })("a guest that is
       const agent = yield* boot("refuses")
       yield* sh(
         agent,
-        "umount /proc/sys/kernel/random/boot_id; mkdir -p /etc/microvm/renew.d; " +
-          "printf '#!/bin/sh\\nexit 3\\n' >/etc/microvm/renew.d/bad; chmod +x /etc/microvm/renew.d/bad"
+        "umount /proc/sys/kernel/random/boot_id; rm /etc/machine-id; mkdir -p /etc/machine-id /etc/microvm/renew.d; " +
+          "printf '#!/bin/sh\\necho ran >/tmp/ran; exit 3\\n' >/etc/microvm/renew.d/bad; chmod +x /etc/microvm/renew.d/bad"
       )
-      const { reason } = yield* Effect.flip(GuestRenewal.renew(agent, yield* GuestRenewal.makeIdentity("refuses")))
-      if (reason._tag !== "NotRenewed") throw reason
-      assert.strictEqual(reason.unproven.length, 2)
-      assert.match(reason.unproven[0] ?? "", /microvm-renew: exited with code 1: .*bad ended with 3/)
-      assert.match(reason.unproven[1] ?? "", /^boot-id: "[0-9a-f-]{36}" instead of/)
+      const unproven = Effect.gen(function*() {
+        const { reason } = yield* Effect.flip(GuestRenewal.renew(agent, yield* GuestRenewal.makeIdentity("refuses")))
+        if (reason._tag !== "NotRenewed") throw reason
+        return reason.unproven
+      })
+      const told = yield* unproven
+      assert.deepStrictEqual(told.slice(0, 2), [
+        "machine-id: open /etc/machine-id failed with errno 21",
+        "machine-id: read /etc/machine-id failed with errno 21"
+      ])
+      assert.match(told[2] ?? "", /^machine-id: "" instead of/)
+      assert.match(told[3] ?? "", /^boot-id: "[0-9a-f-]{36}" instead of/)
+      assert.strictEqual(told.length, 4)
+      // No hook is run as somebody else.
+      assert.strictEqual(yield* sh(agent, "[ -e /tmp/ran ] || echo no"), "no")
+
+      yield* sh(agent, "rmdir /etc/machine-id; mount --bind /run/boot-id /proc/sys/kernel/random/boot_id")
+      const [said = "", ...others] = yield* unproven
+      assert.match(said, /^\/sbin\/microvm-renew-hooks: exited with code 1: .*bad ended with 3/)
+      assert.deepStrictEqual(others, [])
     }))
 })
