@@ -12,6 +12,7 @@
  * @since 0.1.0
  */
 import * as Arr from "effect/Array"
+import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -327,13 +328,25 @@ const fromVmm = Effect.fnUntraced(function*(
     )
   }
 
+  // One that fails may still come about, when the monitor goes on again; what is asked for after it comes after it.
+  const standStill = Effect.tapError(vmm.pause, () => Effect.ignore(vmm.resume))
+
+  const calledOff = yield* Deferred.make<never, MicroVmError.MicroVmError>()
+  /** A guest that is to end has no time to be saved, and hears nothing while it is. */
+  const callOffSave = Effect.suspend(() => {
+    const cause = new Error("a shutdown has begun")
+    return Deferred.fail(
+      calledOff,
+      MicroVmError.make(new MicroVmError.OperationFailed({ id, operation: "snapshot", cause }))
+    )
+  })
   const save = Effect.fn("Machine.save")((directory: string) =>
     turn.withPermit(Effect.uninterruptibleMask((unmask) =>
       Effect.gen(function*() {
         yield* allow("snapshot", capabilities.snapshot)
-        const write = unmask(whileThere("snapshot", vmm.save(directory)))
+        const write = unmask(whileThere("snapshot", Effect.raceFirst(vmm.save(directory), Deferred.await(calledOff))))
         if (guest !== "awake") return yield* write
-        yield* whileThere("snapshot", vmm.pause)
+        yield* whileThere("snapshot", standStill)
         guest = "paused"
         const saved = yield* Effect.exit(write)
         yield* Effect.onError(whileThere("snapshot", vmm.resume), () => move("running", "paused"))
@@ -375,7 +388,7 @@ const fromVmm = Effect.fnUntraced(function*(
     const shutdown = yield* Shutdown.make(target, { stages }, {
       onEvent: (event) =>
         Effect.andThen(
-          event._tag === "StageStarted" && !life.wasAsked() ? life.stopping : Effect.void,
+          event._tag === "StageStarted" && !life.wasAsked() ? Effect.andThen(life.stopping, callOffSave) : Effect.void,
           onEvent === undefined ? Effect.void : onEvent(event)
         )
     })
@@ -415,7 +428,7 @@ const fromVmm = Effect.fnUntraced(function*(
     state: Effect.sync(life.state),
     changes: life.changes,
     start: operate("start", true, vmm.start),
-    pause: operate("pause", capabilities.pause, vmm.pause),
+    pause: operate("pause", capabilities.pause, standStill),
     resume: operate("resume", capabilities.pause, vmm.resume),
     save,
     channel: vmm.channel,

@@ -128,6 +128,8 @@ export interface Saved {
   readonly form: string
   readonly platform: Platform
   readonly madeBy: string
+  /** More labels for the manifest: what is known only when the machine has been saved. */
+  readonly labels?: Readonly<Record<string, string>> | undefined
 }
 
 /**

@@ -77,7 +77,7 @@ export const makeMemoryStore = (): {
       const snapshot = {
         id,
         directory,
-        manifest: { format: 1, kind, ...saved, spec, labels, createdAt, files: [] }
+        manifest: { format: 1, kind, ...saved, spec, labels: { ...labels, ...saved.labels }, createdAt, files: [] }
       } as const
       snapshots.set(id, { snapshot, faults: [], lastUsed: now.epochMilliseconds })
       if (name !== undefined) names.set(name, id)
