@@ -127,7 +127,7 @@ export const temporaryDirectory = (
     ))
 
 /**
- * Removes everything in `parent` that is not the temporary directory of a process that runs.
+ * Removes the temporary directories in `parent` whose process is gone, and nothing else that may be there.
  *
  * @category operations
  * @since 0.2.0
@@ -140,7 +140,7 @@ export const sweep: (
     const path = yield* Path.Path
     for (const name of yield* fs.readDirectory(parent)) {
       const owner = ownerOfName(name)
-      if (owner === undefined || !(yield* ProcessIdentity.isAlive(owner))) yield* removeTree(path.join(parent, name))
+      if (owner !== undefined && !(yield* ProcessIdentity.isAlive(owner))) yield* removeTree(path.join(parent, name))
     }
   })
 

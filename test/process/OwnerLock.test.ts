@@ -131,14 +131,14 @@ describe("OwnerLock", () => {
 })
 
 describe("OwnedFiles", () => {
-  it.live("sweeps what dead processes have left, and what is nobody's", () =>
+  it.live("sweeps what dead processes have left, and nothing that somebody else has put there", () =>
     withDirectory(Effect.fnUntraced(function*(directory) {
       yield* prepared(directory, {})
       const fs = yield* FileSystem.FileSystem
       const names = ["this-boot.50.7.abc", "this-boot.101.6.abc", "other.101.7.abc", "stray", "this-boot.101.7.abc"]
       for (const name of names) yield* fs.makeDirectory(`${directory}/tmp/${name}/below`, { recursive: true })
       yield* OwnedFiles.sweep(`${directory}/tmp`).pipe(Effect.provide([files, host(100, alive)]))
-      expect(yield* fs.readDirectory(`${directory}/tmp`)).toEqual(["this-boot.101.7.abc"])
+      expect(yield* fs.readDirectory(`${directory}/tmp`)).toEqual(["stray", "this-boot.101.7.abc"])
     })))
 
   it.live("writes a file anew, whatever was there", () =>
