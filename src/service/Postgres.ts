@@ -127,11 +127,13 @@ export const fromUrl = (text: string): Result.Result<PostgresInfo, string> => {
     )
   }
   const username = decodePart(url.username)
+  // Not `pathname`: to a URL, "." and ".." are steps on the way, and here they are names.
+  const [, path = ""] = /^[^/]*\/\/[^/?#]*\/([^?#]*)/.exec(text) ?? []
   return Result.succeed({
     host: decodePart(url.hostname.replace(/^\[(.*)\]$/, "$1")),
     port: url.port === "" ? 5432 : Number(url.port),
     // As libpq does: a database that is not named has the name of the user.
-    database: decodePart(url.pathname.slice(1)) || username,
+    database: decodePart(path) || username,
     username,
     password: Redacted.make(decodePart(url.password)),
     url: Redacted.make(text)

@@ -77,6 +77,12 @@ describe("the answer", () => {
       expect(yield* decode({ ...short, port: 5433, extra: true })).toMatchObject({ port: 5433 })
     }))
 
+  it.each([".", "..", "a/b", "?", "#", "%2e"])("a database %j survives the connection string", (database) => {
+    const parts = { host: "db", port: 5432, database, username: "u", password: Redacted.make("p") }
+    const read = Result.getOrThrow(Postgres.fromUrl(Redacted.value(Postgres.fromParts(parts).url)))
+    expect(read.database).toBe(database)
+  })
+
   it.effect.prop(
     "any name and password survives the connection string",
     { username: Schema.NonEmptyString, password: Schema.String, database: Schema.NonEmptyString },
