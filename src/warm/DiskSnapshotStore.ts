@@ -141,14 +141,15 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
     )
     // The memory of a machine may be open to the user that the monitor runs as, and is nobody else's business.
     yield* fs.chmod(snapshots, 0o700)
+    // First of all: what a process that was killed has left may be what the disk is full of.
+    yield* OwnedFiles.sweep(temporary)
     return yield* OwnedFiles.temporaryDirectory(temporary)
   })
 
-  /** Runs under the lock, after what dead processes have left is gone. Once begun, it is carried through. */
+  /** Runs under the lock. Once begun, it is carried through. */
   const exclusively = <A, E, R>(own: string, use: Effect.Effect<A, E, R>) =>
     Effect.scoped(Effect.gen(function*() {
       yield* OwnerLock.acquire({ file: path.join(store.directory, "snapshots.lock"), own, patience })
-      yield* OwnedFiles.sweep(temporary)
       return yield* Effect.uninterruptible(use)
     }))
 
@@ -194,7 +195,7 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
       platform: saved.platform,
       madeBy: saved.madeBy,
       spec: options.spec,
-      labels: options.labels ?? {},
+      labels: { ...options.labels, ...saved.labels },
       createdAt: new Date(now).toISOString()
     })
     if (Result.isFailure(completed)) {

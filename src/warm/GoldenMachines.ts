@@ -16,6 +16,7 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Path from "effect/Path"
 import type * as PlatformError from "effect/PlatformError"
+import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import * as GuestAgent from "../guest/GuestAgent.ts"
@@ -28,7 +29,7 @@ import * as Machine from "../microvm/Machine.ts"
 import * as MachineSpec from "../microvm/MachineSpec.ts"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
 import { type MachineRequest, MicroVmProvider } from "../microvm/MicroVmProvider.ts"
-import type * as Snapshot from "../microvm/Snapshot.ts"
+import * as Snapshot from "../microvm/Snapshot.ts"
 import { SnapshotStore } from "../microvm/SnapshotStore.ts"
 import * as OwnedFiles from "../process/OwnedFiles.ts"
 import * as OwnerLock from "../process/OwnerLock.ts"
@@ -63,8 +64,9 @@ export interface EnsureOptions {
 /**
  * - `ensure`: the golden machine for this. When there is none, or when the one there is cannot be used, it is made: some
  *   seconds, during which all others who want it wait.
- * - `collect`: removes golden machines whose image is no longer the current one of its name, and those that were
- *   not used for `unusedFor`. Gives the number of those removed. Also done after each making.
+ * - `collect`: removes golden machines whose image is no longer the current one of its name, those of another monitor or
+ *   processor that were not used for a day, and all that were not used for `unusedFor`. Gives the number of those removed.
+ *   Also done after each making.
  *
  * @category services
  * @since 0.2.0
@@ -101,6 +103,9 @@ export interface Options {
 
 /** Changes when a golden machine must be another one though all that it is made from is the same. */
 const edition = 1
+
+/** How long one is kept that was made by another monitor, or for another processor: what made it may still be in use. */
+const foreignFor = Duration.toMillis("1 day")
 
 /** The prefix of their names in the store. */
 const prefix = "golden-"
@@ -171,10 +176,19 @@ export const make = Effect.fnUntraced(function*(options: Options = {}): Effect.f
     let removed = 0
     for (const { id, lastUsed, manifest } of stored) {
       if (manifest?.kind !== "golden") continue
-      const { digest, image } = manifest.labels
-      const current = yield* images.known(image ?? "")
+      const { digest, image = "" } = manifest.labels
+      // An image that others have, and that has no recipe here, is none of ours to judge.
+      const current = yield* Effect.catchReason(
+        images.known(image),
+        "ImageError",
+        "UnknownImage",
+        () => Effect.succeedNone
+      )
       const superseded = Option.isSome(current) && current.value.digest !== digest
-      if (superseded || now - lastUsed > unusedFor) {
+      const here = provider.platform(manifest.spec)
+      const foreign = Result.isFailure(here) || Snapshot.differences(manifest.platform, here.success).length > 0
+      const unused = now - lastUsed
+      if (superseded || unused > unusedFor || (foreign && unused > foreignFor)) {
         if (yield* store.remove(id)) removed++
       }
     }
@@ -207,7 +221,12 @@ export const make = Effect.fnUntraced(function*(options: Options = {}): Effect.f
       const image = Option.isSome(known) ? known.value : yield* images.ensure(request.image, { onProgress })
       const { name } = yield* plan(request, image)
       const look: Effect.Effect<Found, MicroVmError.MicroVmError> = Effect.matchEffect(store.open(name), {
-        onSuccess: (snapshot) => Effect.succeed({ snapshot, why: undefined }),
+        onSuccess: (snapshot) =>
+          Effect.succeed(
+            snapshot.manifest.kind === "golden"
+              ? { snapshot, why: undefined }
+              : { ...nothing, why: "it is of a machine that somebody has used" }
+          ),
         onFailure: (error) => {
           if (error.reason._tag === "SnapshotNotFound") return Effect.succeed(nothing)
           return error.reason._tag === "SnapshotUnusable"

@@ -29,7 +29,7 @@ import * as MicroVmError from "../microvm/MicroVmError.ts"
 import { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
 import * as Snapshot from "../microvm/Snapshot.ts"
 import { SnapshotStore } from "../microvm/SnapshotStore.ts"
-import { GoldenMachines } from "./GoldenMachines.ts"
+import { GoldenMachines, isReserved } from "./GoldenMachines.ts"
 import type { Phase, Progress } from "./WarmProgress.ts"
 
 /**
@@ -110,7 +110,7 @@ export interface Options {
  * Brings a machine up until its guest answers. Closing the scope ends it.
  *
  * With `{ from }` it fails with `SnapshotNotFound` and `SnapshotUnusable`, and with `NotRenewed` when the machine could not
- * be made itself: then it was destroyed. A golden machine for which that is so is removed.
+ * be made itself: then it was destroyed. A golden machine that is to blame for that is removed.
  *
  * @category constructors
  * @since 0.2.0
@@ -181,6 +181,8 @@ export const launch: (options: Options) => Effect.Effect<
     )
   })
 
+  // Before a golden machine is made for nothing.
+  yield* MachineSpec.decode({ id: options.id, hostname: options.id, kernel: "/kernel" })
   if (typeof start === "object") return yield* restore(yield* store.open(start.from))
   if (start === "cold") return yield* boot("as asked for")
   if (!capabilities.snapshot) return yield* boot(`the ${backend} backend has no snapshots`)
@@ -193,7 +195,7 @@ export const launch: (options: Options) => Effect.Effect<
     (snapshot) =>
       Effect.tapError(
         restore(snapshot),
-        (error) => isFaultOfCaller(error) ? Effect.void : Effect.ignore(store.remove(snapshot.id))
+        (error) => condemns(error) ? Effect.ignore(store.remove(snapshot.id)) : Effect.void
       )
   )
   return yield* warm.pipe(
@@ -213,6 +215,21 @@ export const launch: (options: Options) => Effect.Effect<
 const isFaultOfCaller = ({ reason }: WarmError): boolean =>
   reason._tag === "InvalidSpec" || reason._tag === "UnknownImage" || reason._tag === "BackendUnavailable"
 
+/** Is the snapshot to blame? Others use it too, so it is not removed for what the host, or its load, has done. */
+const condemns = ({ reason }: WarmError): boolean => {
+  switch (reason._tag) {
+    case "SnapshotUnusable":
+      return true
+    case "LaunchFailed":
+      // The monitor has ended by itself: it was not killed.
+      return reason.status?._tag === "Exited"
+    case "NotRenewed":
+      return reason.unproven.some((one) => !/^(clock|not done within)/.test(one))
+    default:
+      return false
+  }
+}
+
 /** Says which slots are free in a machine, as numbers with blanks between. Where it is absent, all are. */
 const freeSlotsLabel = "free-slots"
 
@@ -225,7 +242,8 @@ const freeSlots = ({ labels, spec }: Snapshot.Manifest): ReadonlyArray<number> =
  * Saves a machine under a name in the store at hand, and lets it go on. What runs in it runs on in each machine that is
  * restored from the snapshot, too, and what it writes there goes nowhere.
  *
- * Fails with `SnapshotAlreadyExists` when there is one of this name, before anything is done.
+ * Fails with `SnapshotAlreadyExists` when there is one of this name, and with `InvalidSpec` when nothing may have it,
+ * before anything is done.
  *
  * @category combinators
  * @since 0.2.0
@@ -236,11 +254,21 @@ export const save: (
 ) => Effect.Effect<Snapshot.Snapshot, MicroVmError.MicroVmError, SnapshotStore> = Effect.fn("WarmMachine.save")(
   function*({ labels, machine, slots }: WarmMachine, name: string) {
     const store = yield* SnapshotStore
-    const free = (yield* slots.free).join(" ")
-    return yield* store.add(
-      { kind: "saved", name, spec: Snapshot.specOf(machine.spec), labels: { ...labels, [freeSlotsLabel]: free } },
-      machine.save
-    )
+    if (isReserved(name)) {
+      const remedy = "give another name: golden machines have such names"
+      return yield* MicroVmError.fail(
+        new MicroVmError.InvalidSpec({ faults: [{ field: "snapshot", value: name, remedy }] })
+      )
+    }
+    const write = Effect.fnUntraced(function*(directory: string) {
+      const before = yield* slots.free
+      const saved = yield* machine.save(directory)
+      // A command may have begun or ended before the guest stood still.
+      const after = yield* slots.free
+      const free = before.filter((slot) => after.includes(slot))
+      return { ...saved, labels: { [freeSlotsLabel]: free.join(" ") } }
+    })
+    return yield* store.add({ kind: "saved", name, spec: Snapshot.specOf(machine.spec), labels }, write)
   }
 )
 

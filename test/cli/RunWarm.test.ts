@@ -82,14 +82,14 @@ describe("a machine that is restored", () => {
       yield* started.end
     }))
 
-  it.effect("whose clock cannot be set right is destroyed, with its golden machine, and one is booted", () =>
+  it.effect("whose clock cannot be set right is destroyed, and one is booted; the golden machine is not to blame", () =>
     Effect.gen(function*() {
       const host = yield* makeUsedHost
       const { code, left, lines, phases, report } = yield* run(
         warm({ host, guest: { renewal: { clockOff: -60_000, refuses: ["clock"] } } })
       )
       assert.deepInclude({ code, left }, { code: 0, left: nothing })
-      assert.match(lines.join("\n"), /^booting: .* not made its own.*microvm-refresh ended with/)
+      assert.match(lines.join("\n"), /^booting: .* not made its own.*clock: adjtimex failed with errno/)
       assert.strictEqual(report.start?._tag, "Booted")
       assert.deepStrictEqual(phases.map((phase) => phase.split(" ")[0]), [
         "restore",
@@ -100,7 +100,7 @@ describe("a machine that is restored", () => {
         "command",
         "stop"
       ])
-      assert.deepStrictEqual(yield* snapshotsOf(host), [])
+      assert.strictEqual((yield* snapshotsOf(host)).length, 1)
     }))
 })
 

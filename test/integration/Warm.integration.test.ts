@@ -3,6 +3,7 @@ import { afterAll, assert, layer } from "@effect/vitest"
 import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import { execFileSync } from "node:child_process"
 import { createHash } from "node:crypto"
 import {
   chmodSync,
@@ -13,6 +14,7 @@ import {
   readFileSync,
   readSync,
   rmSync,
+  writeFileSync,
   writeSync
 } from "node:fs"
 import { tmpdir } from "node:os"
@@ -140,7 +142,7 @@ layer(services, { excludeTestServices: true, timeout: "2 minutes" })("machines f
         const one = yield* WarmMachine.launch({ id: "one" })
         yield* sh(
           one,
-          "echo kept >/root/file; (while :; do date +%s >/run/now; usleep 20000; done) </dev/null >/dev/null 2>&1 &"
+          "echo kept >/root/file; (while :; do date +%s >/run/new; mv /run/new /run/now; usleep 20000; done) </dev/null >/dev/null 2>&1 &"
         )
         yield* WarmMachine.save(one, "mine")
         yield* sh(one, "echo changed >/root/file")
@@ -152,6 +154,38 @@ layer(services, { excludeTestServices: true, timeout: "2 minutes" })("machines f
         assert.isBelow(Math.abs(now - Date.now() / 1000), 5)
         yield* Effect.forEach([one, two], ({ machine }) => kill(machine))
         yield* SnapshotStore.use(({ remove }) => remove("mine"))
+      }).pipe(Effect.scoped),
+    60_000
+  )
+
+  it.effect(
+    "a snapshot of one QEMU is refused by another one",
+    () =>
+      Effect.gen(function*() {
+        const one = yield* WarmMachine.launch({ id: "one" })
+        yield* WarmMachine.save(one, "of-another")
+        yield* kill(one.machine)
+        // One that says so, and is none: no machine comes up on it.
+        const binary = join(temporary, "qemu-system-x86_64")
+        const real = execFileSync("sh", ["-c", "command -v qemu-system-x86_64"], { encoding: "utf8" }).trim()
+        const version = /version (\d+)\.(\d+)/.exec(execFileSync(real, ["--version"], { encoding: "utf8" }))
+        const [major, minor] = [Number(version?.[1]), Number(version?.[2])]
+        const told = minor > 0 ? `${major}.${minor - 1}.0` : `${major - 1}.0.0`
+        writeFileSync(
+          binary,
+          `#!/bin/sh\n[ "$1" = --version ] && exec echo "QEMU emulator version ${told}"\nexec ${real} "$@"\n`,
+          { mode: 0o755 }
+        )
+        const other = GoldenMachines.layerWith({}).pipe(
+          Layer.provideMerge(QemuProvider.layerWith({ binary })),
+          Layer.provide(NodeQemuHost.layer)
+        )
+        yield* Effect.gen(function*() {
+          const refused = yield* Effect.flip(WarmMachine.launch({ id: "two", start: { from: "of-another" } }))
+          assert.strictEqual(refused.reason._tag, "SnapshotUnusable")
+          assert.include(refused.message, `its version is ${major}.${minor}, here it is`)
+        }).pipe(Effect.provide(other))
+        yield* SnapshotStore.use(({ remove }) => remove("of-another"))
       }).pipe(Effect.scoped),
     60_000
   )

@@ -42,6 +42,8 @@ export const makeWorld = Effect.fnUntraced(function*(setting: Setting = {}) {
       guests.set(guest.life, serving)
       return yield* Effect.never
     }))
+  const unknown = (name: string) =>
+    Effect.fail(ImageError.fromReason(ImageError.ImageErrorReason.UnknownImage({ name, known: ["default"] })))
   const images = Layer.succeed(
     ImageStore,
     ImageStore.of({
@@ -52,10 +54,11 @@ export const makeWorld = Effect.fnUntraced(function*(setting: Setting = {}) {
             current = { ...image, digest }
             return current
           }).pipe(Effect.delay(takes.image))
-          : Effect.fail(
-            ImageError.fromReason(ImageError.ImageErrorReason.UnknownImage({ name, known: ["default"] }))
-          ),
-      known: () => Effect.sync(() => Option.fromUndefinedOr(current?.digest === digest ? current : undefined)),
+          : unknown(name),
+      known: (name = "default") =>
+        name === "default"
+          ? Effect.sync(() => Option.fromUndefinedOr(current?.digest === digest ? current : undefined))
+          : unknown(name),
       update: () => Effect.never,
       list: Effect.succeed([]),
       writable: Effect.void,
