@@ -21,6 +21,8 @@ export interface AddOptions {
   readonly name?: string | undefined
   /** May the name be taken from another snapshot, which then has one less? Default false. */
   readonly replace?: boolean | undefined
+  /** How many bytes it may take. Where they are not free, it fails before `write` is run. Default: not asked. */
+  readonly room?: number | undefined
   /** Default none. */
   readonly labels?: Readonly<Record<string, string>> | undefined
 }

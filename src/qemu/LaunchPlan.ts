@@ -29,8 +29,10 @@ export interface LaunchPlan {
     readonly qmp: number
     readonly channels: ReadonlyMap<string, number>
   }
-  /** Files that have to be there. QEMU's user reads those of the spec; we open those of a snapshot for it. */
-  readonly files: ReadonlyArray<{ readonly field: "kernel" | "initramfs" | "memory" | "state"; readonly path: string }>
+  /** Files that have to be there. QEMU's user opens them, `writable` ones for writing too; a `state` we open for it. */
+  readonly files: ReadonlyArray<
+    { readonly field: keyof typeof snapshotFiles; readonly path: string; readonly writable?: boolean }
+  >
   /** What QEMU is to load once it is up. */
   readonly load?: { readonly fd: number; readonly sharedMemory: boolean }
 }
@@ -55,7 +57,7 @@ export type Origin =
  *
  * - `shared-memory`: its memory as a file that many machines map, and the state of its devices.
  * - `stream`: all in one.
- * - `unstarted`: it has not run yet, so there is nothing but its spec. Its kernel is read when it is restored.
+ * - `unstarted`: it has not run yet, so there is nothing but its spec, and copies of the files that it boots.
  *
  * @category models
  * @since 0.2.0
@@ -75,12 +77,13 @@ interface Content {
 }
 
 /**
- * The files of a snapshot. `memory` is there in the form `shared-memory` only, and in `unstarted` there is none.
+ * The files of a snapshot. `memory` is there in the form `shared-memory` only. In `unstarted` there are `kernel` and, if
+ * the machine has one, `initramfs`, and no others.
  *
  * @category constants
  * @since 0.2.0
  */
-export const snapshotFiles = { state: "state", memory: "memory" } as const
+export const snapshotFiles = { state: "state", memory: "memory", kernel: "kernel", initramfs: "initramfs" } as const
 
 interface Board {
   readonly machine: (version: Version) => string
@@ -279,26 +282,26 @@ export const make = (
   const readable = (path: string): string => user._tag === "Own" ? path : reopened(inherit(path, "<"))
   const size = `size=${spec.memoryMib}M`
   const ownMemory = `memory-backend-ram,id=ram0,${size}`
-  const boot = (): Content => {
-    const kernel = readable(spec.kernel)
+  const boot = ({ initramfs, kernel }: Pick<MachineSpec, "initramfs" | "kernel">): Content => {
+    const image = readable(kernel)
     return {
       memory: ownMemory,
       args: [
         "-append",
         append,
-        ...(spec.initramfs === undefined ? [] : ["-initrd", readable(spec.initramfs)]),
+        ...(initramfs === undefined ? [] : ["-initrd", readable(initramfs)]),
         "-kernel",
-        kernel
+        image
       ],
       files: [
-        { field: "kernel", path: spec.kernel },
-        ...(spec.initramfs === undefined ? [] : [{ field: "initramfs" as const, path: spec.initramfs }])
+        { field: "kernel", path: kernel },
+        ...(initramfs === undefined ? [] : [{ field: "initramfs" as const, path: initramfs }])
       ],
-      says: [`kernel ${spec.kernel}${spec.initramfs === undefined ? "" : `, initramfs ${spec.initramfs}`}`]
+      says: [`kernel ${kernel}${initramfs === undefined ? "" : `, initramfs ${initramfs}`}`]
     }
   }
   const template = (ram: string): Content => {
-    const content = boot()
+    const content = boot(spec)
     const path = reopened(inherit(ram, "<>"))
     return {
       ...content,
@@ -307,9 +310,13 @@ export const make = (
     }
   }
   const restore = ({ directory, id, manifest }: Snapshot.Snapshot): Content => {
-    const state = `${directory}/${snapshotFiles.state}`
+    const at = (field: keyof typeof snapshotFiles): string => `${directory}/${snapshotFiles[field]}`
     const says = [`goes on from snapshot ${id}, ${manifest.form}`]
-    if (manifest.form === "unstarted") return { ...boot(), says }
+    if (manifest.form === "unstarted") {
+      const initramfs = spec.initramfs === undefined ? {} : { initramfs: at("initramfs") }
+      return { ...boot({ kernel: at("kernel"), ...initramfs }), says }
+    }
+    const state = at("state")
     const sharedMemory = manifest.form === "shared-memory"
     const content = {
       memory: ownMemory,
@@ -319,17 +326,17 @@ export const make = (
       load: { fd: inherit(state, "<"), sharedMemory }
     }
     if (!sharedMemory) return content
-    const memory = `${directory}/${snapshotFiles.memory}`
+    const memory = at("memory")
     const readOnly = opensMemoryReadOnly(version)
     const path = reopened(inherit(memory, readOnly ? "<" : "<>"))
     return {
       ...content,
       memory: `memory-backend-file,id=ram0,${size},share=off${readOnly ? ",readonly=on,rom=off" : ""},mem-path=${path}`,
-      files: [...content.files, { field: "memory", path: memory }]
+      files: [...content.files, { field: "memory", path: memory, writable: !readOnly }]
     }
   }
   const content = origin._tag === "Boot"
-    ? boot()
+    ? boot(spec)
     : origin._tag === "Template"
     ? template(origin.ram)
     : restore(origin.snapshot)

@@ -6,14 +6,15 @@
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as ChildProcess from "effect/process/ChildProcess"
-import { createHash } from "node:crypto"
 import * as NodeFs from "node:fs/promises"
+import * as NodeOs from "node:os"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
 import type { ProcessError } from "../process/ProcessError.ts"
 import { ProcessSpawner } from "../process/ProcessSpawner.ts"
+import { describeCpu } from "./internal/NodeCpu.ts"
 import { makeRam } from "./internal/NodeRam.ts"
 import { receive } from "./internal/NodeReceive.ts"
-import { type Architecture, type FileFacts, type Kvm, parseVersion, QemuHost } from "./QemuHost.ts"
+import { type Architecture, type FileFacts, HostFailed, type Kvm, parseVersion, QemuHost } from "./QemuHost.ts"
 
 const unavailable = (why: string, remedy: string): MicroVmError.MicroVmError =>
   MicroVmError.make(new MicroVmError.BackendUnavailable({ backend: "qemu", why, remedy }))
@@ -47,30 +48,29 @@ const lookAtKvm = async (architecture: Architecture): Promise<Kvm> => {
   }
 }
 
-/** Its name, and a digest of what it can do: the same model has other features below another hypervisor. */
-const lookAtCpu = async (): Promise<string> => {
-  const [first = ""] = (await NodeFs.readFile("/proc/cpuinfo", "utf8")).split("\n\n", 1)
-  const lines = (keys: RegExp): ReadonlyArray<string> =>
-    first.split("\n").flatMap((line) => {
-      const [, key = "", value = ""] = /^(.*?)\s*:\s*(.*)$/.exec(line) ?? []
-      return keys.test(key) ? [value] : []
-    })
-  const name = lines(/^(model name|CPU (implementer|variant|part|revision))$/).join(" ")
-  const features = lines(/^(flags|vmx flags|Features|bugs)$/).join("\n")
-  return `${name} (features ${createHash("sha256").update(features).digest("hex").slice(0, 8)})`
-}
-
-const lookAtFile = async (path: string): Promise<FileFacts> => {
+const lookAtFile = async (path: string, writable: boolean): Promise<FileFacts> => {
+  const { O_NONBLOCK, O_RDONLY, O_RDWR } = NodeFs.constants
   try {
     // A pipe without a writer would hold up the open.
-    await using handle = await NodeFs.open(path, NodeFs.constants.O_RDONLY | NodeFs.constants.O_NONBLOCK)
+    await using handle = await NodeFs.open(path, (writable ? O_RDWR : O_RDONLY) | O_NONBLOCK)
     const stat = await handle.stat()
-    const worldReadable = (stat.mode & 0o004) !== 0
-    return stat.isFile() ? { path, worldReadable } : { path, worldReadable, fault: "it is no regular file" }
+    const facts = { path, worldReadable: (stat.mode & 0o004) !== 0, worldWritable: (stat.mode & 0o002) !== 0 }
+    return stat.isFile() ? facts : { ...facts, fault: "it is no regular file" }
   } catch (error) {
-    return { path, worldReadable: false, fault: `it cannot be opened: ${codeOf(error)}` }
+    const fault = `it cannot be opened${writable ? " for writing" : ""}: ${codeOf(error)}`
+    return { path, worldReadable: false, worldWritable: false, fault }
   }
 }
+
+const copy: QemuHost["Service"]["copy"] = (from, to) =>
+  Effect.uninterruptible(Effect.tryPromise({
+    try: async () => {
+      const { COPYFILE_EXCL, COPYFILE_FICLONE } = NodeFs.constants
+      await NodeFs.copyFile(from, to, COPYFILE_EXCL | COPYFILE_FICLONE)
+      await NodeFs.chmod(to, 0o644)
+    },
+    catch: (cause) => new HostFailed({ path: to, why: `no copy of ${from} can be made: ${String(cause)}`, cause })
+  }))
 
 /**
  * Looks at the real host. QEMU is asked for its version, and is given 10 seconds to answer.
@@ -83,7 +83,7 @@ const lookAtFile = async (path: string): Promise<FileFacts> => {
  *
  * const facts = QemuHost.QemuHost.use((host) => host.inspect("/proc/version"))
  * const layer = Layer.provide(NodeQemuHost.layer, NodeProcessSpawner.layer)
- * await Effect.runPromise(Effect.provide(facts, layer)) // => { path: "/proc/version", worldReadable: true }
+ * await Effect.runPromise(Effect.provide(facts, layer)) // => { path: "/proc/version", worldReadable: true, worldWritable: false }
  * ```
  *
  * @category layers
@@ -128,14 +128,21 @@ export const layer: Layer.Layer<QemuHost, never, ProcessSpawner> = Layer.effect(
         Effect.timeoutOrElse({ duration: "10 seconds", orElse: () => Effect.succeed(false) }),
         Effect.orElseSucceed(() => false)
       )
-      const seen = yield* Effect.all({
+      const { cpuinfo, ...seen } = yield* Effect.all({
         version,
         setpriv: uid === 0 ? setpriv : Effect.succeed(false),
         kvm: Effect.promise(() => lookAtKvm(architecture)),
-        cpu: Effect.promise(lookAtCpu)
+        cpuinfo: Effect.promise(() => NodeFs.readFile("/proc/cpuinfo", "utf8"))
       }, { concurrency: "unbounded" })
-      return { binary, architecture, uid, ...seen, path: process.env["PATH"] ?? "/usr/bin:/bin" }
+      const cpu = describeCpu(cpuinfo, seen.kvm, NodeOs.release())
+      return { binary, architecture, uid, ...seen, cpu, path: process.env["PATH"] ?? "/usr/bin:/bin" }
     })
-    return QemuHost.of({ observe, inspect: (path) => Effect.promise(() => lookAtFile(path)), makeRam, receive })
+    return QemuHost.of({
+      observe,
+      inspect: (path, { writable = false } = {}) => Effect.promise(() => lookAtFile(path, writable)),
+      copy,
+      makeRam,
+      receive
+    })
   })
 )

@@ -63,17 +63,19 @@ export interface Observations {
 }
 
 /**
- * A file that QEMU has to read.
+ * A file that QEMU has to open.
  *
  * @category models
  * @since 0.1.0
  */
 export interface FileFacts {
   readonly path: string
-  /** Why it cannot be read by us; absent when it can. */
+  /** Why it cannot be opened by us; absent when it can. */
   readonly fault?: string
   /** Can a user without any rights of its own read it, once it is open? */
   readonly worldReadable: boolean
+  /** And can such a user write to it? */
+  readonly worldWritable: boolean
 }
 
 /**
@@ -138,7 +140,13 @@ export interface Receiver {
 export class QemuHost extends Context.Service<QemuHost, {
   /** Looks at the host now. Fails with `BackendUnavailable` when there is no QEMU that can be used. */
   readonly observe: (options: Options) => Effect.Effect<Observations, MicroVmError.MicroVmError>
-  readonly inspect: (path: string) => Effect.Effect<FileFacts>
+  /** Opens the file, also for writing if it is to be `writable` (default false), and changes nothing of it. */
+  readonly inspect: (
+    path: string,
+    options?: { readonly writable?: boolean | undefined }
+  ) => Effect.Effect<FileFacts>
+  /** Copies a file into a new one that all can read. An interruption waits until the copy is through. */
+  readonly copy: (from: string, to: string) => Effect.Effect<void, HostFailed>
   /** Memory of so many bytes, all zero. Fails when there is no room for it. */
   readonly makeRam: (bytes: number) => Effect.Effect<Ram, HostFailed, Scope.Scope>
   /** Waits for a connection of this user, whose bytes go into a new file that only we can read. */

@@ -6,13 +6,18 @@
  *
  * A template has its memory in a file. Its snapshot is a copy of that file and some hundred kilobytes of device state:
  * machines that are restored from it map the copy and read what they use. The snapshot of any other machine is one
- * stream that is read as a whole.
+ * stream that is read as a whole. A machine that has not run yet has nothing to write down: its snapshot is a copy of its
+ * kernel and its initramfs, from which restored machines boot, whatever becomes of the files that it was made from.
  *
  * **Gotchas**
  *
  * - A machine that is saved a second time without a run in between runs for a moment first: QEMU wants it so.
- * - Before QEMU 8.2 a restored machine's QEMU has the memory of the snapshot open for writing. It does not write to it,
- *   but a guest that has broken out of its QEMU can: a store that looks at its files before each use notices that.
+ * - The memory of a snapshot can be read by all, as QEMU may run as another user than its maker, and before QEMU 8.2
+ *   written by all: keep snapshots in a directory that is open to its owner alone, as a store does.
+ * - Before QEMU 8.2 a restored machine's QEMU has that memory open for writing. It does not write to it, but a guest that
+ *   has broken out of its QEMU can, and so change the machines that are restored later. `microvm snapshot verify` finds
+ *   that; a look at the file's times need not, since a page that is mapped and dirty takes writes without a new one. Where
+ *   that counts, boot machines, or use QEMU 8.2 or later.
  *
  * @since 0.1.0
  */
@@ -63,13 +68,18 @@ const checkFiles = Effect.fnUntraced(function*(
 ) {
   const found = yield* Effect.forEach(
     plan.files,
-    ({ field, path }) =>
-      Effect.map(host.inspect(path), ({ fault, worldReadable }): ReadonlyArray<MicroVmError.Fault> => {
-        if (fault !== undefined) return [{ field, value: path, remedy: `${fault}: name a file that we may read` }]
-        if (user._tag === "Own" || worldReadable || field === "state" || field === "memory") return []
-        const remedy = "QEMU runs as a user without rights: make it readable to all (chmod a+r)"
-        return [{ field, value: path, remedy: `${remedy}, or set MICROVM_QEMU_USER=keep` }]
-      })
+    ({ field, path, writable = false }) =>
+      Effect.map(
+        host.inspect(path, { writable }),
+        ({ fault, worldReadable, worldWritable }): ReadonlyArray<MicroVmError.Fault> => {
+          const otherwise = from === undefined ? ": name a file that we may read" : ""
+          if (fault !== undefined) return [{ field, value: path, remedy: `${fault}${otherwise}` }]
+          if (user._tag === "Own" || field === "state" || (worldReadable && (worldWritable || !writable))) return []
+          const needed = writable ? "readable and writable to all (chmod a+rw)" : "readable to all (chmod a+r)"
+          const remedy = `QEMU runs as a user without rights: make it ${needed}, or set MICROVM_QEMU_USER=keep`
+          return [{ field, value: path, remedy }]
+        }
+      )
   )
   const faults = found.flat()
   if (faults.length === 0) return

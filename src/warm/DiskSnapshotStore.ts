@@ -37,7 +37,7 @@ import { type AddOptions, SnapshotStore, type Stored } from "../microvm/Snapshot
 import * as OwnedFiles from "../process/OwnedFiles.ts"
 import * as OwnerLock from "../process/OwnerLock.ts"
 import type { ProcessHost } from "../process/ProcessHost.ts"
-import type { FileSeals } from "./FileSeals.ts"
+import { FileSeals } from "./FileSeals.ts"
 import * as Files from "./internal/snapshotFiles.ts"
 
 /**
@@ -56,6 +56,8 @@ type Services = FileSeals | FileSystem.FileSystem | Hasher | Path.Path | Process
 
 const Pointer = Schema.fromJsonString(Schema.Struct({ id: Snapshot.Sha256 }))
 const isId = Schema.is(Snapshot.Sha256)
+const megabytes = (bytes: number): string => `${Math.ceil(bytes / 1e6)} MB`
+
 const elsewhere = "or name another directory in MICROVM_CACHE_DIR"
 
 const whyOf = (error: OwnerLock.LockHeld | PlatformError.PlatformError): string => {
@@ -144,6 +146,13 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
     // First of all: what a process that was killed has left may be what the disk is full of.
     yield* OwnedFiles.sweep(temporary)
     return yield* OwnedFiles.temporaryDirectory(temporary)
+  })
+
+  const enoughRoom = Effect.fnUntraced(function*(wanted: number) {
+    const free = yield* FileSeals.use(({ room }) => room(temporary))
+    if (free >= wanted) return
+    const why = `it may take ${megabytes(wanted)}, and ${megabytes(free)} are free: make room, ${elsewhere}`
+    return yield* MicroVmError.make(new MicroVmError.StoreFailed({ path: store.directory, why }))
   })
 
   /** Runs under the lock. Once begun, it is carried through. */
@@ -276,6 +285,7 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
           const own = yield* inStore(Scope.provide(ownDirectory, scope))
           const made = path.join(own, "snapshot")
           yield* inStore(fs.makeDirectory(made, { mode: 0o700 }))
+          yield* inStore(enoughRoom(options.room ?? 0))
           // The errors and needs of `write` are its caller's.
           const saved = yield* write(made)
           return yield* inStore(finish(options, own, made, saved))

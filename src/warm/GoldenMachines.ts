@@ -107,6 +107,9 @@ const edition = 1
 /** How long one is kept that was made by another monitor, or for another processor: what made it may still be in use. */
 const foreignFor = Duration.toMillis("1 day")
 
+/** A guest that has just booted has not written to more of its memory than this, however much it has. */
+const usualMib = 256
+
 /** The prefix of their names in the store. */
 const prefix = "golden-"
 
@@ -200,19 +203,25 @@ export const make = Effect.fnUntraced(function*(options: Options = {}): Effect.f
     bootWithin: Duration.Input,
     onProgress: (progress: Progress) => Effect.Effect<void>
   ) =>
-    Effect.scoped(Effect.gen(function*() {
+    Effect.gen(function*() {
       // Only here are its files looked at: a machine that is restored has them in its memory.
       const image = yield* images.ensure(request.image, { onProgress })
       const { name, spec } = yield* plan(request, image)
-      const machine = yield* Machine.launch({ ...spec, id: name }, { template: true, policy: killed })
-      const socket = yield* machine.channel(GuestAgent.channelName)
-      yield* machine.start
-      yield* GuestAgent.make(socket, { within: bootWithin })
       const labels = { image: image.name, digest: image.digest, kernelRelease: image.kernelRelease }
-      return yield* store.add({ kind: "golden", name, replace: true, spec, labels }, machine.save)
-    })).pipe(
+      const room = Math.min(spec.memoryMib, usualMib) << 20
+      return yield* store.add({ kind: "golden", name, replace: true, spec, labels, room }, (directory) =>
+        Effect.scoped(Effect.gen(function*() {
+          const machine = yield* Machine.launch({ ...spec, id: name }, { template: true, policy: killed })
+          const socket = yield* machine.channel(GuestAgent.channelName)
+          yield* machine.start
+          yield* GuestAgent.make(socket, { within: bootWithin })
+          return yield* machine.save(directory)
+        })))
+    }).pipe(
       Effect.provideService(MicroVmProvider, provider),
-      Effect.tap(() => Effect.ignore(collect))
+      Effect.tap(() =>
+        Effect.ignore(collect)
+      )
     )
 
   const ensure: GoldenMachines["Service"]["ensure"] = Effect.fn("GoldenMachines.ensure")(

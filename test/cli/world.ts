@@ -298,7 +298,8 @@ export const qemuHost = (
   observed: Effect.Effect<QemuHost.Observations, MicroVmError> = Effect.succeed(observations)
 ): QemuHost.QemuHost["Service"] => ({
   observe: () => observed,
-  inspect: (path) => Effect.succeed({ path, worldReadable: true }),
+  inspect: (path) => Effect.succeed({ path, worldReadable: true, worldWritable: true }),
+  copy: (_, path) => Effect.fail(new QemuHost.HostFailed({ path, why: "nothing is copied" })),
   makeRam: () => Effect.fail(new QemuHost.HostFailed({ path: "/dev/shm", why: "there is no room" })),
   receive: (path) => Effect.fail(new QemuHost.HostFailed({ path, why: "nothing is received" }))
 })

@@ -12,6 +12,7 @@ import { spawnSync } from "node:child_process"
 import { createHash } from "node:crypto"
 import {
   chmodSync,
+  copyFileSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
@@ -447,12 +448,49 @@ layer(qemu, { excludeTestServices: true, timeout: "1 minute" })("a snapshot on Q
       assert.deepStrictEqual(yield* monitors, [])
     }))
 
-  it.effect("of a machine that never ran is its spec, and boots", () =>
+  it.effect("of a machine that never ran is what it boots, whatever becomes of its kernel", () =>
     Effect.gen(function*() {
-      const { files, snapshot } = yield* Effect.flatMap(launch("unstarted"), save)
-      assert.deepStrictEqual(files, [])
-      const { agent } = yield* restore("unstarted-1", snapshot)
+      const own = { kernel: join(temporary, "vmlinuz"), initramfs: join(temporary, "initrd") }
+      copyFileSync(image.kernel, own.kernel)
+      copyFileSync(image.initramfs, own.initramfs)
+      const { files, snapshot } = yield* Effect.flatMap(launch("unstarted", own), save)
+      assert.deepStrictEqual(files, ["initramfs", "kernel"])
+      assert.strictEqual(
+        digest(snapshot, "kernel"),
+        createHash("sha256").update(readFileSync(image.kernel)).digest("hex")
+      )
+      rmSync(own.kernel)
+      writeFileSync(own.initramfs, "another one")
+      const paused = yield* Machine.restore("unstarted-1", snapshot)
+      const again = yield* save(paused)
+      assert.deepStrictEqual(again.files, ["initramfs", "kernel"])
+      rmSync(snapshot.directory, { recursive: true })
+      const { agent } = yield* restore("unstarted-2", again.snapshot)
       yield* agent.ping
+    }))
+
+  it.effect("does not depend on the user that made it, and says what is not open to QEMU's", () =>
+    Effect.gen(function*() {
+      const { snapshot } = yield* Effect.scoped(Effect.gen(function*() {
+        const { agent, machine } = yield* boot("kept", {}, { template: true })
+        yield* sh(agent, "echo kept >/tmp/word")
+        return yield* save(machine)
+      })).pipe(Effect.provide(QemuProvider.layerWith({ user: "keep" })))
+      const memory = join(snapshot.directory, "memory")
+      const { version } = yield* QemuHost.QemuHost.use(({ observe }) => observe({}))
+      const mode = () => statSync(memory).mode & 0o777
+      assert.strictEqual(mode(), QemuHost.isAtLeast(version, 8, 2) ? 0o644 : 0o666)
+      assert.strictEqual(statSync(join(snapshot.directory, "state")).mode & 0o777, 0o600)
+      const changed = statSync(memory, { bigint: true }).ctimeNs
+      const { agent } = yield* restore("others", snapshot)
+      assert.strictEqual(yield* sh(agent, "cat /tmp/word"), "kept")
+      // A store takes a file whose time of change is another for one that has to be read again.
+      assert.strictEqual(statSync(memory, { bigint: true }).ctimeNs, changed)
+      if (process.geteuid?.() !== 0) return
+      chmodSync(memory, 0o600)
+      const refused = yield* Effect.flip(Effect.scoped(Machine.restore("refused", snapshot)))
+      assert.match(refused.message, /its memory: QEMU runs as a user without rights: make it readable/)
+      assert.strictEqual(mode(), 0o600)
     }))
 
   it.effect("is restored or not: an interruption leaves nothing", () =>

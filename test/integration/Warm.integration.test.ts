@@ -165,7 +165,7 @@ layer(services, { excludeTestServices: true, timeout: "2 minutes" })("machines f
         const one = yield* WarmMachine.launch({ id: "one" })
         yield* WarmMachine.save(one, "of-another")
         yield* kill(one.machine)
-        // One that says so, and is none: no machine comes up on it.
+        // QEMU as it is, under an earlier version. It is found out as soon as a machine is launched, so none is here.
         const binary = join(temporary, "qemu-system-x86_64")
         const real = execFileSync("sh", ["-c", "command -v qemu-system-x86_64"], { encoding: "utf8" }).trim()
         const version = /version (\d+)\.(\d+)/.exec(execFileSync(real, ["--version"], { encoding: "utf8" }))

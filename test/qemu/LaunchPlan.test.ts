@@ -257,13 +257,17 @@ describe("a restored machine", () => {
     for (const option of ["-kernel", "-initrd", "-append"]) assert.notInclude(made.argv, option)
     assert.deepStrictEqual(made.load, { fd: 3, sharedMemory: true })
     assert.deepStrictEqual(made.fds, { qmp: 5, channels: new Map([["agent", 6]]) })
-    assert.deepStrictEqual(made.files.map(({ path }) => path), ["/s/state", "/s/memory"])
+    assert.deepStrictEqual(made.files, [
+      { field: "state", path: "/s/state" },
+      { field: "memory", path: "/s/memory", writable: true }
+    ])
   })
 
   it("cannot write to that memory where QEMU can do without", () => {
     const made = restored({ ...unprivileged, version: { major: 8, minor: 2, micro: 0 } }, "shared-memory")
     assert.include(made.argv, "exec 3<\"$1\" 4<\"$2\" && shift 2 && exec \"$@\"")
     assert.include(valueOf(made, "-object"), "share=off,readonly=on,rom=off,")
+    assert.isFalse(made.files.at(-1)?.writable)
   })
 
   it("has memory of its own when all came in one stream", () => {
@@ -271,6 +275,25 @@ describe("a restored machine", () => {
     assert.strictEqual(valueOf(made, "-object"), "memory-backend-ram,id=ram0,size=256M")
     assert.deepStrictEqual(made.load, { fd: 3, sharedMemory: false })
     assert.deepStrictEqual(made.files.map(({ path }) => path), ["/s/state"])
+  })
+
+  it("that had not run yet boots the files of the snapshot, not those of its spec", () => {
+    const origin = { _tag: "Restore", snapshot: snapshot("unstarted") } as const
+    const made = plan(own, { initramfs: "/i" }, origin)
+    assert.strictEqual(valueOf(made, "-kernel"), "/s/kernel")
+    assert.strictEqual(valueOf(made, "-initrd"), "/s/initramfs")
+    assert.notInclude(made.argv, "-incoming")
+    assert.deepStrictEqual(made.files, [
+      { field: "kernel", path: "/s/kernel" },
+      { field: "initramfs", path: "/s/initramfs" }
+    ])
+    assert.notInclude(plan(own, {}, origin).argv, "-initrd")
+    assert.deepStrictEqual(plan(unprivileged, { initramfs: "/i" }, origin).argv.slice(2, 6), [
+      "exec 3<\"$1\" 4<\"$2\" && shift 2 && exec \"$@\"",
+      "sh",
+      "/s/kernel",
+      "/s/initramfs"
+    ])
   })
 
   it("is not made from what another backend wrote", () => {

@@ -2,15 +2,17 @@ import * as NodeServices from "@effect/platform-node/NodeServices"
 import { afterEach, assert, beforeEach, describe, layer, vi } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
 import { execFileSync } from "node:child_process"
 import { once } from "node:events"
 import * as NodeFs from "node:fs"
 import { connect } from "node:net"
-import { tmpdir } from "node:os"
+import { release, tmpdir } from "node:os"
 import { dirname, join } from "node:path"
 import * as NodeProcessSpawner from "../../src/process/NodeProcessSpawner.ts"
+import { describeCpu } from "../../src/qemu/internal/NodeCpu.ts"
 import * as NodeQemuHost from "../../src/qemu/NodeQemuHost.ts"
 import { QemuHost } from "../../src/qemu/QemuHost.ts"
 
@@ -154,14 +156,86 @@ layer(host, { excludeTestServices: true })("memory without a name", (it) => {
     }))
 })
 
+layer(host, { excludeTestServices: true })("a file", (it) => {
+  const inspect = (path: string, writable?: boolean) => QemuHost.use((service) => service.inspect(path, { writable }))
+  const copy = (from: string, to: string) => QemuHost.use((service) => service.copy(from, to))
+
+  it.effect("is looked at, also as one to be written, without a trace", () =>
+    Effect.gen(function*() {
+      const file = join(work, "memory")
+      NodeFs.writeFileSync(file, "memory")
+      NodeFs.chmodSync(file, 0o642)
+      const times = () => {
+        const { ctimeNs, mtimeNs, size } = NodeFs.statSync(file, { bigint: true })
+        return [ctimeNs, mtimeNs, size]
+      }
+      const before = times()
+      const facts = { path: file, worldReadable: false, worldWritable: true }
+      assert.deepStrictEqual(yield* inspect(file), facts)
+      assert.deepStrictEqual(yield* inspect(file, true), facts)
+      assert.deepStrictEqual(times(), before)
+    }))
+
+  it.effect("that cannot be opened says why, and for what", () =>
+    Effect.gen(function*() {
+      const fault = (path: string, writable?: boolean) => Effect.map(inspect(path, writable), (facts) => facts.fault)
+      assert.strictEqual(yield* fault(join(work, "no")), "it cannot be opened: ENOENT")
+      assert.strictEqual(yield* fault(join(work, "no"), true), "it cannot be opened for writing: ENOENT")
+      assert.strictEqual(yield* fault(work), "it is no regular file")
+      assert.strictEqual(yield* fault(work, true), "it cannot be opened for writing: EISDIR")
+      execFileSync("mkfifo", [join(work, "pipe")])
+      assert.strictEqual(yield* fault(join(work, "pipe"), true), "it is no regular file")
+    }))
+
+  it.effect("is copied whole, for all to read and nobody else to write", () =>
+    Effect.gen(function*() {
+      const [from, to] = [join(work, "vmlinuz"), join(work, "kernel")]
+      NodeFs.writeFileSync(from, Buffer.alloc(3_000_000, "0123456789"), { mode: 0o600 })
+      NodeFs.chmodSync(from, 0o4700)
+      yield* copy(from, to)
+      assert.isTrue(NodeFs.readFileSync(to).equals(NodeFs.readFileSync(from)))
+      assert.strictEqual(NodeFs.statSync(to).mode & 0o7777, 0o644)
+      assert.strictEqual(NodeFs.statSync(from).mode & 0o7777, 0o4700)
+      assert.match((yield* Effect.flip(copy(from, to))).message, /kernel: no copy of .*vmlinuz can be made: .*EEXIST/)
+      assert.match((yield* Effect.flip(copy(join(work, "no"), join(work, "new")))).message, /no can be made: .*ENOENT/)
+      assert.isFalse(NodeFs.existsSync(join(work, "new")))
+    }))
+
+  it.effect("is copied to its end when that is interrupted", () =>
+    Effect.gen(function*() {
+      const [from, to] = [join(work, "vmlinuz"), join(work, "kernel")]
+      NodeFs.writeFileSync(from, Buffer.alloc(64 << 20, "0123456789"))
+      const copying = yield* Effect.forkChild(copy(from, to), { startImmediately: true })
+      yield* Fiber.interrupt(copying)
+      const { mode, size } = NodeFs.statSync(to)
+      assert.deepStrictEqual([mode & 0o777, size], [0o644, 64 << 20])
+    }))
+})
+
 describe("the processor", () => {
+  const cpuinfo = "processor\t: 0\nmodel name\t: Model 1\nflags\t\t: fpu vme\n\nprocessor\t: 1\nmodel name\t: Model 2\n"
+  const unusable = { _tag: "Unusable", why: "", remedy: "" } as const
+  const usable = { _tag: "Usable", gid: 0, mode: 0o666 } as const
+
   layer(host, { excludeTestServices: true })((it) => {
+    it.effect("is the first one, told apart by its features, and with KVM by the kernel too", () =>
+      Effect.sync(() => {
+        const cpu = (text: string, kernel: string) => describeCpu(text, usable, kernel)
+        assert.match(describeCpu(cpuinfo, unusable, "6.1.0"), /^Model 1 \(features [0-9a-f]{8}\)$/)
+        assert.strictEqual(describeCpu(cpuinfo, unusable, "6.1.0"), describeCpu(cpuinfo, unusable, "6.2.0"))
+        assert.match(cpu(cpuinfo, "6.1.0"), /^Model 1 \(features [0-9a-f]{8}, Linux 6\.1\.0\)$/)
+        assert.notStrictEqual(cpu(cpuinfo, "6.1.0"), cpu(cpuinfo, "6.2.0"))
+        assert.notStrictEqual(cpu(cpuinfo, "6.1.0"), cpu(cpuinfo.replace("vme", "de"), "6.1.0"))
+      }))
+
     it.effect("has a name, and a digest of its features", () =>
       Effect.gen(function*() {
         const script = join(work, "qemu")
         NodeFs.writeFileSync(script, "#!/bin/sh\necho QEMU emulator version 7.2.22\n", { mode: 0o755 })
-        const { cpu } = yield* QemuHost.use((service) => service.observe({ binary: script }))
-        assert.match(cpu, /^\S.* \(features [0-9a-f]{8}\)$/)
+        const { cpu, kvm } = yield* QemuHost.use((service) => service.observe({ binary: script }))
+        const kernel = kvm._tag === "Usable" ? `, Linux ${release()}` : ""
+        assert.match(cpu, /^\S.* \(features [0-9a-f]{8}[^)]*\)$/)
+        assert.isTrue(cpu.endsWith(`${kernel})`))
       }))
   })
 })

@@ -39,12 +39,13 @@ const spec = Result.getOrThrow(
 interface Script {
   readonly qmp?: FakeQmp.Options
   readonly process?: ScriptedProcess.Script
-  readonly inspect?: (path: string) => Partial<QemuHost.FileFacts>
+  readonly inspect?: (path: string, writable: boolean) => Partial<QemuHost.FileFacts>
   readonly observed?: Partial<QemuHost.Observations>
   /** What is done with files, in order. */
   readonly files?: Array<string>
   readonly makeRam?: Effect.Effect<void, QemuHost.HostFailed>
   readonly received?: Effect.Effect<void, QemuHost.HostFailed>
+  readonly copied?: Effect.Effect<void, QemuHost.HostFailed>
 }
 
 /** SIGUSR1 makes the scripted QEMU exit in order; nobody else sends it. */
@@ -53,7 +54,8 @@ const reactions = { SIGTERM: { exitAfter: "5 millis" }, SIGUSR1: { exitAfter: "1
 /** A host on which QEMU is a scripted process with a fake QMP server. */
 const host = (
   fake: FakeQmp.FakeQmp,
-  { files = [], inspect, makeRam = Effect.void, observed, process, received = Effect.void }: Script
+  { copied = Effect.void, files = [], inspect, makeRam = Effect.void, observed, process, received = Effect.void }:
+    Script
 ) => {
   const note = (what: string) => Effect.sync(() => void files.push(what))
   const processes = ScriptedProcess.layer({
@@ -61,7 +63,9 @@ const host = (
   })
   const facts = Layer.succeed(QemuHost.QemuHost, {
     observe: () => Effect.succeed({ ...observations, ...observed }),
-    inspect: (path) => Effect.succeed({ path, worldReadable: true, ...inspect?.(path) }),
+    inspect: (path, { writable = false } = {}) =>
+      Effect.succeed({ path, worldReadable: true, worldWritable: true, ...inspect?.(path, writable) }),
+    copy: (from, to) => Effect.andThen(copied, note(`${from} to ${to}`)),
     makeRam: (bytes) =>
       Effect.andThen(
         makeRam,
@@ -281,6 +285,24 @@ describe("operations", () => {
       })))
 })
 
+describe("a QEMU of another version than it was taken for", () => {
+  const told = "QEMU says it is 7.2.22, but `--version` said 7.1.0: start this program again if QEMU was upgraded"
+  for (const [stage, launched] of [["bringing QEMU up", launch], ["restoring", restore()]] as const) {
+    it.effect(`fails at ${stage}, and leaves nothing`, () =>
+      onHost(
+        { observed: { version: { major: 7, minor: 1, micro: 0 } }, qmp: { incoming: true } },
+        (fake) =>
+          Effect.gen(function*() {
+            const error = yield* through(Effect.flip(launched))
+            assert.deepInclude(error.reason, { _tag: "LaunchFailed", stage })
+            assert.include(error.message, told)
+            assert.deepStrictEqual(yield* executed(fake), [])
+            assert.strictEqual(yield* alive, 0)
+          })
+      ))
+  }
+})
+
 describe("saving", () => {
   it.effect("a machine sends all of it in one stream", () => {
     const files: Array<string> = []
@@ -338,14 +360,60 @@ describe("saving", () => {
         )
       })))
 
-  it.effect("a machine that has not run yet writes nothing: it is its spec", () => {
+  for (
+    const [user, version, mode] of [["auto", 7, "666"], ["keep", 7, "666"], ["auto", 9, "644"], [
+      "keep",
+      9,
+      "644"
+    ]] as const
+  ) {
+    it.effect(`a template of QEMU ${version} for user ${user} can be restored by any other`, () => {
+      const files: Array<string> = []
+      const greeting = {
+        QMP: { version: { qemu: { major: version, minor: 2, micro: 0 }, package: "" }, capabilities: [] }
+      }
+      const observed = { version: greeting.QMP.version.qemu, setpriv: user === "auto" }
+      return onHost({ files, observed, qmp: { greeting } }, () =>
+        Effect.gen(function*() {
+          const vmm = yield* Effect.flatMap(template, standing)
+          yield* through(vmm.save("/d"))
+          assert.strictEqual(files.at(-1), `memory to /d/memory, ${mode}`)
+        }))
+    })
+  }
+
+  it.effect("a machine that has not run yet keeps what it boots, and asks nothing of QEMU", () => {
     const files: Array<string> = []
     return onHost({ files }, (fake) =>
       Effect.gen(function*() {
         const vmm = yield* launch
         assert.strictEqual((yield* vmm.save("/d")).form, "unstarted")
-        assert.deepStrictEqual(files, [])
+        assert.deepStrictEqual(files, ["/k to /d/kernel", "/i to /d/initramfs"])
         assert.deepStrictEqual(yield* executed(fake), ["query-status"])
+      }))
+  })
+
+  it.effect("a machine that has not run since it was restored keeps the files of that snapshot", () => {
+    const files: Array<string> = []
+    return onHost({ files }, () =>
+      Effect.gen(function*() {
+        const vmm = yield* restore("unstarted")
+        yield* vmm.save("/d")
+        assert.deepStrictEqual(files, ["/s/kernel to /d/kernel", "/s/initramfs to /d/initramfs"])
+      }))
+  })
+
+  it.effect("a machine that has not run yet fails when its kernel cannot be copied, and can be started", () => {
+    const gone = new QemuHost.HostFailed({ path: "/d/kernel", why: "no copy of /k can be made: ENOENT" })
+    return onHost({ copied: Effect.fail(gone) }, (fake) =>
+      Effect.gen(function*() {
+        const vmm = yield* launch
+        assert.include(
+          yield* messageOf(vmm.save("/d")),
+          "snapshot failed: /d/kernel: no copy of /k can be made: ENOENT"
+        )
+        yield* vmm.start
+        assert.strictEqual(yield* fake.status, "running")
       }))
   })
 
@@ -457,21 +525,54 @@ describe("restoring", () => {
         })))
   }
 
-  it.effect("looks for the files first, and not at who else may read them", () =>
-    onHost({
-      qmp: { incoming: true },
-      inspect: (path) => path === "/s/state" ? { fault: "it cannot be opened: ENOENT" } : { worldReadable: false }
-    }, () =>
+  const refusal = Effect.gen(function*() {
+    const { reason } = yield* Effect.flip(restore())
+    assert.strictEqual(yield* alive, 0)
+    return reason._tag === "SnapshotUnusable" ? reason.why : reason._tag
+  })
+  const remedy = (needed: string) =>
+    `its memory: QEMU runs as a user without rights: make it ${needed}, or set MICROVM_QEMU_USER=keep`
+
+  it.effect("names each file that cannot be opened", () =>
+    onHost({ inspect: () => ({ fault: "it cannot be opened: ENOENT" }) }, () =>
       Effect.gen(function*() {
-        const error = yield* Effect.flip(restore())
-        assert.strictEqual(error.reason._tag, "SnapshotUnusable")
-        assert.include(error.message, "its state: it cannot be opened: ENOENT")
-        assert.notInclude(error.message, "memory")
-        assert.strictEqual(yield* alive, 0)
+        assert.deepStrictEqual(yield* refusal, [
+          "its state: it cannot be opened: ENOENT",
+          "its memory: it cannot be opened: ENOENT"
+        ])
       })))
 
+  it.effect("counts on a memory that QEMU's user may open, also for writing before 8.2, and on a state that only we may", () => {
+    const asked: Array<string> = []
+    const inspect = (worldReadable: boolean) => (path: string, writable: boolean) => {
+      asked.push(`${path} ${writable}`)
+      return path === "/s/state"
+        ? { worldReadable: false, worldWritable: false }
+        : { worldReadable, worldWritable: false }
+    }
+    const qmp = { incoming: true }
+    const later = { ...observations.version, major: 9 }
+    const greeting = { QMP: { version: { qemu: later, package: "" }, capabilities: [] } }
+    return Effect.gen(function*() {
+      assert.deepStrictEqual(yield* onHost({ inspect: inspect(true) }, () => refusal), [
+        remedy("readable and writable to all (chmod a+rw)")
+      ])
+      assert.deepStrictEqual(asked, ["/s/state false", "/s/memory true"])
+      asked.length = 0
+      assert.deepStrictEqual(yield* onHost({ inspect: inspect(false), observed: { version: later } }, () => refusal), [
+        remedy("readable to all (chmod a+r)")
+      ])
+      assert.deepStrictEqual(asked, ["/s/state false", "/s/memory false"])
+      yield* onHost(
+        { inspect: inspect(true), observed: { version: later }, qmp: { ...qmp, greeting } },
+        () => through(restore())
+      )
+      yield* onHost({ inspect: inspect(false), observed: { uid: 1000 }, qmp }, () => through(restore()))
+    })
+  })
+
   it.effect("from a machine that had not run yet boots it, from files that are looked at", () =>
-    onHost({ inspect: (path) => path === "/k" ? { worldReadable: false } : {} }, () =>
+    onHost({ inspect: (path) => path === "/s/kernel" ? { worldReadable: false } : {} }, () =>
       Effect.gen(function*() {
         const { message, reason } = yield* Effect.flip(restore("unstarted"))
         assert.strictEqual(reason._tag, "SnapshotUnusable")

@@ -110,6 +110,21 @@ describe("DiskSnapshotStore", () => {
       )
   )
 
+  it.live("refuses what there is no room for before anything is written, and clears up first", () =>
+    withCache((cache) =>
+      using(
+        cache,
+        Effect.fnUntraced(function*(store) {
+          const dead = join(cache, "tmp", "another-boot.1.1.abc")
+          const foreign = join(cache, "tmp", "thesis")
+          for (const directory of [dead, foreign]) mkdirSync(directory, { recursive: true })
+          const reason = yield* reasonOf(store.add(golden({ room: 2 ** 60 }), () => Effect.die("it was run")))
+          expect(reason).toMatchObject({ _tag: "StoreFailed", why: expect.stringContaining("make room") })
+          expect(readdirSync(join(cache, "tmp"))).toEqual(["thesis"])
+        })
+      )
+    ))
+
   it.live("no name is the id of a snapshot", () =>
     withCache((cache) =>
       using(

@@ -104,6 +104,7 @@ export const storeAt = (
   const seals = Layer.effect(
     FileSeals,
     Effect.map(FileSeals, (real) => ({
+      ...real,
       facts: (path: string) => Effect.tap(real.facts(path), () => Effect.sync(() => onSeal(path))),
       settle: Effect.tap(real.settle, () => Effect.sync(() => onSeal("settle")))
     }))

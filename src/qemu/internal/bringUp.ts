@@ -78,9 +78,16 @@ export const bringUp = Effect.fnUntraced(function*(
   const connect = Effect.gen(function*() {
     const socket = yield* Effect.orDie(child.channel(qmpFd))
     const qmp = yield* Scope.provide(Qmp.make(socket, { within }), ears)
+    const { qemu } = qmp.greeting.QMP.version
+    // A fix of the same version was installed meanwhile: what is planned for the one is right for the other.
+    if (qemu.major !== setup.version.major || qemu.minor !== setup.version.minor) {
+      const cause = `QEMU says it is ${formatVersion(qemu)}, but \`--version\` said ${formatVersion(setup.version)}`
+      const remedy = "start this program again if QEMU was upgraded, else let MICROVM_QEMU_BIN name QEMU itself"
+      return yield* launchFailed({ id, stage, cause: `${cause}: ${remedy}` })
+    }
     if (plan.load !== undefined) yield* Migration.load(qmp, { ...plan.load, within })
     return qmp
-  }).pipe(Effect.catch((error) => explain(id, child, stage, error)))
+  }).pipe(Effect.catchTag("QmpError", (error) => explain(id, child, stage, error)))
   const qmp = yield* Effect.raceFirst(connect, Effect.andThen(child.exit, explain(id, child, stage)))
 
   // Detached, so that whoever waits for the end learns of it also when it comes by the scope's close.
@@ -134,15 +141,24 @@ export const bringUp = Effect.fnUntraced(function*(
   const saved = (form: Form): Saved => ({
     form,
     platform: platform(setup, spec),
-    madeBy: `QEMU ${formatVersion(setup.version)}`
+    madeBy: `QEMU ${formatVersion(qmp.greeting.QMP.version.qemu)}`
   })
   const save: Vmm["save"] = Effect.fnUntraced(
     function*(directory) {
       const { status } = yield* qmp.execute(QmpSchema.queryStatus)
-      if (status === "prelaunch") return saved("unstarted")
+      if (status === "prelaunch") {
+        // Those that it would boot, which are a snapshot's when it was restored from one.
+        yield* Effect.forEach(
+          plan.files,
+          ({ field, path }) => host.copy(path, `${directory}/${snapshotFiles[field]}`),
+          { discard: true }
+        )
+        return saved("unstarted")
+      }
       const state = `${directory}/${snapshotFiles.state}`
       const file = `${directory}/${snapshotFiles.memory}`
-      const mode = setup.user._tag === "Own" ? 0o600 : opensMemoryReadOnly(setup.version) ? 0o644 : 0o666
+      // The QEMU that opens it may run as another user than this one.
+      const mode = opensMemoryReadOnly(setup.version) ? 0o644 : 0o666
       const memory = ram === undefined ? undefined : { ram, file, mode }
       yield* Migration.save({ host, qmp, status, state, memory, user: setup.user })
       return saved(memory === undefined ? "stream" : "shared-memory")
