@@ -149,9 +149,9 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
   })
 
   const enoughRoom = Effect.fnUntraced(function*(wanted: number) {
-    const free = yield* FileSeals.use(({ room }) => room(temporary))
-    if (free >= wanted) return
-    const why = `it may take ${megabytes(wanted)}, and ${megabytes(free)} are free: make room, ${elsewhere}`
+    const room = yield* FileSeals.use((seals) => seals.room(temporary))
+    if (room >= wanted) return
+    const why = `it may take ${megabytes(wanted)}, and ${megabytes(room)} are free: make room, ${elsewhere}`
     return yield* MicroVmError.make(new MicroVmError.StoreFailed({ path: store.directory, why }))
   })
 
