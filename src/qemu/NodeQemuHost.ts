@@ -95,7 +95,10 @@ export const layer: Layer.Layer<QemuHost, never, ProcessSpawner> = Layer.effect(
     const spawner = yield* ProcessSpawner
     const firstLine = (program: string): Effect.Effect<string, ProcessError> =>
       Effect.scoped(Effect.gen(function*() {
-        const child = yield* spawner.spawn(ChildProcess.make(program, ["--version"], { stdin: "ignore" }))
+        const child = yield* spawner.spawn(ChildProcess.make(program, ["--version"], { stdin: "ignore" }), {
+          // It starts nothing, and a cgroup takes longer than it does.
+          killScope: "process"
+        })
         yield* child.exit
         const { stderr, stdout } = yield* child.tail
         return `${stdout.text}${stderr.text}`.split("\n", 1)[0] ?? ""
