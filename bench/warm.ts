@@ -36,7 +36,7 @@ const prepared = Effect.gen(function*() {
     image: "default",
     vcpus: 1,
     memoryMib: 256,
-    channels: WarmMachine.channels(1)
+    channels: WarmMachine.channels()
   })
   const host = yield* QemuHost.QemuHost
   const setup = yield* Effect.fromResult(QemuHost.choose(yield* host.observe({})))

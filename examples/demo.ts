@@ -2,6 +2,7 @@
  * `npm run demo`: boots a machine, runs two commands in it, powers it off; makes a golden machine, restores ten others from
  * it at once, each of which is like no other; and shows that nothing is left.
  */
+import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { GuestCommand } from "effect-microvm-runtime/guest"
 import { ImageStore, NodeHasher, NodeImageStore } from "effect-microvm-runtime/image"
@@ -75,7 +76,7 @@ const cold = Effect.gen(function*() {
 
 const warm = Effect.gen(function*() {
   const golden = yield* GoldenMachines.GoldenMachines
-  const { channels, memoryMib, vcpus } = { channels: WarmMachine.channels(1), memoryMib: 256, vcpus: 1 }
+  const { channels, memoryMib, vcpus } = { channels: WarmMachine.channels(), memoryMib: 256, vcpus: 1 }
   yield* Console.log("")
   yield* timed("golden machine made", golden.ensure({ image: "default", vcpus, memoryMib, channels }))
   const machines = yield* timed(
@@ -109,7 +110,7 @@ const warm = Effect.gen(function*() {
 /** Snapshots in a directory of the demo's own, so that a golden machine is made each time. */
 const snapshots = Layer.unwrap(
   Effect.map(
-    FileSystem.FileSystem.use((fs) => fs.makeTempDirectoryScoped()),
+    FileSystem.FileSystem.use((fs) => fs.makeTempDirectoryScoped({ prefix: "microvm-demo-" })),
     (directory) => NodeDiskSnapshotStore.layerAt({ directory })
   )
 )
@@ -150,4 +151,8 @@ const program = Effect.gen(function*() {
   return clean && asExpected ? 0 : 1
 })
 
-process.exitCode = await Effect.runPromise(program)
+// A signal ends it in order, too.
+NodeRuntime.runMain(Effect.tap(program, (code) =>
+  Effect.sync(() => {
+    process.exitCode = code
+  })))

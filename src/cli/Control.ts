@@ -8,7 +8,7 @@
  *
  * Whatever a peer says or leaves out, the run goes on.
  *
- * @since 0.2.0
+ * @since 0.1.0
  */
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
@@ -25,13 +25,13 @@ import * as Snapshot from "../microvm/Snapshot.ts"
  * What can be asked of a run: to save its machine under a name.
  *
  * @category schemas
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const Request = Schema.TaggedUnion({ Save: { name: Snapshot.SnapshotName } })
 
 /**
  * @category models
- * @since 0.2.0
+ * @since 0.1.0
  */
 export type Request = typeof Request.Type
 
@@ -43,7 +43,7 @@ export type Request = typeof Request.Type
  * - `Refused`: nothing was done, or nothing of it is left. `NotReady`: the guest has not answered yet, or goes down.
  *
  * @category schemas
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const Answer = Schema.TaggedUnion({
   Saved: { snapshot: Snapshot.Sha256, took: Schema.Finite, stoodStill: Schema.Finite },
@@ -52,7 +52,7 @@ export const Answer = Schema.TaggedUnion({
 
 /**
  * @category models
- * @since 0.2.0
+ * @since 0.1.0
  */
 export type Answer = typeof Answer.Type
 
@@ -60,7 +60,7 @@ export type Answer = typeof Answer.Type
  * No run of this user has a machine of this id. `there` are those that have one.
  *
  * @category reasons
- * @since 0.2.0
+ * @since 0.1.0
  */
 export class NoSuchMachine extends Data.TaggedError("NoSuchMachine")<{
   readonly id: string
@@ -79,7 +79,7 @@ const list = (ids: ReadonlyArray<string>): string => `${ids.length === 1 ? "is" 
  * The run does not do what it was asked for, and says why.
  *
  * @category reasons
- * @since 0.2.0
+ * @since 0.1.0
  */
 export class Refused extends Data.TaggedError("Refused")<{
   readonly id: string
@@ -95,7 +95,7 @@ export class Refused extends Data.TaggedError("Refused")<{
  * The run has not said anything for too long.
  *
  * @category reasons
- * @since 0.2.0
+ * @since 0.1.0
  */
 export class NoAnswer
   extends Data.TaggedError("NoAnswer")<{ readonly id: string; readonly within: Duration.Duration }>
@@ -109,7 +109,7 @@ export class NoAnswer
  * The run has ended before it answered.
  *
  * @category reasons
- * @since 0.2.0
+ * @since 0.1.0
  */
 export class Gone extends Data.TaggedError("Gone")<{ readonly id: string }> {
   override get message(): string {
@@ -121,7 +121,7 @@ export class Gone extends Data.TaggedError("Gone")<{ readonly id: string }> {
  * Whoever answers there is not a run of this user with this cache.
  *
  * @category reasons
- * @since 0.2.0
+ * @since 0.1.0
  */
 export class Stranger extends Data.TaggedError("Stranger")<{ readonly id: string }> {
   override get message(): string {
@@ -133,7 +133,7 @@ export class Stranger extends Data.TaggedError("Stranger")<{ readonly id: string
  * Requests can be neither made nor taken here.
  *
  * @category reasons
- * @since 0.2.0
+ * @since 0.1.0
  */
 export class Unavailable extends Data.TaggedError("Unavailable")<{ readonly why: string }> {
   override get message(): string {
@@ -145,7 +145,7 @@ export class Unavailable extends Data.TaggedError("Unavailable")<{ readonly why:
  * The one error of this module. Its `reason` says what is wrong.
  *
  * @category errors
- * @since 0.2.0
+ * @since 0.1.0
  */
 export class ControlError extends Data.TaggedError("ControlError")<{
   readonly reason: NoSuchMachine | Refused | NoAnswer | Gone | Stranger | Unavailable
@@ -159,7 +159,7 @@ export class ControlError extends Data.TaggedError("ControlError")<{
  * Wraps a reason.
  *
  * @category constructors
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const fail = (reason: ControlError["reason"]): Effect.Effect<never, ControlError> =>
   Effect.fail(new ControlError({ reason }))
@@ -171,7 +171,7 @@ export const fail = (reason: ControlError["reason"]): Effect.Effect<never, Contr
  *   call the request off.
  *
  * @category services
- * @since 0.2.0
+ * @since 0.1.0
  */
 export class Control extends Context.Service<Control, {
   readonly listen: (
@@ -216,7 +216,7 @@ export class Control extends Context.Service<Control, {
  * An answer that is no refusal.
  *
  * @category combinators
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const toSaved = (
   id: string,

@@ -14,7 +14,7 @@
  *
  * Abstract names are those of a network namespace: a run in another one is not found.
  *
- * @since 0.2.0
+ * @since 0.1.0
  */
 import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
@@ -276,7 +276,7 @@ const ask = Effect.fnUntraced(function*(house: House, id: string, request: Contr
  * The runs of this user that use the images and snapshots of this directory.
  *
  * @category layers
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const layerAt = (
   directory: string
@@ -301,6 +301,6 @@ export const layerAt = (
  * `layerAt` the cache directory, as `MICROVM_CACHE_DIR` and its like say.
  *
  * @category layers
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const layer = Layer.unwrap(Effect.map(ImageStore.cacheDirectory, layerAt))

@@ -71,7 +71,7 @@ export const toSpec = (
   kernel: image.kernel,
   initramfs: image.initramfs,
   hostname: id,
-  channels: WarmMachine.channels(slots)
+  channels: WarmMachine.channels()
 })
 
 const letters = "abcdefghijklmnopqrstuvwxyz0123456789"
@@ -127,12 +127,6 @@ const ofStream = ({ message, reason }: PlatformError.PlatformError): RunEnd => {
 /** What it takes to bring a machine up. */
 type Needs = Control | GoldenMachines | ImageStore | MicroVmProvider | SecureRandom.SecureRandom | SnapshotStore
 
-/**
- * Slots of a machine. A run uses one; the command of a machine that was saved goes on in those that are restored from it, and
- * keeps its own.
- */
-const slots = 4
-
 const toStart = (start: WarmMachine.Start): MachineStart => {
   const took = Duration.millis(Duration.toMillis(start.took))
   return start._tag === "Restored"
@@ -142,7 +136,7 @@ const toStart = (start: WarmMachine.Start): MachineStart => {
 
 /** Of all steps, these are worth a line that stays; the others are what the live line is for. */
 const isWorthALine = ({ _tag }: WarmProgress.Progress): boolean =>
-  _tag === "Making" || _tag === "Remaking" || _tag === "BootingCold"
+  _tag === "Making" || _tag === "Remaking" || _tag === "WaitingForMaker" || _tag === "BootingCold"
 
 /**
  * Runs a command in a fresh machine and ends the machine again.
@@ -208,6 +202,7 @@ export const run = Effect.fn("Run.run")(function*(
       Effect.forkIn(doors, { startImmediately: true })
     )
 
+    let maker: number | undefined
     const body: Effect.Effect<RunEnd, WarmMachine.WarmError | PlatformError.PlatformError> = Effect.gen(function*() {
       const from = typeof options.start === "object" ? yield* Snapshots.resolve(options.start.from) : undefined
       const ready = yield* WarmMachine.launch({
@@ -215,7 +210,6 @@ export const run = Effect.fn("Run.run")(function*(
         image: options.image,
         vcpus: options.vcpus,
         memoryMib: options.memoryMib,
-        slots,
         start: from === undefined ? options.start : { from },
         phase,
         onMachine: (launched) => Effect.sync(() => void (machine = launched)),
@@ -223,6 +217,9 @@ export const run = Effect.fn("Run.run")(function*(
           Effect.suspend(() => {
             // The one before is no more.
             if (progress._tag === "Remaking" || progress._tag === "BootingCold") machine = undefined
+            // It is told ten times a second.
+            if (progress._tag === "WaitingForMaker" && progress.pid === maker) return Effect.void
+            if (progress._tag === "WaitingForMaker") maker = progress.pid
             return isWorthALine(progress) ? reporter.line(WarmProgress.format(progress)) : Effect.void
           })
       })

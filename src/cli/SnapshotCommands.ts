@@ -1,7 +1,7 @@
 /**
  * `microvm snapshot`: what there is to restore machines from.
  *
- * @since 0.2.0
+ * @since 0.1.0
  */
 import * as Argument from "effect/cli/Argument"
 import * as Command from "effect/cli/Command"
@@ -180,7 +180,7 @@ const save = Command.make(
  * All of them.
  *
  * @category commands
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const snapshot = Command.make("snapshot").pipe(
   Command.withDescription("Snapshots, from which machines are restored"),

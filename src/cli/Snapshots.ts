@@ -1,7 +1,7 @@
 /**
  * Snapshots as people name and see them.
  *
- * @since 0.2.0
+ * @since 0.1.0
  */
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
@@ -17,7 +17,7 @@ const isShortId = (text: string): boolean => /^[0-9a-f]{8,63}$/.test(text)
  * one id begins so. What is not there is left to whoever looks for it.
  *
  * @category combinators
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const resolve: (
   nameOrId: string
@@ -40,7 +40,7 @@ export const resolve: (
  * Times are in ISO 8601, UTC.
  *
  * @category models
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const Listed = Schema.Struct({
   id: Schema.String,
@@ -58,7 +58,7 @@ export const Listed = Schema.Struct({
 
 /**
  * @category models
- * @since 0.2.0
+ * @since 0.1.0
  */
 export type Listed = typeof Listed.Type
 
@@ -66,7 +66,7 @@ export type Listed = typeof Listed.Type
  * What is listed of a stored snapshot.
  *
  * @category conversions
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const toListed = ({ bytes, id, lastUsed, manifest, names }: Stored): Listed => {
   const common = { id, names, bytes, lastUsedAt: new Date(lastUsed).toISOString() }
@@ -89,7 +89,7 @@ const ago = (now: number, then: number): string => {
  * A snapshot in a few words: its name, or else the first digits of its id.
  *
  * @category conversions
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const label = ({ id, names }: Pick<Stored, "id" | "names">): string => names[0] ?? id.slice(0, 12)
 
@@ -97,7 +97,7 @@ export const label = ({ id, names }: Pick<Stored, "id" | "names">): string => na
  * The table of `microvm snapshot ls`.
  *
  * @category conversions
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const format = (listed: ReadonlyArray<Listed>, now: number): string => {
   const rows = listed.map((one) => [

@@ -205,7 +205,7 @@ export const guestFileWrite = command("guest-file-write", {
  * The guest's time, in nanoseconds since 1970. A number of JavaScript holds it to a quarter of a microsecond.
  *
  * @category commands
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const guestGetTime = command("guest-get-time", { arguments: Nothing, returns: Schema.Finite })
 

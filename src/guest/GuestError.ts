@@ -193,7 +193,7 @@ export class InvalidArgument extends Data.TaggedError("InvalidArgument")<{ reado
  * its own, or was not seen to be.
  *
  * @category reasons
- * @since 0.2.0
+ * @since 0.1.0
  */
 export class NotRenewed extends Data.TaggedError("NotRenewed")<{ readonly unproven: ReadonlyArray<string> }> {
   override get message(): string {

@@ -22,7 +22,7 @@
  *   of name, and each has to exit with 0.
  * - The layout of memory and the stack guards of such programs, and of the kernel, stay those of the snapshot.
  *
- * @since 0.2.0
+ * @since 0.1.0
  */
 import * as Clock from "effect/Clock"
 import { SecureRandom } from "effect/crypto/SecureRandom"
@@ -40,7 +40,7 @@ import * as SystemCalls from "./internal/systemCalls.ts"
  * The program in the guest that makes system calls and tells their results.
  *
  * @category constants
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const program = "/sbin/microvm-syscalls"
 
@@ -48,7 +48,7 @@ export const program = "/sbin/microvm-syscalls"
  * The program in the guest that runs the hooks, when there are any.
  *
  * @category constants
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const hooksProgram = "/sbin/microvm-renew-hooks"
 
@@ -56,7 +56,7 @@ export const hooksProgram = "/sbin/microvm-renew-hooks"
  * What one machine has and no other.
  *
  * @category models
- * @since 0.2.0
+ * @since 0.1.0
  */
 export interface Identity {
   readonly hostname: string
@@ -72,7 +72,7 @@ export interface Identity {
  * What was read back from a guest that is its own.
  *
  * @category models
- * @since 0.2.0
+ * @since 0.1.0
  */
 export interface Proof {
   /** Milliseconds by which the guest's clock is ahead of ours; behind when negative. */
@@ -90,7 +90,7 @@ export interface Proof {
 
 /**
  * @category options
- * @since 0.2.0
+ * @since 0.1.0
  */
 export interface Options {
   /** The longest that it may take in all, with hooks. Default 30 seconds. */
@@ -121,7 +121,7 @@ const maxUnproven = 16
  * ```
  *
  * @category constructors
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const makeIdentity = Effect.fnUntraced(function*(
   hostname: string
@@ -159,7 +159,7 @@ export const makeIdentity = Effect.fnUntraced(function*(
  * ```
  *
  * @category combinators
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const renew = Effect.fn("GuestRenewal.renew")(function*(
   agent: GuestAgent,

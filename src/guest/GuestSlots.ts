@@ -167,7 +167,7 @@ export const channelNames = (count: number): ReadonlyArray<string> =>
  * ```
  *
  * @category accessors
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const inChannels = (channels: ReadonlyArray<string>): ReadonlyArray<number> =>
   channels.map((_, slot) => slot).filter((slot) => {

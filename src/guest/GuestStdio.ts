@@ -69,7 +69,7 @@ const encoder = new TextEncoder()
  * What comes first on stdout: all ports are open.
  *
  * @category encoding
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const ready = (nonce: string): Uint8Array => encoder.encode(`READY ${nonce}\n`)
 
@@ -139,7 +139,7 @@ export const frames = (chunk: Uint8Array): ReadonlyArray<Frame> => {
  * ```
  *
  * @category decoding
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const makeReadyDecoder = (nonce: string): (chunk: Uint8Array) => Uint8Array | undefined => {
   const mark = ready(nonce)

@@ -5,7 +5,7 @@
  *
  * Source: syscall(2), execve(2), and the System V ABI for what lies on the stack at the start.
  *
- * @since 0.2.0
+ * @since 0.1.0
  */
 import { elf, le, type Part, text } from "./internal/machineCode.ts"
 
@@ -36,7 +36,7 @@ const to = (when: keyof typeof jump, name: string): Part => ({ jump: jump[when],
  * rest of its input it trusts.
  *
  * @category programs
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const syscalls: Uint8Array = elf([
   RSP(4096), //                               sub  rsp, 4096        the input lies on the stack, which is zero below
@@ -96,7 +96,7 @@ export const syscalls: Uint8Array = elf([
  * script `microvm-start.sh` gets the same arguments.
  *
  * @category programs
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const start: Uint8Array = elf([
   [0x31, 0xdb], //                            xor  ebx, ebx
@@ -146,7 +146,7 @@ export const start: Uint8Array = elf([
  * characters.
  *
  * @category programs
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const drain: Uint8Array = elf([
   [0x48, 0x8b, 0x6c, 0x24, 0x10], //          mov  rbp, [rsp+16]    NONCE

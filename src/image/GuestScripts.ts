@@ -326,7 +326,7 @@ exec /sbin/microvm-start "$microvm_exec_file" "$@"
  * `#!` line is run by the shell, and for any other there is a message and 126 or 127.
  *
  * @category scripts
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const start = `#!/bin/busybox sh
 microvm_exec_file=$1
@@ -340,7 +340,7 @@ exec -a "$microvm_exec_name" -- "$microvm_exec_file" "$@"
  * `restarted` and the name of one that worked. One that fails is told on stderr, the others are run, and the exit code is 1.
  *
  * @category scripts
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const renewHooks = `#!/bin/busybox sh
 status=0

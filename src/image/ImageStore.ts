@@ -234,7 +234,7 @@ const make = Effect.fnUntraced(function*(options: StoreOptions) {
     onWait: (pid: number) => Effect.Effect<void> = () => Effect.void
   ) =>
     Effect.scoped(Effect.gen(function*() {
-      yield* Effect.forEach([images, names, temporary], (directory) => fs.makeDirectory(directory, { recursive: true }))
+      yield* Effect.forEach([options.directory, images, names, temporary], OwnedFiles.ensureDirectory)
       const own = yield* OwnedFiles.temporaryDirectory(temporary)
       yield* OwnerLock.acquire({ file: path.join(options.directory, "lock"), own, patience, onWait })
       yield* OwnedFiles.sweep(temporary)
@@ -372,7 +372,7 @@ export const layerAt = (
  * `XDG_CACHE_HOME` or in `~/.cache`. It need not be there yet.
  *
  * @category accessors
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const cacheDirectory: Effect.Effect<string, Config.ConfigError, Path.Path> = Effect.gen(function*() {
   const path = yield* Path.Path

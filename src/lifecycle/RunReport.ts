@@ -57,7 +57,7 @@ export type Phase = typeof Phase.Type
  * answered.
  *
  * @category models
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const MachineStart = Schema.TaggedUnion({
   Restored: { snapshot: Schema.String, took: Elapsed },
@@ -66,7 +66,7 @@ export const MachineStart = Schema.TaggedUnion({
 
 /**
  * @category models
- * @since 0.2.0
+ * @since 0.1.0
  */
 export type MachineStart = typeof MachineStart.Type
 

@@ -208,7 +208,7 @@ export const launch: (
  * ```
  *
  * @category constructors
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const restore: (
   id: MachineSpec.MachineId,

@@ -90,7 +90,7 @@ export class SnapshotNotFound extends Data.TaggedError("SnapshotNotFound")<{ rea
  * is told.
  *
  * @category reasons
- * @since 0.2.0
+ * @since 0.1.0
  */
 export class SnapshotUnusable extends Data.TaggedError("SnapshotUnusable")<{
   readonly snapshot: string
@@ -105,7 +105,7 @@ export class SnapshotUnusable extends Data.TaggedError("SnapshotUnusable")<{
  * Snapshots cannot be kept or looked up there.
  *
  * @category reasons
- * @since 0.2.0
+ * @since 0.1.0
  */
 export class StoreFailed extends Data.TaggedError("StoreFailed")<{
   readonly path: string
@@ -172,7 +172,7 @@ export class InvalidSpec extends Data.TaggedError("InvalidSpec")<{ readonly faul
  * A pool was asked for that cannot be; every fault at once.
  *
  * @category reasons
- * @since 0.2.0
+ * @since 0.1.0
  */
 export class InvalidPool extends Data.TaggedError("InvalidPool")<{ readonly faults: ReadonlyArray<Fault> }> {
   override get message(): string {
@@ -185,7 +185,7 @@ export class InvalidPool extends Data.TaggedError("InvalidPool")<{ readonly faul
  * The pool hands out no more: it was drained, or its scope was closed.
  *
  * @category reasons
- * @since 0.2.0
+ * @since 0.1.0
  */
 export class PoolClosed extends Data.TaggedError("PoolClosed") {
   override get message(): string {
@@ -197,7 +197,7 @@ export class PoolClosed extends Data.TaggedError("PoolClosed") {
  * Machines that a pool had started for a taker were not fit for use, one after the other.
  *
  * @category reasons
- * @since 0.2.0
+ * @since 0.1.0
  */
 export class MachinesUnfit extends Data.TaggedError("MachinesUnfit")<{ readonly tried: number }> {
   override get message(): string {

@@ -12,7 +12,7 @@
  * what is invalidated before that is gone and so exceeds its maximum, waits for each batch of starts before the next one,
  * does not try a failed start again unless asked, and closes one thing after the other. So this is not built on it.
  *
- * @since 0.2.0
+ * @since 0.1.0
  */
 import type * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
@@ -36,7 +36,7 @@ import * as MicroVmError from "./MicroVmError.ts"
  * A pool of machines of type `A`, whose start fails with `E`.
  *
  * @category models
- * @since 0.2.0
+ * @since 0.1.0
  */
 export interface MicroVmPool<out A, out E = never> {
   /**
@@ -60,7 +60,7 @@ export interface MicroVmPool<out A, out E = never> {
  * How a pool is. `ready`, `inUse`, `starting` and `ending` together never exceed its `max`.
  *
  * @category models
- * @since 0.2.0
+ * @since 0.1.0
  */
 export interface Stats<out E> {
   readonly ready: number
@@ -81,7 +81,7 @@ export interface Stats<out E> {
  * How fast machines may be started, whether somebody waits for them or not.
  *
  * @category options
- * @since 0.2.0
+ * @since 0.1.0
  */
 export interface Refill {
   /** At most so many at a time. Default 4. */
@@ -92,7 +92,7 @@ export interface Refill {
 
 /**
  * @category options
- * @since 0.2.0
+ * @since 0.1.0
  */
 export interface Options<A, E, R> {
   /**
@@ -158,7 +158,7 @@ const patience = 3
  * From 200 milliseconds to 30 seconds, twice as long each time, jittered.
  *
  * @category constants
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const defaultRetry: Schedule.Schedule<unknown> = Schedule.jittered(
   Schedule.min([Schedule.exponential("200 millis"), Schedule.spaced("30 seconds")])
@@ -190,7 +190,7 @@ export const defaultRetry: Schedule.Schedule<unknown> = Schedule.jittered(
  * ```
  *
  * @category constructors
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const make: <A, E, R>(
   options: Options<A, E, R>

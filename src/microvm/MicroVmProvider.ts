@@ -65,7 +65,7 @@ export type MachineRequest = "PowerButton" | "Terminate" | "Kill"
  * How a machine is to be brought up.
  *
  * @category options
- * @since 0.2.0
+ * @since 0.1.0
  */
 export interface LaunchOptions {
   /** The machine goes on from this snapshot: it is handed over paused. Default: it boots. */

@@ -64,7 +64,7 @@ export interface Options extends Omit<Machine.LaunchOptions, "template"> {
 
 /**
  * @category options
- * @since 0.2.0
+ * @since 0.1.0
  */
 export interface RestoreOptions {
   /** The id of the new machine; it must be free. */

@@ -8,7 +8,7 @@
  *   Machine.save ▸ SnapshotStore.add ▸ … ▸ SnapshotStore.open ▸ verdict ▸ Machine.restore
  * ```
  *
- * @since 0.2.0
+ * @since 0.1.0
  */
 import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
@@ -20,7 +20,7 @@ import * as MicroVmError from "./MicroVmError.ts"
  * A SHA-256 digest, in lower-case hexadecimal.
  *
  * @category schemas
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const Sha256 = Schema.String.check(Schema.isPattern(/^[0-9a-f]{64}$/))
 
@@ -29,7 +29,7 @@ export const Sha256 = Schema.String.check(Schema.isPattern(/^[0-9a-f]{64}$/))
  * snapshot.
  *
  * @category schemas
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const SnapshotName = Schema.String.check(
   Schema.isPattern(/^(?!.*\.\.)(?![0-9a-f]{64}$)[A-Za-z0-9._-]{1,64}$/)
@@ -39,13 +39,13 @@ export const SnapshotName = Schema.String.check(
  * What a snapshot needs of whoever loads it, by keys of the backend's choice: each must be the same.
  *
  * @category schemas
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const Platform = Schema.Record(Schema.String, Schema.String)
 
 /**
  * @category models
- * @since 0.2.0
+ * @since 0.1.0
  */
 export type Platform = typeof Platform.Type
 
@@ -53,13 +53,13 @@ export type Platform = typeof Platform.Type
  * The spec of a machine without what is its own: every machine that is restored has another id.
  *
  * @category schemas
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const Spec = MachineSpec.MachineSpec.mapFields(Struct.omit(["id", "hostname"]))
 
 /**
  * @category models
- * @since 0.2.0
+ * @since 0.1.0
  */
 export type Spec = typeof Spec.Type
 
@@ -67,7 +67,7 @@ export type Spec = typeof Spec.Type
  * A file of a snapshot. `size` is its length in bytes; holes count, and read as zeros.
  *
  * @category schemas
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const SnapshotFile = Schema.Struct({
   name: Schema.String.check(Schema.isPattern(/^[a-z][a-z0-9-]{0,31}$/)),
@@ -84,7 +84,7 @@ export const SnapshotFile = Schema.Struct({
  * - `createdAt`: in ISO 8601, UTC.
  *
  * @category schemas
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const Manifest = Schema.Struct({
   format: Schema.Literal(1),
@@ -100,7 +100,7 @@ export const Manifest = Schema.Struct({
 
 /**
  * @category models
- * @since 0.2.0
+ * @since 0.1.0
  */
 export type Manifest = typeof Manifest.Type
 
@@ -108,7 +108,7 @@ export type Manifest = typeof Manifest.Type
  * A snapshot whose files were found to be what its manifest says.
  *
  * @category models
- * @since 0.2.0
+ * @since 0.1.0
  */
 export interface Snapshot {
   /** The SHA-256 of its manifest; it vouches for every byte. */
@@ -122,7 +122,7 @@ export interface Snapshot {
  * What a backend has written.
  *
  * @category models
- * @since 0.2.0
+ * @since 0.1.0
  */
 export interface Saved {
   readonly form: string
@@ -142,7 +142,7 @@ export interface Saved {
  * ```
  *
  * @category combinators
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const differences = (made: Platform, here: Platform): ReadonlyArray<string> =>
   Array.from(new Set([...Object.keys(made), ...Object.keys(here)])).toSorted().flatMap((key) => {
@@ -161,7 +161,7 @@ export const differences = (made: Platform, here: Platform): ReadonlyArray<strin
  * ```
  *
  * @category combinators
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const checkName = (name: string): Effect.Effect<void, MicroVmError.MicroVmError> => {
   if (Schema.is(SnapshotName)(name)) return Effect.void
@@ -182,6 +182,6 @@ export const checkName = (name: string): Effect.Effect<void, MicroVmError.MicroV
  * ```
  *
  * @category constructors
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const specOf = (spec: MachineSpec.MachineSpec): Spec => Struct.omit(spec, ["id", "hostname"])

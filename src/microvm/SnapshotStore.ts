@@ -1,7 +1,7 @@
 /**
  * Where snapshots are kept.
  *
- * @since 0.2.0
+ * @since 0.1.0
  */
 import * as Context from "effect/Context"
 import type * as Effect from "effect/Effect"
@@ -12,7 +12,7 @@ import type * as Snapshot from "./Snapshot.ts"
  * What goes into the manifest, beside what the backend tells.
  *
  * @category options
- * @since 0.2.0
+ * @since 0.1.0
  */
 export interface AddOptions {
   readonly kind: Snapshot.Manifest["kind"]
@@ -31,7 +31,7 @@ export interface AddOptions {
  * A snapshot as it is listed; its files have not been looked at.
  *
  * @category models
- * @since 0.2.0
+ * @since 0.1.0
  */
 export interface Stored {
   readonly id: string
@@ -62,7 +62,7 @@ export interface Stored {
  * All fail with `StoreFailed` when the store itself cannot be used.
  *
  * @category services
- * @since 0.2.0
+ * @since 0.1.0
  */
 export class SnapshotStore extends Context.Service<SnapshotStore, {
   readonly add: <E, R>(

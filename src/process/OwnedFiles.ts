@@ -4,7 +4,7 @@
  * What is to be whole or absent is written into a temporary directory, and put in place by a rename. A process that is
  * killed leaves its directory; the name says whose it was, so that whoever works there next can remove it.
  *
- * @since 0.2.0
+ * @since 0.1.0
  */
 import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
@@ -20,7 +20,7 @@ import * as ProcessIdentity from "./ProcessIdentity.ts"
  * Writes a file and waits until it is on the disk. Its entry in the directory is another matter: see `syncDirectory`.
  *
  * @category operations
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const writeDurably = (
   path: string,
@@ -37,7 +37,7 @@ export const writeDurably = (
  * Waits until what a file holds is on the disk, whoever wrote it.
  *
  * @category operations
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const sync = (path: string): Effect.Effect<void, PlatformError.PlatformError, FileSystem.FileSystem> =>
   Effect.scoped(Effect.gen(function*() {
@@ -49,33 +49,41 @@ export const sync = (path: string): Effect.Effect<void, PlatformError.PlatformEr
  * Waits until what was renamed into a directory is on the disk (fsync(2): the entry is the directory's).
  *
  * @category operations
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const syncDirectory = sync
 
 /**
  * Makes a directory, and those above it, unless it is there. Node's own way calls a file system that is read-only one where
- * nothing is (ENOENT).
+ * nothing is (ENOENT), and does not come to an end below `/proc`.
  *
  * @category operations
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const ensureDirectory = (
   path: string
 ): Effect.Effect<void, PlatformError.PlatformError, FileSystem.FileSystem> =>
-  FileSystem.FileSystem.use((fs) =>
-    fs.makeDirectory(path).pipe(
-      Effect.catchIf((error) => error.reason._tag === "AlreadyExists", () => Effect.void),
-      Effect.catchIf((error) => error.reason._tag === "NotFound", () => fs.makeDirectory(path, { recursive: true }))
+  FileSystem.FileSystem.use((fs) => {
+    const make = Effect.catchIf(
+      fs.makeDirectory(path),
+      (error) => error.reason._tag === "AlreadyExists",
+      () => Effect.void
     )
-  )
+    const parent = path.replace(/\/+[^/]+\/*$/, "")
+    return Effect.catchIf(make, (error) => error.reason._tag === "NotFound", (error) =>
+      Effect.flatMap(
+        parent === "" || parent === path ? Effect.succeed(true) : fs.exists(parent),
+        // There is a directory, and nothing can be made in it.
+        (isThere) => isThere ? Effect.fail(error) : Effect.andThen(ensureDirectory(parent), make)
+      ))
+  })
 
 /**
  * Removes a directory and all below it, as far as that is possible: a program that has lost its parent may go on writing
  * into it for a while, so it is tried for 5 seconds. What is left is for the next `sweep`.
  *
  * @category operations
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const removeTree = (path: string): Effect.Effect<void, never, FileSystem.FileSystem> =>
   FileSystem.FileSystem.use((fs) => fs.remove(path, { recursive: true, force: true })).pipe(
@@ -115,7 +123,7 @@ const ownerOfName = (name: string): ProcessIdentity.ProcessIdentity | undefined 
  * ```
  *
  * @category constructors
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const temporaryDirectory = (
   parent: string
@@ -130,7 +138,7 @@ export const temporaryDirectory = (
  * Removes the temporary directories in `parent` whose process is gone, and nothing else that may be there.
  *
  * @category operations
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const sweep: (
   parent: string
@@ -148,7 +156,7 @@ export const sweep: (
  * Is it that the disk, or this user's share of it, is full?
  *
  * @category guards
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const isNoSpace = ({ reason: { cause } }: PlatformError.PlatformError): boolean =>
   hasProperty(cause, "code") && (cause.code === "ENOSPC" || cause.code === "EDQUOT")

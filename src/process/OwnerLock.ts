@@ -1,7 +1,7 @@
 /**
  * One process at a time. The lock is a file that names its owner, so that a lock whose owner was killed is no obstacle.
  *
- * @since 0.2.0
+ * @since 0.1.0
  */
 import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
@@ -25,7 +25,7 @@ const Owner = Schema.fromJsonString(ProcessIdentity.ProcessIdentity)
  * Process `pid` has had the lock for too long.
  *
  * @category errors
- * @since 0.2.0
+ * @since 0.1.0
  */
 export class LockHeld extends Data.TaggedError("LockHeld")<{ readonly path: string; readonly pid: number }> {
   override get message(): string {
@@ -35,7 +35,7 @@ export class LockHeld extends Data.TaggedError("LockHeld")<{ readonly path: stri
 
 /**
  * @category options
- * @since 0.2.0
+ * @since 0.1.0
  */
 export interface Options {
   /** The lock's path. */
@@ -77,7 +77,7 @@ export interface Options {
  * ```
  *
  * @category constructors
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const acquire: (options: Options) => Effect.Effect<
   void,

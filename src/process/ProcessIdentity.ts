@@ -75,7 +75,7 @@ export const format = (self: ProcessIdentity): string => `${self.pid}@${self.sta
  * ```
  *
  * @category constructors
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const self: Effect.Effect<ProcessIdentity, never, ProcessHost.ProcessHost> = Effect.gen(function*() {
   const host = yield* ProcessHost.ProcessHost
@@ -91,7 +91,7 @@ export const self: Effect.Effect<ProcessIdentity, never, ProcessHost.ProcessHost
  * Does it still run? One of another boot does not, nor does one that only waits to be reaped.
  *
  * @category guards
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const isAlive: (
   identity: ProcessIdentity

@@ -45,7 +45,7 @@ export interface LaunchPlan {
  * - `Restore`: what a snapshot has.
  *
  * @category models
- * @since 0.2.0
+ * @since 0.1.0
  */
 export type Origin =
   | { readonly _tag: "Boot" }
@@ -60,7 +60,7 @@ export type Origin =
  * - `unstarted`: it has not run yet, so there is nothing but its spec, and copies of the files that it boots.
  *
  * @category models
- * @since 0.2.0
+ * @since 0.1.0
  */
 export type Form = "shared-memory" | "stream" | "unstarted"
 
@@ -81,7 +81,7 @@ interface Content {
  * the machine has one, `initramfs`, and no others.
  *
  * @category constants
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const snapshotFiles = { state: "state", memory: "memory", kernel: "kernel", initramfs: "initramfs" } as const
 
@@ -200,7 +200,7 @@ const devices = (board: Board, { channels, memoryMib, vcpus }: Snapshot.Spec): R
  * ```
  *
  * @category conversions
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const platform = ({ accelerator, architecture, cpu, version }: Setup, spec: Snapshot.Spec) => ({
   backend: "qemu",
@@ -217,7 +217,7 @@ export const platform = ({ accelerator, architecture, cpu, version }: Setup, spe
  * writing, and yet does not write to it.
  *
  * @category guards
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const opensMemoryReadOnly = (version: Version): boolean => isAtLeast(version, 8, 2)
 

@@ -95,7 +95,7 @@ export interface Options {
  * The host could not do with a file what was asked of it.
  *
  * @category errors
- * @since 0.2.0
+ * @since 0.1.0
  */
 export class HostFailed extends Data.TaggedError("HostFailed")<{
   readonly path: string
@@ -111,7 +111,7 @@ export class HostFailed extends Data.TaggedError("HostFailed")<{
  * Memory for a machine, as a file without a name: it is gone with the last process that has it open, however that ends.
  *
  * @category models
- * @since 0.2.0
+ * @since 0.1.0
  */
 export interface Ram {
   /** By which our children can open it. */
@@ -124,7 +124,7 @@ export interface Ram {
  * A socket that waits for one connection, and writes what that sends into a file.
  *
  * @category models
- * @since 0.2.0
+ * @since 0.1.0
  */
 export interface Receiver {
   /** Gone as soon as somebody has connected. */

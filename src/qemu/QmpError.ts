@@ -72,7 +72,7 @@ export class ProtocolViolation extends Data.TaggedError("ProtocolViolation")<{
  * The machine was not sent, or not loaded. Of a machine that was to be sent nothing is lost.
  *
  * @category errors
- * @since 0.2.0
+ * @since 0.1.0
  */
 export class MigrationFailed extends Data.TaggedError("MigrationFailed")<{
   readonly direction: "out" | "in"

@@ -191,7 +191,7 @@ export const queryStatus = command("query-status", Schema.Struct({ status: Schem
  * Is guest memory that is a shared file left out of the stream? Both sides have to say the same.
  *
  * @category commands
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const ignoreSharedMemory = (state: boolean): Command<unknown> =>
   command("migrate-set-capabilities", Nothing, { capabilities: [{ capability: "x-ignore-shared", state }] })
@@ -200,7 +200,7 @@ export const ignoreSharedMemory = (state: boolean): Command<unknown> =>
  * Takes off the brake of 128 MiB/s that is meant for networks.
  *
  * @category commands
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const unlimitBandwidth = command("migrate-set-parameters", Nothing, { "max-bandwidth": 2 ** 40 })
 
@@ -208,7 +208,7 @@ export const unlimitBandwidth = command("migrate-set-parameters", Nothing, { "ma
  * Begins to send the machine, and answers at once; `queryMigrate` tells how it goes on.
  *
  * @category commands
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const migrate = (uri: string): Command<unknown> => command("migrate", Nothing, { uri })
 
@@ -216,7 +216,7 @@ export const migrate = (uri: string): Command<unknown> => command("migrate", Not
  * Gives up sending; the machine can go on. No error when nothing is sent.
  *
  * @category commands
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const migrateCancel = command("migrate_cancel", Nothing)
 
@@ -224,7 +224,7 @@ export const migrateCancel = command("migrate_cancel", Nothing)
  * Begins to load a machine, for a QEMU that was started with `-incoming defer`. A QEMU that cannot load it exits.
  *
  * @category commands
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const migrateIncoming = (uri: string): Command<unknown> => command("migrate-incoming", Nothing, { uri })
 
@@ -232,7 +232,7 @@ export const migrateIncoming = (uri: string): Command<unknown> => command("migra
  * How the sending goes: `completed`, `failed` and `cancelled` are its ends. There is no status before the first one.
  *
  * @category commands
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const queryMigrate = command(
   "query-migrate",

@@ -2,7 +2,7 @@
  * The guest's end of `GuestRenewal` for `FakeGuestAgent`: `microvm-syscalls` with a kernel that knows the calls of a renewal
  * and can be made to refuse some, and `microvm-renew-hooks`.
  *
- * @since 0.2.0
+ * @since 0.1.0
  */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -14,7 +14,7 @@ import { bytesOf, concat } from "./internal/fakeFiles.ts"
  * A step of the renewal.
  *
  * @category models
- * @since 0.2.0
+ * @since 0.1.0
  */
 export type Step = "seed" | "clock" | "hostname" | "machine-id" | "boot-id"
 
@@ -22,7 +22,7 @@ export type Step = "seed" | "clock" | "hostname" | "machine-id" | "boot-id"
  * What is a guest's own. It may be changed from outside, as by a program in the guest.
  *
  * @category models
- * @since 0.2.0
+ * @since 0.1.0
  */
 export interface Own {
   /** Milliseconds by which its clock is ahead of ours. */
@@ -36,7 +36,7 @@ export interface Own {
 
 /**
  * @category options
- * @since 0.2.0
+ * @since 0.1.0
  */
 export interface Options {
   /** Milliseconds by which its clock is ahead of ours at the start. Default 0. */
@@ -85,7 +85,7 @@ const entries = (names: ReadonlyArray<string>): Uint8Array =>
  * ```
  *
  * @category constructors
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const make = (options: Options = {}): {
   readonly own: Own

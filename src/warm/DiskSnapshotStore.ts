@@ -12,7 +12,7 @@
  * A snapshot appears and goes by a single rename: when this process is killed, at whatever point, it is there whole or not
  * at all. What it leaves in `tmp` is removed by the next one that adds or removes.
  *
- * @since 0.2.0
+ * @since 0.1.0
  */
 import * as Arr from "effect/Array"
 import * as Clock from "effect/Clock"
@@ -42,7 +42,7 @@ import * as Files from "./internal/snapshotFiles.ts"
 
 /**
  * @category options
- * @since 0.2.0
+ * @since 0.1.0
  */
 export interface StoreOptions {
   /** The cache's directory; images may be in it too. It is made when it is first needed. */
@@ -136,11 +136,7 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
 
   /** A directory of ours, as long as the scope. */
   const ownDirectory = Effect.gen(function*() {
-    yield* fs.makeDirectory(store.directory, { recursive: true })
-    yield* Effect.forEach(
-      [snapshots, names, temporary],
-      (one) => fs.makeDirectory(one, { recursive: true, mode: 0o700 })
-    )
+    yield* Effect.forEach([store.directory, snapshots, names, temporary], OwnedFiles.ensureDirectory)
     // The memory of a machine may be open to the user that the monitor runs as, and is nobody else's business.
     yield* fs.chmod(snapshots, 0o700)
     // First of all: what a process that was killed has left may be what the disk is full of.
@@ -236,7 +232,8 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
           new MicroVmError.SnapshotUnusable({ snapshot: nameOrId, why: found.failure })
         )
       }
-      yield* Effect.ignore(Files.use(directory, yield* Clock.currentTimeMillis))
+      // Whoever looks after snapshots does not use them.
+      if (!thorough) yield* Effect.ignore(Files.use(directory, yield* Clock.currentTimeMillis))
       return { id: id.value, directory, manifest: found.success }
     })
 
@@ -323,7 +320,7 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
  * - chmod(1), link(2) and the like on a file of a snapshot make the next `open` read it to its end, once.
  *
  * @category layers
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const layerAt = (options: StoreOptions): Layer.Layer<SnapshotStore, never, Services> =>
   Layer.effect(SnapshotStore, make(options))
@@ -332,7 +329,7 @@ export const layerAt = (options: StoreOptions): Layer.Layer<SnapshotStore, never
  * Snapshots in `ImageStore.cacheDirectory`, beside the images.
  *
  * @category layers
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const layer: Layer.Layer<SnapshotStore, Config.ConfigError, Services> = Layer.unwrap(
   Effect.map(ImageStore.cacheDirectory, (directory) => layerAt({ directory }))

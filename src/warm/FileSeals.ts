@@ -1,7 +1,7 @@
 /**
  * What tells that a file was not written to since, without reading it.
  *
- * @since 0.2.0
+ * @since 0.1.0
  */
 import * as Context from "effect/Context"
 import type * as Effect from "effect/Effect"
@@ -11,7 +11,7 @@ import type * as PlatformError from "effect/PlatformError"
  * A file as the file system describes it; its content is not looked at.
  *
  * @category models
- * @since 0.2.0
+ * @since 0.1.0
  */
 export interface FileFacts {
   /** Is it a file, and no directory, link, pipe, …? */
@@ -34,7 +34,7 @@ export interface FileFacts {
  *   time of its last tick, so that two writes of the same 10 ms can have the same.
  *
  * @category services
- * @since 0.2.0
+ * @since 0.1.0
  */
 export class FileSeals extends Context.Service<FileSeals, {
   readonly facts: (path: string) => Effect.Effect<FileFacts, PlatformError.PlatformError>

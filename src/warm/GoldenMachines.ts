@@ -4,7 +4,7 @@
  * A golden machine never runs a command of a user's. It is saved when its agent has answered, and ended. It is made when
  * it is first needed, by one of all who need it, and made again when anything that it was made from has changed.
  *
- * @since 0.2.0
+ * @since 0.1.0
  */
 import * as Clock from "effect/Clock"
 import type * as Config from "effect/Config"
@@ -40,7 +40,7 @@ import type { Phase, Progress } from "./WarmProgress.ts"
  * What the machines that are restored from a golden one have in common.
  *
  * @category models
- * @since 0.2.0
+ * @since 0.1.0
  */
 export interface Request {
   /** The name of an image. */
@@ -52,7 +52,7 @@ export interface Request {
 
 /**
  * @category options
- * @since 0.2.0
+ * @since 0.1.0
  */
 export interface EnsureOptions {
   /** How long the guest may take to boot. Default 2 minutes. */
@@ -69,7 +69,7 @@ export interface EnsureOptions {
  *   Also done after each making.
  *
  * @category services
- * @since 0.2.0
+ * @since 0.1.0
  */
 export class GoldenMachines extends Context.Service<GoldenMachines, {
   readonly ensure: (
@@ -83,7 +83,7 @@ export class GoldenMachines extends Context.Service<GoldenMachines, {
  * Lets one process at a time make a golden machine: holds the turn of that name until the scope closes.
  *
  * @category models
- * @since 0.2.0
+ * @since 0.1.0
  */
 export type Turn = (
   name: string,
@@ -92,7 +92,7 @@ export type Turn = (
 
 /**
  * @category options
- * @since 0.2.0
+ * @since 0.1.0
  */
 export interface Options {
   /** How long a golden machine that nobody uses is kept. Default 14 days. */
@@ -117,7 +117,7 @@ const prefix = "golden-"
  * Is this the name of a golden machine, which nobody may give to a snapshot of his own?
  *
  * @category guards
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const isReserved = (name: string): boolean => name.startsWith(prefix)
 
@@ -137,7 +137,7 @@ const killed = ShutdownPolicy.makeUnsafe<MachineRequest>([
  * Makes them with the backend, the images and the store at hand.
  *
  * @category constructors
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const make = Effect.fnUntraced(function*(options: Options = {}): Effect.fn.Return<
   GoldenMachines["Service"],
@@ -271,7 +271,7 @@ export const make = Effect.fnUntraced(function*(options: Options = {}): Effect.f
  * Golden machines in whatever store there is.
  *
  * @category layers
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const layerWith = (
   options: Options
@@ -295,7 +295,7 @@ const turnIn = Effect.fnUntraced(function*(directory: string) {
       const temporary = path.join(directory, "tmp")
       yield* OwnedFiles.ensureDirectory(temporary)
       const own = yield* OwnedFiles.temporaryDirectory(temporary)
-      yield* OwnerLock.acquire({ file: path.join(directory, `${name}.lock`), own, patience: "3 minutes", onWait })
+      yield* OwnerLock.acquire({ file: path.join(directory, `${name}.lock`), own, patience: "1 minute", onWait })
     }).pipe(Effect.mapError(failed), Effect.provideContext(services))
   return turn
 })
@@ -304,7 +304,7 @@ const turnIn = Effect.fnUntraced(function*(directory: string) {
  * Golden machines in the cache's directory: of all processes that use it, one makes one.
  *
  * @category layers
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const layer: Layer.Layer<
   GoldenMachines,

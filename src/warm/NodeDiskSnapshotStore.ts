@@ -1,7 +1,7 @@
 /**
  * The snapshots of this host.
  *
- * @since 0.2.0
+ * @since 0.1.0
  */
 import type * as Config from "effect/Config"
 import type * as FileSystem from "effect/FileSystem"
@@ -31,7 +31,7 @@ const host = Layer.mergeAll(NodeHasher.layer, NodeProcessHost.layer, NodeFileSea
  * ```
  *
  * @category layers
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const layer: Layer.Layer<SnapshotStore, Config.ConfigError, FileSystem.FileSystem | Path.Path> =
   DiskSnapshotStore.layer.pipe(Layer.provide(host))
@@ -40,7 +40,7 @@ export const layer: Layer.Layer<SnapshotStore, Config.ConfigError, FileSystem.Fi
  * `DiskSnapshotStore.layerAt`, likewise.
  *
  * @category layers
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const layerAt = (
   options: DiskSnapshotStore.StoreOptions

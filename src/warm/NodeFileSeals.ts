@@ -1,7 +1,7 @@
 /**
  * Seals by lstat(2) in nanoseconds, which Effect's file system does not tell.
  *
- * @since 0.2.0
+ * @since 0.1.0
  */
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -33,7 +33,7 @@ const failed = (method: string, pathOrDescriptor: string, cause: unknown) => {
  * ```
  *
  * @category layers
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const layer: Layer.Layer<FileSeals> = Layer.succeed(FileSeals, {
   room: (path) =>

@@ -7,7 +7,7 @@
  *        └── where there can be none, and with `start: "cold"`: launch ▸ boot ▸ agent answers ▸ yours
  * ```
  *
- * @since 0.2.0
+ * @since 0.1.0
  */
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
@@ -36,7 +36,7 @@ import type { Phase, Progress } from "./WarmProgress.ts"
  * How a machine came to be: from a snapshot, with the proof that it is like no other; or by a boot, and why so.
  *
  * @category models
- * @since 0.2.0
+ * @since 0.1.0
  */
 export type Start =
   | {
@@ -51,7 +51,7 @@ export type Start =
  * A machine whose guest answers.
  *
  * @category models
- * @since 0.2.0
+ * @since 0.1.0
  */
 export interface WarmMachine {
   readonly machine: Machine.Machine
@@ -66,13 +66,13 @@ export interface WarmMachine {
  * What can go wrong on the way.
  *
  * @category errors
- * @since 0.2.0
+ * @since 0.1.0
  */
 export type WarmError = MicroVmError.MicroVmError | GuestError | ImageError
 
 /**
  * @category options
- * @since 0.2.0
+ * @since 0.1.0
  */
 export interface Options {
   /** The machine's id. It is the guest's host name too. */
@@ -85,7 +85,7 @@ export interface Options {
   readonly memoryMib?: number | undefined
   /**
    * How many commands can run at a time, also in the machines that are restored from its snapshots: those that ran when it was
-   * saved go on in there, and keep their slots. Default 1.
+   * saved go on in there, and keep their slots. Default 4.
    */
   readonly slots?: number | undefined
   /**
@@ -113,15 +113,20 @@ export interface Options {
  * be made itself: then it was destroyed. A golden machine that is to blame for that is removed.
  *
  * @category constructors
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const launch: (options: Options) => Effect.Effect<
   WarmMachine,
   WarmError,
   GoldenMachines | ImageStore | MicroVmProvider | Scope.Scope | SecureRandom.SecureRandom | SnapshotStore
 > = Effect.fn("WarmMachine.launch")(function*(options: Options) {
-  const { bootWithin = "2 minutes", image = "default", onProgress = () => Effect.void, slots = 1, start = "warm" } =
-    options
+  const {
+    bootWithin = "2 minutes",
+    image = "default",
+    onProgress = () => Effect.void,
+    slots = defaultSlots,
+    start = "warm"
+  } = options
   const phase: Phase = options.phase ?? (() => (effect) => effect)
   const { capabilities, backend } = yield* MicroVmProvider
   const golden = yield* GoldenMachines
@@ -171,7 +176,7 @@ export const launch: (options: Options) => Effect.Effect<
         (machine) => ({
           machine,
           go: machine.resume,
-          label: ["renew", "making the machine itself"] as const,
+          label: ["renew", "giving the machine its own clock and names"] as const,
           within: options.answerWithin ?? "15 seconds",
           slots: free,
           labels,
@@ -240,13 +245,13 @@ const freeSlots = ({ labels, spec }: Snapshot.Manifest): ReadonlyArray<number> =
 
 /**
  * Saves a machine under a name in the store at hand, and lets it go on. What runs in it runs on in each machine that is
- * restored from the snapshot, too, and what it writes there goes nowhere.
+ * restored from the snapshot, too, and what it writes there goes nowhere: its slot is taken for good.
  *
  * Fails with `SnapshotAlreadyExists` when there is one of this name, and with `InvalidSpec` when nothing may have it,
  * before anything is done.
  *
  * @category combinators
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const save: (
   self: WarmMachine,
@@ -262,6 +267,14 @@ export const save: (
     }
     const write = Effect.fnUntraced(function*(directory: string) {
       const before = yield* slots.free
+      if (before.length === 0) {
+        const cause = new Error(
+          "each of its slots has a command, which goes on in the snapshot: nothing could be run there"
+        )
+        return yield* MicroVmError.fail(
+          new MicroVmError.OperationFailed({ id: machine.id, operation: "snapshot", cause })
+        )
+      }
       const saved = yield* machine.save(directory)
       // A command may have begun or ended before the guest stood still.
       const after = yield* slots.free
@@ -285,6 +298,14 @@ interface BroughtUp {
 }
 
 /**
+ * As many slots as `microvm run` gives its machines, so that programs and the command line share their golden machines.
+ *
+ * @category constants
+ * @since 0.1.0
+ */
+export const defaultSlots = 4
+
+/**
  * The channels of a machine in which `slots` commands can run at a time, for a golden machine of that kind.
  *
  * ```ts import.meta.vitest
@@ -293,9 +314,9 @@ interface BroughtUp {
  * ```
  *
  * @category constants
- * @since 0.2.0
+ * @since 0.1.0
  */
-export const channels = (slots: number): ReadonlyArray<string> => [
+export const channels = (slots: number = defaultSlots): ReadonlyArray<string> => [
   GuestAgent.channelName,
   ...GuestSlots.channelNames(slots)
 ]

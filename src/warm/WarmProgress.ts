@@ -1,7 +1,7 @@
 /**
  * What goes on while a machine comes up, for whoever shows it.
  *
- * @since 0.2.0
+ * @since 0.1.0
  */
 import type * as Effect from "effect/Effect"
 import * as ImageProgress from "../image/ImageProgress.ts"
@@ -15,7 +15,7 @@ import * as ImageProgress from "../image/ImageProgress.ts"
  * - `BootingCold`: there can be no golden machine, so this one boots, and why.
  *
  * @category models
- * @since 0.2.0
+ * @since 0.1.0
  */
 export type Progress =
   | ImageProgress.Progress
@@ -28,7 +28,7 @@ export type Progress =
  * Runs around a phase, which has a name and a text for people.
  *
  * @category models
- * @since 0.2.0
+ * @since 0.1.0
  */
 export type Phase = (name: string, text: string) => <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 
@@ -36,7 +36,7 @@ export type Phase = (name: string, text: string) => <A, E, R>(effect: Effect.Eff
  * A step as people read it.
  *
  * @category conversions
- * @since 0.2.0
+ * @since 0.1.0
  */
 export const format = (progress: Progress): string => {
   switch (progress._tag) {

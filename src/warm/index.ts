@@ -1,7 +1,7 @@
 /**
  * Machines that start in milliseconds: snapshots on disk, golden machines, and clones of them that are made their own.
  *
- * @since 0.2.0
+ * @since 0.1.0
  */
 export * as DiskSnapshotStore from "./DiskSnapshotStore.ts"
 export * as FileSeals from "./FileSeals.ts"

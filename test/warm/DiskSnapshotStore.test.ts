@@ -126,6 +126,30 @@ describe("DiskSnapshotStore", () => {
       )
     ))
 
+  it.live("what was found to be bad is not opened, though nothing tells that it was written to", () =>
+    withCache((cache) =>
+      using(
+        cache,
+        Effect.fnUntraced(function*(store) {
+          const { directory, id } = yield* store.add(golden(), writing())
+          // As when a disk decays: other bytes, and the same seal.
+          const seals = join(directory, "seals.json")
+          const memory = join(directory, "memory")
+          writeFileSync(memory, "x".repeat(statSync(memory).size))
+          const { ctimeNs, ino, mtimeNs, size } = statSync(memory, { bigint: true })
+          const known = readFileSync(seals, "utf8")
+          writeFileSync(
+            seals,
+            known.replace(/("memory":\s*)"[^"]*"/, `$1"${[ino, size, mtimeNs, ctimeNs].join(" ")}"`)
+          )
+          yield* store.open(id)
+          for (const look of [store.verify(id), store.open(id)]) {
+            expect((yield* reasonOf(look))._tag).toBe("SnapshotUnusable")
+          }
+        })
+      )
+    ))
+
   it.live("no name is the id of a snapshot", () =>
     withCache((cache) =>
       using(

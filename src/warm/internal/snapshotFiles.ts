@@ -206,7 +206,11 @@ export const check = Effect.fnUntraced(function*(
     else if (one.success.sha256 !== file.sha256) faults.push(`${file.name} has changed`)
     else fresh[file.name] = one.success.seal
   })
-  if (faults.length > 0) return Result.fail(faults)
+  if (faults.length > 0) {
+    // What was read is known to be bad now, whatever its times say.
+    yield* Effect.ignore(fs.remove(place, { force: true }))
+    return Result.fail(faults)
+  }
   yield* Effect.ignore(Effect.scoped(Effect.gen(function*() {
     const own = path.join(yield* OwnedFiles.temporaryDirectory(options.temporary), SEALS)
     yield* writeSeals(own, { ...known, ...fresh })
