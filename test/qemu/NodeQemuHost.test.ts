@@ -99,6 +99,23 @@ layer(host, { excludeTestServices: true })("a receiver", (it) => {
       assert.deepStrictEqual(NodeFs.readdirSync(temporary), [])
     }))
 
+  it.effect("hangs up on whoever connects while it is given up", () =>
+    Effect.forEach(
+      Array.from({ length: 200 }, (_, index) => join(work, `state-${index}`)),
+      (file) =>
+        Effect.gen(function*() {
+          const scope = yield* Scope.make()
+          const { path } = yield* Scope.provide(receive(file), scope)
+          const { closed, socket } = dial(path)
+          // It is through, and nobody here may have heard of it.
+          yield* Effect.promise(() => once(socket, "connect"))
+          yield* Scope.close(scope, Exit.void)
+          yield* closed
+          assert.deepStrictEqual(NodeFs.readdirSync(temporary), [])
+        }),
+      { discard: true }
+    ))
+
   it.effect("overwrites nothing, and names what cannot be made", () =>
     Effect.gen(function*() {
       const file = join(work, "state")

@@ -82,6 +82,11 @@ const connection = (server: Server, signal: AbortSignal): Promise<Socket> => {
   const connected = Promise.withResolvers<Socket>()
   server.once("connection", (socket) => {
     server.close()
+    // It may be given up while it connects, and before anybody reads.
+    const hangUp = () => socket.destroy()
+    if (signal.aborted) hangUp()
+    else signal.addEventListener("abort", hangUp, { once: true })
+    socket.on("error", hangUp)
     connected.resolve(socket)
   })
   signal.addEventListener("abort", () => connected.reject(signal.reason), { once: true })
