@@ -12,7 +12,6 @@ import * as Schema from "effect/Schema"
 import * as ExitCode from "../lifecycle/ExitCode.ts"
 import * as MachineSpec from "../microvm/MachineSpec.ts"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
-import * as Snapshot from "../microvm/Snapshot.ts"
 import { SnapshotStore } from "../microvm/SnapshotStore.ts"
 import * as GoldenMachines from "../warm/GoldenMachines.ts"
 import { Control, type ControlError } from "./Control.ts"
@@ -151,15 +150,7 @@ const save = Command.make(
     const control = yield* Control
     yield* Effect.gen(function*() {
       yield* MachineSpec.checkId(id)
-      yield* Snapshot.checkName(name)
-      if (GoldenMachines.isReserved(name)) {
-        const faults = [{
-          field: "snapshot",
-          value: name,
-          remedy: "choose another one, as golden machines have such names"
-        }]
-        return yield* MicroVmError.fail(new MicroVmError.InvalidSpec({ faults }))
-      }
+      yield* GoldenMachines.checkName(name)
       const { stoodStill, took } = yield* reporter.during("saving the machine")(
         control.ask(id, { _tag: "Save", name })
       )

@@ -195,7 +195,11 @@ export class InvalidArgument extends Data.TaggedError("InvalidArgument")<{ reado
  * @category reasons
  * @since 0.1.0
  */
-export class NotRenewed extends Data.TaggedError("NotRenewed")<{ readonly unproven: ReadonlyArray<string> }> {
+export class NotRenewed extends Data.TaggedError("NotRenewed")<{
+  readonly unproven: ReadonlyArray<string>
+  /** Was it a matter of time, so that another machine of the same snapshot may well be renewed? */
+  readonly isTransient: boolean
+}> {
   override get message(): string {
     return `The restored guest was not made its own, so destroy the machine: ${this.unproven.join("; ")}`
   }

@@ -171,7 +171,7 @@ export const renew = Effect.fn("GuestRenewal.renew")(function*(
   if (faults.length > 0) return yield* GuestError.make(new GuestError.InvalidArgument({ faults }))
   return yield* Effect.timeoutOrElse(attempt(agent, identity), {
     duration: within,
-    orElse: () => notRenewed([`not done within ${Duration.format(within)}`])
+    orElse: () => notRenewed([`not done within ${Duration.format(within)}`], true)
   })
 })
 
@@ -276,7 +276,7 @@ const proveClock = Effect.fnUntraced(function*(agent: GuestAgent) {
     }
     if (corrections++ >= maxCorrections && off - seen.uncertainty >= tolerance) {
       const by = `${off.toFixed(1)} ± ${seen.uncertainty.toFixed(1)} ms ${seen.off < 0 ? "behind" : "ahead"}`
-      return yield* notRenewed([`clock: ${by} after ${maxCorrections} corrections`])
+      return yield* notRenewed([`clock: ${by} after ${maxCorrections} corrections`], true)
     }
     const { faults } = yield* perform(agent, [correction(seen)])
     if (faults.length > 0) return yield* notRenewed(faults)
@@ -286,8 +286,8 @@ const proveClock = Effect.fnUntraced(function*(agent: GuestAgent) {
 // An offset, and no time: it is right however long the guest takes to apply it.
 const correction = ({ off }: Measurement): RenewalCalls.Step => RenewalCalls.clock(BigInt(Math.round(-off * 1e6)))
 
-const notRenewed = (unproven: ReadonlyArray<string>) =>
-  Effect.fail(GuestError.make(new GuestError.NotRenewed({ unproven: unproven.slice(0, maxUnproven) })))
+const notRenewed = (unproven: ReadonlyArray<string>, isTransient = false) =>
+  Effect.fail(GuestError.make(new GuestError.NotRenewed({ unproven: unproven.slice(0, maxUnproven), isTransient })))
 
 const faultsOf = ({ bootId, hostname, machineId, seed }: Identity): ReadonlyArray<string> => {
   const { length } = Redacted.value(seed)

@@ -218,13 +218,13 @@ const make = Effect.fnUntraced(function*(options: StoreOptions) {
     const { digest, directory, manifest } = built.value
     // What is there under this name was found corrupt, or is the same.
     yield* Effect.ignore(fs.rename(path.join(images, digest), path.join(own, "replaced")))
-    yield* OwnedFiles.syncDirectory(directory)
+    yield* OwnedFiles.sync(directory)
     yield* fs.rename(directory, path.join(images, digest))
-    yield* OwnedFiles.syncDirectory(images)
+    yield* OwnedFiles.sync(images)
     const pointer = path.join(own, "pointer")
     yield* OwnedFiles.writeDurably(pointer, new TextEncoder().encode(JSON.stringify({ recipe: key, digest })))
     yield* fs.rename(pointer, path.join(names, `${name}.json`))
-    yield* OwnedFiles.syncDirectory(names)
+    yield* OwnedFiles.sync(names)
     return toImage(name, digest, manifest)
   })
 

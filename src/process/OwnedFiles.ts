@@ -17,7 +17,7 @@ import type { ProcessHost } from "./ProcessHost.ts"
 import * as ProcessIdentity from "./ProcessIdentity.ts"
 
 /**
- * Writes a file and waits until it is on the disk. Its entry in the directory is another matter: see `syncDirectory`.
+ * Writes a file and waits until it is on the disk. Its entry in the directory is another matter: see `sync`.
  *
  * @category operations
  * @since 0.1.0
@@ -34,7 +34,8 @@ export const writeDurably = (
   }))
 
 /**
- * Waits until what a file holds is on the disk, whoever wrote it.
+ * Waits until what a file holds is on the disk, whoever wrote it; for a directory, what was renamed into it (fsync(2): the
+ * entry is the directory's).
  *
  * @category operations
  * @since 0.1.0
@@ -44,14 +45,6 @@ export const sync = (path: string): Effect.Effect<void, PlatformError.PlatformEr
     const fs = yield* FileSystem.FileSystem
     yield* (yield* fs.open(path, { flag: "r" })).sync
   }))
-
-/**
- * Waits until what was renamed into a directory is on the disk (fsync(2): the entry is the directory's).
- *
- * @category operations
- * @since 0.1.0
- */
-export const syncDirectory = sync
 
 /**
  * Makes a directory, and those above it, unless it is there. Node's own way calls a file system that is read-only one where

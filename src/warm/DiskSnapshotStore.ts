@@ -168,12 +168,12 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
     if (isThere && !isSound) yield* fs.rename(target, path.join(own, "replaced"))
     const [place, displace] = isSound
       ? [Effect.void, Effect.void]
-      : [Effect.andThen(fs.rename(made, target), OwnedFiles.syncDirectory(snapshots)), fs.rename(target, made)]
+      : [Effect.andThen(fs.rename(made, target), OwnedFiles.sync(snapshots)), fs.rename(target, made)]
     if (options.name === undefined) return yield* Effect.tapError(place, () => Effect.ignore(displace))
     const at = pointerOf(options.name)
     const pointer = path.join(own, "pointer")
     yield* OwnedFiles.writeDurably(pointer, new TextEncoder().encode(JSON.stringify({ id })))
-    const name = Effect.andThen(fs.rename(pointer, at), OwnedFiles.syncDirectory(names))
+    const name = Effect.andThen(fs.rename(pointer, at), OwnedFiles.sync(names))
     if (isFree) {
       // A name that leads nowhere is no name, so it comes first: the snapshot appears with it, or not at all.
       const undo = Effect.andThen(Effect.ignore(displace), fs.remove(at))
@@ -267,10 +267,10 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
     // Renamed first: names that lead nowhere are none.
     if (forgotten.length === known.length) {
       yield* fs.rename(directoryOf(id.value), path.join(own, "removed"))
-      yield* OwnedFiles.syncDirectory(snapshots)
+      yield* OwnedFiles.sync(snapshots)
     }
     yield* Effect.forEach(forgotten, (name) => fs.remove(pointerOf(name), { force: true }))
-    yield* OwnedFiles.syncDirectory(names)
+    yield* OwnedFiles.sync(names)
     return true
   })
 

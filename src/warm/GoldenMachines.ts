@@ -114,12 +114,23 @@ const usualMib = 256
 const prefix = "golden-"
 
 /**
- * Is this the name of a golden machine, which nobody may give to a snapshot of his own?
+ * Checks a name for a snapshot of one's own: golden machines have names of their kind to themselves.
  *
- * @category guards
+ * ```ts import.meta.vitest
+ * import { GoldenMachines } from "effect-microvm-runtime/warm"
+ * import * as Effect from "effect/Effect"
+ * const reason = GoldenMachines.checkName("golden-1").pipe(Effect.flip, Effect.map((error) => error.reason._tag))
+ * Effect.runSync(reason) // => "InvalidSpec"
+ * ```
+ *
+ * @category combinators
  * @since 0.1.0
  */
-export const isReserved = (name: string): boolean => name.startsWith(prefix)
+export const checkName = (name: string): Effect.Effect<void, MicroVmError.MicroVmError> => {
+  if (!name.startsWith(prefix)) return Snapshot.checkName(name)
+  const remedy = "give another name: golden machines have such names"
+  return MicroVmError.fail(new MicroVmError.InvalidSpec({ faults: [{ field: "snapshot", value: name, remedy }] }))
+}
 
 /** The one there is, or why there is none that can be used; absent when there simply is none. */
 interface Found {
@@ -219,9 +230,7 @@ export const make = Effect.fnUntraced(function*(options: Options = {}): Effect.f
         })))
     }).pipe(
       Effect.provideService(MicroVmProvider, provider),
-      Effect.tap(() =>
-        Effect.ignore(collect)
-      )
+      Effect.tap(Effect.ignore(collect))
     )
 
   const ensure: GoldenMachines["Service"]["ensure"] = Effect.fn("GoldenMachines.ensure")(

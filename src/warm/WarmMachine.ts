@@ -29,7 +29,7 @@ import * as MicroVmError from "../microvm/MicroVmError.ts"
 import { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
 import * as Snapshot from "../microvm/Snapshot.ts"
 import { SnapshotStore } from "../microvm/SnapshotStore.ts"
-import { GoldenMachines, isReserved } from "./GoldenMachines.ts"
+import { checkName, GoldenMachines } from "./GoldenMachines.ts"
 import type { Phase, Progress } from "./WarmProgress.ts"
 
 /**
@@ -156,7 +156,7 @@ export const launch: (options: Options) => Effect.Effect<
           within: bootWithin,
           slots: GuestSlots.inChannels(spec.channels),
           labels: { image: name, digest, kernelRelease },
-          why
+          from: { why }
         }
       })
     )
@@ -180,7 +180,7 @@ export const launch: (options: Options) => Effect.Effect<
           within: options.answerWithin ?? "15 seconds",
           slots: free,
           labels,
-          snapshot: snapshot.id
+          from: { snapshot: snapshot.id }
         })
       )
     )
@@ -229,7 +229,7 @@ const condemns = ({ reason }: WarmError): boolean => {
       // The monitor has ended by itself: it was not killed.
       return reason.status?._tag === "Exited"
     case "NotRenewed":
-      return reason.unproven.some((one) => !/^(clock|not done within)/.test(one))
+      return !reason.isTransient
     default:
       return false
   }
@@ -259,12 +259,7 @@ export const save: (
 ) => Effect.Effect<Snapshot.Snapshot, MicroVmError.MicroVmError, SnapshotStore> = Effect.fn("WarmMachine.save")(
   function*({ labels, machine, slots }: WarmMachine, name: string) {
     const store = yield* SnapshotStore
-    if (isReserved(name)) {
-      const remedy = "give another name: golden machines have such names"
-      return yield* MicroVmError.fail(
-        new MicroVmError.InvalidSpec({ faults: [{ field: "snapshot", value: name, remedy }] })
-      )
-    }
+    yield* checkName(name)
     const write = Effect.fnUntraced(function*(directory: string) {
       const before = yield* slots.free
       if (before.length === 0) {
@@ -292,9 +287,7 @@ interface BroughtUp {
   readonly within: Duration.Input
   readonly slots: ReadonlyArray<number>
   readonly labels: Readonly<Record<string, string>>
-  /** Of what it was restored; absent when it boots. */
-  readonly snapshot?: string
-  readonly why?: string
+  readonly from: { readonly snapshot: string } | { readonly why: string }
 }
 
 /**
@@ -347,16 +340,14 @@ const attempt = <R>(options: Options, bringUp: Effect.Effect<BroughtUp, WarmErro
         const answers = Effect.gen(function*() {
           yield* up.go
           const agent = yield* GuestAgent.make(socket, { within: up.within })
-          if (up.snapshot === undefined) return { agent }
+          if ("why" in up.from) return { agent, how: { _tag: "Booted", ...up.from } as const }
           const identity = yield* GuestRenewal.makeIdentity(options.id)
-          return { agent, proof: yield* GuestRenewal.renew(agent, identity) }
+          const proof = yield* GuestRenewal.renew(agent, identity)
+          return { agent, how: { _tag: "Restored", ...up.from, proof } as const }
         })
-        const { agent, proof } = yield* phase(...up.label)(answers)
+        const { agent, how } = yield* phase(...up.label)(answers)
         const took = Duration.nanos((yield* Clock.monotonicTimeNanos) - begun)
-        const start: Start = proof === undefined
-          ? { _tag: "Booted", why: up.why ?? "", took }
-          : { _tag: "Restored", snapshot: up.snapshot ?? "", took, proof }
-        return { machine, agent, slots, start, labels: up.labels } satisfies WarmMachine
+        return { machine, agent, slots, start: { ...how, took }, labels: up.labels } satisfies WarmMachine
       }).pipe(
         restore,
         Scope.provide(scope),

@@ -225,7 +225,7 @@ describe("snapshot save", () => {
     [["dev", ready.id], /^snapshot ".*" is not possible: .*not 64 hexadecimal digits/],
     [
       ["dev", "golden-1"],
-      /^snapshot "golden-1" is not possible: choose another one, as golden machines have such names/
+      /^snapshot "golden-1" is not possible: give another name: golden machines have such names/
     ]
   ]
   it.effect.each(faults)("%j is a wrong command line, and nobody is asked", ([args, told]) =>

@@ -142,13 +142,13 @@ layer(services, { excludeTestServices: true, timeout: "2 minutes" })("machines f
         const one = yield* WarmMachine.launch({ id: "one" })
         yield* sh(
           one,
-          "echo kept >/root/file; (while :; do date +%s >/run/new; mv /run/new /run/now; usleep 20000; done) </dev/null >/dev/null 2>&1 &"
+          "echo kept >/tmp/file; (while :; do date +%s >/run/new; mv /run/new /run/now; usleep 20000; done) </dev/null >/dev/null 2>&1 &"
         )
         yield* WarmMachine.save(one, "mine")
-        yield* sh(one, "echo changed >/root/file")
+        yield* sh(one, "echo changed >/tmp/file")
         const two = yield* WarmMachine.launch({ id: "two", start: { from: "mine" } })
-        assert.strictEqual(yield* sh(two, "cat /root/file; hostname"), "kept\ntwo")
-        assert.strictEqual(yield* sh(one, "cat /root/file; hostname"), "changed\none")
+        assert.strictEqual(yield* sh(two, "cat /tmp/file; hostname"), "kept\ntwo")
+        assert.strictEqual(yield* sh(one, "cat /tmp/file; hostname"), "changed\none")
         // What ran in the first runs in the second, by the second's clock.
         const now = Number(yield* sh(two, "sleep 0.1; cat /run/now"))
         assert.isBelow(Math.abs(now - Date.now() / 1000), 5)

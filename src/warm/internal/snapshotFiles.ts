@@ -110,7 +110,7 @@ export const complete = Effect.fnUntraced(function*(directory: string, about: Om
     path.join(directory, SEALS),
     Object.fromEntries(vouched.success.map(({ name, seal }) => [name, seal]))
   )
-  yield* OwnedFiles.syncDirectory(directory)
+  yield* OwnedFiles.sync(directory)
   return Result.succeed({ id: yield* hasher.bytes(bytes), manifest })
 })
 
