@@ -184,8 +184,10 @@ const attach = Effect.fnUntraced(function*(
   let inputEnded = false
   const openInput = Effect.gen(function*() {
     yield* slot.post(GuestStdio.begin(nonce))
+    // Whoever waits goes on at once, and may come to the end of the input: that end is told there.
+    const endedBefore = inputEnded
     Deferred.doneUnsafe(opened, Exit.void)
-    if (inputEnded) yield* slot.post(GuestStdio.endOfInput)
+    if (endedBefore) yield* slot.post(GuestStdio.endOfInput)
   })
   const endInput = Effect.suspend(() => {
     if (inputEnded) return Effect.void

@@ -108,9 +108,14 @@ export const acquire: (options: Options) => Effect.Effect<
       if (Option.contains(yield* read, dead)) yield* fs.remove(file)
     }))
   const deadline = (yield* Clock.currentTimeMillis) + Duration.toMillis(patience)
+  let vanished = 0
   while (!(yield* take)) {
-    const text = yield* read
-    if (Option.isNone(text)) continue
+    // Released again and again, it may be; in the way and not to be read, it is no lock, but a link that leads nowhere.
+    const text = vanished < 100 ? yield* read : Option.some(yield* fs.readFileString(file))
+    if (Option.isNone(text)) {
+      vanished++
+      continue
+    }
     const owner = Schema.decodeOption(Owner)(text.value)
     if (Option.isNone(owner) || !(yield* ProcessIdentity.isAlive(owner.value))) {
       yield* remove(text.value)

@@ -4,6 +4,7 @@ import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Queue from "effect/Queue"
 import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
 import * as Sink from "effect/Sink"
@@ -49,6 +50,48 @@ const runAll = (
     return { stdout, stderr, status }
   }))
 type GuestError = Effect.Error<ReturnType<typeof GuestCommand.run>>
+
+describe("the input of a command", () => {
+  it.effect("is sent when the guest has opened the command's ports, and not before", () =>
+    Effect.gen(function*() {
+      const { agent } = yield* setUp()
+      let nonce = ""
+      const sent: Array<string> = []
+      const output = yield* Queue.unbounded<Uint8Array>()
+      const post = (bytes: Uint8Array) => Effect.sync(() => void sent.push(new TextDecoder().decode(bytes)))
+      const slot: GuestSlots.Slot = {
+        slot: 0,
+        write: (chunks) => Effect.forEach(chunks, post, { discard: true }),
+        post,
+        pullStdout: Effect.map(Queue.take(output), (bytes) => [bytes] as const),
+        pullStderr: Effect.never,
+        release: () => Effect.void
+      }
+      const slots = { take: Effect.succeed(slot), free: Effect.succeed([]), usage: Effect.never }
+      const silent: GuestAgent.GuestAgent = {
+        ...agent,
+        spawn: ({ args = [] }) =>
+          Effect.sync(() => {
+            nonce = args[1] ?? ""
+            return 7
+          }),
+        poll: () => Effect.succeedNone,
+        kill: () => Effect.void
+      }
+      const scope = yield* Scope.make()
+      const command = yield* Scope.provide(GuestCommand.run(silent, slots, { command: "cat" }), scope)
+      yield* background(Stream.runDrain(command.stdout))
+      yield* background(Stream.run(Stream.encodeText(Stream.make("hello")), command.stdin))
+      yield* settled
+      expect(sent).toEqual([])
+      yield* Queue.offer(output, GuestStdio.ready(nonce))
+      yield* settled
+      expect(sent.join("")).toBe(`BEGIN ${nonce}\n5\nhello0\n`)
+      // A guest that says nothing more is waited for as long as a close may take.
+      yield* background(Scope.close(scope, Exit.void))
+      yield* TestClock.adjust("3 seconds")
+    }))
+})
 
 const megabyte = 1024 * 1024
 /** Writes chunks of 64 KiB and counts them. */

@@ -130,6 +130,15 @@ describe("OwnerLock", () => {
     })))
 })
 
+describe("what is in the way of a lock", () => {
+  it.live("and cannot be read is an error, and not waited for", () =>
+    withDirectory(Effect.fnUntraced(function*(directory) {
+      yield* prepared(directory, {})
+      yield* FileSystem.FileSystem.use((fs) => fs.symlink(`${directory}/nowhere`, `${directory}/lock`))
+      expect((yield* Effect.flip(locked(directory, 100, Effect.void)))._tag).toBe("PlatformError")
+    })))
+})
+
 describe("OwnedFiles", () => {
   it.live("sweeps what dead processes have left, and nothing that somebody else has put there", () =>
     withDirectory(Effect.fnUntraced(function*(directory) {
