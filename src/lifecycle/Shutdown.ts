@@ -130,6 +130,10 @@ const toMillis = (input: Duration.Input): number => {
   return Duration.toMillis(Duration.fromInputUnsafe(input))
 }
 
+/** A stage is over and the target is still there. No Error: nobody is told of it, and a stack trace would cost. */
+type Escalate = "Escalate"
+const escalate: Effect.Effect<never, Escalate> = Effect.fail("Escalate")
+
 /** Nobody sees a span of the native tracer, and to make one takes as long as to send the signal. */
 const traced = <A>(self: Effect.Effect<A>): Effect.Effect<A> =>
   Effect.flatMap(
@@ -217,10 +221,11 @@ export const make = <R, E>(
       )
 
       /**
-       * Asks for one stage and waits for how it ends; tells whether the target has ended. No generators on the way to the
-       * request: these functions belong to one shutdown, and the first call of a generator takes as long as the request.
+       * Asks for one stage and waits for how it ends. Fails when the target has not ended by then. No generators on the way
+       * to the request: these functions belong to one shutdown, and the first call of a generator takes as long as the
+       * request.
        */
-      const attempt = (stage: Stage<R>, index: number, start: number): Effect.Effect<boolean> =>
+      const attempt = (stage: Stage<R>, index: number, start: number): Effect.Effect<Stage<R>, Escalate> =>
         Effect.suspend(() => {
           const began = now()
           current = index
@@ -247,10 +252,8 @@ export const make = <R, E>(
             wake = Deferred.makeUnsafe()
             // The deadline may have moved while we slept, so look again in either case. Timers cut fractions off, and one
             // that is early means another round.
-            return Effect.sleep(Math.ceil(until() - now())).pipe(
-              Effect.andThen(Effect.sync(rouse)),
-              Effect.forkDetach({ startImmediately: true, uninterruptible: false }),
-              Effect.flatMap((alarm) => Effect.map(Deferred.await(wake), () => alarm.interruptUnsafe())),
+            return Deferred.await(wake).pipe(
+              Effect.timeoutOrElse({ duration: Math.ceil(until() - now()), orElse: () => Effect.void }),
               Effect.andThen(wait)
             )
           })
@@ -264,7 +267,7 @@ export const make = <R, E>(
             ),
             Effect.forkDetach({ startImmediately: true, uninterruptible: false })
           )
-          const finish = (end: StageReport["end"]): Effect.Effect<boolean> => {
+          const finish = (end: StageReport["end"]): Effect.Effect<Stage<R>, Escalate> => {
             const report: StageReport = {
               name: stage.name,
               after: Duration.millis(began - start),
@@ -273,7 +276,10 @@ export const make = <R, E>(
               ...(failure === undefined ? {} : { error: failure.error })
             }
             reports.push(report)
-            return Effect.as(tell({ _tag: "StageEnded", report }), end === "ended")
+            return Effect.andThen(
+              tell({ _tag: "StageEnded", report }),
+              end === "ended" ? Effect.succeed(stage) : escalate
+            )
           }
           return tell({ _tag: "StageStarted", stage: stage.name, grace: stage.grace }).pipe(
             Effect.andThen(request),
@@ -284,15 +290,14 @@ export const make = <R, E>(
           )
         })
 
-      /** The stage that ended the target, if one did. */
+      /** The stage that ended the target, if one did: each one, or else the next that is harsh enough. */
       const climb = (from: number, start: number): Effect.Effect<Stage<R> | undefined> =>
         Effect.suspend(() => {
           const index = Math.max(from, floor)
           const stage = stages[index]
-          return stage === undefined ? Effect.undefined : Effect.flatMap(
-            attempt(stage, index, start),
-            (ended) => ended ? Effect.succeed(stage) : climb(index + 1, start)
-          )
+          return stage === undefined
+            ? Effect.undefined
+            : Effect.catch(attempt(stage, index, start), () => climb(index + 1, start))
         })
 
       const conclude = Effect.fnUntraced(function*(stage: Stage<R> | undefined, start: number) {
