@@ -144,13 +144,7 @@ const killed = ShutdownPolicy.makeUnsafe<MachineRequest>([
   { name: "SIGKILL", request: "Kill", grace: "2 seconds", force: true }
 ])
 
-/**
- * Makes them with the backend, the images and the store at hand.
- *
- * @category constructors
- * @since 0.1.0
- */
-export const make = Effect.fnUntraced(function*(options: Options = {}): Effect.fn.Return<
+const make = Effect.fnUntraced(function*(options: Options = {}): Effect.fn.Return<
   GoldenMachines["Service"],
   never,
   Hasher | ImageStore | MicroVmProvider | SnapshotStore
