@@ -132,8 +132,8 @@ describe.skipIf(lacks(qemu))("microvm run", () => {
     console.log(`resident memory during 100 MB: ${least.toFixed(0)} to ${most.toFixed(0)} MiB`)
     assert.isAbove(seen.length, 5)
     assert.isBelow(most, 300)
-    // Were it buffered, it would be twice this.
-    assert.isBelow(most - least, 50)
+    // Were it buffered, it would be 100 more at the least; what the collector has not come to is mostly 30, and once was 73.
+    assert.isBelow(most - least, 90)
     await until("nothing left", () => running.traces().length === 0, 10_000)
   }, longer)
 
