@@ -26,7 +26,11 @@ export const inittab = `::sysinit:/sbin/microvm-setup
 /**
  * Mounts the kernel's file systems, loads the modules and names the guest: its host name, machine-id(5) and boot id.
  *
- * Kernel argument: `microvm.hostname=NAME`, by default `microvm`.
+ * Kernel arguments:
+ *
+ * - `microvm.hostname=NAME`: by default `microvm`.
+ * - `microvm.vsock=PORT,NAME,…`: where there are no virtio ports, channels to the host are ports of vsock(7), counted from
+ *   PORT on, in the order of their names. A terminal stands in for each, under the name that the virtio port would have.
  *
  * @category scripts
  * @since 0.1.0
@@ -66,10 +70,25 @@ hostname=microvm
 read -r arguments </proc/cmdline
 set -f
 for argument in $arguments; do
-  case $argument in microvm.hostname=?*) hostname=\${argument#*=} ;; esac
+  case $argument in
+    microvm.hostname=?*) hostname=\${argument#*=} ;;
+    microvm.vsock=?*,?*) channels=\${argument#*=} ;;
+  esac
 done
 hostname "$hostname" || say "the host name $hostname was refused"
 ip link set lo up
+
+# They outlive SIGTERM, so that the last words of others get through.
+serve() {
+  local IFS=, port="\${1%%,*}" name
+  trap '' PIPE TERM
+  for name in \${1#*,}; do
+    /sbin/microvm-vsock "$port" </dev/null >/dev/null 2>&1 &
+    ln -s "/proc/$!/fd/5" "/dev/virtio-ports/$name"
+    port=$((port + 1))
+  done
+}
+[ "$channels" ] && (serve "$channels")
 
 read -r id </proc/sys/kernel/random/uuid
 while case $id in *-*) ;; *) false ;; esac; do id=\${id%%-*}\${id#*-}; done
@@ -146,6 +165,9 @@ exec sleep 2147483647
  * `shutdown [-P | -H | -r] …`: ends all processes in order, then powers off (the default), halts or reboots. The agent
  * calls it as `shutdown -h -P +0 "reason"`; the time is taken as now. The processes have a second to act on SIGTERM.
  *
+ * Kernel argument: `microvm.off=reboot`: whatever was asked for, the guest reboots in the end, for monitors that end with a
+ * reboot and with nothing else.
+ *
  * @category scripts
  * @since 0.1.0
  */
@@ -154,6 +176,8 @@ how=poweroff
 for argument; do
   case $argument in -P) how=poweroff ;; -H) how=halt ;; -r) how=reboot ;; esac
 done
+read -r arguments </proc/cmdline
+case " $arguments " in *" microvm.off=reboot "*) how=reboot ;; esac
 # One shutdown at a time; this also keeps the agent from being started again.
 mkdir /run/shutdown 2>/dev/null || exit 0
 
@@ -164,7 +188,8 @@ others() {
     case $process in /proc/1 | "/proc/$self") continue ;; esac
     line=
     { read -r line <"$process/cmdline"; } 2>/dev/null
-    [ "$line" ] && return 0
+    # What carries the others' last words goes with SIGKILL.
+    case $line in '' | /sbin/microvm-vsock*) ;; *) return 0 ;; esac
   done
   return 1
 }
@@ -374,6 +399,7 @@ export const entries: ReadonlyArray<Cpio.Entry> = [
   Cpio.file("sbin/microvm-start", GuestPrograms.start, 0o755),
   Cpio.file("sbin/microvm-start.sh", start, 0o755),
   Cpio.file("sbin/microvm-renew-hooks", renewHooks, 0o755),
+  Cpio.file("sbin/microvm-vsock", GuestPrograms.vsock, 0o755),
   Cpio.file("sbin/microvm-syscalls", GuestPrograms.syscalls, 0o755),
   Cpio.file("sbin/shutdown", shutdown, 0o755),
   Cpio.file("etc/inittab", inittab),
