@@ -166,7 +166,8 @@ exec sleep 2147483647
  * calls it as `shutdown -h -P +0 "reason"`; the time is taken as now. The processes have a second to act on SIGTERM.
  *
  * Kernel argument: `microvm.off=reboot`: whatever was asked for, the guest reboots in the end, for monitors that end with a
- * reboot and with nothing else.
+ * reboot and with nothing else. The last line on its console then is `microvm-shutdown: all is written, poweroff`, or what
+ * else it was asked for.
  *
  * @category scripts
  * @since 0.1.0
@@ -177,7 +178,8 @@ for argument; do
   case $argument in -P) how=poweroff ;; -H) how=halt ;; -r) how=reboot ;; esac
 done
 read -r arguments </proc/cmdline
-case " $arguments " in *" microvm.off=reboot "*) how=reboot ;; esac
+off=
+case " $arguments " in *" microvm.off=reboot "*) off=$how how=reboot ;; esac
 # One shutdown at a time; this also keeps the agent from being started again.
 mkdir /run/shutdown 2>/dev/null || exit 0
 
@@ -212,6 +214,8 @@ go_down() {
     case $device in /dev/*) mounts="$directory $mounts" ;; esac
   done </proc/mounts
   for directory in $mounts; do umount -r "$directory"; done
+  # To the monitor, this reboot looks like that of a kernel that gave up.
+  [ -z "$off" ] || echo "microvm-shutdown: all is written, $off" >/dev/console
   "$how" -f
 }
 
