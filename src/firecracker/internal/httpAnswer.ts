@@ -1,0 +1,152 @@
+/**
+ * Reads one answer of Firecracker's HTTP server (RFC 9112, as much of it as that server speaks). Bytes come in pieces of
+ * any size; whatever they are, what is kept of them is bounded and the verdict does not depend on how they were cut.
+ */
+
+export interface Answer {
+  readonly status: number
+  readonly body: string
+  readonly deprecated: boolean
+  /** May another request follow on the same connection? */
+  readonly keepAlive: boolean
+}
+
+export type Step =
+  | { readonly _tag: "More" }
+  | { readonly _tag: "Done"; readonly answer: Answer }
+  /** Not an answer: `detail` says what is wrong with it. */
+  | { readonly _tag: "Violation"; readonly detail: string }
+
+export interface Reader {
+  /** Takes the next bytes. Not to be called again after anything else than `More`. */
+  readonly push: (chunk: Uint8Array) => Step
+  /** How far it had come, for the message of an error. */
+  readonly progress: () => "nothing" | "part of the head" | "part of the body"
+}
+
+interface Head {
+  readonly status: number
+  readonly bodyBytes: number
+  readonly deprecated: boolean
+  readonly keepAlive: boolean
+}
+
+export const maxHeadBytes = 64 * 1024
+
+const more: Step = { _tag: "More" }
+const violation = (detail: string): Step => ({ _tag: "Violation", detail })
+const excerpt = (text: string): string => JSON.stringify(text.length > 60 ? `${text.slice(0, 60)}…` : text)
+
+/** Where the blank line begins, or -1. It may have begun before `from`. */
+const blankLine = (bytes: Uint8Array, from: number): number => {
+  let at = bytes.indexOf(0x0d, Math.max(0, from - 3))
+  while (at !== -1 && !(bytes[at + 1] === 0x0a && bytes[at + 2] === 0x0d && bytes[at + 3] === 0x0a)) {
+    at = bytes.indexOf(0x0d, at + 1)
+  }
+  return at
+}
+
+const start = "HTTP/1."
+
+/** So that something else than HTTP is told at once, and not when it has become too long. */
+const startsRight = (bytes: Uint8Array, length: number): boolean => {
+  for (let i = 0; i < Math.min(length, start.length); i++) if (bytes[i] !== start.charCodeAt(i)) return false
+  return true
+}
+
+const parseHead = (text: string, maxBodyBytes: number): Head | string => {
+  const [statusLine = "", ...lines] = text.split("\r\n")
+  // Firecracker has no reason phrase, and some have not even the space before it.
+  const [, minor, digits] = /^HTTP\/1\.([01]) ([1-9]\d\d)(?: [^\0\r\n]*)?$/.exec(statusLine) ?? []
+  if (digits === undefined) return `the status line ${excerpt(statusLine)}`
+  const status = Number(digits)
+  if (status < 200 || status > 599) return `status ${status}`
+
+  const headers = new Map<string, string>()
+  for (const line of lines) {
+    const [, name, value] = /^([!#$%&'*+\-.^_`|~\w]+):[ \t]*([^\0\r\n]*?)[ \t]*$/.exec(line) ?? []
+    if (name === undefined || value === undefined) return `the header line ${excerpt(line)}`
+    const key = name.toLowerCase()
+    // Two lengths are how one answer is taken for another (RFC 9112, 6.3).
+    if (key === "content-length" && headers.has(key)) return "more than one Content-Length"
+    headers.set(key, value)
+  }
+  const coding = headers.get("transfer-encoding")
+  if (coding !== undefined) return `Transfer-Encoding ${excerpt(coding)}`
+
+  const written = headers.get("content-length")
+  const hasNone = status === 204 || status === 304
+  if (written === undefined && !hasNone) return "no Content-Length"
+  if (written !== undefined && !/^\d{1,15}$/.test(written)) return `Content-Length ${excerpt(written)}`
+  const bodyBytes = Number(written ?? 0)
+  if (hasNone && bodyBytes !== 0) return `status ${status} with a body`
+  if (bodyBytes > maxBodyBytes) return `a body of ${bodyBytes} bytes, and ${maxBodyBytes} are allowed`
+  return {
+    status,
+    bodyBytes,
+    deprecated: headers.get("deprecation")?.toLowerCase() === "true",
+    keepAlive: minor === "1" && headers.get("connection")?.toLowerCase() !== "close"
+  }
+}
+
+export const make = (maxBodyBytes: number): Reader => {
+  let bytes: Uint8Array = new Uint8Array(0)
+  let length = 0
+  let head: Head | undefined
+  let bodyAt = 0
+
+  const append = (chunk: Uint8Array): void => {
+    if (length === 0) {
+      bytes = chunk
+      length = chunk.length
+      return
+    }
+    const total = length + chunk.length
+    if (total > bytes.length) {
+      const grown = new Uint8Array(Math.max(total, 2 * bytes.length))
+      grown.set(bytes.subarray(0, length))
+      bytes = grown
+    }
+    bytes.set(chunk, length)
+    length = total
+  }
+
+  const readHead = (from: number): Step | undefined => {
+    if (!startsRight(bytes, length)) {
+      return violation(`it starts with ${excerpt(new TextDecoder("latin1").decode(bytes.subarray(0, length)))}`)
+    }
+    const end = blankLine(bytes.subarray(0, length), from)
+    if (end > maxHeadBytes || end === -1 && length >= maxHeadBytes + 4) {
+      return violation(`a head over ${maxHeadBytes} bytes`)
+    }
+    if (end === -1) return more
+    const parsed = parseHead(new TextDecoder("latin1").decode(bytes.subarray(0, end)), maxBodyBytes)
+    if (typeof parsed === "string") return violation(parsed)
+    head = parsed
+    bodyAt = end + 4
+    return undefined
+  }
+
+  return {
+    push: (chunk) => {
+      const from = length
+      append(chunk)
+      if (head === undefined) {
+        const step = readHead(from)
+        if (step !== undefined) return step
+      }
+      if (head === undefined || length < bodyAt + head.bodyBytes) return more
+      const { bodyBytes, deprecated, keepAlive, status } = head
+      // Bytes after the answer belong to none that was asked for; Firecracker sends such after a body that it has refused.
+      const isLast = length === bodyAt + bodyBytes
+      try {
+        const body = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true })
+          .decode(bytes.subarray(bodyAt, bodyAt + bodyBytes))
+        return { _tag: "Done", answer: { status, body, deprecated, keepAlive: keepAlive && isLast } }
+      } catch {
+        return violation("a body that is not UTF-8")
+      }
+    },
+    progress: () => head !== undefined ? "part of the body" : length > 0 ? "part of the head" : "nothing"
+  }
+}
