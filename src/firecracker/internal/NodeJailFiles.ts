@@ -1,0 +1,74 @@
+import { Buffer } from "node:buffer"
+import type { BigIntStats } from "node:fs"
+import * as NodeFs from "node:fs/promises"
+import { codeOf } from "./NodeAttempt.ts"
+
+const { COPYFILE_EXCL, COPYFILE_FICLONE_FORCE, O_NOFOLLOW, O_NONBLOCK, O_RDONLY } = NodeFs.constants
+
+const piece = 2 ** 20
+const zeros = Buffer.alloc(piece)
+
+const writeAll = async (to: NodeFs.FileHandle, bytes: Uint8Array, at: number): Promise<void> => {
+  const { bytesWritten } = await to.write(bytes, 0, bytes.length, at)
+  if (bytesWritten < bytes.length) await writeAll(to, bytes.subarray(bytesWritten), at + bytesWritten)
+}
+
+/** With holes where it is zero, which file systems without clones would fill when they copy. */
+const copyBytes = async (from: NodeFs.FileHandle, to: string, signal: AbortSignal): Promise<void> => {
+  await using target = await NodeFs.open(to, "wx", 0o600)
+  let at = 0
+  const pieces: AsyncIterable<Buffer> = from.createReadStream({ start: 0, highWaterMark: piece, autoClose: false })
+  for await (const bytes of pieces) {
+    signal.throwIfAborted()
+    if (!zeros.subarray(0, bytes.length).equals(bytes)) await writeAll(target, bytes, at)
+    at += bytes.length
+  }
+  await target.truncate(at)
+}
+
+/** Makes a new file that is a clone where the file system can do that, else a copy. */
+export const copy = async (from: string, to: string, signal: AbortSignal): Promise<void> => {
+  try {
+    await NodeFs.copyFile(from, to, COPYFILE_EXCL | COPYFILE_FICLONE_FORCE)
+  } catch (error) {
+    if (codeOf(error) === "ENOENT" || codeOf(error) === "EEXIST") throw error
+    await using source = await NodeFs.open(from, O_RDONLY)
+    await copyBytes(source, to, signal)
+  }
+}
+
+const isSame = (a: BigIntStats, b: BigIntStats): boolean => a.ino === b.ino && a.dev === b.dev
+
+/** Do both paths lead to the same file? */
+export const areSame = async (a: string, b: string): Promise<boolean> => {
+  try {
+    const [first, second] = await Promise.all([a, b].map((path) => NodeFs.stat(path, { bigint: true })))
+    return first !== undefined && second !== undefined && isSame(first, second)
+  } catch {
+    return false
+  }
+}
+
+/**
+ * Moves a file out of a jail, whose inmates are not to be trusted: one that is a link, or has a second name, or becomes
+ * another one meanwhile, is refused. It is ours then.
+ */
+export const moveOut = async (from: string, to: string, signal: AbortSignal): Promise<void> => {
+  await using handle = await NodeFs.open(from, O_RDONLY | O_NOFOLLOW | O_NONBLOCK)
+  const before = await handle.stat({ bigint: true })
+  if (!before.isFile() || before.nlink !== 1n) throw new Error("it is not a file of its own")
+  await handle.chown(process.geteuid?.() ?? 0, process.getegid?.() ?? 0)
+  await handle.chmod(0o600)
+  try {
+    await NodeFs.rename(from, to)
+    if (!isSame(before, await NodeFs.lstat(to, { bigint: true }))) {
+      await NodeFs.rm(to, { force: true, recursive: true })
+      throw new Error("it was replaced meanwhile")
+    }
+  } catch (error) {
+    if (codeOf(error) !== "EXDEV") throw error
+    await NodeFs.rm(to, { force: true })
+    await copyBytes(handle, to, signal)
+    await NodeFs.unlink(from)
+  }
+}
