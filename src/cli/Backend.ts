@@ -8,11 +8,20 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as SchemaIssue from "effect/SchemaIssue"
-import type { MicroVmError } from "../microvm/MicroVmError.ts"
+import * as FirecrackerHost from "../firecracker/FirecrackerHost.ts"
+import * as FirecrackerProvider from "../firecracker/FirecrackerProvider.ts"
+import * as FirecrackerVersion from "../firecracker/FirecrackerVersion.ts"
+import { MicroVmError } from "../microvm/MicroVmError.ts"
 import type { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
 import type { ProcessSpawner } from "../process/ProcessSpawner.ts"
 import * as QemuHost from "../qemu/QemuHost.ts"
 import * as QemuProvider from "../qemu/QemuProvider.ts"
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type Choice = "auto" | "firecracker" | "qemu"
 
 /**
  * What was taken, for people: `"QEMU 7.2.22 with TCG, since the CPU shows neither vmx nor svm"`.
@@ -50,17 +59,9 @@ export const explain = (error: unknown): string => {
   }).join("\n")
 }
 
-/**
- * QEMU, with KVM where it is usable, as `MICROVM_QEMU_*` say.
- *
- * @category layers
- * @since 0.1.0
- */
-export const layer: Layer.Layer<
-  BackendDetail | MicroVmProvider,
-  Config.ConfigError | MicroVmError,
-  ProcessSpawner | QemuHost.QemuHost
-> = Layer.unwrap(Effect.gen(function*() {
+type Found<R> = Layer.Layer<BackendDetail | MicroVmProvider, Config.ConfigError | MicroVmError, R>
+
+const qemu: Found<ProcessSpawner | QemuHost.QemuHost> = Layer.unwrap(Effect.gen(function*() {
   const options = yield* QemuProvider.config
   const host = yield* QemuHost.QemuHost
   const observed = yield* host.observe(options)
@@ -73,3 +74,39 @@ export const layer: Layer.Layer<
     Layer.succeed(BackendDetail, describe(setup))
   )
 }))
+
+const firecracker: Found<FirecrackerProvider.Requirements> = Layer.unwrap(Effect.gen(function*() {
+  const options = yield* FirecrackerProvider.config
+  const host = yield* FirecrackerHost.FirecrackerHost
+  const observed = yield* host.observe(options)
+  const { because, version } = yield* Effect.fromResult(FirecrackerHost.choose(observed, options))
+  return Layer.merge(
+    FirecrackerProvider.layerWith(options).pipe(
+      Layer.provide(
+        Layer.succeed(FirecrackerHost.FirecrackerHost, { ...host, observe: () => Effect.succeed(observed) })
+      )
+    ),
+    Layer.succeed(BackendDetail, `Firecracker ${FirecrackerVersion.format(version)}, since ${because}`)
+  )
+}))
+
+const isUnavailable = (error: unknown): boolean =>
+  error instanceof MicroVmError && error.reason._tag === "BackendUnavailable"
+
+/**
+ * The backend that was asked for, as `MICROVM_FIRECRACKER_*` and `MICROVM_QEMU_*` say. `auto` takes Firecracker where there is
+ * one and KVM is usable, and else QEMU.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer = (choice: Choice): Found<FirecrackerProvider.Requirements | QemuHost.QemuHost> => {
+  switch (choice) {
+    case "firecracker":
+      return firecracker
+    case "qemu":
+      return qemu
+    case "auto":
+      return Layer.catch(firecracker, (error) => isUnavailable(error) ? qemu : Layer.effectContext(Effect.fail(error)))
+  }
+}

@@ -141,7 +141,7 @@ const dryRun = Effect.fnUntraced(function*(options: RunOptions.RunOptions, asJso
 const quote = (word: string): string =>
   /^[A-Za-z0-9_@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`
 
-const backends = ["auto", "firecracker", "qemu"] as const
+const backends = ["auto", "firecracker", "qemu"] as const satisfies ReadonlyArray<Backend.Choice>
 const backendConfig = Config.Literals(backends, "MICROVM_BACKEND").pipe(Config.withDefault("auto" as const))
 
 const runCommand = Command.make(
@@ -225,14 +225,17 @@ const runCommand = Command.make(
     const options = parsed.success
     yield* Effect.gen(function*() {
       // A host whose programs hang must not keep us from ending.
-      const found = yield* orSignal(Layer.build(Layer.provideMerge(GoldenMachines.layer, Backend.layer)))
+      const found = yield* orSignal(
+        Layer.build(Layer.provideMerge(GoldenMachines.layer, Backend.layer(options.backend)))
+      )
       if (Result.isFailure(found)) {
         return yield* conclude(failedBefore(options, { _tag: "Interrupted", signal: found.failure }), flags.json)
       }
       yield* Effect.gen(function*() {
         const backendDetail = yield* Backend.BackendDetail
+        const { backend: taken } = yield* MicroVmProvider
         if (flags.dryRun) return yield* dryRun(options, flags.json)
-        if (options.backend === "auto") yield* reporter.line(`backend qemu: ${backendDetail}`)
+        if (options.backend === "auto") yield* reporter.line(`backend ${taken}: ${backendDetail}`)
         yield* conclude(yield* Run.run(options, { backendDetail, json: flags.json }), flags.json)
       }).pipe(Effect.provideContext(found.success))
     }).pipe(

@@ -6,8 +6,14 @@
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as ChildProcess from "effect/process/ChildProcess"
+import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
+import * as Capabilities from "../firecracker/Capabilities.ts"
+import * as FirecrackerHost from "../firecracker/FirecrackerHost.ts"
+import * as FirecrackerProvider from "../firecracker/FirecrackerProvider.ts"
+import * as FirecrackerVersion from "../firecracker/FirecrackerVersion.ts"
 import { ImageStore } from "../image/ImageStore.ts"
+import { MicroVmError } from "../microvm/MicroVmError.ts"
 import * as KillScope from "../process/KillScope.ts"
 import { ProcessSpawner } from "../process/ProcessSpawner.ts"
 import * as QemuHost from "../qemu/QemuHost.ts"
@@ -61,6 +67,32 @@ const failed = (name: string, required: boolean, found: string, remedy?: string)
   ...(remedy === undefined ? {} : { remedy })
 })
 
+/** What keeps a backend from being used, in words of its own where it has any. */
+const unusable = (name: string, required: boolean, error: unknown): Check => {
+  const reason = error instanceof MicroVmError && error.reason._tag === "BackendUnavailable" ? error.reason : undefined
+  return failed(name, required, reason?.why ?? Backend.explain(error), reason?.remedy)
+}
+
+const firecracker = Effect.gen(function*() {
+  const host = yield* FirecrackerHost.FirecrackerHost
+  const options = yield* FirecrackerProvider.config
+  const observed = yield* host.observe(options)
+  const { binary, snapshotFormat, version } = observed
+  const found = `${binary}, version ${FirecrackerVersion.format(version)}, snapshots of format ${snapshotFormat}`
+  return [
+    Result.match(FirecrackerHost.choose(observed, options), {
+      onSuccess: ({ because }) => passed("firecracker", false, `${found}; ${because}`),
+      onFailure: (error) => {
+        const { found: why, ...check } = unusable("firecracker", false, error)
+        return { ...check, found: `${found}; ${why}` }
+      }
+    }),
+    ...Capabilities.warnings(observed).map((what) =>
+      failed("firecracker release", false, what, "take another release, or do without")
+    )
+  ]
+}).pipe(Effect.catch((error) => Effect.succeed([unusable("firecracker", false, error)])))
+
 const qemu = Effect.gen(function*() {
   const host = yield* QemuHost.QemuHost
   const options = yield* QemuProvider.config
@@ -85,15 +117,7 @@ const qemu = Effect.gen(function*() {
       )
   ]
   return checks
-}).pipe(
-  Effect.catch((error) => {
-    const { why = Backend.explain(error), remedy } = error._tag === "MicroVmError" &&
-        error.reason._tag === "BackendUnavailable"
-      ? error.reason
-      : {}
-    return Effect.succeed([failed("qemu", true, why, remedy)])
-  })
-)
+}).pipe(Effect.catch((error) => Effect.succeed([unusable("qemu", true, error)])))
 
 const killScope = Effect.gen(function*() {
   const spawner = yield* ProcessSpawner
@@ -165,8 +189,11 @@ const image = Effect.gen(function*() {
  */
 export const diagnose = Effect.fn("Doctor.diagnose")(function*() {
   const one = <E, R>(check: Effect.Effect<Check, E, R>) => Effect.map(check, (found) => [found])
-  const all = [qemu, one(killScope), one(image), one(warm)] as const
-  const checks = (yield* Effect.all(all, { concurrency: "unbounded" })).flat()
+  const all = [firecracker, qemu, one(killScope), one(image), one(warm)] as const
+  const found = (yield* Effect.all(all, { concurrency: "unbounded" })).flat()
+  // One backend is enough.
+  const hasFirecracker = found.some(({ name, ok }) => name === "firecracker" && ok)
+  const checks = found.map((check) => check.name === "qemu" && hasFirecracker ? { ...check, required: false } : check)
   return { usable: checks.every(({ ok, required }) => ok || !required), checks } satisfies Diagnosis
 })
 

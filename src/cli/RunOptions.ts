@@ -9,13 +9,14 @@ import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import * as DurationText from "../lifecycle/DurationText.ts"
 import * as MachineSpec from "../microvm/MachineSpec.ts"
+import type { Choice } from "./Backend.ts"
 
 /**
  * @category models
  * @since 0.1.0
  */
 export interface RunOptions {
-  readonly backend: "auto" | "firecracker" | "qemu"
+  readonly backend: Choice
   /** The machine's id. Absent: made up, `run-` and twelve random letters and digits. */
   readonly name: Option.Option<string>
   readonly vcpus: number
@@ -50,7 +51,7 @@ export class UsageError extends Data.TaggedError("UsageError")<{ readonly faults
  * @since 0.1.0
  */
 export interface RunFlags {
-  readonly backend: "auto" | "firecracker" | "qemu"
+  readonly backend: Choice
   readonly name: Option.Option<string>
   /** Absent: 1. */
   readonly vcpus: Option.Option<number>
@@ -135,9 +136,6 @@ export const fromFlags = (flags: RunFlags): Result.Result<RunOptions, UsageError
     faults.push("--network nat is not available yet: leave it out, or write --network none")
   }
   if (flags.allow.length > 0) faults.push("--allow needs --network nat, which is not available yet: leave it out")
-  if (flags.backend === "firecracker") {
-    faults.push("--backend firecracker is not available yet: write --backend auto or --backend qemu")
-  }
   const [program, ...args] = flags.command
   if (program === undefined) faults.push("no command: write it after --, as in microvm run -- uname -a")
   else if (program === "") faults.push("the command is empty: name a program after --")

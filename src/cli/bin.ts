@@ -13,6 +13,7 @@ import * as Logger from "effect/Logger"
 import * as Ref from "effect/Ref"
 import * as NodeOs from "node:os"
 import packageJson from "../../package.json" with { type: "json" }
+import * as NodeFirecracker from "../firecracker/NodeFirecracker.ts"
 import * as NodeHasher from "../image/NodeHasher.ts"
 import * as NodeImageStore from "../image/NodeImageStore.ts"
 import * as ExitCode from "../lifecycle/ExitCode.ts"
@@ -37,6 +38,7 @@ const services = Layer.mergeAll(
   NodeImageStore.layer,
   NodeDiskSnapshotStore.layer,
   NodeQemuHost.layer,
+  NodeFirecracker.layer,
   NodeControl.layer,
   NodeHasher.layer,
   SecureRandom.layerWebCrypto,

@@ -4,12 +4,20 @@ import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Backend from "../../src/cli/Backend.ts"
+import type * as FirecrackerHost from "../../src/firecracker/FirecrackerHost.ts"
 import { MicroVmProvider } from "../../src/microvm/MicroVmProvider.ts"
 import * as QemuHost from "../../src/qemu/QemuHost.ts"
 import * as ScriptedProcess from "../../src/testing/ScriptedProcess.ts"
-import { observations, qemuHost } from "./world.ts"
+import { firecracker as firecrackerOf, observations, qemuHost } from "./world.ts"
 
-const took = (observed: Partial<QemuHost.Observations>, env: Record<string, string> = {}) =>
+const took = (
+  observed: Partial<QemuHost.Observations>,
+  env: Record<string, string> = {},
+  { choice = "auto", firecracker }: {
+    readonly choice?: Backend.Choice
+    readonly firecracker?: Partial<FirecrackerHost.Observations>
+  } = {}
+) =>
   Effect.suspend(() => {
     let looks = 0
     const observe = () =>
@@ -20,11 +28,14 @@ const took = (observed: Partial<QemuHost.Observations>, env: Record<string, stri
     return Effect.gen(function*() {
       const { backend } = yield* MicroVmProvider
       return { backend, detail: yield* Backend.BackendDetail, looks }
-    }).pipe(Effect.provide(Backend.layer.pipe(
-      Layer.provide(Layer.succeed(QemuHost.QemuHost, { ...qemuHost(), observe })),
-      Layer.provide(ScriptedProcess.layer({ script: () => ({}) })),
-      Layer.provide(ConfigProvider.layer(ConfigProvider.fromEnv({ env })))
-    )))
+    }).pipe(Effect.provide(
+      Backend.layer(choice).pipe(
+        Layer.provide(Layer.succeed(QemuHost.QemuHost, { ...qemuHost(), observe })),
+        Layer.provide(firecrackerOf(firecracker)),
+        Layer.provide(ScriptedProcess.layer({ script: () => ({}) })),
+        Layer.provide(ConfigProvider.layer(ConfigProvider.fromEnv({ env })))
+      )
+    ))
   })
 
 describe("the backend", () => {
@@ -51,6 +62,30 @@ describe("the backend", () => {
         MICROVM_QEMU_ACCELERATOR: "tcg"
       })
       assert.strictEqual(detail, "QEMU 7.2.22 with TCG, since asked for")
+    }))
+
+  it.effect("is Firecracker where there is one and KVM is usable", () =>
+    Effect.gen(function*() {
+      const { backend, detail, looks } = yield* took({}, {}, { firecracker: {} })
+      assert.deepStrictEqual(
+        { backend, detail, looks },
+        { backend: "firecracker", detail: "Firecracker 1.15.1, since KVM is usable", looks: 0 }
+      )
+      const kvm = { _tag: "Unusable", why: "no vmx", remedy: "turn it on" } as const
+      assert.strictEqual((yield* took({}, {}, { firecracker: { kvm } })).backend, "qemu")
+      assert.strictEqual((yield* took({}, {}, { firecracker: {}, choice: "qemu" })).backend, "qemu")
+    }))
+
+  it.effect("is never another than the one that was asked for", () =>
+    Effect.gen(function*() {
+      const missing = yield* Effect.flip(took({}, {}, { choice: "firecracker" }))
+      assert.match(Backend.explain(missing), /firecracker.*it was not found.*install it/s)
+    }))
+
+  it.effect("is not chosen by a variable that is not valid", () =>
+    Effect.gen(function*() {
+      const error = yield* Effect.flip(took({}, { MICROVM_MEM_BACKEND: "mmap" }, { firecracker: {} }))
+      assert.match(Backend.explain(error), /^MICROVM_MEM_BACKEND is not valid/)
     }))
 
   it.effect("is none without what was asked for", () =>

@@ -115,9 +115,13 @@ describe("MICROVM_BACKEND", () => {
   const run = ["run", "--dry-run", "--", "true"]
   it.effect("is taken when there is no flag", () =>
     Effect.gen(function*() {
-      const { code, stderr } = yield* microvm(run, { env: { MICROVM_BACKEND: "firecracker" } })
-      assert.strictEqual(code, 64)
-      assert.match(stderr.join("\n"), /firecracker is not available yet/)
+      const env = { MICROVM_BACKEND: "firecracker" }
+      const missing = yield* microvm(run, { env })
+      assert.strictEqual(missing.code, 69)
+      assert.match(missing.stderr.join("\n"), /it was not found/)
+      const { code, stdout } = yield* microvm(run, { env, firecracker: {} })
+      assert.strictEqual(code, 0)
+      assert.match(stdout, /^firecracker: Firecracker 1\.15\.1, since KVM is usable\n/)
     }))
 
   it.effect("gives way to the flag", () =>
@@ -223,6 +227,7 @@ describe("doctor", () => {
       const { checks, usable } = yield* Schema.decodeEffect(Schema.fromJsonString(Doctor.Diagnosis))(stdout)
       assert.isTrue(usable)
       assert.deepStrictEqual(checks.map(({ name }) => name), [
+        "firecracker",
         "qemu",
         "kvm",
         "privileges",

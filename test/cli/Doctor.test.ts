@@ -4,13 +4,14 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import * as Doctor from "../../src/cli/Doctor.ts"
+import type { Observations } from "../../src/firecracker/FirecrackerHost.ts"
 import * as ImageError from "../../src/image/ImageError.ts"
 import { ImageStore, type StoredImage } from "../../src/image/ImageStore.ts"
 import * as MicroVmError from "../../src/microvm/MicroVmError.ts"
 import * as ProcessError from "../../src/process/ProcessError.ts"
 import * as QemuHost from "../../src/qemu/QemuHost.ts"
 import * as ScriptedProcess from "../../src/testing/ScriptedProcess.ts"
-import { image, imageStore, observations, qemuHost } from "./world.ts"
+import { firecracker as firecrackerOf, image, imageStore, observations, qemuHost } from "./world.ts"
 
 const stored: StoredImage = {
   digest: image.digest,
@@ -22,6 +23,7 @@ const stored: StoredImage = {
 
 interface Host {
   readonly observed?: Partial<QemuHost.Observations> | MicroVmError.MicroVmError
+  readonly firecracker?: Partial<Observations>
   readonly images?: Effect.Effect<ReadonlyArray<StoredImage>, ImageError.ImageError>
   /** Programs that are not there. */
   readonly missing?: ReadonlyArray<string>
@@ -37,6 +39,7 @@ const diagnose = (
     cache = Effect.void,
     cgroups = true,
     env = {},
+    firecracker,
     images = Effect.succeed([stored]),
     memory = true,
     missing = [],
@@ -52,6 +55,7 @@ const diagnose = (
       ),
       ...(memory ? { makeRam: () => Effect.succeed({ path: "/dev/null", copyTo: () => Effect.void }) } : {})
     }),
+    firecrackerOf(firecracker),
     Layer.succeed(ImageStore, { ...imageStore(Effect.succeed(image)), list: images, writable: cache }),
     ConfigProvider.layer(ConfigProvider.fromEnv({ env })),
     ScriptedProcess.layer({
@@ -63,13 +67,16 @@ const diagnose = (
     })
   )))
 
-const failures = ({ checks }: Doctor.Diagnosis) => checks.filter(({ ok }) => !ok).map(({ name }) => name)
+/** A Firecracker, which few hosts have, is looked at by tests of its own. */
+const failures = ({ checks }: Doctor.Diagnosis) =>
+  checks.filter(({ name, ok }) => !ok && !name.startsWith("firecracker")).map(({ name }) => name)
 
 describe("diagnose", () => {
   it.effect("finds nothing wrong with a good host", () =>
     Effect.gen(function*() {
       const diagnosis = yield* diagnose({ observed: { kvm: { _tag: "Usable", mode: 0o666, gid: 0 } } })
       assert.deepStrictEqual(diagnosis.checks.map(({ name }) => name), [
+        "firecracker",
         "qemu",
         "kvm",
         "privileges",
@@ -79,7 +86,7 @@ describe("diagnose", () => {
       ])
       assert.deepStrictEqual(failures(diagnosis), [])
       assert.isTrue(diagnosis.usable)
-      assert.include(diagnosis.checks[0]?.found, "7.2.22")
+      assert.include(diagnosis.checks[1]?.found, "7.2.22")
     }))
 
   const unavailable = MicroVmError.make(
@@ -167,6 +174,31 @@ describe("diagnose", () => {
       assert.match(Doctor.format(diagnosis), told)
       // The others are made all the same.
       assert.includeMembers(diagnosis.checks.map(({ name }) => name), ["qemu", "cgroup", "image"])
+    }))
+
+  it.effect("needs no QEMU where there is a Firecracker", () =>
+    Effect.gen(function*() {
+      const { checks, usable } = yield* diagnose({ firecracker: {}, observed: unavailable })
+      assert.isTrue(usable)
+      const { found, ok } = checks[0] ?? assert.fail("no checks")
+      assert.deepStrictEqual(
+        { found, ok },
+        { ok: true, found: "/usr/bin/firecracker, version 1.15.1, snapshots of format 9.0.0; KVM is usable" }
+      )
+    }))
+
+  const kvm = { _tag: "Unusable", why: "no vmx", remedy: "turn it on" } as const
+  const missing: ReadonlyArray<readonly [what: string, firecracker: Host["firecracker"], told: RegExp]> = [
+    ["no Firecracker", undefined, /^warn {2}firecracker: it was not found\n {6}→ install it$/m],
+    ["a Firecracker without KVM", { kvm }, /^warn {2}firecracker: .*version 1\.15\.1.*; no vmx\n {6}→ turn it on$/m],
+    ["one that is too old", { version: { major: 1, minor: 6, patch: 0 } }, /→ install Firecracker 1\.7 or later$/m],
+    ["a release with a fault", { version: { major: 1, minor: 16, patch: 0 } }, /^warn {2}firecracker release: .*vsock/m]
+  ]
+  it.effect.each(missing)("tells of %s", ([, firecracker, told]) =>
+    Effect.gen(function*() {
+      const diagnosis = yield* diagnose(firecracker === undefined ? {} : { firecracker })
+      assert.match(Doctor.format(diagnosis), told)
+      assert.isTrue(diagnosis.usable)
     }))
 
   it.effect("finds all that is wrong at once", () =>

@@ -102,7 +102,6 @@ describe("flags", () => {
     })
     assert.deepStrictEqual(faults.toSorted(), [
       "--allow needs --network nat, which is not available yet: leave it out",
-      "--backend firecracker is not available yet: write --backend auto or --backend qemu",
       "--env A has no value: write A=VALUE",
       "--env C holds a NUL byte: remove it",
       `--env name "1B" is not valid: use letters, digits and _, no digit first`,

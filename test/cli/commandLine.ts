@@ -13,6 +13,7 @@ import * as TestConsole from "effect/testing/TestConsole"
 import * as Commands from "../../src/cli/Commands.ts"
 import { Control } from "../../src/cli/Control.ts"
 import { Reporter } from "../../src/cli/Reporter.ts"
+import type { Observations } from "../../src/firecracker/FirecrackerHost.ts"
 import { ImageStore } from "../../src/image/ImageStore.ts"
 import * as NodeHasher from "../../src/image/NodeHasher.ts"
 import type { Signal } from "../../src/lifecycle/Signal.ts"
@@ -21,11 +22,13 @@ import { SnapshotStore } from "../../src/microvm/SnapshotStore.ts"
 import type { ProcessHost } from "../../src/process/ProcessHost.ts"
 import * as QemuHost from "../../src/qemu/QemuHost.ts"
 import * as ScriptedProcess from "../../src/testing/ScriptedProcess.ts"
-import { image, imageStore, makeSignals, qemuHost, Written } from "./world.ts"
+import { firecracker, image, imageStore, makeSignals, qemuHost, Written } from "./world.ts"
 
 export interface Host {
   readonly env?: Record<string, string>
   readonly observed?: MicroVmError.MicroVmError
+  /** What is found of a Firecracker. By default there is none. */
+  readonly firecracker?: Partial<Observations>
   readonly images?: ImageStore["Service"]
   readonly snapshots?: SnapshotStore["Service"]
   /** Other runs. By default there are none. */
@@ -70,6 +73,7 @@ export const microvm = Effect.fnUntraced(function*(args: ReadonlyArray<string>, 
         Reporter.layerMemory(lines),
         Layer.succeed(ImageStore, host.images ?? imageStore(Effect.succeed(image))),
         Layer.succeed(QemuHost.QemuHost, qemuHost(observed === undefined ? undefined : Effect.fail(observed))),
+        firecracker(host.firecracker),
         Layer.succeed(SnapshotStore, host.snapshots ?? noSnapshots),
         host.control === undefined ? Control.layerMemory : Layer.succeed(Control, host.control),
         NodeHasher.layer,

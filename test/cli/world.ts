@@ -22,13 +22,18 @@ import { HostSignals } from "../../src/cli/HostSignals.ts"
 import { Reporter } from "../../src/cli/Reporter.ts"
 import * as Run from "../../src/cli/Run.ts"
 import * as RunOptions from "../../src/cli/RunOptions.ts"
+import * as FirecrackerError from "../../src/firecracker/FirecrackerError.ts"
+import * as FirecrackerHost from "../../src/firecracker/FirecrackerHost.ts"
+import { Jail } from "../../src/firecracker/Jail.ts"
+import { MetricsFiles } from "../../src/firecracker/MetricsCollector.ts"
+import * as NodeVsock from "../../src/firecracker/NodeVsock.ts"
 import type * as ImageError from "../../src/image/ImageError.ts"
 import { type Image, ImageStore } from "../../src/image/ImageStore.ts"
 import * as NodeHasher from "../../src/image/NodeHasher.ts"
 import type { Signal } from "../../src/lifecycle/Signal.ts"
 import * as MemoryDriver from "../../src/microvm/MemoryDriver.ts"
 import * as MemoryProvider from "../../src/microvm/MemoryProvider.ts"
-import type { MicroVmError } from "../../src/microvm/MicroVmError.ts"
+import { BackendUnavailable, fail, type MicroVmError } from "../../src/microvm/MicroVmError.ts"
 import { MicroVmProvider } from "../../src/microvm/MicroVmProvider.ts"
 import { SnapshotStore } from "../../src/microvm/SnapshotStore.ts"
 import * as QemuHost from "../../src/qemu/QemuHost.ts"
@@ -303,6 +308,42 @@ export const qemuHost = (
   makeRam: () => Effect.fail(new QemuHost.HostFailed({ path: "/dev/shm", why: "there is no room" })),
   receive: (path) => Effect.fail(new QemuHost.HostFailed({ path, why: "nothing is received" }))
 })
+
+/** A host that is what was observed. By default it has no Firecracker. Nothing can be launched there. */
+export const firecracker = (observed?: Partial<FirecrackerHost.Observations>) => {
+  const none = (path: string) =>
+    FirecrackerError.fail(new FirecrackerError.HostFailed({ operation: "nothing is done with", path, why: "a test" }))
+  const missing = new BackendUnavailable({ backend: "firecracker", why: "it was not found", remedy: "install it" })
+  const host: FirecrackerHost.FirecrackerHost["Service"] = {
+    observe: () =>
+      observed === undefined
+        ? fail(missing)
+        : Effect.succeed({
+          binary: "/usr/bin/firecracker",
+          version: { major: 1, minor: 15, patch: 1 },
+          snapshotFormat: "9.0.0",
+          architecture: "x86_64",
+          kvm: { _tag: "Usable" },
+          cpu: "a processor",
+          kernel: "6.1.0",
+          uid: 1000,
+          ...observed
+        }),
+    inspect: (path) => Effect.succeed({ path, kernel: "ELF" }),
+    makeDirectory: () => none("a directory"),
+    connect: none,
+    copy: none,
+    remove: () => none("files"),
+    tail: () => Effect.succeed(""),
+    trim: () => Effect.void
+  }
+  return Layer.mergeAll(
+    Layer.succeed(FirecrackerHost.FirecrackerHost, host),
+    Layer.succeed(Jail, { observe: ({ executable }) => none(executable), prepare: ({ root }) => none(root) }),
+    Layer.succeed(MetricsFiles, { create: none, open: none }),
+    NodeVsock.layer
+  )
+}
 
 /** A host with QEMU and without KVM. */
 export const observations: QemuHost.Observations = {
