@@ -73,6 +73,8 @@ const unusable = (name: string, required: boolean, error: unknown): Check => {
   return failed(name, required, reason?.why ?? Backend.explain(error), reason?.remedy)
 }
 
+const advisory = (check: Check): Check => ({ ...check, required: false })
+
 const firecracker = Effect.gen(function*() {
   const host = yield* FirecrackerHost.FirecrackerHost
   const options = yield* FirecrackerProvider.config
@@ -193,7 +195,7 @@ export const diagnose = Effect.fn("Doctor.diagnose")(function*() {
   const found = (yield* Effect.all(all, { concurrency: "unbounded" })).flat()
   // One backend is enough.
   const hasFirecracker = found.some(({ name, ok }) => name === "firecracker" && ok)
-  const checks = found.map((check) => check.name === "qemu" && hasFirecracker ? { ...check, required: false } : check)
+  const checks = found.map((check) => check.name === "qemu" && hasFirecracker ? advisory(check) : check)
   return { usable: checks.every(({ ok, required }) => ok || !required), checks } satisfies Diagnosis
 })
 

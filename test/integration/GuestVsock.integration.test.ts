@@ -50,11 +50,32 @@ const boot = Effect.fnUntraced(function*(vhost: string) {
   yield* Readiness.awaitReady(host, NodeReadiness.pathExists(`${directory}/vhost.sock`), { within: "10 seconds" })
   const names = channels.join(",")
   const machine = yield* spawner.spawn(ChildProcess.make("qemu-system-x86_64", [
-    ...["-M", "q35,memory-backend=ram,hpet=off,usb=off", "-accel", "tcg", "-cpu", "max", "-m", "256", "-no-reboot"],
-    ...["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"],
-    ...["-object", "memory-backend-memfd,id=ram,size=256M,share=on"],
-    ...["-chardev", `socket,id=vsock,path=${directory}/vhost.sock`, "-device", "vhost-user-vsock-pci,chardev=vsock"],
-    ...["-kernel", image.kernel, "-initrd", image.initramfs, "-append"],
+    "-M",
+    "q35,memory-backend=ram,hpet=off,usb=off",
+    "-accel",
+    "tcg",
+    "-cpu",
+    "max",
+    "-m",
+    "256",
+    "-no-reboot",
+    "-nodefaults",
+    "-no-user-config",
+    "-display",
+    "none",
+    "-serial",
+    "stdio",
+    "-object",
+    "memory-backend-memfd,id=ram,size=256M,share=on",
+    "-chardev",
+    `socket,id=vsock,path=${directory}/vhost.sock`,
+    "-device",
+    "vhost-user-vsock-pci,chardev=vsock",
+    "-kernel",
+    image.kernel,
+    "-initrd",
+    image.initramfs,
+    "-append",
     `console=ttyS0 reboot=k panic=1 quiet cryptomgr.notests microvm.vsock=${firstPort},${names} microvm.off=reboot`
   ], { stdin: "ignore" }))
   const channel = (name: string) => Vsock.connect(uds, firstPort + channels.indexOf(name), { within: "2 minutes" })
