@@ -61,6 +61,8 @@ export interface Options {
   readonly read?: ReadonlyArray<"stdout" | "stderr">
   /** Its cache directory. Default: the one of the user. */
   readonly cache?: string
+  /** Variables beside our own. */
+  readonly env?: Readonly<Record<string, string>>
   /** A command line that runs what comes after it. */
   readonly within?: ReadonlyArray<string>
   /** Runs it on a terminal of its own; all that it shows is its stdout then. Default `false`. */
@@ -88,7 +90,7 @@ export class Executable implements AsyncDisposable {
 
   constructor(
     args: ReadonlyArray<string>,
-    { cache, read = ["stdout", "stderr"], stdin = "", stdout, terminal = false, within = [] }: Options = {}
+    { cache, env = {}, read = ["stdout", "stderr"], stdin = "", stdout, terminal = false, within = [] }: Options = {}
   ) {
     const words = [...within, process.execPath, bin, "run", "--name", this.machine, ...args]
     const [program = "", ...rest] = terminal
@@ -96,7 +98,7 @@ export class Executable implements AsyncDisposable {
       : words
     const child = NodeChildProcess.spawn(program, rest, {
       cwd: this.temporary,
-      env: { ...environment(cache), TERM: "xterm", TMPDIR: this.temporary },
+      env: { ...environment(cache), ...env, TERM: "xterm", TMPDIR: this.temporary },
       stdio: ["pipe", stdout ?? "pipe", "pipe"]
     })
     this.child = child
@@ -235,7 +237,7 @@ const list = (path: string): ReadonlyArray<string> => {
 }
 
 /** Everything that runs (proc_pid_stat(5)); what is dead already and only not reaped by init does not. */
-const processes = (): ReadonlyArray<Process> =>
+export const processes = (): ReadonlyArray<Process> =>
   list("/proc").filter((name) => /^\d+$/.test(name)).flatMap((name) => {
     const [, command, rest] = /^\d+ \((.*)\) (.*)$/s.exec(readText(`/proc/${name}/stat`)) ?? []
     if (command === undefined || rest === undefined) return []

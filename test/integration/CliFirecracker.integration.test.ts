@@ -1,0 +1,162 @@
+/**
+ * The executable with `--backend firecracker`: on a fake that is a process of its own, with a guest behind its vsock, and on a
+ * real one where that is named and KVM is usable.
+ */
+import { afterAll, assert, beforeAll, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Scope from "effect/Scope"
+import * as NodeFs from "node:fs"
+import * as NodeOs from "node:os"
+import * as NodePath from "node:path"
+import * as FakeFirecracker from "../../src/testing/FakeFirecracker.ts"
+import { Executable, makeCache, microvm, type Options, processes, until } from "../cli/executable.ts"
+
+const longer = 300_000
+
+const temporary = (name: string): string => NodeFs.mkdtempSync(NodePath.join(NodeOs.tmpdir(), `microvm-${name}-`))
+
+/** A place for machines, and what is left there of processes and files. */
+class Place {
+  readonly state = temporary("state-test")
+  readonly cache = makeCache()
+
+  left(): ReadonlyArray<string> {
+    const below = processes().filter(({ directory }) => directory.startsWith(this.state))
+    return [...below.map(({ line }) => line), ...NodeFs.readdirSync(this.state)]
+  }
+
+  remove(): void {
+    for (const directory of [this.state, this.cache]) NodeFs.rmSync(directory, { recursive: true, force: true })
+  }
+}
+
+/** Runs to the end, after which nothing may be left. */
+const runIn = async (
+  place: Place,
+  binary: string,
+  args: ReadonlyArray<string>,
+  options: Options = {},
+  act: (run: Executable) => Promise<void> = async () => {}
+) => {
+  await using running = new Executable(["--backend", "firecracker", ...args], {
+    cache: place.cache,
+    ...options,
+    env: { MICROVM_FIRECRACKER_BIN: binary, MICROVM_FIRECRACKER_STATE_DIR: place.state, ...options.env }
+  })
+  await act(running)
+  const ended = await running.end()
+  await until(`nothing left of ${args.join(" ")}`, () => [...running.traces(), ...place.left()].length === 0, 10_000)
+  return { ...ended, stdout: running.stdout, stderr: running.stderr }
+}
+
+const buildImage = () => {
+  const built = microvm("image", "build")
+  assert.strictEqual(built.status, 0, built.stderr)
+}
+
+describe("microvm run --backend firecracker, on a fake", () => {
+  const scope = Scope.makeUnsafe()
+  let place: Place
+  const install = (options: FakeFirecracker.Options = {}) =>
+    Effect.runPromise(Scope.provide(FakeFirecracker.install({ guest: "agent", ...options }), scope))
+  let fake: FakeFirecracker.Installed
+  beforeAll(async () => {
+    buildImage()
+    place = new Place()
+    fake = await install()
+  }, 900_000)
+  afterAll(async () => {
+    place.remove()
+    await Effect.runPromise(Scope.close(scope, Exit.void))
+  })
+  const assume = { MICROVM_FIRECRACKER_KVM: "assume" }
+  const run = (args: ReadonlyArray<string>, options: Options = {}, act?: (run: Executable) => Promise<void>) =>
+    runIn(place, fake.binary, args, { ...options, env: { ...assume, ...options.env } }, act)
+
+  it("runs a command, with what it reads and writes, and exits with its code", async () => {
+    const echoed = await run(["--cold", "--", "cat"], { stdin: "from the host" })
+    assert.deepStrictEqual([echoed.code, echoed.stdout], [0, "from the host"])
+    const [first, ...others] = (await Effect.runPromise(fake.requests)).map(({ method, path }) => `${method} ${path}`)
+    assert.strictEqual(first, "GET /version")
+    assert.includeMembers(others, ["PUT /machine-config", "PUT /boot-source", "PUT /vsock", "PUT /actions"])
+    assert.strictEqual((await run(["--cold", "--", "exit", "7"])).code, 7)
+  }, longer)
+
+  const ends: ReadonlyArray<readonly [what: string, args: ReadonlyArray<string>, code: number, told: RegExp]> = [
+    ["that is not there", ["--", "nonesuch"], 127, /nonesuch/],
+    ["that takes too long", ["--timeout", "1s", "--", "sleep", "60"], 124, /did not end within 1s/]
+  ]
+  it.each(ends)("tells of a command %s", async (_, args, code, told) => {
+    const ended = await run(["--cold", ...args])
+    assert.strictEqual(ended.code, code, ended.stderr)
+    assert.match(ended.stderr, told)
+  }, longer)
+
+  it("restores machines from a golden one", async () => {
+    const first = await run(["--", "echo", "first"])
+    assert.deepStrictEqual([first.code, first.stdout], [0, "first\n"])
+    assert.match(first.stderr, /making a golden machine/)
+    const second = await run(["--", "echo", "second"])
+    assert.deepStrictEqual([second.code, second.stdout], [0, "second\n"])
+    assert.notMatch(second.stderr, /golden/)
+    assert.match(second.stderr, /^microvm: restored in \d/m)
+  }, longer)
+
+  it.each(["SIGTERM", "SIGINT"] as const)("ends in order by %s", async (signal) => {
+    const { code } = await run(["--cold", "--", "sleep", "60"], {}, async (running) => {
+      await until("a machine", () => place.left().length > 0)
+      running.kill(signal)
+    })
+    assert.strictEqual(code, signal === "SIGTERM" ? 143 : 130)
+  }, longer)
+
+  it("leaves nothing when it is killed", async () => {
+    await run(["--cold", "--", "sleep", "60"], {}, async (running) => {
+      await until("a machine", () => processes().some(({ directory }) => directory.startsWith(place.state)))
+      running.kill("SIGKILL")
+      await until("no process left", () => !processes().some(({ directory }) => directory.startsWith(place.state)))
+      // Its files are removed by the next one that makes some.
+      await run(["--cold", "--", "true"])
+    })
+  }, longer)
+
+  it("says how Firecracker ended when it does, with its own last words", async () => {
+    const dying = await install({ faults: [{ _tag: "Die", path: "/boot-source", moment: "Before", code: 148 }] })
+    const { code, stderr } = await runIn(place, dying.binary, ["--cold", "--", "true"], { env: assume })
+    assert.strictEqual(code, 125)
+    assert.match(stderr, /its seccomp filter refused a system call.*exited with code 148/s)
+  }, longer)
+
+  it("refuses a host whose KVM is of no use, and says what to do", async () => {
+    const unusable = await runIn(place, fake.binary, ["--cold", "--", "true"], { env: {} })
+    if (unusable.code === 0) return console.warn("SKIPPED the refusal of a host without KVM: it is usable here")
+    assert.strictEqual(unusable.code, 69, unusable.stderr)
+  }, longer)
+})
+
+const real = process.env["FIRECRACKER_BIN"]
+const hasKvm = /^flags\s*:.*\b(vmx|svm)\b/m.test(NodeFs.readFileSync("/proc/cpuinfo", "utf8")) &&
+  NodeFs.existsSync("/dev/kvm")
+const lacking = real === undefined
+  ? "FIRECRACKER_BIN names no Firecracker"
+  : hasKvm
+  ? undefined
+  : "KVM is not usable here"
+if (lacking !== undefined) console.warn(`SKIPPED real guests on a real Firecracker: ${lacking}`)
+
+describe.skipIf(lacking !== undefined)("microvm run --backend firecracker, on a real one", () => {
+  let place: Place
+  beforeAll(() => {
+    buildImage()
+    place = new Place()
+  }, 900_000)
+  afterAll(() => place.remove())
+
+  it("runs commands in machines that boot and in machines that are restored", async () => {
+    for (const how of [["--cold"], [], []]) {
+      const { code, stderr, stdout } = await runIn(place, real ?? "", [...how, "--", "uname", "-s"])
+      assert.deepStrictEqual([code, stdout], [0, "Linux\n"], stderr)
+    }
+  }, longer)
+})
