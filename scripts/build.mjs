@@ -37,11 +37,11 @@ const common = {
   logLevel: "warning"
 }
 
-// A file for each subpath. What several of them have in common is in files of its own, so that everything is there once, and so is
-// what is loaded only where it is needed.
+// A file for each subpath, and one for each program that is started by its path. What several of them have in common is in files of
+// its own, so that everything is there once, and so is what is loaded only where it is needed.
 await build({
   ...common,
-  entryPoints: ["./src/**/index.ts"],
+  entryPoints: ["./src/**/index.ts", "./src/**/internal/*Program.ts"],
   outbase: "src",
   outdir: fresh,
   splitting: true,
