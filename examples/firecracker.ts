@@ -19,10 +19,14 @@ import { layer } from "./firecrackerHere.ts"
 
 /** By the port, as on any other backend. */
 const machine = Effect.gen(function*() {
-  const { stderr, stdout } = yield* Stdio.Stdio
+  const stdio = yield* Stdio.Stdio
   const { agent, machine: one, slots } = yield* WarmMachine.launch({ id: "example", start: "cold" })
   const command = yield* GuestCommand.run(agent, slots, { command: "echo", args: ["hello from the guest"] })
-  const status = yield* GuestCommand.connect(command, { stdin: Stream.empty, stdout: stdout(), stderr: stderr() })
+  const status = yield* GuestCommand.connect(command, {
+    stdin: Stream.empty,
+    stdout: stdio.stdout(),
+    stderr: stdio.stderr()
+  })
   yield* Console.log(`the command ${ExitStatus.format(status)}`)
 
   // The guest first, then its keyboard (Ctrl-Alt-Del), then the process.
