@@ -98,7 +98,7 @@ const firecracker = Effect.gen(function*() {
 const qemu = Effect.gen(function*() {
   const host = yield* QemuHost.QemuHost
   const options = yield* QemuProvider.config
-  const observed = yield* host.observe(options)
+  const observed = yield* host.observe({ ...options, afresh: true })
   const setup = yield* Effect.fromResult(QemuHost.choose(observed, options))
   const checks: Array<Check> = [
     passed("qemu", true, `${observed.binary}, version ${QemuHost.formatVersion(observed.version)}`),

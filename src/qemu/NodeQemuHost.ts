@@ -8,12 +8,14 @@ import * as Layer from "effect/Layer"
 import * as ChildProcess from "effect/process/ChildProcess"
 import * as NodeFs from "node:fs/promises"
 import * as NodeOs from "node:os"
+import * as ExitStatus from "../lifecycle/ExitStatus.ts"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
 import type { ProcessError } from "../process/ProcessError.ts"
 import { ProcessSpawner } from "../process/ProcessSpawner.ts"
 import { describeCpu } from "./internal/NodeCpu.ts"
 import { makeRam } from "./internal/NodeRam.ts"
 import { receive } from "./internal/NodeReceive.ts"
+import { answerOf } from "./internal/NodeVersions.ts"
 import { type Architecture, type FileFacts, HostFailed, type Kvm, parseVersion, QemuHost } from "./QemuHost.ts"
 
 const unavailable = (why: string, remedy: string): MicroVmError.MicroVmError =>
@@ -73,6 +75,93 @@ const copy: QemuHost["Service"]["copy"] = (from, to) =>
   }))
 
 /**
+ * @category options
+ * @since 0.1.0
+ */
+export interface Options {
+  /**
+   * A directory, made if need be in one that is there, in which what programs say of their version is kept, for as long as they are the same files: to ask QEMU takes
+   * 40 ms. A script is asked each time. By default nothing is kept.
+   */
+  readonly versions?: string | undefined
+}
+
+/**
+ * Looks at the real host, likewise, with options.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerWith = ({ versions }: Options): Layer.Layer<QemuHost, never, ProcessSpawner> =>
+  Layer.effect(
+    QemuHost,
+    Effect.gen(function*() {
+      const spawner = yield* ProcessSpawner
+      const searched = process.env["PATH"] ?? "/usr/bin:/bin"
+      const firstLine = (program: string, afresh: boolean): Effect.Effect<string, ProcessError> =>
+        answerOf(versions, {
+          program,
+          path: searched,
+          afresh,
+          ask: Effect.scoped(Effect.gen(function*() {
+            const child = yield* spawner.spawn(ChildProcess.make(program, ["--version"], { stdin: "ignore" }), {
+              // It starts nothing, and a cgroup takes longer than it does.
+              killScope: "process"
+            })
+            const status = yield* child.exit
+            const { stderr, stdout } = yield* child.tail
+            const [line = ""] = `${stdout.text}${stderr.text}`.split("\n", 1)
+            return [line, ExitStatus.isSuccess(status)] as const
+          }))
+        })
+
+      const observe: QemuHost["Service"]["observe"] = Effect.fn("QemuHost.observe")(function*(options) {
+        const architecture = architectureOf[process.arch]
+        if (architecture === undefined) {
+          return yield* unavailable(
+            `no machine is known for ${process.arch}`,
+            "use a host with an x86-64 or 64-bit ARM CPU"
+          )
+        }
+        const binary = options.binary ?? `qemu-system-${architecture}`
+        const remedy = `install it (Debian, Ubuntu: ${packageOf[architecture]}), or set MICROVM_QEMU_BIN`
+        const uid = process.geteuid?.() ?? 0
+        const version = Effect.gen(function*() {
+          const line = yield* firstLine(binary, options.afresh ?? false).pipe(
+            Effect.mapError((error) => unavailable(error.message, remedy)),
+            Effect.timeoutOrElse({
+              duration: "10 seconds",
+              orElse: () => Effect.fail(unavailable(`${binary} --version gave no answer within 10 seconds`, remedy))
+            })
+          )
+          return parseVersion(line) ??
+            (yield* unavailable(`${binary} --version says ${JSON.stringify(line.slice(0, 200))}`, remedy))
+        })
+        const setpriv = firstLine("setpriv", options.afresh ?? false).pipe(
+          Effect.map((text) => text.includes("util-linux")),
+          Effect.timeoutOrElse({ duration: "10 seconds", orElse: () => Effect.succeed(false) }),
+          Effect.orElseSucceed(() => false)
+        )
+        const { cpuinfo, ...seen } = yield* Effect.all({
+          version,
+          setpriv: uid === 0 ? setpriv : Effect.succeed(false),
+          kvm: Effect.promise(() => lookAtKvm(architecture)),
+          cpuinfo: Effect.promise(() => NodeFs.readFile("/proc/cpuinfo", "utf8"))
+        }, { concurrency: "unbounded" })
+        const cpu = describeCpu(cpuinfo, seen.kvm, NodeOs.release())
+        return { binary, architecture, uid, ...seen, cpu, path: searched }
+      })
+      return QemuHost.of({
+        observe,
+        inspect: (path, { writable = false } = {}) => Effect.promise(() => lookAtFile(path, writable)),
+        copy,
+        makeRam,
+        receive
+      })
+    })
+  )
+
+/**
  * Looks at the real host. QEMU is asked for its version, and is given 10 seconds to answer.
  *
  * ```ts import.meta.vitest
@@ -89,63 +178,4 @@ const copy: QemuHost["Service"]["copy"] = (from, to) =>
  * @category layers
  * @since 0.1.0
  */
-export const layer: Layer.Layer<QemuHost, never, ProcessSpawner> = Layer.effect(
-  QemuHost,
-  Effect.gen(function*() {
-    const spawner = yield* ProcessSpawner
-    const firstLine = (program: string): Effect.Effect<string, ProcessError> =>
-      Effect.scoped(Effect.gen(function*() {
-        const child = yield* spawner.spawn(ChildProcess.make(program, ["--version"], { stdin: "ignore" }), {
-          // It starts nothing, and a cgroup takes longer than it does.
-          killScope: "process"
-        })
-        yield* child.exit
-        const { stderr, stdout } = yield* child.tail
-        return `${stdout.text}${stderr.text}`.split("\n", 1)[0] ?? ""
-      }))
-
-    const observe: QemuHost["Service"]["observe"] = Effect.fn("QemuHost.observe")(function*(options) {
-      const architecture = architectureOf[process.arch]
-      if (architecture === undefined) {
-        return yield* unavailable(
-          `no machine is known for ${process.arch}`,
-          "use a host with an x86-64 or 64-bit ARM CPU"
-        )
-      }
-      const binary = options.binary ?? `qemu-system-${architecture}`
-      const remedy = `install it (Debian, Ubuntu: ${packageOf[architecture]}), or set MICROVM_QEMU_BIN`
-      const uid = process.geteuid?.() ?? 0
-      const version = Effect.gen(function*() {
-        const line = yield* firstLine(binary).pipe(
-          Effect.mapError((error) => unavailable(error.message, remedy)),
-          Effect.timeoutOrElse({
-            duration: "10 seconds",
-            orElse: () => Effect.fail(unavailable(`${binary} --version gave no answer within 10 seconds`, remedy))
-          })
-        )
-        return parseVersion(line) ??
-          (yield* unavailable(`${binary} --version says ${JSON.stringify(line.slice(0, 200))}`, remedy))
-      })
-      const setpriv = firstLine("setpriv").pipe(
-        Effect.map((text) => text.includes("util-linux")),
-        Effect.timeoutOrElse({ duration: "10 seconds", orElse: () => Effect.succeed(false) }),
-        Effect.orElseSucceed(() => false)
-      )
-      const { cpuinfo, ...seen } = yield* Effect.all({
-        version,
-        setpriv: uid === 0 ? setpriv : Effect.succeed(false),
-        kvm: Effect.promise(() => lookAtKvm(architecture)),
-        cpuinfo: Effect.promise(() => NodeFs.readFile("/proc/cpuinfo", "utf8"))
-      }, { concurrency: "unbounded" })
-      const cpu = describeCpu(cpuinfo, seen.kvm, NodeOs.release())
-      return { binary, architecture, uid, ...seen, cpu, path: process.env["PATH"] ?? "/usr/bin:/bin" }
-    })
-    return QemuHost.of({
-      observe,
-      inspect: (path, { writable = false } = {}) => Effect.promise(() => lookAtFile(path, writable)),
-      copy,
-      makeRam,
-      receive
-    })
-  })
-)
+export const layer: Layer.Layer<QemuHost, never, ProcessSpawner> = layerWith({})

@@ -89,6 +89,8 @@ export interface Options {
   readonly accelerator?: "auto" | "kvm" | "tcg" | undefined
   /** `"auto"`, the default, gives QEMU a user without rights when we are root. `"keep"` leaves it ours. */
   readonly user?: "auto" | "keep" | undefined
+  /** Asks programs for their versions also where what they said before is kept. Default false. */
+  readonly afresh?: boolean | undefined
 }
 
 /**

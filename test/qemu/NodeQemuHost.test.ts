@@ -1,5 +1,5 @@
 import * as NodeServices from "@effect/platform-node/NodeServices"
-import { afterEach, assert, beforeEach, describe, layer, vi } from "@effect/vitest"
+import { afterEach, assert, beforeEach, describe, it as test, layer, vi } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -34,6 +34,9 @@ afterEach(() => {
   vi.unstubAllEnvs()
   NodeFs.rmSync(work, { recursive: true })
 })
+
+/** The file of a command. */
+const realpathOf = (command: string): string => NodeFs.realpathSync(`/usr/bin/${command}`)
 
 /** A connection, and when it is over, by whatever means. */
 const dial = (path: string) => {
@@ -254,5 +257,67 @@ describe("the processor", () => {
         assert.match(cpu, /^\S.* \(features [0-9a-f]{8}[^)]*\)$/)
         assert.isTrue(cpu.endsWith(`${kernel})`))
       }))
+  })
+})
+
+describe("what programs say", () => {
+  const version = (directory: string, binary: string, afresh?: boolean) =>
+    QemuHost.use((service) => service.observe({ binary, afresh })).pipe(
+      Effect.map((seen) => `${seen.version.major}.${seen.version.minor}`),
+      Effect.catch((error) => Effect.succeed(error.message)),
+      Effect.provide(NodeQemuHost.layerWith({ versions: directory }).pipe(Layer.provide(NodeProcessSpawner.layer))),
+      Effect.runPromise
+    )
+
+  /** An ELF file, as echo(1) is one: which it is, and so what it says, is not looked at here. */
+  const keep = (directory: string, binary: string, answer: string): void => {
+    const file = join(directory, "qemu.json")
+    const kept = NodeFs.readFileSync(file, "utf8")
+    assert.include(kept, `"${binary} `)
+    NodeFs.writeFileSync(file, kept.replace(/"answer":".*"/, `"answer":"${answer}"`))
+  }
+
+  test("is kept as long as it is the same program, and is asked for afresh", async () => {
+    const directory = join(work, "versions")
+    const binary = join(work, "qemu")
+    NodeFs.copyFileSync(realpathOf("true"), binary)
+    NodeFs.chmodSync(binary, 0o755)
+    const unknown = await version(directory, binary)
+    assert.include(unknown, "coreutils")
+    keep(directory, binary, "QEMU emulator version 9.8.7")
+    assert.strictEqual(await version(directory, binary), "9.8")
+    assert.strictEqual(await version(directory, binary, true), unknown)
+    keep(directory, binary, "QEMU emulator version 9.8.7")
+    NodeFs.utimesSync(binary, 1, 1)
+    assert.strictEqual(await version(directory, binary), unknown)
+  })
+
+  test("is not kept of a script, and a file of nonsense is none", async () => {
+    const directory = join(work, "versions")
+    const binary = join(work, "qemu")
+    NodeFs.writeFileSync(binary, "#!/bin/sh\necho QEMU emulator version 6.5.4\n", { mode: 0o755 })
+    assert.strictEqual(await version(directory, binary), "6.5")
+    assert.isFalse(NodeFs.existsSync(join(directory, "qemu.json")))
+    NodeFs.copyFileSync(realpathOf("true"), binary)
+    NodeFs.mkdirSync(directory, { recursive: true })
+    NodeFs.writeFileSync(join(directory, "qemu.json"), "[")
+    assert.include(await version(directory, binary), "coreutils")
+    NodeFs.writeFileSync(join(directory, "qemu.json"), "0".repeat(5000))
+    assert.include(await version(directory, binary), "coreutils")
+  })
+
+  test("is not kept when the program failed", async () => {
+    const directory = join(work, "versions")
+    const binary = join(work, "qemu")
+    NodeFs.copyFileSync(realpathOf("false"), binary)
+    NodeFs.chmodSync(binary, 0o755)
+    await version(directory, binary)
+    assert.isFalse(NodeFs.existsSync(join(directory, "qemu.json")))
+  })
+
+  test("is not kept where nothing can be, which is no fault", async () => {
+    NodeFs.copyFileSync(realpathOf("true"), join(work, "qemu"))
+    NodeFs.chmodSync(join(work, "qemu"), 0o755)
+    assert.include(await version("/dev/null/versions", join(work, "qemu")), "coreutils")
   })
 })

@@ -1,0 +1,108 @@
+/**
+ * Wires everything to this host.
+ */
+import * as NodeServices from "@effect/platform-node/NodeServices"
+import * as Cause from "effect/Cause"
+import * as ConfigProvider from "effect/ConfigProvider"
+import * as SecureRandom from "effect/crypto/SecureRandom"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import * as Ref from "effect/Ref"
+import * as NodeOs from "node:os"
+import * as NodePath from "node:path"
+import packageJson from "../../../package.json" with { type: "json" }
+import * as ImageStore from "../../image/ImageStore.ts"
+import * as NodeFirecracker from "../../firecracker/NodeFirecracker.ts"
+import * as NodeHasher from "../../image/NodeHasher.ts"
+import * as NodeImageStore from "../../image/NodeImageStore.ts"
+import * as ExitCode from "../../lifecycle/ExitCode.ts"
+import * as NodeProcessSpawner from "../../process/NodeProcessSpawner.ts"
+import * as NodeQemuHost from "../../qemu/NodeQemuHost.ts"
+import * as NodeDiskSnapshotStore from "../../warm/NodeDiskSnapshotStore.ts"
+import * as Backend from "../Backend.ts"
+import * as Commands from "../Commands.ts"
+import { HostSignals } from "../HostSignals.ts"
+import * as NodeControl from "../NodeControl.ts"
+import { Reporter } from "../Reporter.ts"
+
+/** Services and cron jobs often have no HOME; where it is, the user database says too. */
+const home = Layer.unwrap(
+  Effect.map(
+    Effect.orElseSucceed(Effect.try(() => NodeOs.homedir()), () => "/nonexistent"),
+    (HOME) => ConfigProvider.layerAdd(ConfigProvider.fromEnv({ env: { HOME } }))
+  )
+)
+
+const qemuHost = Layer.unwrap(
+  Effect.map(
+    ImageStore.cacheDirectory,
+    (directory) => NodeQemuHost.layerWith({ versions: NodePath.join(directory, "versions") })
+  )
+)
+
+const services = Layer.mergeAll(
+  NodeImageStore.layer,
+  NodeDiskSnapshotStore.layer,
+  qemuHost,
+  NodeFirecracker.layer,
+  NodeControl.layer,
+  NodeHasher.layer,
+  SecureRandom.layerWebCrypto,
+  Reporter.layer,
+  HostSignals.layer,
+  Commands.ExitWith.layer
+).pipe(Layer.provideMerge(NodeProcessSpawner.layer), Layer.provideMerge(NodeServices.layer), Layer.provide(home))
+
+/** What was written but not yet taken by the reader. A reader that has gone away takes nothing more. */
+const flushed = (stream: NodeJS.WriteStream): Effect.Effect<void> =>
+  Effect.callback<void>((resume) => {
+    stream.write("", () => resume(Effect.void))
+  })
+
+/** What the package's `engines` ask for; nobody else checks that of a command. */
+const [major = 0, minor = 0] = process.versions.node.split(".").map(Number)
+const isTooOld = major < 22 || (major === 22 && minor < 19)
+const tooOld = Effect.sync(() => {
+  process.stderr.write(`microvm: this is Node ${process.versions.node}: start it with Node 22.19 or later\n`)
+  return ExitCode.run.noBackend
+})
+
+const program = Effect.gen(function*() {
+  yield* Commands.main(packageJson.version)(process.argv.slice(2))
+  const { code, patient } = yield* Ref.get(yield* Commands.ExitWith)
+  const { next } = yield* HostSignals
+  return yield* Effect.andThen(flushed(process.stdout), flushed(process.stderr)).pipe(
+    Effect.as(code),
+    // Output that nobody has read by then is lost, and the code is not to hide that.
+    Effect.raceFirst(patient ? Effect.map(next, ExitCode.fromSignal) : Effect.as(Effect.sleep("1 second"), code))
+  )
+}).pipe(
+  Effect.provide(services),
+  // A variable that is not valid, told before anything was done.
+  Effect.catch((error) =>
+    Effect.sync(() => {
+      process.stderr.write(`microvm: ${Backend.explain(error)}\n`)
+      return ExitCode.run.usage
+    })
+  ),
+  Effect.provideService(Logger.LogToStderr, true)
+)
+
+/**
+ * Runs the command line of this process, and tells what to exit with.
+ *
+ * @internal
+ */
+export const main = (exit: (code: number) => void): void => {
+  // Without a listener, a write to a pipe whose reader has gone away ends the process with a stack trace.
+  for (const stream of [process.stdout, process.stderr]) stream.on("error", () => undefined)
+
+  Effect.runCallback(isTooOld ? tooOld : program, {
+    onExit: (end) => {
+      if (Exit.isFailure(end)) process.stderr.write(`microvm: ${Cause.pretty(end.cause)}\n`)
+      exit(Exit.isSuccess(end) ? end.value : ExitCode.run.runtimeFailed)
+    }
+  })
+}

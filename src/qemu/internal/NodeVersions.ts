@@ -1,0 +1,86 @@
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import * as Schema from "effect/Schema"
+import * as NodeFsSync from "node:fs"
+import * as NodeFs from "node:fs/promises"
+import * as NodePath from "node:path"
+
+const Kept = Schema.fromJsonString(Schema.Struct({ program: Schema.String, answer: Schema.String }))
+
+const maxBytes = 4096
+
+/** Which file it is, and in which state; absent for one that may start any other, such as a script. */
+const stateOf = async (place: string): Promise<string | undefined> => {
+  await using handle = await NodeFs.open(place, "r")
+  const { buffer } = await handle.read(Buffer.alloc(4), 0, 4, 0)
+  const { ctimeNs, dev, ino, mtimeNs, size } = await handle.stat({ bigint: true })
+  const isProgram = buffer.toString("latin1") === "\x7fELF"
+  return isProgram ? [NodePath.resolve(place), dev, ino, size, mtimeNs, ctimeNs].join(" ") : undefined
+}
+
+/** The same of the one that is meant; absent also when there is none. */
+const identify = async (program: string, path: string): Promise<string | undefined> => {
+  const places = program.includes("/")
+    ? [program]
+    : path.split(":").map((directory) => NodePath.join(directory, program))
+  const found = places.find((place) => NodeFsSync.existsSync(place))
+  try {
+    return found === undefined ? undefined : await stateOf(found)
+  } catch {
+    return undefined
+  }
+}
+
+const read = async (file: string): Promise<Option.Option<typeof Kept.Type>> => {
+  try {
+    const { size } = await NodeFs.stat(file)
+    return size > maxBytes ? Option.none() : Schema.decodeOption(Kept)(await NodeFs.readFile(file, "utf8"))
+  } catch {
+    return Option.none()
+  }
+}
+
+/** Best effort: without it, the program is asked again. */
+const write = async (file: string, kept: typeof Kept.Type): Promise<void> => {
+  const own = `${file}.${process.pid}`
+  try {
+    const directory = NodePath.dirname(file)
+    if (!NodeFsSync.existsSync(directory)) await NodeFs.mkdir(directory, { mode: 0o700 })
+    await NodeFs.writeFile(own, Schema.encodeSync(Kept)(kept), { mode: 0o600 })
+    await NodeFs.rename(own, file)
+  } catch {
+    await NodeFs.rm(own, { force: true }).catch(() => undefined)
+  }
+}
+
+interface Question<E, R> {
+  /** As it is started. */
+  readonly program: string
+  /** Where it is looked for. */
+  readonly path: string
+  /** What it said last does not count. */
+  readonly afresh: boolean
+  /** Gives what it says, and whether that is worth to be kept. */
+  readonly ask: Effect.Effect<readonly [answer: string, keep: boolean], E, R>
+}
+
+/**
+ * Asks a program, and keeps in `directory` what it said for as long as it is the same file. Without a directory, it is asked
+ * each time.
+ *
+ * @internal
+ */
+export const answerOf = <E, R>(
+  directory: string | undefined,
+  { afresh, ask, path, program }: Question<E, R>
+): Effect.Effect<string, E, R> =>
+  Effect.gen(function*() {
+    const found = directory === undefined ? undefined : yield* Effect.promise(() => identify(program, path))
+    if (directory === undefined || found === undefined) return (yield* ask)[0]
+    const file = NodePath.join(directory, `${NodePath.basename(program)}.json`)
+    const kept = afresh ? Option.none() : yield* Effect.promise(() => read(file))
+    if (Option.isSome(kept) && kept.value.program === found) return kept.value.answer
+    const [answer, keep] = yield* ask
+    if (keep) yield* Effect.promise(() => write(file, { program: found, answer }))
+    return answer
+  })
