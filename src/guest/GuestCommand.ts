@@ -40,7 +40,7 @@ export interface Options {
   /** Looked up in the PATH of `env`. */
   readonly command: string
   readonly args?: ReadonlyArray<string> | undefined
-  /** Added to `PATH` and `HOME=/root`. Names that are no shell identifiers are dropped by the guest. */
+  /** Added to `PATH` and `HOME=/root`. */
   readonly env?: Readonly<Record<string, string | Redacted.Redacted>> | undefined
   /** The working directory. Default `/`. */
   readonly cwd?: string | undefined

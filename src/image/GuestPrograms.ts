@@ -7,15 +7,13 @@
  *
  * @since 0.1.0
  */
-import { elf, le, type Part, text } from "./internal/machineCode.ts"
+import * as Exec from "./internal/execProgram.ts"
+import { EAX, elf, label, le, type Part, SYSCALL, text } from "./internal/machineCode.ts"
+import * as Shutdown from "./internal/shutdownProgram.ts"
 
-const label = (name: string): Part => ({ label: name })
-const SYSCALL: Part = [0x0f, 0x05]
-/** `mov eax, number`, then the call. Its result is in eax; rcx and r11 are lost. */
-const EAX = (number: number): Part => [0xb8, ...le(number, 4)]
 const RSP = (bytes: number): Part => [0x48, 0x81, 0xec, ...le(bytes, 4)]
 const TEST_EAX: Part = [0x85, 0xc0]
-const jump = { always: 0xeb, below: 0x72, zero: 0x74, notZero: 0x75, notNegative: 0x79, notPositive: 0x7e } as const
+const jump = { always: 0xeb, zero: 0x74, notZero: 0x75, notNegative: 0x79, notPositive: 0x7e } as const
 const to = (when: keyof typeof jump, name: string): Part => ({ jump: jump[when], to: name })
 
 /**
@@ -91,106 +89,35 @@ export const syscalls: Uint8Array = elf([
 ])
 
 /**
- * `microvm-start FILE NAME [ARGUMENT…]`: becomes FILE under the NAME it was called by, in a session and a group of its own,
- * with pipes for stdin, stdout and stderr that any user can open again. When the kernel does not take the file, the
- * script `microvm-start.sh` gets the same arguments.
+ * `microvm-exec [-C DIR] SLOT NONCE -- COMMAND [ARGUMENT…]`: becomes COMMAND, whose stdin, stdout and stderr travel over
+ * the virtio ports `microvm.SLOT.stdin`, `.stdout` and `.stderr`, with flow control from end to end. NONCE is 32
+ * lower-case hexadecimal digits, new for each run. The environment is the caller's. COMMAND is looked up in its PATH, or in the usual
+ * places when there is none, and is in a session and a group of its own.
+ *
+ * - The stdout port first carries a line `READY NONCE`, when all ports are open: input that is sent before may be lost.
+ * - Output ports carry the bytes as they come, then `\0NONCE\n` once every writer has closed the stream.
+ * - The input port carries a line `BEGIN NONCE`, then frames: a line with the length in decimal, at most 262144, and that
+ *   many bytes. Length 0 is the end of input. When the command no longer reads, the port is closed in the guest.
+ *
+ * Its own faults are told on the caller's stderr: 125 (usage, ports absent or in use) and 126 (DIR). When COMMAND is not
+ * found (127) or not executable (126), the message is on the stderr port and all trailers still come. A file that the kernel takes
+ * for no program is run by the shell, through `microvm-start.sh`.
  *
  * @category programs
  * @since 0.1.0
  */
-export const start: Uint8Array = elf([
-  [0x31, 0xdb], //                            xor  ebx, ebx
-  label("open up"),
-  EAX(91), //                                 fchmod
-  [0x89, 0xdf], //                            mov  edi, ebx
-  [0xbe, ...le(0o666, 4)], //                 mov  esi, 0666
-  SYSCALL,
-  [0xff, 0xc3], //                            inc  ebx
-  [0x83, 0xfb, 0x03], //                      cmp  ebx, 3
-  to("below", "open up"),
-
-  EAX(112), //                                setsid
-  SYSCALL,
-  // On the stack: how many arguments, our own name, FILE, NAME, the others, 0, then the environment.
-  [0x48, 0x8b, 0x04, 0x24], //                mov  rax, [rsp]
-  [0x48, 0x8d, 0x5c, 0xc4, 0x10], //          lea  rbx, [rsp+8*rax+16]
-  EAX(59), //                                 execve
-  [0x48, 0x8b, 0x7c, 0x24, 0x10], //          mov  rdi, [rsp+16]    FILE
-  [0x48, 0x8d, 0x74, 0x24, 0x18], //          lea  rsi, [rsp+24]    from NAME on
-  [0x48, 0x89, 0xda], //                      mov  rdx, rbx
-  SYSCALL,
-
-  // The first two words become the shell's name and its script, so that the others are the script's arguments.
-  { lea: [0x48, 0x8d, 0x05], of: "sh" }, //   lea  rax, [rip+sh]
-  [0x48, 0x89, 0x04, 0x24], //                mov  [rsp], rax
-  { lea: [0x48, 0x8d, 0x05], of: "script" }, // lea rax, [rip+script]
-  [0x48, 0x89, 0x44, 0x24, 0x08], //          mov  [rsp+8], rax
-  EAX(59), //                                 execve
-  { lea: [0x48, 0x8d, 0x3d], of: "busybox" }, // lea rdi, [rip+busybox]
-  [0x48, 0x89, 0xe6], //                      mov  rsi, rsp
-  [0x48, 0x89, 0xda], //                      mov  rdx, rbx
-  SYSCALL,
-  EAX(60), //                                 exit
-  [0xbf, ...le(126, 4)], //                   mov  edi, 126
-  SYSCALL,
-  label("sh"),
-  text("sh"),
-  label("script"),
-  text("/sbin/microvm-start.sh"),
-  label("busybox"),
-  text("/bin/busybox")
-])
+export const exec: Uint8Array = Exec.exec
 
 /**
- * `microvm-drain NONCE`: copies stdin to stdout up to its end, then writes the trailer `\0NONCE\n`. NONCE has 32
- * characters.
+ * `shutdown [-P | -H | -r] …`: ends all processes in order, then powers off (the default), halts or reboots. The agent
+ * calls it as `shutdown -h -P +0 "reason"`; the time is taken as now. The processes have a second to act on SIGTERM.
+ *
+ * Where something is mounted that lies on a block device, or where the kernel was told `microvm.off`, `microvm-shutdown.sh` does it.
  *
  * @category programs
  * @since 0.1.0
  */
-export const drain: Uint8Array = elf([
-  [0x48, 0x8b, 0x6c, 0x24, 0x10], //          mov  rbp, [rsp+16]    NONCE
-  RSP(65536), //                              sub  rsp, 65536       as much as a pipe holds
-  label("read"),
-  [0x31, 0xc0], //                            xor  eax, eax         read
-  [0x31, 0xff], //                            xor  edi, edi         stdin
-  [0x48, 0x89, 0xe6], //                      mov  rsi, rsp
-  [0xba, ...le(65536, 4)], //                 mov  edx, 65536
-  SYSCALL,
-  TEST_EAX,
-  to("notPositive", "trailer"),
-  [0x49, 0x89, 0xe4], //                      mov  r12, rsp
-  [0x41, 0x89, 0xc5], //                      mov  r13d, eax
-  label("write"), //                          a port takes 32 KiB at once
-  EAX(1), //                                  write
-  [0x89, 0xc7], //                            mov  edi, eax         stdout
-  [0x4c, 0x89, 0xe6], //                      mov  rsi, r12
-  [0x44, 0x89, 0xea], //                      mov  edx, r13d
-  SYSCALL,
-  TEST_EAX,
-  to("notPositive", "exit"),
-  [0x49, 0x01, 0xc4], //                      add  r12, rax
-  [0x41, 0x29, 0xc5], //                      sub  r13d, eax
-  to("notZero", "write"),
-  to("always", "read"),
-
-  label("trailer"),
-  [0xc6, 0x04, 0x24, 0x00], //                mov  byte [rsp], 0
-  [0x48, 0x8d, 0x7c, 0x24, 0x01], //          lea  rdi, [rsp+1]
-  [0x48, 0x89, 0xee], //                      mov  rsi, rbp
-  [0xb9, ...le(32, 4)], //                    mov  ecx, 32
-  [0xf3, 0xa4], //                            rep  movsb
-  [0xc6, 0x07, 0x0a], //                      mov  byte [rdi], 10
-  EAX(1), //                                  write
-  [0x89, 0xc7], //                            mov  edi, eax         stdout
-  [0x48, 0x89, 0xe6], //                      mov  rsi, rsp
-  [0xba, ...le(34, 4)], //                    mov  edx, 34
-  SYSCALL,
-  label("exit"),
-  EAX(60), //                                 exit
-  [0x31, 0xff], //                            xor  edi, edi
-  SYSCALL
-])
+export const shutdown: Uint8Array = Shutdown.shutdown
 
 /**
  * `microvm-vsock PORT`: a terminal in raw mode (pty(7)), whose far end is whoever is connected to PORT of vsock(7), one

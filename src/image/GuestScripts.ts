@@ -162,8 +162,8 @@ exec sleep 2147483647
 `
 
 /**
- * `shutdown [-P | -H | -r] …`: ends all processes in order, then powers off (the default), halts or reboots. The agent
- * calls it as `shutdown -h -P +0 "reason"`; the time is taken as now. The processes have a second to act on SIGTERM.
+ * `microvm-shutdown.sh [-P | -H | -r] …`: what `shutdown` becomes when there is more to do than it can: unmounts what lies on
+ * block devices, too. The processes have a second to act on SIGTERM.
  *
  * Kernel argument: `microvm.off=reboot`: whatever was asked for, the guest reboots in the end, for monitors that end with a
  * reboot and with nothing else. The last line on its console then is `microvm-shutdown: all is written, poweroff`, or what
@@ -224,134 +224,7 @@ go_down &
 `
 
 /**
- * `microvm-exec [-C DIR] SLOT NONCE -- COMMAND [ARGUMENT…]`: becomes COMMAND, whose stdin, stdout and stderr travel over
- * the virtio ports `microvm.SLOT.stdin`, `.stdout` and `.stderr`, with flow control from end to end. NONCE is 32
- * lower-case hexadecimal digits, new for each run. The environment is the caller's, but IFS and names that
- * are no shell identifiers are dropped, SHLVL counts, and a PATH is added when there is none.
- *
- * - The stdout port first carries a line `READY NONCE`, when all ports are open: input that is sent before may be lost.
- * - Output ports carry the bytes as they come, then `\0NONCE\n` once every writer has closed the stream.
- * - The input port carries a line `BEGIN NONCE`, then frames: a line with the length in decimal, at most 262144, and that
- *   many bytes. Length 0 is the end of input. When the command no longer reads, the port is closed in the guest.
- *
- * Its own faults are told on the caller's stderr: 125 (usage, ports absent or in use) and 126 (DIR). When COMMAND is not
- * found (127) or not executable (126), the message is on the stderr port and all trailers still come.
- *
- * @category scripts
- * @since 0.1.0
- */
-export const exec = `#!/bin/busybox sh
-# Variables are local to functions: an environment that has the same names must reach the command as it was.
-fail() {
-  local status="$1"
-  shift
-  echo "microvm-exec: $*" >&2
-  exit "$status"
-}
-
-# Leaves a pump two descriptors: what it reads and what it writes. A port is busy, and a pipe has no end, for as long as
-# anyone else has it open.
-between() { exec <&"$1" >&"$2" 2>/dev/null 3<&- 4>&- 5>&- 6<&- 7<&- 8<&- 9>&-; }
-
-# To the host: all bytes, then the trailer. A shutdown signals every process at once, and the last words of the command
-# still have to get through, so it takes SIGKILL to stop this.
-drain() {
-  trap '' TERM
-  exec /sbin/microvm-drain "$1"
-}
-
-# From the host: the frames after our BEGIN; those of a run that was cut short may lie before it. SIGPIPE ends this when
-# the command no longer reads.
-feed() {
-  local line
-  while :; do
-    IFS= read -r line || return
-    case $line in *"BEGIN $1") break ;; esac
-  done
-  while IFS= read -r line; do
-    case $line in '' | 0 | *[!0-9]* | ???????*) return ;; esac
-    dd bs="$line" count=1 iflag=fullblock || return
-  done
-}
-
-connect() {
-  local directory= slot nonce stream port tries=100
-  [ "$1" = -C ] && { directory=$2; shift 2; }
-  slot=$1 nonce=$2
-  case $slot in '' | *[!0-9]*) fail 125 "SLOT is a small integer, not '$slot'" ;; esac
-  case $nonce in *[!0-9a-f]*) nonce= ;; esac
-  [ \${#nonce} = 32 ] || fail 125 "NONCE is 32 lower-case hexadecimal digits"
-  [ "$3" = -- ] && [ $# -gt 3 ] || fail 125 "usage: microvm-exec [-C DIR] SLOT NONCE -- COMMAND [ARGUMENT...]"
-  [ -z "$directory" ] || cd -- "$directory" || exit 126
-  port=/dev/virtio-ports/microvm.$slot
-  for stream in stdin stdout stderr; do
-    # A redirection to a name that is missing would make a regular file of it.
-    [ -c "$port.$stream" ] || /sbin/microvm-port "microvm.$slot.$stream" 1 || fail 125 "there is no port $port.$stream"
-  done
-  # The pumps of the slot's last run may be about to end. The input port is opened last: what the host has sent is lost
-  # if it must be closed again.
-  until command exec 4>"$port.stdout" 5>"$port.stderr" 3<"$port.stdin"; do
-    exec 3<&- 4>&- 5>&-
-    [ "$tries" -gt 0 ] || break
-    tries=$((tries - 1))
-    usleep 10000
-  done 2>/dev/null
-  [ "$tries" -gt 0 ] || fail 125 "slot $slot is in use: its last command, or a child of it, still has a stream open"
-
-  # The command gets pipes, since a port could not be opened again as /dev/stderr. A here-document is an anonymous pipe
-  # in this shell; opening its descriptor again gives the end to write to. A named pipe would need a name, and would
-  # block whoever opens /dev/stdin again after the end of input.
-  exec 6<<-END 7<<-END 8<<-END
-	END
-	END
-	END
-  [ -p /proc/self/fd/8 ] || fail 125 "the shell makes no pipes of here-documents"
-  exec 9>/proc/self/fd/6 1>/proc/self/fd/7 2>/proc/self/fd/8
-  echo "READY $nonce" >&4
-  # The pumps are orphans, as the command must not have children that it never started.
-  (
-    { between 7 4; drain "$nonce"; } &
-    { between 8 5; drain "$nonce"; } &
-    { between 3 9; feed "$nonce"; } &
-  )
-  exec <&6 3<&- 4>&- 5>&- 6<&- 7<&- 8<&- 9>&-
-}
-
-# Finds the file of the command. Left to itself, the shell would run a command of busybox in this very process image,
-# under this script's name and whatever PATH says.
-locate() {
-  local IFS=: directory
-  microvm_exec_file=$1
-  case $1 in
-    */*) ;;
-    *)
-      for directory in $PATH; do
-        [ -f "\${directory:-.}/$1" ] && [ -x "\${directory:-.}/$1" ] || continue
-        microvm_exec_file=\${directory:-.}/$1
-        return
-      done
-      echo "microvm: $1: not found in PATH" >&2
-      exit 127
-      ;;
-  esac
-  [ -e "$1" ] || { echo "microvm: $1: not found" >&2; exit 127; }
-  [ -f "$1" ] && [ -x "$1" ] || { echo "microvm: $1: not executable" >&2; exit 126; }
-}
-
-set -f
-connect "$@"
-[ "$1" = -C ] && shift 2
-shift 3
-unset OLDPWD
-export PATH
-locate "$1"
-# In a session and a group of its own, the command takes neither the agent nor the pumps along when it signals its
-# group, and whoever ends the command can end its group.
-exec /sbin/microvm-start "$microvm_exec_file" "$@"
-`
-
-/**
- * `microvm-start.sh FILE NAME [ARGUMENT…]`: what `microvm-start` becomes when the kernel does not take FILE. One without a
+ * `microvm-start.sh FILE NAME [ARGUMENT…]`: what `microvm-exec` becomes when the kernel does not take FILE. One without a
  * `#!` line is run by the shell, and for any other there is a message and 126 or 127.
  *
  * @category scripts
@@ -398,14 +271,13 @@ export const entries: ReadonlyArray<Cpio.Entry> = [
   Cpio.file("sbin/microvm-port", port, 0o755),
   Cpio.file("sbin/microvm-agent", agent, 0o755),
   Cpio.file("sbin/microvm-power-button", powerButton, 0o755),
-  Cpio.file("sbin/microvm-exec", exec, 0o755),
-  Cpio.file("sbin/microvm-drain", GuestPrograms.drain, 0o755),
-  Cpio.file("sbin/microvm-start", GuestPrograms.start, 0o755),
+  Cpio.file("sbin/microvm-exec", GuestPrograms.exec, 0o755),
   Cpio.file("sbin/microvm-start.sh", start, 0o755),
   Cpio.file("sbin/microvm-renew-hooks", renewHooks, 0o755),
   Cpio.file("sbin/microvm-vsock", GuestPrograms.vsock, 0o755),
   Cpio.file("sbin/microvm-syscalls", GuestPrograms.syscalls, 0o755),
-  Cpio.file("sbin/shutdown", shutdown, 0o755),
+  Cpio.file("sbin/shutdown", GuestPrograms.shutdown, 0o755),
+  Cpio.file("sbin/microvm-shutdown.sh", shutdown, 0o755),
   Cpio.file("etc/inittab", inittab),
   Cpio.file("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n"),
   Cpio.file("etc/group", "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"),

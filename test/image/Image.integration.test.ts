@@ -117,7 +117,7 @@ describe.skipIf(missing.length > 0)(
         const words = ["a b", "", "*", "$x", "'", "é", "-n"]
         const { out } = await guest.run(["printf", "<%s>", ...words])
         expect(out.toString()).toBe(words.map((word) => `<${word}>`).join(""))
-        const env = ["PATH=/bin:/usr/bin", "slot=1", "nonce=2", "port=3", "line=4"]
+        const env = ["PATH=/bin:/usr/bin", "no-identifier=0", "slot=1", "nonce=2", "port=3", "line=4"]
         const seen = (await guest.run(["env"], { env })).out.toString().trim().split("\n")
         expect(seen).toEqual(expect.arrayContaining(env))
         expect((await guest.run(["pwd"], { directory: "/usr/bin" })).out.toString()).toBe("/usr/bin\n")
@@ -127,6 +127,13 @@ describe.skipIf(missing.length > 0)(
         const shadowed = "mkdir /tmp/bin; printf '#!/bin/sh\\necho mine\\n' >/tmp/bin/ls; chmod +x /tmp/bin/ls"
         await guest.run(["sh", "-c", shadowed])
         expect((await guest.run(["ls"], { env: ["PATH=/tmp/bin:/bin"] })).out.toString()).toBe("mine\n")
+        expect((await guest.run(["ls"], { env: ["HOME=/root"] })).out.toString()).toContain("proc")
+        const script = "mkdir -p /tmp/bin; echo 'echo $0 $*' >/tmp/bin/plain; chmod +x /tmp/bin/plain; : >/tmp/bin/data"
+        await guest.run(["sh", "-c", script])
+        const plain = await guest.run(["plain", "a", "b"], { env: ["PATH=/nowhere::/tmp/bin:/bin"] })
+        expect([plain.code, plain.out.toString()]).toEqual([0, "/tmp/bin/plain a b\n"])
+        const data = await guest.run(["data"], { env: ["PATH=/tmp/bin:/bin"] })
+        expect([data.code, data.err]).toEqual([127, "microvm: data: not found in PATH\n"])
         expect((await guest.run(["cat", "/proc/self/cmdline"])).out.toString()).toBe("cat\0/proc/self/cmdline\0")
       })
 

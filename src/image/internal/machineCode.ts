@@ -1,6 +1,6 @@
 /**
  * A part of a program: bytes; a place that has a name; a jump to such a place (the operation code, then one byte for the
- * distance); the address of one, for `lea` and with a distance of four bytes.
+ * distance); an instruction that ends with a distance of four bytes to one, such as `lea`, `call` and a long jump.
  *
  * @internal
  */
@@ -8,7 +8,7 @@ export type Part =
   | ReadonlyArray<number>
   | { readonly label: string }
   | { readonly jump: number; readonly to: string }
-  | { readonly lea: readonly [number, number, number]; readonly of: string }
+  | { readonly lea: ReadonlyArray<number>; readonly of: string }
 
 const base = 0x400000
 const headerBytes = 64 + 56
@@ -22,12 +22,18 @@ export const le = (value: number, bytes: number): ReadonlyArray<number> =>
   Array.from({ length: bytes }, (_, at) => Math.floor(value / 256 ** at) % 256)
 
 /** @internal */
-export const text = (value: string): ReadonlyArray<number> => Array.from(new TextEncoder().encode(`${value}\0`))
+export const ascii = (value: string): ReadonlyArray<number> => Array.from(new TextEncoder().encode(value))
+
+/** @internal */
+export const text = (value: string): ReadonlyArray<number> => ascii(`${value}\0`)
+
+/** @internal */
+export const label = (name: string): Part => ({ label: name })
 
 const sizeOf = (part: Part): number => {
   if ("label" in part) return 0
   if ("jump" in part) return 2
-  return "lea" in part ? 7 : part.length
+  return "lea" in part ? part.lea.length + 4 : part.length
 }
 
 const link = (parts: ReadonlyArray<Part>): ReadonlyArray<number> => {
@@ -45,6 +51,16 @@ const link = (parts: ReadonlyArray<Part>): ReadonlyArray<number> => {
     return "lea" in part ? [...part.lea, ...le((labels.get(part.of) ?? NaN) - at + 2 ** 32, 4)] : part
   })
 }
+
+/** @internal */
+export const SYSCALL: Part = [0x0f, 0x05]
+
+/**
+ * `mov eax, number`, for a system call. Its result is in eax; rcx and r11 are lost.
+ *
+ * @internal
+ */
+export const EAX = (number: number): Part => [0xb8, ...le(number, 4)]
 
 /**
  * An ELF file with one segment, which is the whole file and cannot be written to; it starts right after the headers.
