@@ -55,7 +55,8 @@ const gatesOf = Map.groupBy(features, ({ body }) => body)
  * @since 0.1.0
  */
 export const find = (method: Method, path: string): Endpoint | undefined =>
-  byCall.get(`${method} ${path.replace(/^(\/(?:drives|pmem|network-interfaces)\/)[A-Za-z0-9_]{1,255}$/, "$1{id}")}`)
+  byCall.get(`${method} ${path}`) ??
+    byCall.get(`${method} ${path.replace(/^(\/(?:drives|pmem|network-interfaces)\/)[A-Za-z0-9_]{1,255}$/, "$1{id}")}`)
 
 /**
  * A call as it is meant.

@@ -153,21 +153,32 @@ type Table = typeof Capabilities.endpoints
 type RemoveName = "deleteDrive" | "deletePmem" | "deleteNetworkInterface"
 type SendName = { [K in keyof Table]: Table[K] extends { readonly body: string } ? K : never }[keyof Table]
 
+// The place that a stack would name is always the same, this one, and to take a stack costs more than the rest of a call.
+const spanned = (name: string) => Effect.withSpan(`FirecrackerApi.${name}`, undefined, { captureStackTrace: false })
+
 // Firecracker splits a request line at white space, and holds 1024 bytes of it.
 const isPath = (path: string): boolean => /^\/[A-Za-z0-9_/-]{0,899}$/.test(path)
 const pathRemedy = "give \"/\", then at most 899 letters, digits, \"_\", \"-\" and \"/\""
 
+const firstPause = Duration.millis(10)
+const laterPauses = Schedule.exponential("20 millis")
 const attempts = 5
-const pause = Schedule.exponential("10 millis")
 
 const isBusy = ({ reason }: FirecrackerError): boolean => reason._tag === "ApiFault" && reason.status === 503
 
-const ask = (transport: ApiTransport, request: ApiRequest): Effect.Effect<ApiResponse, FirecrackerError> =>
-  Effect.flatMap(transport.request(request), (answer) => {
+const ask = (transport: ApiTransport, request: ApiRequest): Effect.Effect<ApiResponse, FirecrackerError> => {
+  const attempt = Effect.flatMap(transport.request(request), (answer) => {
     if (answer.status >= 200 && answer.status < 300) return Effect.succeed(answer)
     const { method, path } = request
     return fail(new ApiFault({ method, path, status: answer.status, ...FaultMessage.classify(answer) }))
-  }).pipe(Effect.retry({ while: isBusy, schedule: pause, times: attempts }))
+  })
+  // A retry costs something also where there is none, so it begins with the second attempt.
+  return Effect.catchIf(attempt, isBusy, () =>
+    Effect.delay(
+      Effect.retry(attempt, { while: isBusy, schedule: laterPauses, times: attempts - 1 }),
+      firstPause
+    ))
+}
 
 const violation = (method: Method, path: string, detail: string) =>
   fail(new ProtocolViolation({ method, path, detail }))
@@ -261,7 +272,7 @@ export const make = (transport: ApiTransport, options: Options): FirecrackerApi 
     Effect.suspend(() => {
       const prepared = prepare(target, Capabilities.endpoints[name], given, callOptions)
       return Result.isFailure(prepared) ? fail(prepared.failure) : perform(prepared.success, callOptions.within)
-    }).pipe(Effect.withSpan(`FirecrackerApi.${name}`))
+    }).pipe(spanned(name))
 
   const get = <A>(name: keyof Table, answer: Schema.Decoder<A>): Read<A> => {
     const decode = decodeAs(Capabilities.endpoints[name].path, answer)
@@ -277,7 +288,7 @@ export const make = (transport: ApiTransport, options: Options): FirecrackerApi 
     target,
     request: (method, path, body, given = {}) =>
       (isPath(path) ? perform({ method, path, body }, given.within) : fail(invalid("path", path, pathRemedy))).pipe(
-        Effect.withSpan("FirecrackerApi.request")
+        spanned("request")
       ),
     getInstance: get("getInstance", FirecrackerSchema.InstanceInfo),
     getVersion: get("getVersion", FirecrackerSchema.VersionInfo),

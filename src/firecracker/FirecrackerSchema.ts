@@ -109,8 +109,8 @@ export const requests = {
 export type RequestName = keyof typeof requests
 
 /**
- * A bucket of `size` tokens that is full again after `every`. The one-time burst is as large as the bucket unless it is
- * given; Firecracker's own default would be none.
+ * A bucket of `size` tokens that is full again after `every`, rounded up to milliseconds: 0 of them would be no limit. The
+ * one-time burst is as large as the bucket unless it is given; Firecracker's own default would be none.
  *
  * ```ts import.meta.vitest
  * import { FirecrackerSchema } from "effect-microvm-runtime/firecracker"
@@ -127,6 +127,6 @@ export const tokenBucket = (options: {
   readonly burst?: number | undefined
 }): device.TokenBucket => ({
   size: options.size,
-  refill_time: Math.round(Duration.toMillis(Duration.fromInputUnsafe(options.every))),
+  refill_time: Math.ceil(Duration.toMillis(Duration.fromInputUnsafe(options.every))),
   one_time_burst: options.burst ?? options.size
 })

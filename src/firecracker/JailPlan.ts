@@ -388,6 +388,8 @@ const faultsOf = (
  * - With `newPidNamespace` or `daemonize` the jailer is gone before Firecracker is up, and its exit code 0 says nothing: what
  *   is looked after is the process that the pid file names.
  * - With `newPidNamespace`, SIGTERM is ignored (pid_namespaces(7)); SIGKILL is not.
+ * - The cgroup is named by `parentCgroup` and `id` alone: two machines of one `id` in two bases would share it, and the end of
+ *   one would be that of the other. Give each base a `parentCgroup` of its own, or each machine another `id`.
  * - The jailer 1.16.0 refuses a `netns` that is reached by a symbolic link (`/var/run/netns`).
  *
  * ```ts import.meta.vitest

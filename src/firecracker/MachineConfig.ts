@@ -113,14 +113,13 @@ const across = (config: MachineConfig, target: Capabilities.Target): ReadonlyArr
     const remedy = `give at most machine.mem_size_mib, ${machine.mem_size_mib}`
     faults.push({ field: "balloon.amount_mib", value: balloon.amount_mib, remedy })
   }
-  const ballooned = FirecrackerVersion.isAtLeast(target.version, { major: 1, minor: 14, patch: 0 })
-  if (balloon !== undefined && machine.huge_pages === "2M" && !ballooned) {
-    faults.push({
-      field: "balloon",
-      value: balloon,
-      remedy: "leave it out: before 1.14 there is none with huge_pages 2M"
-    })
+  const withoutHugePages = (field: string, value: unknown, minor: number): void => {
+    if (value === undefined || machine.huge_pages !== "2M") return
+    if (FirecrackerVersion.isAtLeast(target.version, { major: 1, minor, patch: 0 })) return
+    faults.push({ field, value, remedy: `leave it out: before 1.${minor} there is none with huge_pages 2M` })
   }
+  withoutHugePages("bootSource.initrd_path", config.bootSource.initrd_path, 11)
+  withoutHugePages("balloon", balloon, 14)
   if (devices > most) {
     faults.push({ field: "devices", value: devices, remedy: `give at most ${most} devices` })
   }

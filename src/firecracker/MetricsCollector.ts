@@ -106,6 +106,13 @@ const newline = new TextEncoder().encode("\n")
 
 /** How often a source is read in one go: one that always has something must not take all our time. */
 const maxReads = 64
+/**
+ * How many lines are taken of that. It is room for twice as many as there can be of Firecracker's; one that somebody has taken
+ * over must not keep us busy with others.
+ */
+const maxLines = 512
+/** How often that is done when all is asked for, which of a file is 64 MiB then. */
+const maxTurns = 64
 
 interface Checked {
   readonly machine: string
@@ -175,27 +182,34 @@ export const make = Effect.fn("MetricsCollector.make")(function*(
   const watchers = yield* PubSub.sliding<Take.Take<VmmMetrics.Totals>>({ capacity: behind, replay: 1 })
   const decoder = new TextDecoder()
   let totals = VmmMetrics.empty
+  let unread: Array<string> = []
+  let torn = 0
   const splitter = LineSplitter.make(maxLineBytes, ({ bytes, isWhole }) => {
-    totals = isWhole ? VmmMetrics.addLine(totals, decoder.decode(bytes)) : { ...totals, torn: totals.torn + 1 }
+    if (isWhole && unread.length < maxLines) unread.push(decoder.decode(bytes))
+    else torn++
   })
   const series = yield* MetricSeries.make({ machine, maxSeries, totals: () => totals })
 
-  let told = totals
   const tell = Effect.suspend(() => {
-    if (totals === told) return Effect.void
-    told = totals
+    if (unread.length + torn === 0) return Effect.void
+    totals = VmmMetrics.addLines({ ...totals, torn: totals.torn + torn }, unread)
+    unread = []
+    torn = 0
     return Effect.andThen(series.update, PubSub.publish(watchers, [totals]))
   })
   const take = Effect.gen(function*() {
     for (let reads = 0; reads < maxReads; reads++) {
       const bytes = yield* source.read
-      if (bytes.length === 0) return
+      if (bytes.length === 0) return false
       splitter.push(bytes)
     }
+    return true
   })
   // What was read is gone from the source: an interruption waits until it is told. Nothing here waits for anybody.
-  const refresh = (yield* Semaphore.make(1)).withPermit(
-    Effect.uninterruptible(Effect.andThen(Effect.ensuring(take, tell), Effect.sync(() => totals)))
+  const turn = (yield* Semaphore.make(1)).withPermit(Effect.uninterruptible(Effect.ensuring(take, tell)))
+  const refresh = turn.pipe(
+    Effect.repeat({ while: (isMore) => isMore, times: maxTurns - 1 }),
+    Effect.andThen(Effect.sync(() => totals))
   )
 
   const end = PubSub.end(watchers, Exit.void)
@@ -208,7 +222,7 @@ export const make = Effect.fn("MetricsCollector.make")(function*(
     yield* end
   })
   yield* Effect.addFinalizer(() => finish)
-  yield* refresh.pipe(
+  yield* turn.pipe(
     Effect.repeat(Schedule.spaced(every)),
     Effect.tapError((cause) =>
       Effect.andThen(Effect.logWarning(`The metrics of ${machine} can no longer be read`, cause), end)

@@ -47,8 +47,7 @@ const mountTable = Effect.promise(async () => MountTable.parse(await NodeFs.read
 const fromPlatform = (operation: string, path: string) => (cause: PlatformError.PlatformError) =>
   hostFailed(operation, path, cause.message, cause)
 
-/** Where nobody but us can be, on the file system of the jail. */
-const staging = (directory: string): string => `${directory}/new`
+const staging = ({ directory }: JailPlan.JailPlan): string => `${directory}/new`
 
 const check = (look: () => Promise<ReadonlyArray<FirecrackerError.Fault>>): Effect.Effect<void, Failure> =>
   Effect.flatMap(
@@ -225,13 +224,17 @@ const make = Effect.gen(function*() {
       Effect.provide(files)
     )
 
+  let staged = 0
+  /** A name where nobody but us can be, on the file system of the jail. */
+  const stage = (plan: JailPlan.JailPlan, name: string): string => `${staging(plan)}/${++staged}-${name}`
+
   /** Made in the staging directory, and put in place when it is all right. */
   const putOwn = (
-    { directory, user }: JailPlan.JailPlan,
+    plan: JailPlan.JailPlan,
     file: Exclude<JailPlan.JailFile, { readonly how: "bind" }>,
     to: string
   ): Effect.Effect<void, Failure> => {
-    const made = `${staging(directory)}/${file.name}`
+    const made = stage(plan, file.name)
     const isWritable = file.how === "empty" || file.writable === true
     return Effect.gen(function*() {
       if (file.how === "empty") {
@@ -239,7 +242,7 @@ const make = Effect.gen(function*() {
       } else yield* attemptAbortable(`copy ${file.from} to`, made, (signal) => JailFiles.copy(file.from, made, signal))
       yield* attempt("give away", made, async () => {
         await NodeFs.chmod(made, isWritable ? 0o600 : 0o400)
-        await NodeFs.chown(made, user.uid, user.gid)
+        await NodeFs.chown(made, plan.user.uid, plan.user.gid)
       })
       // Unlike a rename, this replaces nothing. The other name goes at once.
       yield* attempt("make", to, () => NodeFs.link(made, to))
@@ -258,7 +261,7 @@ const make = Effect.gen(function*() {
 
   const fill = (plan: JailPlan.JailPlan): Effect.Effect<void, Failure> =>
     Effect.gen(function*() {
-      const directories = [[plan.directory, 0o755], [staging(plan.directory), 0o700], [plan.root, 0o700]] as const
+      const directories = [[plan.directory, 0o755], [staging(plan), 0o700], [plan.root, 0o700]] as const
       for (const [path, mode] of directories) yield* attempt("make", path, () => NodeFs.mkdir(path, { mode }))
       for (const { file, place: { outside } } of plan.files) {
         yield* file.how === "bind" ? bind(file.from, outside) : putOwn(plan, file, outside)
@@ -346,7 +349,7 @@ const make = Effect.gen(function*() {
           yield* attemptAbortable(
             `move ${path} out of the jail to`,
             to,
-            (signal) => JailFiles.moveOut(outside, to, signal)
+            (signal) => JailFiles.moveOut(outside, stage(plan, path.slice(1)), to, signal)
           )
         }),
         release: releaseOnce

@@ -6,7 +6,7 @@
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as NodeFs from "node:fs/promises"
-import * as FirecrackerError from "./FirecrackerError.ts"
+import { attempt, codeOf, hostFailed } from "./internal/NodeAttempt.ts"
 import { MetricsFiles, type Source } from "./MetricsCollector.ts"
 
 /** A line or two. What is more comes with the next read. */
@@ -17,26 +17,9 @@ const keptBytes = 1 << 20
 
 const newline = 0x0a
 
-const code = (cause: unknown): string | undefined =>
-  cause instanceof Error && "code" in cause && typeof cause.code === "string" ? cause.code : undefined
-
-const hostFailed = (operation: string, path: string, why: string, cause?: unknown): FirecrackerError.FirecrackerError =>
-  FirecrackerError.make(new FirecrackerError.HostFailed({ operation, path, why, cause }))
-
-const attempt = <A>(
-  operation: string,
-  path: string,
-  run: () => Promise<A>
-): Effect.Effect<A, FirecrackerError.FirecrackerError> =>
-  // Nothing here waits for anybody, and a read that was given up would take its bytes with it.
-  Effect.uninterruptible(Effect.tryPromise({
-    try: run,
-    catch: (cause) => hostFailed(operation, path, code(cause) ?? String(cause), cause)
-  }))
-
 const nothingYet = (cause: unknown): { readonly bytesRead: number } => {
   // What a FIFO says that has a writer but no bytes; without a writer it reads as ended.
-  if (code(cause) === "EAGAIN") return { bytesRead: 0 }
+  if (codeOf(cause) === "EAGAIN") return { bytesRead: 0 }
   throw cause
 }
 
@@ -45,6 +28,7 @@ const sourceOf = (handle: NodeFs.FileHandle, path: string, isFile: boolean): Sou
   let position = 0
   let givenBack = 0
   return {
+    // A read that was given up would take its bytes with it.
     read: attempt("read", path, async () => {
       const { bytesRead } = await handle.read(buffer, 0, buffer.length, isFile ? position : null).catch(nothingYet)
       position += bytesRead

@@ -22,7 +22,9 @@ const linger = 2000
 const close = (socket: Net.Socket): void => {
   if (socket.destroyed) return
   socket.destroySoon()
-  socket.setTimeout(linger, () => socket.destroy())
+  // Not the timeout of the socket: a guest that goes on sending would begin that anew.
+  const timer = setTimeout(() => socket.destroy(), linger)
+  socket.once("close", () => clearTimeout(timer))
 }
 
 const codeOf = (cause: unknown): unknown => hasProperty(cause, "code") ? cause.code : undefined

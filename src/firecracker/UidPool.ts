@@ -10,6 +10,7 @@ import * as FileSystem from "effect/FileSystem"
 import * as Path from "effect/Path"
 import type * as PlatformError from "effect/PlatformError"
 import * as Scope from "effect/Scope"
+import * as Semaphore from "effect/Semaphore"
 import * as OwnedFiles from "../process/OwnedFiles.ts"
 import * as OwnerLock from "../process/OwnerLock.ts"
 import { ProcessHost } from "../process/ProcessHost.ts"
@@ -21,8 +22,8 @@ import * as FirecrackerError from "./FirecrackerError.ts"
  */
 export interface UidPool {
   /**
-   * A user that nobody else has until the scope closes; its group has the same number. Fails with `HostFailed` when all are
-   * in use.
+   * A user that nobody else has until the scope closes, and that no process runs as; its group has the same number. Fails with
+   * `HostFailed` when all are in use.
    */
   readonly take: Effect.Effect<
     { readonly uid: number; readonly gid: number },
@@ -42,7 +43,7 @@ export interface Options {
   readonly count: number
   /**
    * Where programs that share the range tell each other what they have, a file each. It is made if need be, for this user
-   * alone. Default: none shares it.
+   * alone; one that is there stays as open as it is. Default: none shares it.
    */
   readonly directory?: string | undefined
 }
@@ -50,20 +51,32 @@ export interface Options {
 const lastUid = 4_294_967_294
 
 /**
+ * The users that processes run as (proc_pid_status(5)): real, effective, saved, and for files. A program that is killed holds
+ * no user any more, but its machines may live on.
+ */
+const active = FileSystem.FileSystem.use((fs) =>
+  Effect.gen(function*() {
+    const pids = (yield* fs.readDirectory("/proc")).filter((name) => /^\d+$/.test(name))
+    const statuses = yield* Effect.forEach(
+      pids,
+      // It may have ended meanwhile.
+      (pid) => Effect.orElseSucceed(fs.readFileString(`/proc/${pid}/status`), () => ""),
+      { concurrency: 16 }
+    )
+    return new Set(statuses.flatMap((status) => /^Uid:\t(.*)$/m.exec(status)?.[1]?.split("\t").map(Number) ?? []))
+  })
+)
+
+/**
  * Makes a pool. What was given back is given out again as late as can be. Fails with `InvalidRequest` for a range that is
  * none, and with `HostFailed` when the directory cannot be used.
- *
- * **Gotchas**
- *
- * - A program that is killed holds no user any more, also if its machines live on: give each machine's user out again only by
- *   ending those first (`Jail` refuses a jail whose machine runs).
  *
  * ```ts import.meta.vitest
  * import * as NodeServices from "@effect/platform-node/NodeServices"
  * import { UidPool } from "effect-microvm-runtime/firecracker"
  * import { NodeProcessHost } from "effect-microvm-runtime/process"
  * import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
+ *
  * const program = Effect.gen(function*() {
  *   const pool = yield* UidPool.make({ first: 200_000, count: 1 })
  *   const { uid } = yield* pool.take
@@ -103,15 +116,19 @@ export const make: (options: Options) => Effect.Effect<
     failed("use", path, cause.message, cause)
   const own = directory === undefined ? undefined : yield* Effect.gen(function*() {
     const fs = yield* FileSystem.FileSystem
-    yield* OwnedFiles.ensureDirectory(directory)
-    yield* fs.chmod(directory, 0o700)
+    if (!(yield* fs.exists(directory))) {
+      yield* OwnedFiles.ensureDirectory(directory)
+      yield* fs.chmod(directory, 0o700)
+    }
     yield* OwnedFiles.sweep(directory)
     return yield* OwnedFiles.temporaryDirectory(directory)
   }).pipe(Effect.mapError(fromPlatform(directory)))
 
   const taken = new Set<number>()
   let next = first
-  const following = (uid: number): number => uid + 1 < first + count ? uid + 1 : first
+
+  const look = Effect.mapError(Effect.provide(active, services), fromPlatform("/proc"))
+  let running = yield* look
 
   const reserve = (uid: number): Effect.Effect<void, never, Scope.Scope> =>
     Effect.asVoid(Effect.acquireRelease(
@@ -134,10 +151,16 @@ export const make: (options: Options) => Effect.Effect<
   }
 
   const take: UidPool["take"] = Effect.gen(function*() {
-    for (let tried = 0; tried < count && taken.size < count; tried++) {
+    // Reading of all processes takes milliseconds. What another program has left could be any user; what we have left could be
+    // one of an earlier round only.
+    if (directory !== undefined) running = yield* look
+    // Who was running when a round began may have ended since, and has another chance in the next.
+    for (let tried = 0; tried < 2 * count && taken.size < count; tried++) {
       const uid = next
-      next = following(uid)
-      if (taken.has(uid)) continue
+      next = uid + 1 < first + count ? uid + 1 : first
+      const isFree = !taken.has(uid) && !running.has(uid)
+      if (next === first) running = yield* look
+      if (!isFree) continue
       const turn = yield* Scope.fork(yield* Effect.scope)
       const isOurs = yield* Scope.provide(Effect.andThen(reserve(uid), claim(uid)), turn)
       if (isOurs) return { uid, gid: uid }
@@ -149,5 +172,5 @@ export const make: (options: Options) => Effect.Effect<
       "all are in use: end a machine, or give a larger range"
     )
   })
-  return { take }
+  return { take: (yield* Semaphore.make(1)).withPermit(take) }
 })

@@ -170,27 +170,11 @@ export const empty: Totals = { lines: 0, torn: 0, values: new Map(), last: Optio
 /** 92 devices, as many as Firecracker takes, have less than 3000. What is more is not Firecracker's and is not kept. */
 const maxValues = 4096
 
-/**
- * Adds a line.
- *
- * @category combinators
- * @since 0.1.0
- */
-export const add = (self: Totals, reading: Reading): Totals => {
-  const values = new Map(self.values)
-  for (const [path, value] of reading.values) {
-    const before = values.get(path)
-    if (before === undefined && values.size >= maxValues) continue
-    values.set(path, before === undefined || isAbsolute(path) ? value : before + value)
-  }
-  return { ...self, lines: self.lines + 1, values, last: Option.some(reading) }
-}
-
 /** Each line begins so. */
 const beginning = "{\"utc_timestamp_ms\":"
 
 /**
- * Adds a line as it was read, which may be torn.
+ * Adds lines as they were read, which may be torn.
  *
  * When a FIFO is full, Firecracker can give up in the middle of a line, and the next one follows without a newline between
  * them: that one is found.
@@ -198,7 +182,7 @@ const beginning = "{\"utc_timestamp_ms\":"
  * ```ts import.meta.vitest
  * import { VmmMetrics } from "effect-microvm-runtime/firecracker"
  * const whole = `{"utc_timestamp_ms":1700000000000,"vcpu":{"exit_io_in":2}}`
- * const totals = [whole, whole, whole.slice(0, 50) + whole].reduce(VmmMetrics.addLine, VmmMetrics.empty)
+ * const totals = VmmMetrics.addLines(VmmMetrics.empty, [whole, whole, whole.slice(0, 50) + whole])
  * totals.values.get("vcpu.exit_io_in") // => 6
  * totals.torn // => 1
  * ```
@@ -206,14 +190,26 @@ const beginning = "{\"utc_timestamp_ms\":"
  * @category combinators
  * @since 0.1.0
  */
-export const addLine = (self: Totals, line: string): Totals => {
-  const reading = decode(line)
-  if (Result.isSuccess(reading)) return add(self, reading.success)
-  const torn = { ...self, torn: self.torn + 1 }
-  const at = line.lastIndexOf(beginning)
-  return at <= 0
-    ? torn
-    : Result.match(decode(line.slice(at)), { onFailure: () => torn, onSuccess: (one) => add(torn, one) })
+export const addLines = (self: Totals, lines: Iterable<string>): Totals => {
+  const values = new Map(self.values)
+  let { last, lines: count, torn } = self
+  for (const line of lines) {
+    let reading = decode(line)
+    if (Result.isFailure(reading)) {
+      torn++
+      const at = line.lastIndexOf(beginning)
+      if (at > 0) reading = decode(line.slice(at))
+    }
+    if (Result.isFailure(reading)) continue
+    count++
+    last = Option.some(reading.success)
+    for (const [path, value] of reading.success.values) {
+      const before = values.get(path)
+      if (before === undefined && values.size >= maxValues) continue
+      values.set(path, before === undefined || isAbsolute(path) ? value : before + value)
+    }
+  }
+  return { lines: count, torn, values, last }
 }
 
 /**
@@ -244,7 +240,7 @@ export interface Summary {
  * ```ts import.meta.vitest
  * import { VmmMetrics } from "effect-microvm-runtime/firecracker"
  * const line = `{"net":{"rx_bytes_count":1024,"rx_packets_count":10}}`
- * const totals = [line, line].reduce(VmmMetrics.addLine, VmmMetrics.empty)
+ * const totals = VmmMetrics.addLines(VmmMetrics.empty, [line, line])
  * VmmMetrics.summary(totals).networkRxBytes // => 2048
  * ```
  *

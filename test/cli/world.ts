@@ -27,6 +27,7 @@ import * as FirecrackerHost from "../../src/firecracker/FirecrackerHost.ts"
 import { Jail } from "../../src/firecracker/Jail.ts"
 import { MetricsFiles } from "../../src/firecracker/MetricsCollector.ts"
 import * as NodeVsock from "../../src/firecracker/NodeVsock.ts"
+import { PageServer } from "../../src/firecracker/PageServer.ts"
 import type * as ImageError from "../../src/image/ImageError.ts"
 import { type Image, ImageStore } from "../../src/image/ImageStore.ts"
 import * as NodeHasher from "../../src/image/NodeHasher.ts"
@@ -333,6 +334,7 @@ export const firecracker = (observed?: Partial<FirecrackerHost.Observations>) =>
     makeDirectory: () => none("a directory"),
     connect: none,
     copy: none,
+    makeReadable: none,
     remove: () => none("files"),
     tail: () => Effect.succeed(""),
     trim: () => Effect.void
@@ -341,6 +343,7 @@ export const firecracker = (observed?: Partial<FirecrackerHost.Observations>) =>
     Layer.succeed(FirecrackerHost.FirecrackerHost, host),
     Layer.succeed(Jail, { observe: ({ executable }) => none(executable), prepare: ({ root }) => none(root) }),
     Layer.succeed(MetricsFiles, { create: none, open: none }),
+    Layer.succeed(PageServer, { start: ({ socket }) => none(socket) }),
     NodeVsock.layer
   )
 }

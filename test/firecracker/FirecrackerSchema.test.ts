@@ -161,6 +161,8 @@ describe("FirecrackerSchema: rate limits (rows 35 to 37 of the conformance table
     expect(FirecrackerSchema.tokenBucket({ size, every: "1 second" }))
       .toEqual({ size, refill_time: 1000, one_time_burst: size })
     expect(FirecrackerSchema.tokenBucket({ size, every: 1000, burst: 2_097_152 }).one_time_burst).toBe(2_097_152)
+    // Not 0, which would be no limit at all.
+    expect(FirecrackerSchema.tokenBucket({ size, every: "400 micros" }).refill_time).toBe(1)
   })
 
   it("a limiter has the buckets it is given: both, one, none", () => {

@@ -3,6 +3,7 @@ import { assert, describe, it } from "@effect/vitest"
 import { type FirecrackerError, Jail, JailPlan, NodeJail, UidPool } from "effect-microvm-runtime/firecracker"
 import { NodeProcessHost, NodeProcessSpawner } from "effect-microvm-runtime/process"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Result from "effect/Result"
@@ -318,7 +319,7 @@ describe("prepare", () => {
         ]
       })
       const error = yield* Effect.flip(Effect.scoped(prepare(plan)))
-      assert.match(why(error), /^HostFailed: copy .*large to .*new\/b: ENOSPC$/)
+      assert.match(why(error), /^HostFailed: copy .*large to .*new\/\d+-b: ENOSPC$/)
       assert.deepStrictEqual(Fs.readdirSync(here.base), [])
     }))
 
@@ -328,7 +329,7 @@ describe("prepare", () => {
       Fs.truncateSync(from, 2 ** 40)
       const plan = planned(here, { files: [{ how: "copy", name: "huge", from }] })
       const fiber = yield* Effect.forkChild(Effect.scoped(prepare(plan)))
-      const isUnderWay = Effect.sync(() => Fs.existsSync(join(plan.directory, "new", "huge")))
+      const isUnderWay = Effect.sync(() => Fs.globSync(join(plan.directory, "new", "*-huge")).length > 0)
       // Where the file system can clone, it is through already.
       yield* isUnderWay.pipe(
         Effect.repeat({
@@ -428,6 +429,33 @@ describe("release", () => {
       }))
       assert.deepStrictEqual(Fs.readdirSync(here.base), [])
       assert.deepStrictEqual(Fs.readdirSync(outside), ["precious"])
+    }))
+
+  live("follows no link that takes the place of a directory meanwhile", (here) =>
+    Effect.gen(function*() {
+      const outside = join(here.directory, "outside")
+      Fs.mkdirSync(outside)
+      Fs.writeFileSync(join(outside, "precious"), "")
+      const { plan, release } = yield* prepare(planned(here))
+      const [one, other] = [join(plan.root, "one"), join(plan.root, "other")]
+      const many = Array.from({ length: 500 }, (_, index) => String(index))
+      for (const directory of [one, other]) {
+        Fs.mkdirSync(directory)
+        for (const name of many) Fs.writeFileSync(join(directory, name), "")
+      }
+      // An inmate that nobody knows of: whichever directory has its turn, the other is to be a link by then.
+      const isBegun = (path: string): boolean => Fs.existsSync(path) && Fs.readdirSync(path).length < many.length
+      const swap = Effect.suspend(() => {
+        const later = isBegun(one) ? other : isBegun(other) ? one : undefined
+        if (later === undefined) return Effect.as(Effect.sleep(0), false)
+        Fs.renameSync(later, join(here.directory, "moved"))
+        Fs.symlinkSync(outside, later)
+        return Effect.succeed(true)
+      }).pipe(Effect.repeat({ until: (isDone) => isDone }))
+      yield* Effect.all([release, swap], { concurrency: 2 })
+      assert.deepStrictEqual(Fs.readdirSync(outside), ["precious"])
+      Fs.rmSync(one, { force: true })
+      Fs.rmSync(other, { force: true })
     }))
 
   live("does nothing outside of its directory when that is a link", (here) =>
@@ -627,6 +655,18 @@ describe("a jail at work", () => {
       assert.deepStrictEqual(Fs.readdirSync(join(plan.directory, "new")), [])
     }))
 
+  live("takes one of two of the same name at the same time", (here) =>
+    Effect.gen(function*() {
+      const { add, plan } = yield* prepare(planned(here))
+      const done = yield* Effect.forEach(["one", "other"], (content) =>
+        Effect.exit(add({ how: "copy", name: "state", from: here.file(content, content.repeat(1 << 20)) })), {
+        concurrency: 2
+      })
+      assert.deepStrictEqual(done.filter(Exit.isSuccess).length, 1)
+      assert.include([3 << 20, 5 << 20], Fs.statSync(join(plan.root, "state")).size)
+      assert.deepStrictEqual(Fs.readdirSync(join(plan.directory, "new")), [])
+    }))
+
   live("gives files out, but no links", (here) =>
     Effect.gen(function*() {
       const { collect, plan } = yield* prepare(planned(here))
@@ -650,17 +690,56 @@ describe("a jail at work", () => {
       assert.match(why(yield* Effect.flip(collect(JailPlan.JailPath("/a/b"), to))), /^InvalidRequest/)
     }))
 
+  live("gives out nothing that has taken the place of a file meanwhile", (here) =>
+    Effect.gen(function*() {
+      const { collect, plan } = yield* prepare(planned(here))
+      const memory = join(plan.root, "memory")
+      const other = join(plan.root, "other")
+      const to = join(here.directory, "memory")
+      // Whichever step it comes between, what is given out is the file that was looked at, or nothing.
+      const swap = (delay: number) =>
+        Effect.andThen(
+          Effect.repeat(Effect.sleep(0), { times: delay }),
+          // It may be gone by then.
+          Effect.ignore(Effect.try(() => {
+            Fs.renameSync(memory, other)
+            Fs.mkdirSync(join(memory, "deep"), { recursive: true })
+          }))
+        )
+      for (let delay = 0; delay < 8; delay++) {
+        Fs.writeFileSync(memory, "pages")
+        yield* Effect.all([Effect.ignore(collect(JailPlan.JailPath("/memory"), to)), swap(delay)], { concurrency: 2 })
+        if (Fs.existsSync(to)) assert.strictEqual(Fs.readFileSync(to, "utf8"), "pages")
+        for (const path of [memory, other, to]) Fs.rmSync(path, { recursive: true, force: true })
+      }
+    }))
+
+  live("a file that cannot be given out stays where it is", (here) =>
+    Effect.gen(function*() {
+      const { collect, plan } = yield* prepare(planned(here))
+      Fs.writeFileSync(join(plan.root, "memory"), "pages")
+      const error = yield* Effect.flip(collect(JailPlan.JailPath("/memory"), join(here.directory, "none", "memory")))
+      assert.match(why(error), /ENOENT$/)
+      assert.strictEqual(Fs.readFileSync(join(plan.root, "memory"), "utf8"), "pages")
+    }))
+
   live(rootOnly("gives files out to another file system"), (here) =>
     Effect.gen(function*() {
       if (!isRoot) return
       const point = join(here.directory, "elsewhere")
       Fs.mkdirSync(point)
-      yield* mounted(point, ["-t", "tmpfs", "none"])
+      yield* mounted(point, ["-t", "tmpfs", "-o", "size=1m", "none"])
       const { collect, plan } = yield* prepare(planned(here))
       Fs.writeFileSync(join(plan.root, "memory"), "pages")
       yield* collect(JailPlan.JailPath("/memory"), join(point, "memory"))
       assert.strictEqual(Fs.readFileSync(join(point, "memory"), "utf8"), "pages")
       assert.deepStrictEqual(Fs.readdirSync(plan.root), [])
+      // What finds no room there stays where it is.
+      Fs.writeFileSync(join(plan.root, "large"), Buffer.alloc(2 << 20, "x"))
+      const error = yield* Effect.flip(collect(JailPlan.JailPath("/large"), join(point, "large")))
+      assert.match(why(error), /ENOSPC$/)
+      assert.deepStrictEqual(Fs.readdirSync(point), ["memory"])
+      assert.strictEqual(Fs.statSync(join(plan.root, "large")).size, 2 << 20)
     }))
 })
 
@@ -676,6 +755,57 @@ describe("UidPool", () => {
         assert.match(why(error), /^HostFailed: .*uids 70000 to 70001: all are in use/)
       }))
       yield* pool.take
+    }))
+
+  live.each(["alone", "shared"])(
+    "gives out no user that a process runs as, whoever has left it (%s)",
+    (kind, here) =>
+      Effect.gen(function*() {
+        // Only root has processes of others.
+        if (!isRoot) return
+        const sleeping = Effect.acquireRelease(
+          Effect.sync(() => spawn("sleep", ["60"], { uid: 70_100, gid: 70_100, stdio: "ignore" })),
+          (child) =>
+            Effect.promise(() => {
+              const ended = exitOf(child)
+              child.kill("SIGKILL")
+              return ended
+            })
+        )
+        const options = {
+          first: 70_100,
+          count: 2,
+          directory: kind === "alone" ? undefined : join(here.directory, "uids")
+        }
+        yield* Effect.scoped(Effect.gen(function*() {
+          yield* sleeping
+          const pool = yield* UidPool.make(options)
+          assert.strictEqual((yield* Effect.scoped(pool.take)).uid, 70_101)
+          assert.strictEqual((yield* pool.take).uid, 70_101)
+          assert.match(why(yield* Effect.flip(pool.take)), /all are in use/)
+        }))
+        if (kind === "shared") return
+        const pool = yield* UidPool.make(options)
+        // Of one that was given back, too.
+        yield* Effect.scoped(pool.take)
+        yield* Effect.scoped(Effect.gen(function*() {
+          yield* sleeping
+          assert.strictEqual((yield* Effect.scoped(pool.take)).uid, 70_101)
+          assert.strictEqual((yield* Effect.scoped(pool.take)).uid, 70_101)
+        }))
+        assert.sameMembers([(yield* pool.take).uid, (yield* pool.take).uid], [70_100, 70_101])
+      })
+  )
+
+  live("leaves a directory that is there as it is", (here) =>
+    Effect.gen(function*() {
+      const mode = (path: string) => Fs.statSync(path).mode & 0o777
+      const shared = join(here.directory, "shared")
+      Fs.mkdirSync(shared, { mode: 0o755 })
+      const own = join(here.directory, "own", "uids")
+      yield* UidPool.make({ first: 70_000, count: 1, directory: shared })
+      yield* UidPool.make({ first: 70_000, count: 1, directory: own })
+      assert.deepStrictEqual([mode(shared), mode(own)], [0o755, 0o700])
     }))
 
   live("shares its range by files, if it is to", (here) =>

@@ -165,6 +165,14 @@ describe("MachineConfig.steps", () => {
     expect(fieldsOf(huge, target(14))).toEqual([])
   })
 
+  it("an initrd goes with huge pages from 1.11 on", () => {
+    const config = { ...least, bootSource: { kernel_image_path: "k", initrd_path: "i" } }
+    const huge = { ...config, machine: { ...machine, huge_pages: "2M" } } as const
+    expect(fieldsOf(config, target(10))).toEqual([])
+    expect(fieldsOf(huge, target(10))).toEqual(["bootSource.initrd_path"])
+    expect(fieldsOf(huge, target(11))).toEqual([])
+  })
+
   it("no more devices than the version has room for", () => {
     const withDrives = (count: number): MachineConfig.MachineConfig => ({
       ...least,

@@ -146,6 +146,28 @@ describe("a collector", () => {
       assert.strictEqual((yield* metrics.refresh).values.get("vcpu.x"), 5)
     })))
 
+  it.effect("what has come together for long is read at once, also in the end", () =>
+    withRegistry(Effect.gen(function*() {
+      const source = makeSource()
+      const scope = yield* Scope.make()
+      const metrics = yield* Scope.provide(MetricsCollector.make(source, { machine: "a" }), scope)
+      const many = Array.from({ length: 500 }, () => line({ vcpu: { x: 1 } }))
+      source.write(...many)
+      assert.strictEqual((yield* metrics.refresh).lines, 500)
+      source.write(...many)
+      yield* Scope.close(scope, Exit.void)
+      assert.strictEqual((yield* metrics.totals).lines, 1000)
+    })))
+
+  it.effect("more lines than Firecracker writes are not looked at, and count as torn", () =>
+    withRegistry(Effect.gen(function*() {
+      const source = makeSource()
+      const metrics = yield* MetricsCollector.make(source, { machine: "a" })
+      source.write(...Array.from({ length: 60 }, () => line({ vcpu: { x: 1 } }).repeat(1000)))
+      const { lines, torn, values } = yield* metrics.refresh
+      assert.deepStrictEqual([lines, torn, values.get("vcpu.x")], [512, 59_488, 512])
+    })))
+
   it.effect("a source that never ends does not hold it up", () =>
     withRegistry(Effect.gen(function*() {
       let reads = 0
@@ -155,8 +177,10 @@ describe("a collector", () => {
         return zeros
       })
       const metrics = yield* MetricsCollector.make({ read }, { machine: "a" })
-      yield* metrics.refresh
+      yield* TestClock.adjust("1 second")
       assert.isAtMost(reads, 128)
+      yield* metrics.refresh
+      assert.isAtMost(reads, 128 + 4096)
     })))
 
   it.effect("a source that fails is told, the numbers stay, and it can be tried again", () =>

@@ -5,8 +5,10 @@ import * as Schema from "effect/Schema"
 import * as VmmMetrics from "../../src/firecracker/VmmMetrics.ts"
 
 const totalsOf = (...lines: ReadonlyArray<unknown>): VmmMetrics.Totals =>
-  lines.map((line) => typeof line === "string" ? line : JSON.stringify(line))
-    .reduce(VmmMetrics.addLine, VmmMetrics.empty)
+  VmmMetrics.addLines(
+    VmmMetrics.empty,
+    lines.map((line) => typeof line === "string" ? line : JSON.stringify(line))
+  )
 
 const numbers = (totals: VmmMetrics.Totals) => Object.fromEntries(totals.values)
 

@@ -363,6 +363,30 @@ describe("a connection to the guest", () => {
       assert.strictEqual(server.received.length, 1)
     })))
 
+  it.live("is not held open by a guest that sends and does not read", () =>
+    live(Effect.gen(function*() {
+      const path = join(yield* directory(), "v")
+      let isClosed = false
+      yield* serve(
+        path,
+        guest((socket) => {
+          socket.pause()
+          const sending = setInterval(() => socket.write("x"), 50)
+          socket.once("close", () => {
+            clearInterval(sending)
+            isClosed = true
+          })
+        })
+      )
+      yield* Effect.scoped(Effect.gen(function*() {
+        const socket = yield* Vsock.connect(path, 5000)
+        yield* socket.reader
+        const writer = yield* socket.writer
+        yield* Effect.timeoutOption(writer.write(new Uint8Array(8 << 20)), "50 millis")
+      }))
+      yield* until(() => isClosed)
+    })), 10_000)
+
   it.live("is made anew by each reader of a socket", () =>
     live(Effect.gen(function*() {
       const path = join(yield* directory(), "v")

@@ -133,7 +133,10 @@ export const make = (options: { readonly socketPath: string; readonly maxBodyByt
       }),
     close: () => {
       isClosed = true
-      for (const { socket } of connections) socket.destroy(new Error("the transport was closed"))
+      // An error costs more than all else here, so only those who wait are told why.
+      for (const { socket, task } of connections) {
+        socket.destroy(task === undefined ? undefined : new Error("the transport was closed"))
+      }
     }
   }
 }

@@ -13,17 +13,25 @@ const writeAll = async (to: NodeFs.FileHandle, bytes: Uint8Array, at: number): P
   if (bytesWritten < bytes.length) await writeAll(to, bytes.subarray(bytesWritten), at + bytesWritten)
 }
 
-/** With holes where it is zero, which file systems without clones would fill when they copy. */
+/**
+ * Makes a new file, whole or not at all, with holes where it is zero, which file systems without clones would fill when they
+ * copy.
+ */
 const copyBytes = async (from: NodeFs.FileHandle, to: string, signal: AbortSignal): Promise<void> => {
   await using target = await NodeFs.open(to, "wx", 0o600)
-  let at = 0
-  const pieces: AsyncIterable<Buffer> = from.createReadStream({ start: 0, highWaterMark: piece, autoClose: false })
-  for await (const bytes of pieces) {
-    signal.throwIfAborted()
-    if (!zeros.subarray(0, bytes.length).equals(bytes)) await writeAll(target, bytes, at)
-    at += bytes.length
+  try {
+    let at = 0
+    const pieces: AsyncIterable<Buffer> = from.createReadStream({ start: 0, highWaterMark: piece, autoClose: false })
+    for await (const bytes of pieces) {
+      signal.throwIfAborted()
+      if (!zeros.subarray(0, bytes.length).equals(bytes)) await writeAll(target, bytes, at)
+      at += bytes.length
+    }
+    await target.truncate(at)
+  } catch (error) {
+    await NodeFs.rm(to, { force: true })
+    throw error
   }
-  await target.truncate(at)
 }
 
 /** Makes a new file that is a clone where the file system can do that, else a copy. */
@@ -51,24 +59,30 @@ export const areSame = async (a: string, b: string): Promise<boolean> => {
 
 /**
  * Moves a file out of a jail, whose inmates are not to be trusted: one that is a link, or has a second name, or becomes
- * another one meanwhile, is refused. It is ours then.
+ * another one meanwhile, is refused. It is ours then. `via` is a name on the same file system where no inmate can be: what
+ * was put in the place of the file comes no further.
  */
-export const moveOut = async (from: string, to: string, signal: AbortSignal): Promise<void> => {
+export const moveOut = async (from: string, via: string, to: string, signal: AbortSignal): Promise<void> => {
   await using handle = await NodeFs.open(from, O_RDONLY | O_NOFOLLOW | O_NONBLOCK)
   const before = await handle.stat({ bigint: true })
   if (!before.isFile() || before.nlink !== 1n) throw new Error("it is not a file of its own")
   await handle.chown(process.geteuid?.() ?? 0, process.getegid?.() ?? 0)
   await handle.chmod(0o600)
+  await NodeFs.rename(from, via)
+  const moved = await NodeFs.lstat(via, { bigint: true })
+  if (!isSame(before, moved) || moved.nlink !== 1n) throw new Error("it was replaced meanwhile")
   try {
-    await NodeFs.rename(from, to)
-    if (!isSame(before, await NodeFs.lstat(to, { bigint: true }))) {
-      await NodeFs.rm(to, { force: true, recursive: true })
-      throw new Error("it was replaced meanwhile")
-    }
+    await NodeFs.rename(via, to)
   } catch (error) {
-    if (codeOf(error) !== "EXDEV") throw error
-    await NodeFs.rm(to, { force: true })
-    await copyBytes(handle, to, signal)
-    await NodeFs.unlink(from)
+    try {
+      if (codeOf(error) !== "EXDEV") throw error
+      await NodeFs.rm(to, { force: true })
+      await copyBytes(handle, to, signal)
+    } catch (failure) {
+      // For another try.
+      await NodeFs.rename(via, from)
+      throw failure
+    }
+    await NodeFs.unlink(via)
   }
 }

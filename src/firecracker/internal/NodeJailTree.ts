@@ -9,9 +9,11 @@ const maxDepth = 128
 /** So many are named. */
 const maxNamed = 20
 
+const { O_DIRECTORY, O_NOFOLLOW, O_RDONLY } = NodeFs.constants
+
 /**
  * Removes a directory and all below it, and goes on after what cannot be removed. Symbolic links are removed and not
- * followed, and nothing at or below a mount point is touched. No process may be at work there meanwhile.
+ * followed, also one that takes the place of a directory meanwhile; and nothing at or below a mount point is touched.
  */
 export const removeTree = async (
   directory: string,
@@ -22,29 +24,33 @@ export const removeTree = async (
   const keep = (path: string, why: string): void => {
     if (left.length < maxNamed) left.push({ path, why })
   }
-  const attempt = async (path: string, remove: (path: string) => Promise<void>): Promise<void> => {
+  // `path` is for people. What is done is done by `at`, which leads through the open directory above.
+  const attempt = async (path: string, at: string, remove: (at: string) => Promise<void>): Promise<void> => {
     try {
-      await remove(path)
+      await remove(at)
     } catch (error) {
       // A directory that is not empty has in it what is named already.
       const code = codeOf(error)
       if (code !== "ENOENT" && !(code === "ENOTEMPTY" && left.length > 0)) keep(path, code)
     }
   }
-  const enter = async (path: string, depth: number): Promise<void> => {
+  const enter = async (path: string, at: string, depth: number): Promise<void> => {
     if (depth > maxDepth) return keep(path, `it is more than ${maxDepth} directories deep`)
     try {
-      for await (const entry of await NodeFs.opendir(path)) {
+      await using handle = await NodeFs.open(at, O_RDONLY | O_DIRECTORY | O_NOFOLLOW)
+      const here = `/proc/self/fd/${handle.fd}`
+      for await (const entry of await NodeFs.opendir(here)) {
         const child = `${path}/${entry.name}`
+        const childAt = `${here}/${entry.name}`
         if (++entries > maxEntries) return keep(path, `it has more than ${maxEntries} files`)
         if (mountPoints.has(child)) keep(child, "something is mounted there")
-        else if (entry.isDirectory()) await enter(child, depth + 1)
-        else await attempt(child, NodeFs.unlink)
+        else if (entry.isDirectory()) await enter(child, childAt, depth + 1)
+        else await attempt(child, childAt, NodeFs.unlink)
       }
     } catch (error) {
       if (codeOf(error) !== "ENOENT") keep(path, codeOf(error))
     }
-    await attempt(path, NodeFs.rmdir)
+    await attempt(path, at, NodeFs.rmdir)
   }
   // Whoever put another directory or a link in its place would have it removed instead.
   const found = await NodeFs.lstat(directory).catch(() => undefined)
@@ -52,6 +58,6 @@ export const removeTree = async (
   if (!found.isDirectory() || (await NodeFs.realpath(dirname(directory))) !== dirname(directory)) {
     return [{ path: directory, why: "it is no directory, or is reached by a symbolic link" }]
   }
-  await enter(directory, 0)
+  await enter(directory, directory, 0)
   return left
 }

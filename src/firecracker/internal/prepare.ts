@@ -8,7 +8,7 @@ import * as Capabilities from "../Capabilities.ts"
 import { type Fault, InvalidRequest, type UnsupportedByVersion } from "../FirecrackerError.ts"
 import * as FirecrackerSchema from "../FirecrackerSchema.ts"
 import { checked } from "./checked.ts"
-import { byteLength } from "./wireParts.ts"
+import { byteLength, isWithin } from "./wireParts.ts"
 
 type Check = (input: unknown) => Result.Result<unknown, ReadonlyArray<Fault>>
 
@@ -44,8 +44,8 @@ export const bodyText = (
     }),
     (text) => {
       if (typeof text !== "string") return Result.fail(invalid("body", body, "give what JSON can say"))
+      if (isWithin(text, payloadLimit)) return Result.succeed(text)
       const bytes = byteLength(text)
-      if (bytes <= payloadLimit) return Result.succeed(text)
       const remedy = `give at most ${payloadLimit}, or start Firecracker with a larger --http-api-max-payload-size`
       return Result.fail(invalid("body", `${bytes} bytes`, remedy))
     }

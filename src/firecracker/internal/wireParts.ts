@@ -9,6 +9,9 @@ const encoder = new TextEncoder()
 /** The length of a text in UTF-8. */
 export const byteLength = (text: string): number => encoder.encode(text).length
 
+/** Has it so many bytes in UTF-8 at most? A unit of UTF-16 has three at most, so that mostly nothing has to be counted. */
+export const isWithin = (text: string, bytes: number): boolean => 3 * text.length <= bytes || byteLength(text) <= bytes
+
 const whole = (minimum: number, maximum: number) =>
   Schema.Int.check(
     Schema.isBetween({ minimum, maximum }, { expected: `a whole number from ${minimum} to ${maximum}` })
@@ -29,7 +32,7 @@ const path = (limit: number) => {
   const expected = `a path of 1 to ${limit} bytes without NUL`
   return Schema.String.check(
     Schema.makeFilter(
-      (text) => text !== "" && !text.includes("\0") && text.isWellFormed() && byteLength(text) <= limit,
+      (text) => text !== "" && !text.includes("\0") && text.isWellFormed() && isWithin(text, limit),
       { expected }
     )
   )

@@ -1,0 +1,360 @@
+/**
+ * Machines on Firecracker.
+ *
+ * One process for each machine, in a directory of its own, spoken to over the socket of its API. A machine's byte channels
+ * are ports of its vsock device, which programs in the guest listen on: the kernel is told which by `microvm.vsock`, and the
+ * guests of the folder `image` know that.
+ *
+ * A snapshot is two files: the state of the devices, and the memory, which restored machines map and read as they need it.
+ * A machine that has not run yet has nothing to write down: its snapshot is a copy of its kernel and its initramfs.
+ *
+ * **Gotchas**
+ *
+ * - A snapshot has nothing of what is on the drives. A restored machine opens those that `devices` gives it, which have to
+ *   hold what they held when the snapshot was made: give each machine a clone, or drives that are read-only.
+ * - The memory of a snapshot is a part of each machine that was restored from it, for as long as that runs: removing the
+ *   file is harmless, changing it is not.
+ * - A save cannot be called off once Firecracker writes: whoever leaves waits until it is through.
+ * - Connections over a channel end when the machine is saved (`Vsock`); a new run of its socket connects again.
+ * - A guest that powers off does not end an x86_64 machine (Firecracker's docs/api_requests/actions.md), so it is told to
+ *   restart instead (`microvm.off=reboot`), and both are a power-off to us.
+ * - SIGTERM ends Firecracker at once, and the guest with it: only Ctrl-Alt-Del, the power button of x86_64, asks the guest.
+ *
+ * @since 0.1.0
+ */
+import * as Config from "effect/Config"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
+import * as Result from "effect/Result"
+import * as Schema from "effect/Schema"
+import * as SchemaTransformation from "effect/SchemaTransformation"
+import * as Scope from "effect/Scope"
+import type { MachineSpec } from "../microvm/MachineSpec.ts"
+import * as MicroVmError from "../microvm/MicroVmError.ts"
+import { type Capabilities, type LaunchOptions, MicroVmProvider } from "../microvm/MicroVmProvider.ts"
+import * as Snapshot from "../microvm/Snapshot.ts"
+import { ProcessHost } from "../process/ProcessHost.ts"
+import { ProcessSpawner } from "../process/ProcessSpawner.ts"
+import type { Deadlines } from "./FirecrackerApi.ts"
+import * as FirecrackerHost from "./FirecrackerHost.ts"
+import { bringUp } from "./internal/bringUp.ts"
+import { kernelFault, refusedClock } from "./internal/verdicts.ts"
+import { Jail } from "./Jail.ts"
+import * as LaunchPlan from "./LaunchPlan.ts"
+import { MetricsFiles } from "./MetricsCollector.ts"
+import { PageServer } from "./PageServer.ts"
+import type { UidPool } from "./UidPool.ts"
+import { Vsock } from "./Vsock.ts"
+
+/**
+ * @category options
+ * @since 0.1.0
+ */
+export interface Options extends FirecrackerHost.Options, Omit<LaunchPlan.Options, "jail"> {
+  /** Where machines have their directories. Default: see `NodeFirecrackerHost.layer`. */
+  readonly stateDirectory?: string | undefined
+  /** How long Firecracker may take until it answers. Default 5 seconds. */
+  readonly readyWithin?: Duration.Input | undefined
+  /** How long calls of its API may take. Default: see `FirecrackerApi`. */
+  readonly deadlines?: Deadlines | undefined
+  /** Has each machine jailed. Default: none is. */
+  readonly jail?: JailOptions | undefined
+}
+
+/**
+ * How machines are jailed.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export interface JailOptions extends Omit<LaunchPlan.Jailing, "host" | "uid" | "gid"> {
+  /** Whom Firecracker becomes: one user for all machines, or, better, one of a pool for each. */
+  readonly user: { readonly uid: number; readonly gid: number } | UidPool
+  /** Where jails are made. Default `/srv/jailer`. */
+  readonly base?: string | undefined
+}
+
+/**
+ * What the backend is made of. `NodeFirecracker.layer` has all that is not of the folder `process`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Requirements =
+  | FirecrackerHost.FirecrackerHost
+  | Jail
+  | MetricsFiles
+  | PageServer
+  | ProcessHost
+  | ProcessSpawner
+  | Vsock
+
+/**
+ * What a machine of this architecture can. There is no device that tells of a kernel's panic. It mostly shows on the console,
+ * and then the machine's end says so; else it looks like a power-off.
+ *
+ * ```ts import.meta.vitest
+ * import { FirecrackerProvider } from "effect-microvm-runtime/firecracker"
+ * FirecrackerProvider.capabilities("aarch64").powerButton // => false
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const capabilities = (
+  architecture: FirecrackerHost.Architecture,
+  options: Pick<Options, "jail"> = {}
+): Capabilities => ({
+  pause: true,
+  snapshot: true,
+  // A jail and its cgroup are named after the machine.
+  rename: options.jail === undefined,
+  powerButton: architecture === "x86_64",
+  panicDetection: false
+})
+
+/** Looks at all that Firecracker is going to open. */
+const checkFiles = Effect.fnUntraced(function*(
+  plan: LaunchPlan.LaunchPlan,
+  setup: FirecrackerHost.Setup,
+  host: FirecrackerHost.FirecrackerHost["Service"],
+  from: Snapshot.Snapshot | undefined
+) {
+  const entries = plan.served === undefined ? plan.entries : [...plan.entries, plan.served]
+  const found = yield* Effect.forEach(
+    entries,
+    ({ field, path: value, writable }) =>
+      Effect.map(host.inspect(value, { writable }), ({ fault, kernel }): ReadonlyArray<MicroVmError.Fault> => {
+        if (fault !== undefined) return [{ field, value, remedy: fault }]
+        const remedy = field === "kernel" ? kernelFault(setup, kernel) : undefined
+        return remedy === undefined ? [] : [{ field, value, remedy }]
+      })
+  )
+  const faults = found.flat()
+  const isOfSnapshot = ({ field }: MicroVmError.Fault) => from !== undefined && !field.startsWith("devices.")
+  const own = faults.filter((fault) => !isOfSnapshot(fault))
+  if (own.length > 0) return yield* MicroVmError.make(new MicroVmError.InvalidSpec({ faults: own }))
+  if (from === undefined || faults.length === 0) return
+  const why = faults.map(({ field, remedy }) => `its ${field}: ${remedy}`)
+  return yield* MicroVmError.make(new MicroVmError.SnapshotUnusable({ snapshot: from.id, why }))
+})
+
+/** It stands for one of a pool, where no machine is launched (user_namespaces(7): the overflow user). */
+const anyUser = { uid: 65_534, gid: 65_534 }
+
+const jailing = Effect.fnUntraced(function*(
+  { base, user, ...jail }: JailOptions,
+  { binary }: FirecrackerHost.Setup
+) {
+  const observed = yield* Effect.mapError(
+    Jail.use(({ observe }) => observe({ executable: binary, base })),
+    ({ message }) =>
+      MicroVmError.make(
+        new MicroVmError.BackendUnavailable({
+          backend: "firecracker",
+          why: message,
+          remedy: "make a place for jails and let MICROVM_JAILER_CHROOT_BASE name it"
+        })
+      )
+  )
+  const planFor = (one: typeof anyUser): LaunchPlan.Jailing => ({ ...jail, ...one, host: observed })
+  const take = "take" in user ? user.take : Effect.succeed(user)
+  return { sample: planFor("take" in user ? anyUser : user), take: Effect.map(take, planFor) }
+})
+
+const make = Effect.fnUntraced(function*({ jail: jailOptions, ...options }: Options) {
+  const services = {
+    host: yield* FirecrackerHost.FirecrackerHost,
+    spawner: yield* ProcessSpawner,
+    processes: yield* ProcessHost,
+    jails: yield* Jail,
+    vsock: yield* Vsock,
+    metricsFiles: yield* MetricsFiles,
+    pageServer: yield* PageServer
+  }
+  const { host } = services
+  const wanted = jailOptions === undefined ? options : { ...options, jailer: options.jailer ?? "jailer" }
+  const setup = yield* Effect.fromResult(FirecrackerHost.choose(yield* host.observe(wanted), options))
+  const jails = jailOptions === undefined ? undefined : yield* jailing(jailOptions, setup)
+  const { deadlines = {}, stateDirectory } = options
+  const readyWithin = Duration.fromInputUnsafe(options.readyWithin ?? "5 seconds")
+  const sample: LaunchPlan.Options = { ...options, jail: jails?.sample }
+  const planOf = (spec: MachineSpec, { from }: LaunchOptions, how: LaunchPlan.Options) =>
+    LaunchPlan.make(setup, spec, from === undefined ? { _tag: "Boot" } : { _tag: "Restore", snapshot: from }, how)
+  const platformOf = (spec: Snapshot.Spec) => LaunchPlan.platform(setup, spec, options)
+
+  const claim = Effect.fnUntraced(function*(spec: MachineSpec, how: LaunchOptions, adjustClock: boolean | undefined) {
+    const jail = jails === undefined ? undefined : yield* Effect.mapError(jails.take, (cause) =>
+      MicroVmError.make(
+        new MicroVmError.LaunchFailed({
+          id: spec.id,
+          stage: "finding a user for it",
+          stderrTail: "",
+          consoleTail: "",
+          cause
+        })
+      ))
+    const plan = yield* Effect.fromResult(planOf(spec, how, { ...options, adjustClock, jail }))
+    const platform = platformOf(Snapshot.specOf(spec))
+    return yield* bringUp({ spec, plan, setup, stateDirectory, deadlines, readyWithin, platform }, services)
+  })
+  /** All of it, or nothing. */
+  const attempt = (spec: MachineSpec, how: LaunchOptions, adjustClock: boolean | undefined) =>
+    Effect.uninterruptibleMask((restore) =>
+      Effect.gen(function*() {
+        const scope = yield* Scope.fork(yield* Effect.scope)
+        return yield* restore(claim(spec, how, adjustClock)).pipe(
+          Scope.provide(scope),
+          Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
+        )
+      })
+    )
+  return MicroVmProvider.of({
+    backend: "firecracker",
+    capabilities: capabilities(setup.architecture, { jail: jailOptions }),
+    plan: (spec, how = {}) => planOf(spec, how, sample),
+    platform: (spec) => Result.succeed(platformOf(spec)),
+    launch: Effect.fn("FirecrackerProvider.launch")(function*(spec, how = {}) {
+      yield* checkFiles(yield* Effect.fromResult(planOf(spec, how, sample)), setup, host, how.from)
+      const { adjustClock } = options
+      // A host whose clocks are not in step saves no time that could be gone on from, and that ends Firecracker.
+      return yield* Effect.catchIf(
+        attempt(spec, how, adjustClock),
+        (error) => adjustClock === undefined && refusedClock(error),
+        () => attempt(spec, how, false)
+      )
+    })
+  })
+})
+
+/**
+ * The backend over any host and spawner. Looks at the host once, and fails with `BackendUnavailable` when no machine can
+ * be run here.
+ *
+ * ```ts import.meta.vitest
+ * import * as NodeServices from "@effect/platform-node/NodeServices"
+ * import { FirecrackerProvider, NodeFirecracker } from "effect-microvm-runtime/firecracker"
+ * import { MicroVmProvider } from "effect-microvm-runtime/microvm"
+ * import { NodeProcessSpawner } from "effect-microvm-runtime/process"
+ * import * as Effect from "effect/Effect"
+ * import * as Layer from "effect/Layer"
+ *
+ * const layer = FirecrackerProvider.layerWith({ binary: "/nonexistent/firecracker" }).pipe(
+ *   Layer.provide(NodeFirecracker.layer),
+ *   Layer.provide([NodeProcessSpawner.layer, NodeServices.layer])
+ * )
+ * const program = MicroVmProvider.MicroVmProvider.use((provider) => Effect.succeed(provider.backend)).pipe(
+ *   Effect.provide(layer),
+ *   Effect.catchReason("MicroVmError", "BackendUnavailable", ({ why }) => Effect.succeed(why))
+ * )
+ * await Effect.runPromise(program) // => "/nonexistent/firecracker: no such file"
+ * ```
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerWith = (
+  options: Options
+): Layer.Layer<
+  MicroVmProvider,
+  MicroVmError.MicroVmError,
+  Requirements
+> => Layer.effect(MicroVmProvider, make(options))
+
+/**
+ * The backend with all defaults: Firecracker from PATH, not jailed.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer: Layer.Layer<
+  MicroVmProvider,
+  MicroVmError.MicroVmError,
+  Requirements
+> = layerWith({})
+
+const Milliseconds = Schema.Int.check(Schema.isGreaterThan(0))
+
+const milliseconds = (name: string) =>
+  Config.schema(Milliseconds, name).pipe(Config.map(Duration.millis), Config.withDefault(undefined))
+
+const MemoryBackend = Schema.String.pipe(
+  Schema.decode(SchemaTransformation.trim()),
+  Schema.decode(SchemaTransformation.toLowerCase()),
+  Schema.decodeTo(Schema.Literals(["file", "uffd"]))
+)
+
+const Id = Schema.Int.check(Schema.isBetween({ minimum: 1, maximum: 4_294_967_294 }))
+
+const jailConfig = Config.all({
+  uid: Config.schema(Id, "MICROVM_JAILER_UID"),
+  gid: Config.schema(Id, "MICROVM_JAILER_GID"),
+  base: Config.String("MICROVM_JAILER_CHROOT_BASE").pipe(Config.withDefault(undefined)),
+  parentCgroup: Config.String("MICROVM_JAILER_CGROUP_PARENT").pipe(Config.withDefault(undefined)),
+  cgroupVersion: Config.schema(Schema.Literals([1, 2]), "MICROVM_JAILER_CGROUP_VERSION").pipe(
+    Config.withDefault("auto")
+  )
+}).pipe(Config.map(({ gid, uid, ...jail }): JailOptions => ({ ...jail, user: { uid, gid } })))
+
+/**
+ * The options from configuration. A value that cannot be is an error that names the variable. All have defaults, but that a
+ * jail needs a user.
+ *
+ * - `MICROVM_FIRECRACKER_BIN`: the program.
+ * - `MICROVM_FIRECRACKER_KVM`: `check` or `assume`.
+ * - `MICROVM_FIRECRACKER_BOOT_ARGS`: arguments for the kernel of every machine, after those that are always there.
+ * - `MICROVM_FIRECRACKER_STATE_DIR`: where machines have their directories.
+ * - `MICROVM_FIRECRACKER_API_TIMEOUT_MS`: how long a call of the API may take, but those of snapshots.
+ * - `MICROVM_FIRECRACKER_SOCKET_READY_TIMEOUT_MS`: how long Firecracker may take until it answers.
+ * - `MICROVM_MEM_BACKEND`: `file` or `uffd`, in any case.
+ * - `MICROVM_JAILER_BIN`: the jailer. Machines are jailed when it is set.
+ * - `MICROVM_JAILER_UID`, `MICROVM_JAILER_GID`: whom Firecracker becomes in a jail.
+ * - `MICROVM_JAILER_CHROOT_BASE`, `MICROVM_JAILER_CGROUP_PARENT`, `MICROVM_JAILER_CGROUP_VERSION` (`1` or `2`): see `JailPlan`.
+ *
+ * ```ts import.meta.vitest
+ * import { FirecrackerProvider } from "effect-microvm-runtime/firecracker"
+ * import * as ConfigProvider from "effect/ConfigProvider"
+ * import * as Effect from "effect/Effect"
+ * const provider = ConfigProvider.fromUnknown({ MICROVM_MEM_BACKEND: " UFFD " })
+ * const options = Effect.runSync(FirecrackerProvider.config.parse(provider))
+ * options.memoryBackend // => "uffd"
+ * ```
+ *
+ * @category configuration
+ * @since 0.1.0
+ */
+export const config: Config.Config<Options> = Config.all({
+  binary: Config.String("MICROVM_FIRECRACKER_BIN").pipe(Config.withDefault(undefined)),
+  kvm: Config.Literals(["check", "assume"], "MICROVM_FIRECRACKER_KVM").pipe(Config.withDefault("check")),
+  kernelArgs: Config.String("MICROVM_FIRECRACKER_BOOT_ARGS").pipe(
+    Config.map((text) => text.split(/\s+/).filter((arg) => arg !== "")),
+    Config.withDefault([])
+  ),
+  stateDirectory: Config.String("MICROVM_FIRECRACKER_STATE_DIR").pipe(Config.withDefault(undefined)),
+  deadlines: milliseconds("MICROVM_FIRECRACKER_API_TIMEOUT_MS").pipe(
+    Config.map((within): Deadlines => ({ read: within, change: within }))
+  ),
+  readyWithin: milliseconds("MICROVM_FIRECRACKER_SOCKET_READY_TIMEOUT_MS"),
+  memoryBackend: Config.schema(MemoryBackend, "MICROVM_MEM_BACKEND").pipe(Config.withDefault("file")),
+  jailer: Config.String("MICROVM_JAILER_BIN").pipe(Config.withDefault(undefined))
+}).pipe(
+  Config.flatMap((options): Config.Config<Options> =>
+    options.jailer === undefined
+      ? Config.succeed(options)
+      : Config.map(jailConfig, (jail) => ({ ...options, jail }))
+  )
+)
+
+/**
+ * The backend with the options of `config`.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerConfig: Layer.Layer<
+  MicroVmProvider,
+  MicroVmError.MicroVmError | Config.ConfigError,
+  Requirements
+> = Layer.unwrap(Effect.map(config, layerWith))

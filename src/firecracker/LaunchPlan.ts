@@ -1,0 +1,491 @@
+/**
+ * What is going to be started for a machine, and what it is going to be told: all of it as a value. No I/O.
+ *
+ * Every machine has a directory of its own, in which its Firecracker runs. Firecracker is told nothing but names in it, and
+ * what has to be there is put there under that name. So a snapshot, which holds the paths of drives and sockets, is
+ * restored in another directory without a change, and no path of a socket is too long.
+ *
+ * @since 0.1.0
+ */
+import * as Result from "effect/Result"
+import * as Struct from "effect/Struct"
+import type { MachineSpec } from "../microvm/MachineSpec.ts"
+import * as MicroVmError from "../microvm/MicroVmError.ts"
+import type * as Snapshot from "../microvm/Snapshot.ts"
+import * as BootArgs from "./BootArgs.ts"
+import * as Capabilities from "./Capabilities.ts"
+import type { Setup } from "./FirecrackerHost.ts"
+import type * as FirecrackerSchema from "./FirecrackerSchema.ts"
+import * as FirecrackerVersion from "./FirecrackerVersion.ts"
+import { describeDevices, inventory } from "./internal/deviceWords.ts"
+import { faultsOf, unsupported } from "./internal/planFaults.ts"
+import * as JailPlan from "./JailPlan.ts"
+import * as MachineConfig from "./MachineConfig.ts"
+import { memBackend } from "./PageServer.ts"
+
+/**
+ * What a machine has beside what its spec says, in the words of Firecracker's API. `path_on_host` is a path of this host, and
+ * `host_dev_name` a TAP device that is there already.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export interface Devices
+  extends Omit<MachineConfig.MachineConfig, "machine" | "bootSource" | "vsock" | "logger" | "metrics">
+{
+  readonly machine?: Omit<FirecrackerSchema.MachineConfiguration, "vcpu_count" | "mem_size_mib"> | undefined
+}
+
+/**
+ * @category options
+ * @since 0.1.0
+ */
+export interface Options {
+  /**
+   * What machines have beside what their specs say. Where something leads to, such as the path of a drive, may depend on the
+   * id; what there is may not: a snapshot is restored under another id. Default: nothing.
+   */
+  readonly devices?: Devices | ((spec: MachineSpec) => Devices) | undefined
+  /** Arguments for the kernel of every machine, before those of its spec. Default none. */
+  readonly kernelArgs?: ReadonlyArray<string> | undefined
+  /** Devices on a PCI bus instead of MMIO (`--enable-pci`, 1.13 and later). Default false. */
+  readonly pci?: boolean | undefined
+  /** How much Firecracker logs. Default `"Info"`, from which the end of a machine is told best. */
+  readonly logLevel?: "Error" | "Warning" | "Info" | "Debug" | "Trace" | undefined
+  /**
+   * How a restored machine gets its memory: `"file"`, the default, maps the snapshot's, and `"uffd"` has us serve it page by
+   * page, as huge pages need it.
+   */
+  readonly memoryBackend?: "file" | "uffd" | undefined
+  /**
+   * Is a restored guest's kvm-clock to be set to the time of now? Default: where Firecracker can, from 1.16 on on x86_64 with
+   * Linux 5.16. A guest that uses another clock source is as late as its snapshot is old.
+   */
+  readonly adjustClock?: boolean | undefined
+  /** Does Firecracker tell its metrics? Default false. */
+  readonly metrics?: boolean | undefined
+  /** Default: Firecracker runs as we do, with what its own filter of system calls leaves it. */
+  readonly jail?: Jailing | undefined
+}
+
+/**
+ * How machines are jailed. In a jail, what a machine writes to its drives is written to copies, which end with it.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export interface Jailing extends Omit<JailPlan.Options, "id" | "jailer" | "machine" | "version" | "files" | "args"> {
+  readonly host: JailPlan.JailHost
+}
+
+/**
+ * How a machine comes to be: it boots a kernel, or goes on from a snapshot.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Origin =
+  | { readonly _tag: "Boot" }
+  | { readonly _tag: "Restore"; readonly snapshot: Snapshot.Snapshot }
+
+/**
+ * How a snapshot holds the machine:
+ *
+ * - `full`: its memory, and the state of its devices.
+ * - `unstarted`: it has not run yet, so there is nothing but its spec, and copies of the files that it boots.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Form = "full" | "unstarted"
+
+/**
+ * The files of a snapshot: `state` and `memory` in the form `full`; in `unstarted` there are `kernel` and, if the machine has
+ * one, `initramfs`.
+ *
+ * @category constants
+ * @since 0.1.0
+ */
+export const snapshotFiles = { state: "state", memory: "memory", kernel: "kernel", initramfs: "initramfs" } as const
+
+/**
+ * What is made in the directory of a machine, beside the files that it is given.
+ *
+ * @category constants
+ * @since 0.1.0
+ */
+export const names = {
+  api: "api.sock",
+  vsock: "vsock.sock",
+  pages: "pages.sock",
+  log: "firecracker.log",
+  metrics: "firecracker.metrics"
+} as const
+
+/**
+ * A file of the host that Firecracker opens under another name.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Entry {
+  /** Where it comes from: `kernel`, `initramfs`, `state`, `memory`, `devices.drives[0].path_on_host`. */
+  readonly field: string
+  readonly name: string
+  readonly path: string
+  readonly writable: boolean
+}
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export interface LaunchPlan {
+  readonly backend: "firecracker"
+  /** For people: what this is, and why so. */
+  readonly description: ReadonlyArray<string>
+  /** Firecracker runs in the directory of the machine, whichever program brings it there. */
+  readonly argv: readonly [program: string, ...args: ReadonlyArray<string>]
+  /** What is put into that directory. */
+  readonly entries: ReadonlyArray<Entry>
+  /** The memory, if that is served page by page. */
+  readonly served: Entry | undefined
+  /** The vsock port of each channel. */
+  readonly channels: ReadonlyMap<string, number>
+  /** The machine. One that goes on from a snapshot is told only of what that does not have: metrics and serial console. */
+  readonly config: MachineConfig.MachineConfig
+  /** What it goes on from. */
+  readonly load: FirecrackerSchema.SnapshotLoadParams | undefined
+  /** What follows from the kernel's arguments. */
+  readonly facts: BootArgs.Facts
+  readonly jail: JailPlan.JailPlan | undefined
+}
+
+/**
+ * The port of the first channel; those below are for privileged programs of a guest (vsock(7)).
+ *
+ * @category constants
+ * @since 0.1.0
+ */
+export const firstPort = 1024
+
+/** It never leaves the guest, so all may have the same; 0 to 2 are taken (vsock(7)). */
+const guestCid = 3
+
+const devicesOf = ({ devices = {} }: Options, spec: MachineSpec): Devices =>
+  typeof devices === "function" ? devices(spec) : devices
+
+const targetOf = ({ architecture, version }: Setup, { pci = false }: Options): Capabilities.Target => ({
+  architecture,
+  version,
+  pci
+})
+
+const rootOf = ({ drives = [], pmem = [] }: Devices): BootArgs.Root | undefined => {
+  const drive = drives.find((one) => one.is_root_device)
+  if (drive !== undefined) {
+    return { _tag: "Drive", partuuid: drive.partuuid, readOnly: drive.is_read_only === true }
+  }
+  const index = pmem.findIndex((one) => one.root_device === true)
+  return index < 0 ? undefined : { _tag: "Pmem", index, readOnly: pmem[index]?.read_only === true }
+}
+
+const countOf = (
+  { balloon, drives = [], entropy, memoryHotplug, networkInterfaces = [], pmem = [] }: Devices,
+  channels: ReadonlyArray<string>
+): number =>
+  drives.length + pmem.length + networkInterfaces.length + (channels.length > 0 ? 1 : 0)
+  + [balloon, entropy, memoryHotplug].filter((device) => device !== undefined).length
+
+const bootArgs = (setup: Setup, spec: MachineSpec, options: Options, devices: Devices) => {
+  const { architecture } = setup
+  return BootArgs.make({
+    architecture,
+    hostname: spec.hostname,
+    devices: { pci: options.pci, count: countOf(devices, spec.channels), root: rootOf(devices) },
+    args: [
+      // A power-off would leave Firecracker running, with a guest that stands still.
+      ...(architecture === "x86_64" ? ["microvm.off=reboot"] : []),
+      ...(spec.channels.length === 0 ? [] : [`microvm.vsock=${firstPort},${spec.channels.join(",")}`]),
+      ...options.kernelArgs ?? [],
+      ...spec.kernelArgs
+    ]
+  })
+}
+
+const readsRealtime: FirecrackerVersion.FirecrackerVersion = { major: 1, minor: 16, patch: 0 }
+const overridesNetwork: FirecrackerVersion.FirecrackerVersion = { major: 1, minor: 12, patch: 0 }
+
+/** KVM knows the time of a snapshot since Linux 5.16 (KVM_CLOCK_REALTIME in Documentation/virt/kvm/api.rst). */
+const hasRealtime = ({ architecture, kernel, version }: Setup): boolean => {
+  const [, major = "0", minor = "0"] = /^(\d+)\.(\d+)/.exec(kernel) ?? []
+  const isNew = Number(major) > 5 || (Number(major) === 5 && Number(minor) >= 16)
+  return architecture === "x86_64" && isNew && FirecrackerVersion.isAtLeast(version, readsRealtime)
+}
+
+const loadOf = (
+  setup: Setup,
+  { adjustClock = hasRealtime(setup), memoryBackend = "file" }: Options,
+  { machine, networkInterfaces = [] }: Devices
+): FirecrackerSchema.SnapshotLoadParams => ({
+  snapshot_path: snapshotFiles.state,
+  mem_backend: memoryBackend === "uffd"
+    ? memBackend(names.pages)
+    : { backend_type: "File", backend_path: snapshotFiles.memory },
+  resume_vm: false,
+  ...(machine?.track_dirty_pages === true && { track_dirty_pages: true }),
+  ...(adjustClock && { clock_realtime: true }),
+  // An older one finds the device only under the name that it had.
+  ...(networkInterfaces.length > 0 && FirecrackerVersion.isAtLeast(setup.version, overridesNetwork) && {
+    network_overrides: networkInterfaces.map(Struct.pick(["iface_id", "host_dev_name"]))
+  })
+})
+
+const driveName = ({ drive_id: id }: FirecrackerSchema.Drive): string => `drive-${id}`
+const pmemName = ({ id }: FirecrackerSchema.Pmem): string => `pmem-${id}`
+
+const entriesOf = ({ drives = [], pmem = [] }: Devices): ReadonlyArray<Entry> => [
+  ...drives.flatMap((drive, index) =>
+    drive.path_on_host === undefined ? [] : [{
+      field: `devices.drives[${index}].path_on_host`,
+      name: driveName(drive),
+      path: drive.path_on_host,
+      writable: drive.is_read_only !== true
+    }]
+  ),
+  ...pmem.map((one, index) => ({
+    field: `devices.pmem[${index}].path_on_host`,
+    name: pmemName(one),
+    path: one.path_on_host,
+    writable: one.read_only !== true
+  }))
+]
+
+const bootEntries = ({ initramfs, kernel }: Pick<MachineSpec, "initramfs" | "kernel">): ReadonlyArray<Entry> => [
+  { field: "kernel", name: snapshotFiles.kernel, path: kernel, writable: false },
+  ...(initramfs === undefined
+    ? []
+    : [{ field: "initramfs", name: snapshotFiles.initramfs, path: initramfs, writable: false }])
+]
+
+const renamedDrive = (drive: FirecrackerSchema.Drive): FirecrackerSchema.Drive =>
+  drive.path_on_host === undefined ? drive : { ...drive, path_on_host: driveName(drive) }
+
+const renamedPmem = (pmem: FirecrackerSchema.Pmem): FirecrackerSchema.Pmem => ({
+  ...pmem,
+  path_on_host: pmemName(pmem)
+})
+
+const configOf = (spec: MachineSpec, devices: Devices, options: Options, text: string): MachineConfig.MachineConfig => {
+  const { drives, machine, pmem, ...others } = devices
+  return {
+    ...others,
+    machine: { ...machine, vcpu_count: spec.vcpus, mem_size_mib: spec.memoryMib },
+    bootSource: {
+      kernel_image_path: snapshotFiles.kernel,
+      ...(spec.initramfs !== undefined && { initrd_path: snapshotFiles.initramfs }),
+      boot_args: text
+    },
+    ...(drives !== undefined && { drives: drives.map(renamedDrive) }),
+    ...(pmem !== undefined && { pmem: pmem.map(renamedPmem) }),
+    ...(spec.channels.length > 0 && { vsock: { guest_cid: guestCid, uds_path: names.vsock } }),
+    ...(options.metrics === true && { metrics: { metrics_path: names.metrics } })
+  }
+}
+
+/** A file that others share is seen in the jail as it is; what Firecracker writes to, and what is small, is copied. */
+const jailFile = ({ name, path, writable }: Entry): JailPlan.JailFile =>
+  writable || name === snapshotFiles.state
+    ? { how: "copy", name, from: path, writable }
+    : { how: "bind", name, from: path }
+
+const jailOf = (
+  setup: Setup,
+  spec: MachineSpec,
+  { host, ...jail }: Jailing,
+  devices: Devices,
+  entries: ReadonlyArray<Entry>,
+  args: ReadonlyArray<string>
+) =>
+  JailPlan.make(host, {
+    ...jail,
+    id: spec.id,
+    jailer: setup.jailer ?? "",
+    version: setup.version,
+    machine: { vcpus: spec.vcpus, memoryMib: spec.memoryMib + (devices.memoryHotplug?.total_size_mib ?? 0) },
+    files: [...entries.map(jailFile), { how: "empty", name: names.log }],
+    args
+  })
+
+const isForm = (form: string): form is Form => form === "full" || form === "unstarted"
+
+/** What this backend adds to what the parts of the configuration check by themselves. */
+const ownFaults = (
+  devices: Devices,
+  origin: Origin,
+  { memoryBackend = "file" }: Options
+): ReadonlyArray<MicroVmError.Fault> => [
+  ...(devices.serial?.serial_out_path === undefined ? [] : [{
+    field: "devices.serial.serial_out_path",
+    value: devices.serial.serial_out_path,
+    remedy: "leave it out: the console of a machine is its own"
+  }]),
+  ...(origin._tag === "Restore" && devices.machine?.huge_pages === "2M" && memoryBackend === "file"
+    ? [{
+      field: "devices.machine.huge_pages",
+      value: "2M",
+      remedy: "a file can't be mapped into huge pages: set MICROVM_MEM_BACKEND=uffd"
+    }]
+    : []),
+  ...entriesOf(devices).flatMap(({ field, path }) =>
+    path.startsWith("/") ? [] : [{ field, value: path, remedy: "give an absolute path" }]
+  )
+]
+
+/**
+ * Plans a machine. Fails with `InvalidSpec` for what cannot be (all faults at once; what is about `Options.devices` has a
+ * field that starts with `devices`), with `Unsupported` for what this version of Firecracker does not know, and with
+ * `SnapshotUnusable` for a snapshot that has another form than those that are known.
+ *
+ * ```ts import.meta.vitest
+ * import { LaunchPlan } from "effect-microvm-runtime/firecracker"
+ * import { MachineSpec } from "effect-microvm-runtime/microvm"
+ * import * as Result from "effect/Result"
+ * const spec = Result.getOrThrow(MachineSpec.make({ id: "web-1", kernel: "/boot/vmlinux", channels: ["agent"] }))
+ * const plan = Result.getOrThrow(LaunchPlan.make({
+ *   binary: "/usr/bin/firecracker",
+ *   version: { major: 1, minor: 16, patch: 1 },
+ *   snapshotFormat: "10.0.0",
+ *   architecture: "x86_64",
+ *   cpu: "Model 1",
+ *   kernel: "6.1.0",
+ *   uid: 1000,
+ *   because: "KVM is usable"
+ * }, spec))
+ * plan.argv.slice(0, 3) // => ["/usr/bin/firecracker", "--api-sock", "api.sock"]
+ * plan.channels.get("agent") // => 1024
+ * plan.config.vsock // => { guest_cid: 3, uds_path: "vsock.sock" }
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = (
+  setup: Setup,
+  spec: MachineSpec,
+  origin: Origin = { _tag: "Boot" },
+  options: Options = {}
+): Result.Result<LaunchPlan, MicroVmError.MicroVmError> => {
+  if (origin._tag === "Restore" && !isForm(origin.snapshot.manifest.form)) {
+    const { id: snapshot, manifest: { form } } = origin.snapshot
+    return Result.fail(
+      MicroVmError.make(new MicroVmError.SnapshotUnusable({ snapshot, why: [`its form ${form} is not known here`] }))
+    )
+  }
+  const target = targetOf(setup, options)
+  const devices = devicesOf(options, spec)
+  const args = bootArgs(setup, spec, options, devices)
+  const config = configOf(spec, devices, options, Result.isSuccess(args) ? args.success.text : "")
+  const steps = MachineConfig.steps(config, target)
+  const channels = new Map(spec.channels.map((name, index) => [name, firstPort + index]))
+  const { logLevel = "Info", memoryBackend = "file", pci = false } = options
+  const from = origin._tag === "Restore" ? origin.snapshot : undefined
+  const loads = from?.manifest.form === "full"
+  const at = (field: keyof typeof snapshotFiles): Entry => ({
+    field,
+    name: snapshotFiles[field],
+    path: `${from?.directory}/${snapshotFiles[field]}`,
+    writable: false
+  })
+  const entries = [
+    ...(loads
+      ? [at("state"), ...(memoryBackend === "file" ? [at("memory")] : [])]
+      : from === undefined
+      ? bootEntries(spec)
+      : [at("kernel"), ...(spec.initramfs === undefined ? [] : [at("initramfs")])]),
+    ...entriesOf(devices)
+  ]
+  const flags = ["--log-path", names.log, "--level", logLevel, ...(pci ? ["--enable-pci"] : [])]
+  const jail = options.jail === undefined
+    ? Result.succeed(undefined)
+    : Result.mapError(jailOf(setup, spec, options.jail, devices, entries, flags), faultsOf("jail"))
+  const faults = [
+    ...(Result.isFailure(args) ? faultsOf("devices")(args.failure) : []),
+    ...ownFaults(devices, origin, options),
+    ...(Result.isFailure(steps) ? faultsOf("devices")(steps.failure) : []),
+    ...(Result.isFailure(jail) ? jail.failure : [])
+  ]
+  if (Result.isFailure(args) || Result.isFailure(jail) || faults.length > 0) {
+    return Result.fail(MicroVmError.make(new MicroVmError.InvalidSpec({ faults })))
+  }
+  if (Result.isFailure(steps)) return Result.fail(unsupported(steps.failure))
+  return Result.succeed({
+    backend: "firecracker",
+    description: [
+      `Firecracker ${FirecrackerVersion.format(setup.version)}: ${setup.because}`,
+      ...(jail.success?.description ?? [`runs as uid ${setup.uid}, in a directory of its own`]),
+      `${spec.vcpus} vCPU, ${spec.memoryMib} MiB`,
+      ...(from === undefined
+        ? [`kernel ${spec.kernel}${spec.initramfs === undefined ? "" : `, initramfs ${spec.initramfs}`}`]
+        : [`goes on from snapshot ${from.id}, ${from.manifest.form}`]),
+      ...(loads ? [`memory ${memoryBackend === "file" ? "mapped from its file" : "served page by page"}`] : []),
+      ...describeDevices(devices),
+      ...Array.from(channels, ([name, port]) => `channel ${name} is port ${port} of vsock`),
+      ...(loads ? [] : args.success.warnings),
+      ...Capabilities.warnings(target)
+    ],
+    argv: jail.success?.argv ?? [setup.binary, "--api-sock", names.api, ...flags],
+    entries,
+    served: loads && memoryBackend === "uffd" ? at("memory") : undefined,
+    channels,
+    config,
+    load: loads ? loadOf(setup, options, devices) : undefined,
+    facts: args.success,
+    jail: jail.success
+  })
+}
+
+/** The id under which it is looked which devices there are. They must not depend on it. */
+const anyId = "any"
+
+/**
+ * What a snapshot of such a machine counts on. Firecracker itself checks its own format, and nothing else
+ * (docs/snapshotting/versioning.md): the guest would find out.
+ *
+ * ```ts import.meta.vitest
+ * import { LaunchPlan } from "effect-microvm-runtime/firecracker"
+ * import { MachineSpec } from "effect-microvm-runtime/microvm"
+ * import * as Result from "effect/Result"
+ * const spec = Result.getOrThrow(MachineSpec.make({ id: "web-1", kernel: "/boot/vmlinux", memoryMib: 128 }))
+ * const platform = LaunchPlan.platform({
+ *   binary: "/usr/bin/firecracker",
+ *   version: { major: 1, minor: 16, patch: 1 },
+ *   snapshotFormat: "10.0.0",
+ *   architecture: "x86_64",
+ *   cpu: "Model 1",
+ *   kernel: "6.1.0",
+ *   uid: 1000,
+ *   because: "KVM is usable"
+ * }, spec)
+ * platform.version // => "1.16"
+ * platform.devices // => "1 vCPU, 128 MiB"
+ * ```
+ *
+ * @category conversions
+ * @since 0.1.0
+ */
+export const platform = (setup: Setup, spec: Snapshot.Spec, options: Options = {}) => {
+  const devices = devicesOf(options, { ...spec, id: anyId })
+  return {
+    backend: "firecracker",
+    version: `${setup.version.major}.${setup.version.minor}`,
+    snapshotFormat: setup.snapshotFormat,
+    architecture: setup.architecture,
+    cpu: setup.cpu,
+    cpuTemplate: devices.cpuConfig === undefined
+      ? devices.machine?.cpu_template ?? "None"
+      : JSON.stringify(devices.cpuConfig),
+    kernel: setup.kernel,
+    devices: inventory(spec, devices, options.pci === true)
+  }
+}

@@ -1,0 +1,226 @@
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Schema from "effect/Schema"
+import type * as Scope from "effect/Scope"
+import * as NodeFs from "node:fs"
+import { Worker } from "node:worker_threads"
+import type * as FirecrackerError from "../FirecrackerError.ts"
+import { faultLoop, type FaultTask, type Kernel } from "./faultLoop.ts"
+import { failure, type Libc, nameOf, textOf } from "./NodeLibc.ts"
+
+export interface Machine {
+  /** Its userfaultfd. */
+  readonly faults: number
+  /** A descriptor that is readable once it is gone. */
+  readonly gone: number
+  /** Where a page of zeros is in our address space. */
+  readonly zeros: number
+}
+
+/** What the thread is asked for: to wait until there is something to read, or to serve. */
+type Request =
+  | { readonly _tag: "Wait"; readonly descriptor: number }
+  | { readonly _tag: "Serve"; readonly machine: Machine; readonly task: FaultTask }
+
+const Answer = Schema.Union([
+  Schema.TaggedStruct("Readable", {}),
+  Schema.TaggedStruct("Stopped", {}),
+  Schema.TaggedStruct("Gone", {}),
+  Schema.TaggedStruct("Failed", { what: Schema.String, errno: Schema.Int })
+])
+
+type Answer = typeof Answer.Type
+
+/** What is used of koffi in the thread. */
+interface Koffi {
+  readonly load: (library: null) => {
+    readonly func: (declaration: string) => (...args: ReadonlyArray<number>) => number
+  }
+  readonly errno: () => number
+  readonly address: (buffer: ArrayBuffer) => bigint
+}
+
+interface Calls {
+  readonly untilReadable: (descriptor: number) => Answer
+  readonly kernel: (machine: Machine) => Kernel
+}
+
+/**
+ * The system calls of the thread, from linux/userfaultfd.h and poll(2) as they are on 64 bits. Like `faultLoop` it is only
+ * its text.
+ */
+function bind(koffi: Koffi, stop: number): Calls {
+  const libc = koffi.load(null)
+  const ioctl = libc.func("int ioctl(int fd, ulong request, uintptr_t argument)")
+  const poll = libc.func("int poll(uintptr_t fds, ulong count, int millis)")
+  const read = libc.func("long read(int fd, uintptr_t buffer, size_t length)")
+  const [EINTR, EAGAIN] = [4, 11] as const
+  const [UFFDIO_COPY, UFFDIO_ZEROPAGE] = [0xc028aa03, 0xc020aa04] as const
+  const [POLLIN, smallPage] = [1, 4096] as const
+
+  const allocate = (bytes: number) => {
+    const view = new DataView(new ArrayBuffer(bytes))
+    return { view, address: Number(koffi.address(view.buffer)) }
+  }
+
+  /** Answers with a bit for each descriptor that has something to read, or something wrong. */
+  const waiter = (...descriptors: ReadonlyArray<number>) => {
+    const { address, view } = allocate(8 * descriptors.length)
+    for (const [index, descriptor] of descriptors.entries()) {
+      view.setInt32(8 * index, descriptor, true)
+      view.setInt16(8 * index + 4, POLLIN, true)
+    }
+    return (millis: number): number => {
+      if (poll(address, descriptors.length, millis) < 0) return koffi.errno() === EINTR ? 0 : -koffi.errno()
+      let bits = 0
+      for (let index = 0; index < descriptors.length; index++) {
+        if (view.getInt16(8 * index + 6, true) !== 0) bits += 2 ** index
+      }
+      return bits
+    }
+  }
+
+  return {
+    untilReadable: (descriptor) => {
+      const wait = waiter(descriptor, stop)
+      for (;;) {
+        const events = wait(-1)
+        if (events < 0) return { _tag: "Failed", what: "its socket could not be waited for", errno: -events }
+        if (events > 0) return { _tag: (events & 2) === 0 ? "Readable" : "Stopped" }
+      }
+    },
+    kernel: ({ faults, gone, zeros }) => {
+      const messages = allocate(64 * 32)
+      const argument = allocate(40)
+      const put = (at: number, value: number): void => {
+        argument.view.setUint32(at, value % 2 ** 32, true)
+        argument.view.setUint32(at + 4, Math.floor(value / 2 ** 32), true)
+      }
+      /** The last field of the argument tells how far it came, or why not at all. */
+      const fill = (request: number, length: number, result: number): number => {
+        put(result, 0)
+        if (ioctl(faults, request, argument.address) === 0) return length
+        const errno = koffi.errno()
+        const done = argument.view.getInt32(result, true)
+        return errno === EAGAIN && done > 0 ? done : -errno
+      }
+      const copy = (to: number, from: number, length: number): number => {
+        put(0, to)
+        put(8, from)
+        put(16, length)
+        put(24, 0)
+        return fill(UFFDIO_COPY, length, 32)
+      }
+      return {
+        messages: messages.view,
+        wait: waiter(faults, stop, gone),
+        read: () => {
+          const bytes = read(faults, messages.address, messages.view.byteLength)
+          return bytes < 0 ? -koffi.errno() : bytes
+        },
+        copy,
+        zero: (to, length) => {
+          // There is no page of zeros of another size to share.
+          if (length !== smallPage) return copy(to, zeros, length)
+          put(0, to)
+          put(8, length)
+          put(16, 0)
+          return fill(UFFDIO_ZEROPAGE, length, 24)
+        }
+      }
+    }
+  }
+}
+
+/** It is text, so that it is there wherever this module is: in the sources, in the built package, in a bundle. */
+const program = `
+"use strict"
+const { parentPort, workerData: { koffi, stop } } = require("node:worker_threads")
+const faultLoop = ${String(faultLoop)}
+const calls = (${String(bind)})(require(koffi), stop)
+parentPort.on("message", (request) => parentPort.postMessage(
+  request._tag === "Wait"
+    ? calls.untilReadable(request.descriptor)
+    : faultLoop(calls.kernel(request.machine), request.task)
+))
+`
+
+export interface PageThread {
+  readonly untilReadable: (descriptor: number) => Effect.Effect<void, FirecrackerError.FirecrackerError>
+  readonly serve: (
+    machine: Machine,
+    task: FaultTask
+  ) => Effect.Effect<"Gone" | "Stopped", FirecrackerError.FirecrackerError>
+}
+
+const isAnswer = Schema.is(Answer)
+
+/** Node waits for its threads before it exits, and one in a system call does not come back by itself. */
+const signals = new Set<() => void>()
+const signalAll = () => signals.forEach((signal) => signal())
+
+/**
+ * A thread for what waits in system calls. It does one thing at a time. If that is interrupted the thread is ended and waited
+ * for: then nothing that it was given is used any more.
+ */
+export const make = Effect.fnUntraced(function*(
+  libc: Libc
+): Effect.fn.Return<PageThread, FirecrackerError.FirecrackerError, Scope.Scope> {
+  const stop = yield* Effect.acquireRelease(
+    Effect.sync(libc.eventfd),
+    (descriptor) => Effect.sync(() => NodeFs.closeSync(descriptor))
+  )
+  const lost = yield* Deferred.make<never, FirecrackerError.FirecrackerError>()
+  const lose = (why: string, cause?: unknown) => Deferred.doneUnsafe(lost, Effect.fail(failure(why, cause)))
+  let hear: (answer: unknown) => void = () => {}
+  const { end, post } = yield* Effect.acquireRelease(
+    Effect.sync(() => {
+      const thread = new Worker(program, {
+        eval: true,
+        name: "pages",
+        workerData: { koffi: libc.koffi, stop },
+        // Nothing of what the program was told to load or to use is for it.
+        env: {},
+        execArgv: [],
+        resourceLimits: { maxOldGenerationSizeMb: 64, maxYoungGenerationSizeMb: 4 }
+      })
+      thread.on("message", (answer) => hear(answer))
+      thread.on("error", (cause) => lose(`its thread broke: ${textOf(cause)}`, cause))
+      thread.on("exit", () => lose("its thread ended"))
+      thread.unref()
+      const signal = () => NodeFs.writeSync(stop, BigUint64Array.of(1n))
+      if (signals.size === 0) process.on("exit", signalAll)
+      signals.add(signal)
+      return {
+        post: (request: Request) => thread.postMessage(request, []),
+        end: Effect.promise(async () => {
+          signal()
+          await thread.terminate()
+          signals.delete(signal)
+          if (signals.size === 0) process.off("exit", signalAll)
+        })
+      }
+    }),
+    (thread) => thread.end
+  )
+  const ask = (request: Request): Effect.Effect<Answer, FirecrackerError.FirecrackerError> =>
+    Effect.callback<unknown>((resume) => {
+      hear = (answer) => resume(Effect.succeed(answer))
+      post(request)
+      return end
+    }).pipe(
+      Effect.raceFirst(Deferred.await(lost)),
+      Effect.flatMap((answer) =>
+        !isAnswer(answer)
+          ? Effect.fail(failure("its thread does not answer as it should"))
+          : answer._tag === "Failed"
+          ? Effect.fail(failure(`${answer.what}: ${nameOf(answer.errno)}`))
+          : Effect.succeed(answer)
+      )
+    )
+  return {
+    untilReadable: (descriptor) => Effect.asVoid(ask({ _tag: "Wait", descriptor })),
+    serve: (machine, task) =>
+      Effect.map(ask({ _tag: "Serve", machine, task }), ({ _tag }) => _tag === "Gone" ? "Gone" : "Stopped")
+  }
+})

@@ -1,0 +1,257 @@
+import * as Deferred from "effect/Deferred"
+import type * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Option from "effect/Option"
+import * as PubSub from "effect/PubSub"
+import * as Schedule from "effect/Schedule"
+import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import type * as Take from "effect/Take"
+import { MachineEnd } from "../../microvm/MachineEnd.ts"
+import type { MachineSpec } from "../../microvm/MachineSpec.ts"
+import * as MicroVmError from "../../microvm/MicroVmError.ts"
+import type { MachineRequest, Vmm } from "../../microvm/MicroVmProvider.ts"
+import type { Platform } from "../../microvm/Snapshot.ts"
+import type { ApiTransport } from "../ApiTransport.ts"
+import * as FirecrackerApi from "../FirecrackerApi.ts"
+import * as FirecrackerError from "../FirecrackerError.ts"
+import * as FirecrackerExit from "../FirecrackerExit.ts"
+import type { Setup } from "../FirecrackerHost.ts"
+import type * as FirecrackerSchema from "../FirecrackerSchema.ts"
+import * as FirecrackerVersion from "../FirecrackerVersion.ts"
+import { type LaunchPlan, names } from "../LaunchPlan.ts"
+import * as MachineConfig from "../MachineConfig.ts"
+import * as MetricsCollector from "../MetricsCollector.ts"
+import * as PageServer from "../PageServer.ts"
+import type { Vsock } from "../Vsock.ts"
+import { faultsOf } from "./planFaults.ts"
+import { makeVmm, settling } from "./vmm.ts"
+import { type Arrange, enter, type Services as PlaceServices } from "./workplace.ts"
+
+/** How many pieces of console output a watcher may be behind; a piece has 64 KiB at most, as a pipe has. */
+const consoleWindow = 64
+
+/** Mostly it is there within 10 ms. */
+const untilReady = Schedule.min([Schedule.exponential("2 millis"), Schedule.spaced("100 millis")])
+
+const trimming = Schedule.spaced("1 minute")
+
+export interface Services extends PlaceServices {
+  readonly vsock: Vsock["Service"]
+  readonly metricsFiles: MetricsCollector.MetricsFiles["Service"]
+  readonly pageServer: PageServer.PageServer["Service"]
+}
+
+export interface Bringing {
+  readonly spec: MachineSpec
+  readonly plan: LaunchPlan
+  readonly setup: Setup
+  /** What a snapshot of this machine counts on. */
+  readonly platform: Platform
+  /** Where directories of machines are made. */
+  readonly stateDirectory: string | undefined
+  readonly deadlines: FirecrackerApi.Deadlines
+  /** How long Firecracker may take until it answers. */
+  readonly readyWithin: Duration.Duration
+}
+
+type Failure = FirecrackerError.FirecrackerError
+
+/** Waits until Firecracker answers, and sees whether it is the one that was planned for. */
+const awaitReady = Effect.fnUntraced(function*(
+  transport: ApiTransport,
+  { version: planned }: Setup,
+  within: Duration.Duration
+): Effect.fn.Return<void, Failure> {
+  let last: Failure | undefined
+  const version = yield* FirecrackerApi.readVersion(transport, { within }).pipe(
+    Effect.tapError((error) =>
+      Effect.sync(() => {
+        last = error
+      })
+    ),
+    Effect.retry({ schedule: untilReady, while: ({ reason }) => reason._tag === "ConnectionFailed" }),
+    Effect.timeoutOrElse({
+      duration: within,
+      orElse: () =>
+        FirecrackerError.fail(new FirecrackerError.NotReady({ within, stderrTail: "", logTail: "", cause: last }))
+    })
+  )
+  // A fix of the same version was installed meanwhile: what is planned for the one is right for the other.
+  if (version.major === planned.major && version.minor === planned.minor) return
+  const [is, said] = [FirecrackerVersion.format(version), FirecrackerVersion.format(planned)]
+  return yield* FirecrackerError.fail(
+    new FirecrackerError.ProtocolViolation({
+      method: "GET",
+      path: "/version",
+      detail: `it is ${is}, but \`--version\` said ${said}: start this program again if Firecracker was upgraded`
+    })
+  )
+})
+
+const restore = Effect.fnUntraced(function*(
+  api: FirecrackerApi.FirecrackerApi,
+  { metrics, mmds, serial }: MachineConfig.MachineConfig,
+  load: FirecrackerSchema.SnapshotLoadParams
+): Effect.fn.Return<void, Failure> {
+  if (metrics !== undefined) yield* api.putMetrics(metrics)
+  if (serial !== undefined) yield* api.putSerial(serial)
+  yield* api.loadSnapshot(load)
+  // A snapshot has the service, and not what it tells.
+  if (mmds?.data !== undefined) yield* api.putMmds(mmds.data)
+})
+
+/** Starts Firecracker and tells it what the machine is. What is acquired is the scope's, also after a failure. */
+export const bringUp = Effect.fnUntraced(function*(
+  { deadlines, plan, platform, readyWithin, setup, spec, stateDirectory }: Bringing,
+  services: Services
+): Effect.fn.Return<Vmm, MicroVmError.MicroVmError, Scope.Scope> {
+  const { id } = spec
+  const { host, metricsFiles, pageServer, vsock } = services
+  const scope = yield* Effect.scope
+  const launchFailed = (stage: string) => (cause: unknown) =>
+    MicroVmError.make(new MicroVmError.LaunchFailed({ id, stage, stderrTail: "", consoleTail: "", cause }))
+
+  // Closed after the process is gone: what it says on its way out is still heard.
+  const ears = yield* Scope.fork(scope)
+  const end = yield* Deferred.make<MachineEnd>()
+  let isWatched = false
+  let serving: PageServer.Serving | undefined
+  const arrange: Arrange = Effect.fnUntraced(function*({ directory, owner }) {
+    // Its log goes with its directory.
+    yield* Effect.addFinalizer(() => isWatched ? Effect.timeoutOption(Deferred.await(end), settling) : Effect.void)
+    if (plan.config.metrics !== undefined) {
+      const source = yield* metricsFiles.create(`${directory}/${names.metrics}`, { owner })
+      yield* MetricsCollector.make(source, { machine: id })
+    }
+    if (plan.served !== undefined) {
+      const { path: memory } = plan.served
+      serving = yield* pageServer.start({ socket: `${directory}/${names.pages}`, memory, owner })
+    }
+  })
+  const place = yield* enter(plan, stateDirectory, services, arrange).pipe(
+    Effect.mapError((error) =>
+      error._tag === "FirecrackerError" && error.reason._tag === "InvalidRequest"
+        ? MicroVmError.make(new MicroVmError.InvalidSpec({ faults: faultsOf("jail")(error) }))
+        : launchFailed("starting Firecracker")(error)
+    )
+  )
+  const { directory, monitor } = place
+  const log = `${directory}/${names.log}`
+
+  let asked: MachineRequest | undefined
+  let unserved: Failure | undefined
+  isWatched = true
+  // Detached, so that whoever waits for the end learns of it also when it comes by the scope's close.
+  yield* Effect.gen(function*() {
+    const status = yield* monitor.exit
+    const wasAsked = asked
+    const { stderr, stdout } = yield* monitor.tail
+    const evidence = {
+      ...setup,
+      status,
+      asked: wasAsked,
+      consoleTail: stdout.text,
+      stderrTail: stderr.text,
+      logTail: yield* host.tail(log),
+      restartIsOff: plan.facts.restartIsOff
+    }
+    const seen = FirecrackerExit.toEnd(evidence)
+    // We have killed it, but not because anybody asked for that.
+    const { consoleTail, stderrTail } = seen
+    yield* Deferred.succeed(
+      end,
+      unserved === undefined
+        ? seen
+        : MachineEnd.cases.Failed.make({ status, consoleTail, stderrTail, why: unserved.message })
+    )
+  }).pipe(Effect.forkDetach({ startImmediately: true }))
+  yield* Scope.addFinalizer(
+    scope,
+    Effect.sync(() => {
+      asked ??= "Terminate"
+    })
+  )
+  yield* Effect.forkIn(Effect.repeat(host.trim(log), trimming), ears)
+
+  const console = yield* PubSub.sliding<Take.Take<Uint8Array>>(consoleWindow)
+  yield* monitor.stdout.pipe(
+    Stream.runForEach((bytes) => PubSub.publish(console, [bytes])),
+    Effect.ignore,
+    Effect.ensuring(PubSub.end(console, Exit.void)),
+    Effect.forkIn(ears, { startImmediately: true })
+  )
+
+  /** Fails with what Firecracker itself has to say, and how it ended, if it has. */
+  const explain = Effect.fnUntraced(function*(
+    stage: string,
+    cause?: Failure
+  ): Effect.fn.Return<never, MicroVmError.MicroVmError> {
+    const isLost = cause === undefined || cause.reason._tag === "ConnectionFailed"
+    const isFatal = cause?.reason._tag === "ApiFault" && cause.reason.kind === "RestoreFailed"
+    const status = isLost || isFatal ? yield* Effect.timeoutOption(monitor.exit, settling) : yield* monitor.poll
+    const { stderr, stdout } = yield* monitor.tail
+    // That the connection ended with the process says nothing more.
+    const meaning = Option.map(status, (ended) => FirecrackerExit.describe(ended, setup).meaning)
+    return yield* MicroVmError.make(
+      new MicroVmError.LaunchFailed({
+        id,
+        stage,
+        stderrTail: `${stderr.text}${yield* host.tail(log)}`,
+        consoleTail: stdout.text,
+        ...(Option.isSome(status) ? { status: status.value } : {}),
+        cause: isLost ? Option.getOrElse(meaning, () => cause) : cause
+      })
+    )
+  })
+
+  const transport = yield* Effect.mapError(
+    Scope.provide(host.connect(`${directory}/${names.api}`), ears),
+    launchFailed("connecting")
+  )
+  const api = FirecrackerApi.make(transport, { ...setup, pci: plan.argv.includes("--enable-pci"), deadlines })
+  const load = Effect.fnUntraced(function*(params: FirecrackerSchema.SnapshotLoadParams) {
+    const loading = restore(api, plan.config, params)
+    if (serving === undefined) return yield* loading
+    const { ended, ready } = serving
+    // Firecracker has no deadline for a server that does not serve.
+    yield* Effect.raceFirst(Effect.andThen(loading, ready), Effect.andThen(ended, Effect.never))
+    yield* PageServer.watch(
+      serving,
+      Effect.fnUntraced(function*(error) {
+        // It may be the end of the machine that the server has stumbled over.
+        if (Option.isSome(yield* monitor.poll)) return
+        unserved = error
+        yield* Effect.logError(`machine "${id}" is killed: ${error.message}`)
+        yield* Effect.ignore(monitor.shutdown({ atLeast: "SIGKILL" }))
+      })
+    ).pipe(Effect.ignore, Effect.forkIn(scope, { startImmediately: true }))
+  })
+  const comeUp = Effect.gen(function*() {
+    yield* Effect.catch(
+      awaitReady(transport, setup, readyWithin),
+      (error) => explain("bringing Firecracker up", error)
+    )
+    yield* plan.load === undefined
+      ? Effect.catch(MachineConfig.apply(api, plan.config), (error) => explain("configuring", error))
+      : Effect.catch(load(plan.load), (error) => explain("restoring", error))
+  })
+  yield* Effect.raceFirst(comeUp, Effect.andThen(monitor.exit, explain("bringing Firecracker up")))
+
+  return makeVmm({
+    spec,
+    plan,
+    place,
+    api,
+    host,
+    vsock,
+    saved: { platform, madeBy: `Firecracker ${FirecrackerVersion.format(setup.version)}` },
+    ended: Deferred.await(end),
+    poll: Effect.flatMap(Deferred.poll(end), Effect.transposeOption),
+    console: Stream.fromPubSubTake(console),
+    onAsk: (request) => {
+      asked = request
+    }
+  })
+})

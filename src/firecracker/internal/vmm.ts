@@ -1,0 +1,143 @@
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import type { MachineSpec } from "../../microvm/MachineSpec.ts"
+import * as MicroVmError from "../../microvm/MicroVmError.ts"
+import type { MachineRequest, Vmm } from "../../microvm/MicroVmProvider.ts"
+import type { Saved } from "../../microvm/Snapshot.ts"
+import type { FirecrackerApi } from "../FirecrackerApi.ts"
+import type { FirecrackerError } from "../FirecrackerError.ts"
+import type { FirecrackerHost } from "../FirecrackerHost.ts"
+import { type Form, type LaunchPlan, names } from "../LaunchPlan.ts"
+import * as Vsock from "../Vsock.ts"
+import { guestChannel } from "./guestChannel.ts"
+import type { Workplace } from "./workplace.ts"
+
+/** How far apart may come what belongs together: the end of a process, of its connections and of its pipes. */
+export const settling = "1 second"
+
+interface Parts extends Pick<Vmm, "ended" | "poll" | "console"> {
+  readonly spec: MachineSpec
+  readonly plan: LaunchPlan
+  readonly place: Workplace
+  readonly api: FirecrackerApi
+  readonly host: FirecrackerHost["Service"]
+  readonly vsock: Vsock.Vsock["Service"]
+  readonly saved: Omit<Saved, "form">
+  /** Told what is asked of the machine, before it is. */
+  readonly onAsk: (request: MachineRequest) => void
+}
+
+/** What can be done with a machine that is up. */
+export const makeVmm = (
+  { api, console, ended, host, onAsk, place, plan, poll, saved, spec, vsock }: Parts
+): Vmm => {
+  const { id } = spec
+  const { directory, ignoresTermination, monitor, write } = place
+  const failed = (operation: string) => (cause: unknown) =>
+    MicroVmError.make(new MicroVmError.OperationFailed({ id, operation, cause }))
+
+  let hasStarted = plan.load !== undefined
+  const start = Effect.tap(api.putAction({ action_type: "InstanceStart" }), () =>
+    Effect.sync(() => {
+      hasStarted = true
+    }))
+
+  const { noCtrlAltDel } = plan.facts
+  const ctrlAltDel = noCtrlAltDel.length > 0
+    ? Effect.fail(`Ctrl-Alt-Del does not reach the guest: ${noCtrlAltDel.join("; ")}`)
+    : Effect.catchReason(
+      api.putAction({ action_type: "SendCtrlAltDel" }),
+      "FirecrackerError",
+      "ConnectionFailed",
+      // A machine that is about to be gone has no keyboard any more.
+      (_, error) =>
+        Effect.flatMap(
+          Effect.timeoutOption(monitor.exit, settling),
+          Option.match({ onNone: () => Effect.fail(error), onSome: () => Effect.void })
+        )
+    )
+  const terminate = ignoresTermination
+    ? Effect.fail("Firecracker ignores it, as the first process of its namespace (newPidNamespace)")
+    // A process that was stopped hears only after SIGCONT.
+    : Effect.andThen(monitor.signal("SIGTERM"), monitor.signal("SIGCONT"))
+  const requests: { readonly [R in MachineRequest]: Effect.Effect<void, MicroVmError.MicroVmError> } = {
+    PowerButton: Effect.mapError(ctrlAltDel, failed("power button")),
+    Terminate: Effect.mapError(terminate, failed("SIGTERM")),
+    Kill: Effect.asVoid(Effect.orDie(monitor.shutdown({ atLeast: "SIGKILL" })))
+  }
+
+  const isSlow = ({ reason }: FirecrackerError) => reason._tag === "NoReply"
+  /** One that has not answered in time may still be writing; it answers nobody else before it is through. */
+  const untilIdle = Effect.ignore(Effect.retry(api.getInstance(), { while: isSlow }))
+  let reset = Deferred.makeUnsafe<void>()
+  /** The guest hears that its connections are gone. Firecracker holds the host's ends of them, in silence. */
+  const hangUp = Effect.suspend(() => {
+    const now = reset
+    reset = Deferred.makeUnsafe()
+    return Deferred.succeed(now, undefined)
+  })
+  const create = (state: string, memory: string) =>
+    api.createSnapshot({ snapshot_type: "Full", snapshot_path: state, mem_file_path: memory }).pipe(
+      Effect.tapError((error) => isSlow(error) ? untilIdle : Effect.void),
+      Effect.ensuring(hangUp)
+    )
+  const saveAs = (form: Form, to: string): Effect.Effect<void, FirecrackerError> =>
+    form === "full"
+      // Firecracker cannot be called off: whoever leaves has to wait until it has written all.
+      ? Effect.uninterruptible(write(to, create))
+      // Those that it would boot, which are a snapshot's when it was restored from one.
+      : Effect.forEach(
+        plan.entries.filter(({ field }) => field === "kernel" || field === "initramfs"),
+        ({ name, path }) => host.copy(path, `${to}/${name}`),
+        { discard: true }
+      )
+
+  return {
+    ended,
+    poll,
+    console,
+    start: Effect.mapError(start, failed("start")),
+    pause: Effect.mapError(api.patchVm({ state: "Paused" }), failed("pause")),
+    // One that was saved before it ran is handed over paused, too.
+    resume: Effect.suspend(() =>
+      Effect.mapError(hasStarted ? api.patchVm({ state: "Resumed" }) : start, failed("resume"))
+    ),
+    save: (to) =>
+      Effect.suspend(() => {
+        const form: Form = hasStarted ? "full" : "unstarted"
+        return Effect.as(Effect.mapError(saveAs(form, to), failed("snapshot")), { ...saved, form })
+      }),
+    request: (request) =>
+      Effect.suspend(() => {
+        onAsk(request)
+        return requests[request]
+      }),
+    remains: Effect.gen(function*() {
+      const status = yield* monitor.poll
+      if (Option.isNone(status)) {
+        return { status, survivors: [{ pid: monitor.pid, command: "firecracker", why: "did not end" }] }
+      }
+      const outcome = yield* Effect.orDie(monitor.shutdown())
+      return { status, survivors: outcome._tag === "Survivors" ? outcome.survivors : [] }
+    }),
+    channel: (channel) => {
+      const port = plan.channels.get(channel)
+      return port === undefined
+        ? Effect.fail(MicroVmError.make(new MicroVmError.ChannelUnavailable({ id, channel, known: spec.channels })))
+        : Vsock.socket(`${directory}/${names.vsock}`, port, { within: Duration.infinity }).pipe(
+          Effect.provideService(Vsock.Vsock, vsock),
+          Effect.map((socket) =>
+            guestChannel(socket, {
+              gone: Effect.asVoid(monitor.exit),
+              reset: Effect.suspend(() => Deferred.await(reset))
+            })
+          ),
+          Effect.mapError(failed(`channel ${channel}`))
+        )
+    },
+    consoleTail: Effect.map(monitor.tail, ({ stdout }) => stdout.text),
+    pid: Option.some(monitor.pid)
+  }
+}

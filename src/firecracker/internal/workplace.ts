@@ -1,0 +1,148 @@
+/**
+ * Where a Firecracker is at work, and the process that it is: jailed or not, what follows needs to know no more.
+ */
+import * as Effect from "effect/Effect"
+import * as ChildProcess from "effect/process/ChildProcess"
+import type * as Scope from "effect/Scope"
+import * as ExitStatus from "../../lifecycle/ExitStatus.ts"
+import * as ShutdownPolicy from "../../lifecycle/ShutdownPolicy.ts"
+import * as AdoptedProcess from "../../process/AdoptedProcess.ts"
+import type { Process } from "../../process/Process.ts"
+import type { ProcessError } from "../../process/ProcessError.ts"
+import { ProcessHost } from "../../process/ProcessHost.ts"
+import type { ProcessSpawner } from "../../process/ProcessSpawner.ts"
+import * as FirecrackerError from "../FirecrackerError.ts"
+import type { FirecrackerHost } from "../FirecrackerHost.ts"
+import type { Jail, PreparedJail } from "../Jail.ts"
+import * as JailPlan from "../JailPlan.ts"
+import { type LaunchPlan, names, snapshotFiles } from "../LaunchPlan.ts"
+
+type Failure = FirecrackerError.FirecrackerError
+
+/** The files of a snapshot, as Firecracker is told them. */
+type Create = (state: string, memory: string) => Effect.Effect<void, Failure>
+
+export interface Workplace {
+  readonly monitor: Pick<Process, "pid" | "exit" | "poll" | "signal" | "shutdown" | "tail" | "stdout">
+  /** The directory that it works in, by the path that we have for it. */
+  readonly directory: string
+  /** Who owns its files, if not we. */
+  readonly owner: { readonly uid: number; readonly gid: number } | undefined
+  /** The first process of a namespace ignores it (pid_namespaces(7)). */
+  readonly ignoresTermination: boolean
+  /** Has Firecracker write the files of a snapshot, which are in the directory `to` in the end, both or none. */
+  readonly write: (to: string, create: Create) => Effect.Effect<void, Failure>
+}
+
+export interface Services {
+  readonly host: FirecrackerHost["Service"]
+  readonly spawner: ProcessSpawner["Service"]
+  readonly processes: ProcessHost["Service"]
+  readonly jails: Jail["Service"]
+}
+
+/** What else is to be there before Firecracker starts, and is there until it has ended. */
+export type Arrange = (place: Pick<Workplace, "directory" | "owner">) => Effect.Effect<void, Failure, Scope.Scope>
+
+/** Firecracker has no handler for SIGTERM, and ends by it at once. */
+const policy = ShutdownPolicy.signals({ grace: "1 second" })
+const killPolicy = ShutdownPolicy.signals({ signal: "SIGKILL" })
+
+const start = ({ argv: [program, ...args] }: LaunchPlan, spawner: ProcessSpawner["Service"], cwd?: string) =>
+  spawner.spawn(
+    // Nothing of our environment is for it.
+    ChildProcess.make(program, args, { env: {}, stdin: "ignore", ...(cwd !== undefined && { cwd }) }),
+    // It starts nothing, so its group is all there is of it. To enter a cgroup takes some 15 ms.
+    { policy, killScope: "group" }
+  )
+
+const inDirectory = Effect.fnUntraced(function*(
+  plan: LaunchPlan,
+  stateDirectory: string | undefined,
+  { host, spawner }: Services,
+  arrange: Arrange
+): Effect.fn.Return<Workplace, Failure | ProcessError, Scope.Scope> {
+  const directory = yield* host.makeDirectory({
+    parent: stateDirectory,
+    links: new Map(plan.entries.map(({ name, path }) => [name, path])),
+    // Before 1.14, Firecracker makes none.
+    files: [names.log]
+  })
+  const owner = undefined
+  yield* arrange({ directory, owner })
+  return {
+    monitor: yield* start(plan, spawner, directory),
+    directory,
+    owner,
+    ignoresTermination: false,
+    write: (to, create) => {
+      const files = [`${to}/${snapshotFiles.state}`, `${to}/${snapshotFiles.memory}`] as const
+      return create(...files).pipe(
+        Effect.andThen(host.makeReadable(files[1])),
+        Effect.tapError(() => Effect.ignore(host.remove(files)))
+      )
+    }
+  }
+})
+
+/** The jailer leaves behind a process that is not ours. Its pipes are still those of the jailer. */
+const adopt = Effect.fnUntraced(function*(jailer: Process, jail: PreparedJail, processes: ProcessHost["Service"]) {
+  const fails = Effect.gen(function*() {
+    const status = yield* jailer.exit
+    // That says nothing yet.
+    if (ExitStatus.isSuccess(status)) return yield* Effect.never
+    const { stderr } = yield* jailer.tail
+    const why = [`the jailer ${ExitStatus.format(status)}`, ...stderr.text.trim().split("\n")].join("\n")
+    return yield* FirecrackerError.fail(
+      new FirecrackerError.HostFailed({ operation: "jail Firecracker in", path: jail.plan.root, why })
+    )
+  })
+  const identity = yield* Effect.raceFirst(jail.find(), fails)
+  const adopted = yield* Effect.acquireRelease(
+    AdoptedProcess.adopt(identity, {
+      killScope: jail.killScope,
+      policy: jail.plan.ignoresTermination ? killPolicy : policy
+    }),
+    (firecracker) => Effect.ignore(firecracker.shutdown())
+  ).pipe(Effect.provideService(ProcessHost, processes))
+  return { ...adopted, tail: jailer.tail, stdout: jailer.stdout }
+})
+
+const inJail = Effect.fnUntraced(function*(
+  plan: LaunchPlan,
+  jailPlan: JailPlan.JailPlan,
+  { host, jails, processes, spawner }: Services,
+  arrange: Arrange
+): Effect.fn.Return<Workplace, Failure | ProcessError, Scope.Scope> {
+  const jail = yield* jails.prepare(jailPlan)
+  const { ignoresTermination, leavesJailer, root: directory, user: owner } = jailPlan
+  yield* arrange({ directory, owner })
+  const jailer = yield* start(plan, spawner)
+  return {
+    monitor: leavesJailer ? yield* adopt(jailer, jail, processes) : jailer,
+    directory,
+    owner,
+    ignoresTermination,
+    write: (to, create) => {
+      const [state, memory] = [`saved-${snapshotFiles.state}`, `saved-${snapshotFiles.memory}`] as const
+      const files = [`${to}/${snapshotFiles.state}`, `${to}/${snapshotFiles.memory}`] as const
+      return create(state, memory).pipe(
+        Effect.andThen(jail.collect(JailPlan.JailPath(`/${state}`), files[0])),
+        Effect.andThen(jail.collect(JailPlan.JailPath(`/${memory}`), files[1])),
+        Effect.andThen(host.makeReadable(files[1])),
+        Effect.tapError(() => Effect.ignore(host.remove([`${directory}/${state}`, `${directory}/${memory}`, ...files])))
+      )
+    }
+  }
+})
+
+/** Makes the place, and starts Firecracker there. */
+export const enter = (
+  plan: LaunchPlan,
+  stateDirectory: string | undefined,
+  services: Services,
+  arrange: Arrange
+): Effect.Effect<Workplace, Failure | ProcessError, Scope.Scope> =>
+  plan.jail === undefined
+    ? inDirectory(plan, stateDirectory, services, arrange)
+    : inJail(plan, plan.jail, services, arrange)

@@ -1,0 +1,894 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Clock from "effect/Clock"
+import * as Config from "effect/Config"
+import * as ConfigProvider from "effect/ConfigProvider"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Result from "effect/Result"
+import * as Scope from "effect/Scope"
+import * as Socket from "effect/socket/Socket"
+import * as TestClock from "effect/testing/TestClock"
+import type { ApiRequest, ApiResponse } from "../../src/firecracker/ApiTransport.ts"
+import * as FirecrackerError from "../../src/firecracker/FirecrackerError.ts"
+import * as FirecrackerHost from "../../src/firecracker/FirecrackerHost.ts"
+import * as FirecrackerProvider from "../../src/firecracker/FirecrackerProvider.ts"
+import * as Jail from "../../src/firecracker/Jail.ts"
+import * as MetricsCollector from "../../src/firecracker/MetricsCollector.ts"
+import * as PageServer from "../../src/firecracker/PageServer.ts"
+import * as Vsock from "../../src/firecracker/Vsock.ts"
+import * as Machine from "../../src/microvm/Machine.ts"
+import * as MachineSpec from "../../src/microvm/MachineSpec.ts"
+import { MicroVmProvider } from "../../src/microvm/MicroVmProvider.ts"
+import type { Snapshot } from "../../src/microvm/Snapshot.ts"
+import { ProcessHost } from "../../src/process/ProcessHost.ts"
+import * as ScriptedProcess from "../../src/testing/ScriptedProcess.ts"
+
+const observations: FirecrackerHost.Observations = {
+  binary: "/bin/firecracker",
+  version: { major: 1, minor: 16, patch: 1 },
+  snapshotFormat: "10.0.0",
+  architecture: "x86_64",
+  kvm: { _tag: "Usable" },
+  cpu: "Model 1",
+  kernel: "6.1.0",
+  uid: 0
+}
+
+const spec = Result.getOrThrow(
+  MachineSpec.make({ id: "a", kernel: "/k", initramfs: "/i", channels: ["agent"] })
+)
+
+type Answer = Effect.Effect<Partial<ApiResponse>, FirecrackerError.FirecrackerError>
+
+interface Script {
+  readonly options?: FirecrackerProvider.Options
+  readonly process?: ScriptedProcess.Script
+  readonly observed?: Partial<FirecrackerHost.Observations>
+  readonly inspect?: (path: string, writable: boolean) => Partial<FirecrackerHost.FileFacts>
+  readonly log?: string
+  /** How the server of its pages ends. */
+  readonly pagesEnd?: PageServer.Serving["ended"]
+  /** How it answers; 204 otherwise, and its version to `GET /version`. */
+  readonly answer?: (request: ApiRequest) => Answer | undefined
+}
+
+/** What is seen of a machine's doings. */
+interface Seen {
+  /** Calls of the API but those that wait for it, as `PUT /path {…}`. */
+  readonly calls: Array<string>
+  /** What is done with files, in order. */
+  readonly files: Array<string>
+}
+
+const faulty = (message: string): Answer =>
+  Effect.succeed({ status: 400, body: JSON.stringify({ fault_message: message }) })
+
+const disconnected = ({ method, path }: ApiRequest): Answer =>
+  FirecrackerError.fail(
+    new FirecrackerError.ConnectionFailed({ method, path, socket: "/d/api.sock", phase: "connect", cause: "ENOENT" })
+  )
+
+const slow = ({ method, path, within }: ApiRequest): Answer =>
+  Effect.andThen(Effect.sleep(within), FirecrackerError.fail(new FirecrackerError.NoReply({ method, path, within })))
+
+/** SIGUSR1 makes the scripted Firecracker exit in order; nobody else sends it. */
+const reactions = { SIGUSR1: { exitAfter: "1 millis" } } as const
+
+const unused = () => Effect.die("not expected")
+
+const host = (
+  { answer, inspect, log = "", observed, options = {}, pagesEnd = Effect.never, process }: Script,
+  { calls, files }: Seen
+) => {
+  const note = (what: string) => Effect.sync(() => void files.push(what))
+  const facts = Layer.succeed(FirecrackerHost.FirecrackerHost, {
+    observe: () => Effect.succeed({ ...observations, ...observed }),
+    inspect: (path, { writable = false } = {}) => Effect.succeed({ path, ...inspect?.(path, writable) }),
+    makeDirectory: ({ files: empty, links }) =>
+      Effect.acquireRelease(
+        note([...Array.from(links, ([name, to]) => `${name} to ${to}`), ...empty].join(", ")),
+        () => note("directory removed")
+      ).pipe(Effect.as("/d")),
+    connect: () =>
+      Effect.succeed({
+        request: (request) =>
+          Effect.suspend(() => {
+            const { body, method, path } = request
+            if (path !== "/version") calls.push([method, path, ...(body === undefined ? [] : [body])].join(" "))
+            const usual = path === "/version"
+              ? { status: 200, body: `{"firecracker_version":"1.16.1"}` }
+              : { status: 204, body: "" }
+            return Effect.map(answer?.(request) ?? Effect.succeed({}), (given) => ({
+              ...usual,
+              deprecated: false,
+              ...given
+            }))
+          })
+      }),
+    copy: (from, to) => note(`${from} to ${to}`),
+    makeReadable: (path) => note(`${path} for all`),
+    remove: (paths) => note(`removed ${paths.join(", ")}`),
+    tail: () => Effect.succeed(log),
+    trim: () => Effect.void
+  })
+  const vsock = Layer.succeed(Vsock.Vsock, {
+    socketAt: () =>
+      Effect.succeed(Socket.make({
+        reader: Effect.fail(
+          new Socket.SocketError({
+            reason: new Socket.SocketOpenError({
+              kind: "Unknown",
+              cause: Object.assign(new Error("gone"), { code: "ECONNREFUSED" })
+            })
+          })
+        ),
+        writer: Effect.succeed({ write: unused, writeAll: unused })
+      })),
+    listenAt: unused
+  })
+  const jail = Layer.effect(
+    Jail.Jail,
+    Effect.map(ScriptedProcess.Driver, ({ intrude }) => ({
+      observe: () =>
+        Effect.succeed({
+          executable: "/bin/firecracker",
+          base: "/jails",
+          cgroups: { unified: { mount: "/cg", controllers: ["memory", "pids"] }, separate: new Map() }
+        }),
+      prepare: (plan) =>
+        Effect.as(
+          Effect.acquireRelease(note(`jail of uid ${plan.user.uid}`), () => note("jail removed")),
+          {
+            plan,
+            hadRemains: false,
+            killScope: { _tag: "Process", reason: "scripted" },
+            find: () =>
+              Effect.map(intrude(4000, { command: "firecracker" }), ({ pid, startTime }) => ({
+                bootId: "scripted",
+                pid,
+                startTime
+              })),
+            add: unused,
+            collect: (file, to) => note(`${file} to ${to}`),
+            release: Effect.succeed([])
+          }
+        )
+    }))
+  )
+  const metrics = Layer.succeed(MetricsCollector.MetricsFiles, {
+    create: (path) =>
+      Effect.as(
+        Effect.acquireRelease(note(`${path} made`), () => note(`${path} removed`)),
+        { read: Effect.succeed(new Uint8Array()) }
+      ),
+    open: unused
+  })
+  const pages = Layer.succeed(PageServer.PageServer, {
+    start: ({ memory, socket }) =>
+      Effect.acquireRelease(note(`pages of ${memory} at ${socket}`), () => note("pages end")).pipe(
+        Effect.as({
+          ready: Effect.succeed({ pid: 1, uid: 0, gid: 0 }),
+          ended: pagesEnd,
+          stats: Effect.succeed({ faults: 0, copied: 0, zeroed: 0, prefetched: 0, removed: 0 }),
+          workingSet: Effect.succeed({ pageSize: 4096, pages: [] })
+        })
+      )
+  })
+  const processes = ScriptedProcess.layer({ script: () => ({ on: reactions, ...process }) })
+  return FirecrackerProvider.layerWith(options).pipe(
+    Layer.provide([facts, vsock, jail, metrics, pages]),
+    Layer.provideMerge(processes)
+  )
+}
+
+/** Runs the body, and then lets time pass until its scope is closed. */
+const onHost = <A, E>(
+  script: Script,
+  body: (seen: Seen) => Effect.Effect<A, E, MicroVmProvider | ProcessHost | ScriptedProcess.Driver | Scope.Scope>
+) =>
+  Effect.gen(function*() {
+    const seen: Seen = { calls: [], files: [] }
+    const scope = yield* Scope.make()
+    const context = yield* Layer.buildWithScope(host(script, seen), scope)
+    const result = yield* body(seen).pipe(Effect.provide(context), Scope.provide(scope), Effect.exit)
+    yield* through(Scope.close(scope, result))
+    return yield* result
+  })
+
+/** Lets time pass in small steps until the effect is through. */
+const through = Effect.fnUntraced(function*<A, E, R>(effect: Effect.Effect<A, E, R>) {
+  const fiber = yield* Effect.forkChild(effect, { startImmediately: true })
+  while (fiber.pollUnsafe() === undefined) {
+    yield* TestClock.adjust("20 millis")
+    yield* TestClock.withLive(Effect.sleep("1 millis"))
+  }
+  return yield* Fiber.join(fiber)
+})
+
+const launch = MicroVmProvider.use((provider) => provider.launch(spec))
+const alive = Effect.map(ScriptedProcess.Driver.use((driver) => driver.table), (table) => table.length)
+const signals = Effect.map(
+  ScriptedProcess.Driver.use((driver) => driver.delivered),
+  (delivered) => delivered.map(({ signal }) => signal)
+)
+const messageOf = <A, E extends Error, R>(effect: Effect.Effect<A, E, R>) =>
+  Effect.map(Effect.flip(effect), (error) => error.message)
+
+const exit = Effect.gen(function*() {
+  for (const { pid } of yield* ScriptedProcess.Driver.use((driver) => driver.table)) {
+    yield* ProcessHost.use((processes) => processes.kill(pid, "SIGUSR1"))
+  }
+  yield* TestClock.adjust("1 millis")
+})
+
+const snapshot = (form: "full" | "unstarted"): Snapshot => {
+  const { id: _, ...rest } = spec
+  return {
+    id: "f".repeat(64),
+    directory: "/s",
+    manifest: {
+      format: 1,
+      kind: "saved",
+      form,
+      platform: {},
+      madeBy: "Firecracker 1.16.1",
+      spec: rest,
+      labels: {},
+      createdAt: "2026-01-01T00:00:00Z",
+      files: []
+    }
+  }
+}
+const restore = (form: "full" | "unstarted" = "full") =>
+  MicroVmProvider.use((provider) => provider.launch(spec, { from: snapshot(form) }))
+
+const pathsOf = (calls: ReadonlyArray<string>) => calls.map((call) => call.split(" ").slice(0, 2).join(" "))
+
+describe("launch", () => {
+  it.effect("tells Firecracker what the machine is, in the one order that works", () =>
+    onHost({
+      options: {
+        devices: {
+          drives: [
+            { drive_id: "d0", path_on_host: "/d0", is_root_device: false },
+            { drive_id: "rootfs", path_on_host: "/r", is_root_device: true },
+            { drive_id: "d1", path_on_host: "/d1", is_root_device: false }
+          ],
+          networkInterfaces: [
+            { iface_id: "n0", host_dev_name: "tap0" },
+            { iface_id: "n1", host_dev_name: "tap1" }
+          ]
+        }
+      }
+    }, ({ calls, files }) =>
+      Effect.gen(function*() {
+        const vmm = yield* launch
+        assert.deepStrictEqual(pathsOf(calls), [
+          "PUT /machine-config",
+          "PUT /boot-source",
+          "PUT /drives/rootfs",
+          "PUT /network-interfaces/n0",
+          "PUT /network-interfaces/n1",
+          "PUT /drives/d0",
+          "PUT /drives/d1",
+          "PUT /vsock"
+        ])
+        assert.strictEqual(
+          calls[0],
+          `PUT /machine-config {"smt":false,"track_dirty_pages":false,"vcpu_count":1,"mem_size_mib":256}`
+        )
+        assert.deepStrictEqual(files, [
+          "kernel to /k, initramfs to /i, drive-d0 to /d0, drive-rootfs to /r, drive-d1 to /d1, firecracker.log"
+        ])
+        assert.isTrue(Option.isNone(yield* vmm.poll))
+        assert.isTrue(Option.isSome(vmm.pid))
+      })))
+
+  it.effect("asks again and again until it is answered, less often with time", () => {
+    const asked: Array<number> = []
+    return onHost({
+      answer: (request) =>
+        request.path !== "/version" ? undefined : Effect.flatMap(Clock.currentTimeMillis, (now) => {
+          asked.push(now)
+          return asked.length < 10 ? disconnected(request) : Effect.succeed({})
+        })
+    }, () =>
+      Effect.gen(function*() {
+        const launching = yield* Effect.forkChild(launch, { startImmediately: true })
+        for (let i = 0; i < 500; i++) yield* TestClock.adjust("1 millis")
+        yield* Fiber.join(launching)
+        const gaps = asked.slice(1).map((at, index) => at - (asked[index] ?? 0))
+        assert.deepStrictEqual(gaps, [2, 4, 8, 16, 32, 64, 100, 100, 100])
+      }))
+  })
+
+  it.effect("gives up on one that never answers, and leaves nothing of it", () =>
+    onHost({ answer: disconnected, log: "a log line\n" }, ({ files }) =>
+      Effect.gen(function*() {
+        const error = yield* through(Effect.flip(launch))
+        assert.deepInclude(error.reason, { _tag: "LaunchFailed", stage: "bringing Firecracker up" })
+        assert.include(
+          error.message,
+          "did not answer within 5s: GET /version: the connection to /d/api.sock failed: ENOENT"
+        )
+        assert.include(error.message, "a log line")
+        assert.strictEqual(yield* alive, 0)
+        assert.strictEqual(files.at(-1), "directory removed")
+      })))
+
+  it.effect("does not wait for one that dies, and tells what it said", () =>
+    onHost({
+      answer: disconnected,
+      process: { exitAfter: "10 millis", code: 153, stderr: "unexpected argument\n" },
+      log: "Firecracker exiting with error\n"
+    }, () =>
+      Effect.gen(function*() {
+        const failing = yield* Effect.forkChild(Effect.flip(launch), { startImmediately: true })
+        for (let i = 0; i < 12; i++) yield* TestClock.adjust("10 millis")
+        const { message, reason } = yield* Fiber.join(failing)
+        assert.strictEqual(reason._tag === "LaunchFailed" ? reason.status?._tag : "", "Exited")
+        assert.include(message, "its command line was refused")
+        assert.include(message, "exited with code 153")
+        assert.include(message, "unexpected argument\nFirecracker exiting with error")
+      })))
+
+  it.effect("leaves nothing when a call is refused, and tells Firecracker's own words", () =>
+    onHost({
+      answer: ({ path }) => path === "/boot-source" ? faulty("The kernel file cannot be opened") : undefined
+    }, ({ files }) =>
+      Effect.gen(function*() {
+        const error = yield* through(Effect.flip(launch))
+        assert.deepInclude(error.reason, { _tag: "LaunchFailed", stage: "configuring" })
+        assert.include(error.message, "The kernel file cannot be opened")
+        assert.strictEqual(yield* alive, 0)
+        assert.strictEqual(files.at(-1), "directory removed")
+      })))
+
+  it.effect("refuses one that is another version than it said", () =>
+    onHost({ observed: { version: { major: 1, minor: 15, patch: 0 } } }, () =>
+      Effect.gen(function*() {
+        assert.include(
+          yield* through(messageOf(launch)),
+          "it is 1.16.1, but `--version` said 1.15.0: start this program again if Firecracker was upgraded"
+        )
+        assert.strictEqual(yield* alive, 0)
+      })))
+
+  it.effect("leaves nothing when it is interrupted", () =>
+    onHost({ answer: disconnected }, ({ files }) =>
+      Effect.gen(function*() {
+        const launching = yield* Effect.forkChild(launch, { startImmediately: true })
+        assert.strictEqual(yield* alive, 1)
+        yield* through(Fiber.interrupt(launching))
+        assert.strictEqual(yield* alive, 0)
+        assert.strictEqual(files.at(-1), "directory removed")
+      })))
+
+  it.effect("names every file that is not right, before it starts anything", () =>
+    onHost({
+      options: { devices: { drives: [{ drive_id: "d", path_on_host: "/ro", is_root_device: false }] } },
+      inspect: (path, writable) =>
+        path === "/k" ? { kernel: "bzImage" } : writable ? { fault: "it cannot be opened for writing: EROFS" } : {}
+    }, ({ files }) =>
+      Effect.gen(function*() {
+        const error = yield* Effect.flip(launch)
+        assert.deepStrictEqual(
+          error.reason._tag === "InvalidSpec" ? error.reason.faults.map(({ field }) => field) : [],
+          ["kernel", "devices.drives[0].path_on_host"]
+        )
+        assert.include(error.message, "extract its vmlinux")
+        assert.include(error.message, "EROFS")
+        assert.deepStrictEqual(files, [])
+      })))
+
+  it.effect("makes room for metrics, and takes it away", () =>
+    onHost({ options: { metrics: true } }, ({ calls, files }) =>
+      Effect.gen(function*() {
+        yield* through(Effect.scoped(launch))
+        assert.strictEqual(calls[0], `PUT /metrics {"metrics_path":"firecracker.metrics"}`)
+        assert.deepStrictEqual(files.slice(1), [
+          "/d/firecracker.metrics made",
+          "/d/firecracker.metrics removed",
+          "directory removed"
+        ])
+      })))
+})
+
+describe("operations", () => {
+  it.effect("are calls of the API", () =>
+    onHost({}, ({ calls }) =>
+      Effect.gen(function*() {
+        const vmm = yield* launch
+        calls.length = 0
+        yield* vmm.start
+        yield* vmm.pause
+        yield* vmm.resume
+        yield* vmm.request("PowerButton")
+        assert.deepStrictEqual(calls, [
+          `PUT /actions {"action_type":"InstanceStart"}`,
+          `PATCH /vm {"state":"Paused"}`,
+          `PATCH /vm {"state":"Resumed"}`,
+          `PUT /actions {"action_type":"SendCtrlAltDel"}`
+        ])
+      })))
+
+  it.effect("fail with Firecracker's words, and the machine stays what it was", () =>
+    onHost(
+      { answer: ({ path }) => path === "/vm" ? faulty("no vCPU answered") : undefined },
+      () =>
+        Effect.gen(function*() {
+          const machine = yield* Machine.launch(spec)
+          yield* machine.start
+          assert.include(yield* messageOf(machine.pause), "no vCPU answered")
+          assert.strictEqual(yield* machine.state, "running")
+        })
+    ))
+
+  it.effect("ask nothing of a machine that is gone, and do not fail for it", () => {
+    let isGone = false
+    return onHost({ answer: (request) => isGone ? disconnected(request) : undefined }, () =>
+      Effect.gen(function*() {
+        const vmm = yield* launch
+        yield* exit
+        isGone = true
+        assert.strictEqual((yield* vmm.ended)._tag, "PoweredOff")
+        yield* vmm.request("PowerButton")
+        yield* vmm.request("Terminate")
+        yield* vmm.request("Kill")
+        assert.deepStrictEqual(yield* signals, ["SIGUSR1"])
+      }))
+  })
+
+  it.effect("fail, for the next stage to come, when nobody answers and the process is there", () => {
+    let isGone = false
+    return onHost({ answer: (request) => isGone ? disconnected(request) : undefined }, () =>
+      Effect.gen(function*() {
+        const vmm = yield* launch
+        isGone = true
+        assert.include(yield* through(messageOf(vmm.request("PowerButton"))), "power button failed")
+      }))
+  })
+
+  it.effect("that cannot reach the guest are not tried", () => {
+    const nokbd = Result.getOrThrow(MachineSpec.make({ ...spec, kernelArgs: ["i8042.nokbd"] }))
+    return onHost({}, ({ calls }) =>
+      Effect.gen(function*() {
+        const vmm = yield* MicroVmProvider.use((provider) => provider.launch(nokbd))
+        assert.include(yield* messageOf(vmm.request("PowerButton")), "i8042.nokbd: the guest has no keyboard")
+        assert.notInclude(calls.join(), "SendCtrlAltDel")
+      }))
+  })
+
+  it.effect("that end the process are told as what they are", () =>
+    onHost({}, () =>
+      Effect.gen(function*() {
+        const ends: Array<string> = []
+        for (const request of ["Terminate", "Kill"] as const) {
+          const vmm = yield* launch
+          yield* vmm.request(request)
+          ends.push((yield* through(vmm.ended))._tag)
+        }
+        const machine = yield* launch
+        const pid = Option.getOrThrow(machine.pid)
+        yield* ProcessHost.use((processes) => processes.kill(pid, "SIGTERM"))
+        ends.push((yield* through(machine.ended))._tag)
+        assert.deepStrictEqual(ends, ["Stopped", "Killed", "Killed"])
+      })))
+
+  it.effect("climb the ladder: Ctrl-Alt-Del, SIGTERM, SIGKILL", () =>
+    onHost({ process: { on: { SIGTERM: "ignore" } } }, ({ calls }) =>
+      Effect.gen(function*() {
+        const machine = yield* Machine.launch(spec)
+        yield* machine.start
+        yield* machine.pause
+        calls.length = 0
+        const outcome = yield* through(machine.shutdown())
+        assert.deepStrictEqual(outcome.stages.map(({ end, name }) => `${name} ${end}`), [
+          "power button deadline",
+          "SIGTERM deadline",
+          "SIGKILL ended"
+        ])
+        // It could not hear while it stood still.
+        assert.deepStrictEqual(calls, [
+          `PATCH /vm {"state":"Resumed"}`,
+          `PUT /actions {"action_type":"SendCtrlAltDel"}`
+        ])
+        assert.deepStrictEqual(yield* signals, ["SIGTERM", "SIGCONT", "SIGKILL"])
+      })))
+
+  it.effect("connect for as long as there is a machine", () =>
+    onHost({}, () =>
+      Effect.gen(function*() {
+        const vmm = yield* launch
+        assert.include(yield* messageOf(vmm.channel("nope")), "it has agent")
+        const socket = yield* vmm.channel("agent")
+        const scope = yield* Scope.make()
+        const { pull } = yield* Scope.provide(socket.reader, scope)
+        const [connecting, leaving] = yield* Effect.all([
+          Effect.forkChild(Effect.flip(pull), { startImmediately: true }),
+          Effect.gen(function*() {
+            const own = yield* Scope.make()
+            const reader = yield* Scope.provide(socket.reader, own)
+            const waiting = yield* Effect.forkChild(Effect.flip(reader.pull), { startImmediately: true })
+            yield* Scope.close(own, Exit.void)
+            return yield* Fiber.join(waiting)
+          })
+        ])
+        assert.strictEqual(leaving.reason._tag, "SocketCloseError")
+        yield* TestClock.adjust("1 minute")
+        assert.isUndefined(connecting.pollUnsafe())
+        yield* exit
+        const { reason } = yield* Fiber.join(connecting)
+        assert.match(String("cause" in reason ? reason.cause : ""), /the machine has ended/)
+        yield* Scope.close(scope, Exit.void)
+      })))
+})
+
+describe("saving", () => {
+  const standing = Effect.gen(function*() {
+    const vmm = yield* launch
+    yield* vmm.start
+    yield* vmm.pause
+    return vmm
+  })
+
+  it.effect("a machine writes two files, of which others may map one", () =>
+    onHost({}, ({ calls, files }) =>
+      Effect.gen(function*() {
+        const vmm = yield* standing
+        const { form, madeBy, platform } = yield* vmm.save("/out")
+        assert.deepStrictEqual([form, madeBy, platform["snapshotFormat"]], ["full", "Firecracker 1.16.1", "10.0.0"])
+        assert.strictEqual(
+          calls.at(-1),
+          `PUT /snapshot/create {"snapshot_path":"/out/state","mem_file_path":"/out/memory","snapshot_type":"Full"}`
+        )
+        assert.strictEqual(files.at(-1), "/out/memory for all")
+      })))
+
+  it.effect("leaves nothing half-made", () =>
+    onHost({ answer: ({ path }) => path === "/snapshot/create" ? faulty("No space left on device") : undefined }, (
+      { files }
+    ) =>
+      Effect.gen(function*() {
+        const vmm = yield* standing
+        assert.include(yield* messageOf(vmm.save("/out")), "snapshot failed")
+        assert.strictEqual(files.at(-1), "removed /out/state, /out/memory")
+      })))
+
+  it.effect("is waited for by whoever leaves: Firecracker cannot be called off", () =>
+    Effect.gen(function*() {
+      const written = yield* Deferred.make<void>()
+      yield* onHost({
+        answer: ({ path }) => path === "/snapshot/create" ? Effect.as(Deferred.await(written), {}) : undefined
+      }, () =>
+        Effect.gen(function*() {
+          const vmm = yield* standing
+          const saving = yield* Effect.forkChild(vmm.save("/out"), { startImmediately: true })
+          const leaving = yield* Effect.forkChild(Fiber.interrupt(saving), { startImmediately: true })
+          yield* TestClock.adjust("1 minute")
+          assert.isUndefined(leaving.pollUnsafe())
+          yield* Deferred.succeed(written, undefined)
+          yield* Fiber.join(leaving)
+        }))
+    }))
+
+  it.effect("fails when it takes too long, and not before Firecracker writes no more", () => {
+    let answersAt = Infinity
+    return onHost({
+      answer: (request) =>
+        request.path === "/snapshot/create"
+          ? slow(request)
+          : request.path !== "/"
+          ? undefined
+          : Effect.flatMap(Clock.currentTimeMillis, (now) =>
+            now < answersAt
+              ? slow(request)
+              : Effect.succeed({
+                status: 200,
+                body: `{"app_name":"Firecracker","id":"x","state":"Paused","vmm_version":"1.16.1"}`
+              }))
+    }, ({ files }) =>
+      Effect.gen(function*() {
+        const vmm = yield* standing
+        const saving = yield* Effect.forkChild(messageOf(vmm.save("/out")), { startImmediately: true })
+        for (let i = 0; i < 80; i++) yield* TestClock.adjust("5 seconds")
+        assert.isUndefined(saving.pollUnsafe())
+        answersAt = 0
+        for (let i = 0; i < 2; i++) yield* TestClock.adjust("5 seconds")
+        assert.include(yield* Fiber.join(saving), "PUT /snapshot/create: no answer within 5m")
+        assert.strictEqual(files.at(-1), "removed /out/state, /out/memory")
+      }))
+  })
+
+  it.effect("a machine that has not run keeps what it boots", () =>
+    onHost({}, ({ files }) =>
+      Effect.gen(function*() {
+        const vmm = yield* launch
+        assert.strictEqual((yield* vmm.save("/out")).form, "unstarted")
+        assert.deepStrictEqual(files.slice(1), ["/k to /out/kernel", "/i to /out/initramfs"])
+      })))
+})
+
+describe("restoring", () => {
+  it.effect("loads, and hands over a machine that stands still", () =>
+    onHost({}, ({ calls, files }) =>
+      Effect.gen(function*() {
+        const vmm = yield* restore()
+        assert.deepStrictEqual(files, ["state to /s/state, memory to /s/memory, firecracker.log"])
+        assert.deepStrictEqual(calls, [
+          `PUT /snapshot/load {"snapshot_path":"state","mem_backend":{"backend_type":"File","backend_path":"memory"},` +
+          `"resume_vm":false,"clock_realtime":true}`
+        ])
+        yield* vmm.resume
+        assert.strictEqual(calls.at(-1), `PATCH /vm {"state":"Resumed"}`)
+      })))
+
+  it.effect("tells again what no snapshot holds", () =>
+    onHost({
+      options: {
+        metrics: true,
+        devices: {
+          serial: { rate_limiter: { size: 1000, refill_time: 100 } },
+          networkInterfaces: [{ iface_id: "n0", host_dev_name: "tap0" }],
+          mmds: { config: { network_interfaces: ["n0"], version: "V2" }, data: { latest: 1 } }
+        }
+      }
+    }, ({ calls }) =>
+      Effect.gen(function*() {
+        yield* restore()
+        assert.deepStrictEqual(pathsOf(calls), ["PUT /metrics", "PUT /serial", "PUT /snapshot/load", "PUT /mmds"])
+        assert.include(calls[2] ?? "", `"network_overrides":[{"iface_id":"n0","host_dev_name":"tap0"}]`)
+      })))
+
+  it.effect("does without the clock where that was refused", () =>
+    onHost({
+      answer: ({ body = "", path }) =>
+        path === "/snapshot/load" && body.includes("clock_realtime")
+          ? faulty("Load snapshot error: Failed to restore from snapshot: clock_realtime requested but not present")
+          : undefined
+    }, ({ calls, files }) =>
+      Effect.gen(function*() {
+        yield* through(restore())
+        assert.lengthOf(calls, 2)
+        assert.notInclude(calls[1] ?? "", "clock_realtime")
+        assert.strictEqual(yield* alive, 1)
+        assert.strictEqual(files[1], "directory removed")
+      })))
+
+  it.effect("tells why a snapshot was not loaded, and that Firecracker has ended for it", () =>
+    onHost({
+      process: { exitAfter: "200 millis", code: 1 },
+      answer: ({ path }) =>
+        path === "/snapshot/load" ? faulty("Load snapshot error: Failed to restore from snapshot: bad CRC") : undefined
+    }, () =>
+      Effect.gen(function*() {
+        const error = yield* through(Effect.flip(restore()))
+        assert.deepInclude(error.reason, { _tag: "LaunchFailed", stage: "restoring" })
+        assert.match(error.message, /bad CRC.*exited with code 1/s)
+      })))
+
+  it.effect("says which file of a snapshot is not there, before it does anything", () =>
+    onHost(
+      { inspect: (path) => path === "/s/memory" ? { fault: "it cannot be opened: ENOENT" } : {} },
+      ({ files }) =>
+        Effect.gen(function*() {
+          const error = yield* Effect.flip(restore())
+          assert.strictEqual(error.reason._tag, "SnapshotUnusable")
+          assert.include(error.message, "its memory: it cannot be opened: ENOENT")
+          assert.deepStrictEqual(files, [])
+        })
+    ))
+
+  it.effect("may have its memory served, for as long as it is there", () =>
+    onHost({ options: { memoryBackend: "uffd" } }, ({ calls, files }) =>
+      Effect.gen(function*() {
+        const vmm = yield* restore()
+        assert.include(calls[0] ?? "", `"mem_backend":{"backend_type":"Uffd","backend_path":"pages.sock"}`)
+        yield* vmm.request("Kill")
+        yield* through(vmm.ended)
+        assert.deepStrictEqual(files, [
+          "state to /s/state, firecracker.log",
+          "pages of /s/memory at /d/pages.sock"
+        ])
+      })))
+
+  it.effect("is killed when nobody serves its memory any more, and tells why", () =>
+    Effect.gen(function*() {
+      const failing = yield* Deferred.make<"Gone", FirecrackerError.FirecrackerError>()
+      yield* onHost({ options: { memoryBackend: "uffd" }, pagesEnd: Deferred.await(failing) }, () =>
+        Effect.gen(function*() {
+          const vmm = yield* restore()
+          yield* vmm.resume
+          const why = FirecrackerError.make(new FirecrackerError.PageServerFailed({ why: "EFAULT" }))
+          yield* Deferred.fail(failing, why)
+          const end = yield* through(vmm.ended)
+          assert.strictEqual(end._tag === "Failed" ? end.why : end._tag, why.message)
+          assert.deepStrictEqual(yield* signals, ["SIGKILL"])
+        }))
+    }))
+
+  it.effect("fails when nobody serves its memory from the start, however long Firecracker waits", () =>
+    Effect.gen(function*() {
+      const why = FirecrackerError.make(new FirecrackerError.PageServerFailed({ why: "no userfaultfd here" }))
+      yield* onHost({
+        options: { memoryBackend: "uffd" },
+        pagesEnd: Effect.delay(Effect.fail(why), "1 second"),
+        answer: ({ path }) => path === "/snapshot/load" ? Effect.never : undefined
+      }, ({ files }) =>
+        Effect.gen(function*() {
+          const error = yield* through(Effect.flip(restore()))
+          assert.match(error.message, /restoring failed: .*no userfaultfd here/)
+          assert.deepStrictEqual(files.slice(-2), ["pages end", "directory removed"])
+        }))
+    }))
+
+  it.effect("boots what was saved before it ran, once it is resumed", () =>
+    onHost({}, ({ calls }) =>
+      Effect.gen(function*() {
+        const vmm = yield* restore("unstarted")
+        assert.strictEqual((yield* vmm.save("/out")).form, "unstarted")
+        yield* vmm.resume
+        assert.strictEqual(calls.at(-1), `PUT /actions {"action_type":"InstanceStart"}`)
+        yield* vmm.pause
+        yield* vmm.resume
+        assert.strictEqual(calls.at(-1), `PATCH /vm {"state":"Resumed"}`)
+        assert.strictEqual((yield* vmm.save("/out")).form, "full")
+      })))
+})
+
+describe("a jailed machine", () => {
+  const observed = { jailer: { binary: "/bin/jailer", version: observations.version } }
+
+  it.effect("is told the same, in its jail, and is its own user's", () => {
+    const users = [{ uid: 1001, gid: 1001 }, { uid: 1002, gid: 1002 }]
+    const free: Array<number> = []
+    const user = {
+      take: Effect.acquireRelease(
+        Effect.sync(() => users.shift() ?? { uid: 9, gid: 9 }),
+        ({ uid }) => Effect.sync(() => void free.push(uid))
+      )
+    }
+    return onHost({ observed, options: { jail: { user } } }, ({ calls, files }) =>
+      Effect.gen(function*() {
+        yield* through(Effect.scoped(Effect.gen(function*() {
+          const vmm = yield* launch
+          yield* launch
+          assert.deepStrictEqual(files, ["jail of uid 1001", "jail of uid 1002"])
+          assert.include(calls[1] ?? "", `"kernel_image_path":"kernel"`)
+          yield* vmm.start
+          yield* vmm.pause
+          yield* vmm.save("/out")
+          assert.include(calls.at(-1) ?? "", `"snapshot_path":"saved-state","mem_file_path":"saved-memory"`)
+          assert.deepStrictEqual(files.slice(2), [
+            "/saved-state to /out/state",
+            "/saved-memory to /out/memory",
+            "/out/memory for all"
+          ])
+        })))
+        assert.sameMembers(free, [1001, 1002])
+        assert.strictEqual(files.filter((what) => what === "jail removed").length, 2)
+        assert.isFalse((yield* MicroVmProvider).capabilities.rename)
+      }))
+  })
+
+  it.effect("that is no child of ours is ended all the same, and never by SIGTERM", () =>
+    onHost({
+      observed,
+      options: { jail: { user: { uid: 1001, gid: 1001 }, newPidNamespace: true } },
+      process: { exitAfter: "1 millis" }
+    }, ({ files }) =>
+      Effect.gen(function*() {
+        const machine = yield* Machine.launch(spec)
+        assert.deepStrictEqual(machine.pid, Option.some(4000))
+        yield* machine.start
+        const outcome = yield* through(machine.shutdown({ request: { atLeast: "SIGTERM" } }))
+        assert.deepStrictEqual(outcome.stages.map(({ end, name }) => `${name} ${end}`), [
+          "SIGTERM failed",
+          "SIGKILL ended"
+        ])
+        assert.strictEqual((yield* machine.ended)._tag, "Killed")
+        assert.deepStrictEqual(yield* signals, ["SIGKILL"])
+        assert.deepStrictEqual(files, ["jail of uid 1001"])
+      })))
+
+  it.effect("whose jailer fails tells what that said, and leaves nothing", () =>
+    onHost({
+      observed,
+      options: { jail: { user: { uid: 1001, gid: 1001 } } },
+      process: { exitAfter: "1 millis", code: 1, stderr: "Failed to create the cgroup\n" },
+      answer: disconnected
+    }, ({ files }) =>
+      Effect.gen(function*() {
+        const message = yield* through(messageOf(launch))
+        assert.match(message, /exited with code 1.*Failed to create the cgroup/s)
+        assert.deepStrictEqual(files, ["jail of uid 1001", "jail removed"])
+      })))
+})
+
+describe("config", () => {
+  const read = (env: Readonly<Record<string, string>>) =>
+    Effect.exit(FirecrackerProvider.config.parse(ConfigProvider.fromEnv({ env })))
+  const options = (env: Readonly<Record<string, string>>) => Effect.flatten(read(env))
+
+  it.effect("has defaults for all", () =>
+    Effect.gen(function*() {
+      assert.deepStrictEqual(yield* options({}), {
+        binary: undefined,
+        kvm: "check",
+        kernelArgs: [],
+        stateDirectory: undefined,
+        deadlines: { read: undefined, change: undefined },
+        readyWithin: undefined,
+        memoryBackend: "file",
+        jailer: undefined
+      })
+    }))
+
+  it.effect("reads what is set", () =>
+    Effect.gen(function*() {
+      const all = yield* options({
+        MICROVM_FIRECRACKER_BIN: "/opt/firecracker",
+        MICROVM_FIRECRACKER_KVM: "assume",
+        MICROVM_FIRECRACKER_BOOT_ARGS: " nomodule  x=1 ",
+        MICROVM_FIRECRACKER_STATE_DIR: "/run/vms",
+        MICROVM_FIRECRACKER_API_TIMEOUT_MS: "250",
+        MICROVM_FIRECRACKER_SOCKET_READY_TIMEOUT_MS: "1500",
+        MICROVM_MEM_BACKEND: " UFFD ",
+        MICROVM_JAILER_BIN: "/opt/jailer",
+        MICROVM_JAILER_UID: "123",
+        MICROVM_JAILER_GID: "100",
+        MICROVM_JAILER_CHROOT_BASE: "/jails",
+        MICROVM_JAILER_CGROUP_PARENT: "microvm.slice",
+        MICROVM_JAILER_CGROUP_VERSION: "2"
+      })
+      assert.deepStrictEqual(all, {
+        binary: "/opt/firecracker",
+        kvm: "assume",
+        kernelArgs: ["nomodule", "x=1"],
+        stateDirectory: "/run/vms",
+        deadlines: { read: Duration.millis(250), change: Duration.millis(250) },
+        readyWithin: Duration.millis(1500),
+        memoryBackend: "uffd",
+        jailer: "/opt/jailer",
+        jail: {
+          user: { uid: 123, gid: 100 },
+          base: "/jails",
+          parentCgroup: "microvm.slice",
+          cgroupVersion: 2
+        }
+      })
+    }))
+
+  for (
+    const [name, values] of [
+      ["MICROVM_MEM_BACKEND", ["mmap", "filee", " "]],
+      ["MICROVM_FIRECRACKER_KVM", ["yes"]],
+      ["MICROVM_FIRECRACKER_API_TIMEOUT_MS", ["0", "-1", "x", "1.5"]],
+      ["MICROVM_FIRECRACKER_SOCKET_READY_TIMEOUT_MS", ["0", "5s"]],
+      ["MICROVM_JAILER_UID", ["0", "root", "4294967295"]],
+      ["MICROVM_JAILER_CGROUP_VERSION", ["3"]]
+    ] as const
+  ) {
+    it.effect(`refuses a wrong ${name}, by its name`, () =>
+      Effect.gen(function*() {
+        const jail = { MICROVM_JAILER_BIN: "/j", MICROVM_JAILER_UID: "1", MICROVM_JAILER_GID: "1" }
+        for (const value of values) {
+          const result = yield* read({ ...jail, [name]: value })
+          assert.isTrue(Exit.isFailure(result), value)
+          assert.include(String(Exit.isFailure(result) ? result.cause : ""), name)
+        }
+      }))
+  }
+
+  it.effect("wants a user for a jail", () =>
+    Effect.gen(function*() {
+      const error = yield* Effect.flip(options({ MICROVM_JAILER_BIN: "/j" }))
+      assert.isTrue(error instanceof Config.ConfigError)
+      assert.include(String(error), "MICROVM_JAILER_UID")
+    }))
+})

@@ -1,0 +1,366 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Equal from "effect/Equal"
+import * as Result from "effect/Result"
+import type { Setup } from "../../src/firecracker/FirecrackerHost.ts"
+import * as LaunchPlan from "../../src/firecracker/LaunchPlan.ts"
+import * as MachineSpec from "../../src/microvm/MachineSpec.ts"
+import type * as Snapshot from "../../src/microvm/Snapshot.ts"
+
+const setup: Setup = {
+  binary: "/bin/firecracker",
+  version: { major: 1, minor: 16, patch: 1 },
+  snapshotFormat: "10.0.0",
+  architecture: "x86_64",
+  cpu: "Model 1",
+  kernel: "6.1.0-9",
+  uid: 1000,
+  because: "KVM is usable"
+}
+
+const at = (minor: number): Setup => ({ ...setup, version: { major: 1, minor, patch: 0 } })
+
+const spec = (options: Partial<MachineSpec.MachineSpecOptions> = {}): MachineSpec.MachineSpec =>
+  Result.getOrThrow(
+    MachineSpec.make({ id: "a", kernel: "/k", initramfs: "/i", channels: ["agent", "io-1"], ...options })
+  )
+
+interface Given {
+  readonly setup?: Setup
+  readonly spec?: Partial<MachineSpec.MachineSpecOptions>
+  readonly options?: LaunchPlan.Options
+  readonly origin?: LaunchPlan.Origin
+}
+
+const plan = (given: Given = {}): LaunchPlan.LaunchPlan =>
+  Result.getOrThrow(LaunchPlan.make(given.setup ?? setup, spec(given.spec), given.origin, given.options))
+
+/** Every field that is at fault, or the message. */
+const refusal = (given: Given): ReadonlyArray<string> =>
+  Result.match(LaunchPlan.make(given.setup ?? setup, spec(given.spec), given.origin, given.options), {
+    onSuccess: () => [],
+    onFailure: ({ message, reason }) =>
+      reason._tag === "InvalidSpec" ? reason.faults.map(({ field }) => field) : [message]
+  })
+
+const from = (form: string): LaunchPlan.Origin => {
+  const { id: _, ...rest } = spec()
+  const snapshot: Snapshot.Snapshot = {
+    id: "f".repeat(64),
+    directory: "/s",
+    manifest: {
+      format: 1,
+      kind: "saved",
+      form,
+      platform: {},
+      madeBy: "Firecracker 1.16.1",
+      spec: rest,
+      labels: {},
+      createdAt: "2026-01-01T00:00:00Z",
+      files: []
+    }
+  }
+  return { _tag: "Restore", snapshot }
+}
+
+const devices: LaunchPlan.Devices = {
+  drives: [
+    { drive_id: "data", path_on_host: "/d/data.img", is_root_device: false },
+    { drive_id: "rootfs", path_on_host: "/d/root.ext4", is_root_device: true, is_read_only: true }
+  ],
+  networkInterfaces: [{ iface_id: "eth0", host_dev_name: "tap0" }],
+  entropy: {}
+}
+
+describe("a machine that boots", () => {
+  it("is told names in its directory, and nothing else", () => {
+    const made = plan({ options: { devices, metrics: true } })
+    assert.deepStrictEqual(made.argv, [
+      "/bin/firecracker",
+      "--api-sock",
+      "api.sock",
+      "--log-path",
+      "firecracker.log",
+      "--level",
+      "Info"
+    ])
+    assert.deepStrictEqual(made.config, {
+      machine: { vcpu_count: 1, mem_size_mib: 256 },
+      bootSource: {
+        kernel_image_path: "kernel",
+        initrd_path: "initramfs",
+        boot_args: "console=ttyS0 reboot=k i8042.noaux i8042.nomux i8042.dumbkbd panic=1 quiet swiotlb=noforce"
+          + " microvm.off=reboot microvm.vsock=1024,agent,io-1"
+      },
+      drives: [
+        { drive_id: "data", path_on_host: "drive-data", is_root_device: false },
+        { drive_id: "rootfs", path_on_host: "drive-rootfs", is_root_device: true, is_read_only: true }
+      ],
+      networkInterfaces: [{ iface_id: "eth0", host_dev_name: "tap0" }],
+      entropy: {},
+      vsock: { guest_cid: 3, uds_path: "vsock.sock" },
+      metrics: { metrics_path: "firecracker.metrics" }
+    })
+    assert.deepStrictEqual(made.entries, [
+      { field: "kernel", name: "kernel", path: "/k", writable: false },
+      { field: "initramfs", name: "initramfs", path: "/i", writable: false },
+      { field: "devices.drives[0].path_on_host", name: "drive-data", path: "/d/data.img", writable: true },
+      { field: "devices.drives[1].path_on_host", name: "drive-rootfs", path: "/d/root.ext4", writable: false }
+    ])
+    assert.deepStrictEqual([...made.channels], [["agent", 1024], ["io-1", 1025]])
+    assert.isUndefined(made.load)
+  })
+
+  it("has no vsock without channels, and only what it is given", () => {
+    const { config, entries } = plan({ spec: { channels: [] }, options: { pci: false } })
+    assert.deepStrictEqual(Object.keys(config), ["machine", "bootSource"])
+    assert.lengthOf(entries, 2)
+    assert.notInclude(config.bootSource.boot_args ?? "", "microvm.vsock")
+  })
+
+  it("is the same each time, and is told to people", () => {
+    const given = { options: { devices } }
+    assert.isTrue(Equal.equals(plan(given), plan(given)))
+    assert.includeMembers([...plan(given).description], [
+      "Firecracker 1.16.1: KVM is usable",
+      "runs as uid 1000, in a directory of its own",
+      "1 vCPU, 256 MiB",
+      "kernel /k, initramfs /i",
+      "drive rootfs, the root device, read-only: /d/root.ext4",
+      "network interface eth0 on tap0",
+      "channel agent is port 1024 of vsock"
+    ])
+  })
+
+  it("has the devices that its spec asks for", () => {
+    const options: LaunchPlan.Options = {
+      devices: ({ id }) => ({ drives: [{ drive_id: "own", path_on_host: `/d/${id}.img`, is_root_device: false }] }),
+      kernelArgs: ["nomodule"],
+      pci: true,
+      logLevel: "Warning"
+    }
+    const { argv, config, entries } = plan({ spec: { id: "web-7", hostname: "web", kernelArgs: ["x=1"] }, options })
+    assert.strictEqual(entries.at(-1)?.path, "/d/web-7.img")
+    assert.deepStrictEqual(argv.slice(-3), ["--level", "Warning", "--enable-pci"])
+    assert.isTrue(config.bootSource.boot_args?.endsWith("microvm.vsock=1024,agent,io-1 nomodule x=1"))
+    assert.include(config.bootSource.boot_args ?? "", "hostname=web microvm.hostname=web")
+  })
+
+  it("says why its power button does not work", () => {
+    assert.deepStrictEqual(plan().facts.noCtrlAltDel, [])
+    assert.match(plan({ spec: { kernelArgs: ["i8042.nokbd"] } }).facts.noCtrlAltDel.join(), /i8042\.nokbd/)
+    const arm = plan({ setup: { ...setup, architecture: "aarch64" } })
+    assert.deepStrictEqual(arm.facts.noCtrlAltDel, ["aarch64 has no keyboard"])
+    assert.notInclude(arm.config.bootSource.boot_args ?? "", "microvm.off")
+  })
+})
+
+describe("what cannot be", () => {
+  it("is told at once, by the names that the caller has for it", () => {
+    const fields = refusal({
+      spec: { kernelArgs: ["reboot=t"], memoryMib: 97 },
+      options: {
+        devices: {
+          machine: { huge_pages: "2M" },
+          drives: [
+            { drive_id: "rootfs", path_on_host: "relative", is_root_device: true },
+            { drive_id: "rootfs", path_on_host: "/x", is_root_device: false },
+            { drive_id: "a/b", path_on_host: "/x", is_root_device: false }
+          ],
+          serial: { serial_out_path: "/tmp/console" }
+        }
+      }
+    })
+    assert.sameMembers([...fields], [
+      "kernelArgs",
+      "memoryMib",
+      "devices.drives[0].path_on_host",
+      "devices.drives[2].drive_id",
+      "devices.serial.serial_out_path"
+    ])
+  })
+
+  it("may be two with one name, or more devices than there are lines", () => {
+    const drive = (id: string) => ({ drive_id: id, path_on_host: "/x", is_root_device: false })
+    assert.deepStrictEqual(
+      refusal({ options: { devices: { drives: [drive("rootfs"), drive("rootfs")] } } }),
+      ["devices.drives[1].drive_id"]
+    )
+    const many = Array.from({ length: 17 }, (_, index) => drive(`d${index}`))
+    assert.deepStrictEqual(refusal({ options: { devices: { drives: many } } }), ["devices.devices"])
+  })
+
+  it("may be more kernel arguments than there is room for, all that is added counted", () => {
+    const kernelArgs = ["x".repeat(1_820)]
+    assert.deepStrictEqual(refusal({ spec: { kernelArgs } }), [])
+    assert.deepStrictEqual(refusal({ spec: { kernelArgs }, options: { devices } }), ["kernelArgs"])
+  })
+
+  it("may be what this version does not know", () => {
+    const options: LaunchPlan.Options = { devices: { serial: { rate_limiter: { size: 1, refill_time: 1 } } } }
+    assert.deepStrictEqual(refusal({ options }), [])
+    assert.match(refusal({ setup: at(13), options }).join(), /firecracker 1\.13\.0 .*PUT \/serial \(since 1\.14\.0\)/)
+    assert.match(refusal({ setup: at(15), options }).join(), /SerialDevice\.rate_limiter \(since 1\.16\.0\)/)
+  })
+})
+
+describe("a machine that goes on from a snapshot", () => {
+  it("loads its files, paused, with its clock set", () => {
+    const made = plan({ origin: from("full") })
+    assert.deepStrictEqual(made.load, {
+      snapshot_path: "state",
+      mem_backend: { backend_type: "File", backend_path: "memory" },
+      resume_vm: false,
+      clock_realtime: true
+    })
+    assert.deepStrictEqual(made.entries.map(({ field, path }) => [field, path]), [
+      ["state", "/s/state"],
+      ["memory", "/s/memory"]
+    ])
+  })
+
+  it("sets its clock only where that works", () => {
+    const clock = (given: Given) => plan({ origin: from("full"), ...given }).load?.clock_realtime
+    assert.isUndefined(clock({ setup: at(15) }))
+    assert.isUndefined(clock({ setup: { ...setup, kernel: "5.10.0" } }))
+    assert.isUndefined(clock({ setup: { ...setup, architecture: "aarch64" } }))
+    assert.isUndefined(clock({ options: { adjustClock: false } }))
+    assert.isTrue(clock({ setup: { ...setup, kernel: "5.16" } }))
+  })
+
+  it("has its own drives and network interfaces", () => {
+    const made = plan({ origin: from("full"), options: { devices } })
+    assert.deepStrictEqual(made.entries.map(({ name }) => name), ["state", "memory", "drive-data", "drive-rootfs"])
+    assert.deepStrictEqual(made.load?.network_overrides, [{ iface_id: "eth0", host_dev_name: "tap0" }])
+    // Those do not know the field, and would refuse all.
+    const older = plan({ setup: at(11), origin: from("full"), options: { devices } })
+    assert.notProperty(older.load ?? {}, "network_overrides")
+  })
+
+  it("may have its memory served", () => {
+    const made = plan({ origin: from("full"), options: { memoryBackend: "uffd" } })
+    assert.deepStrictEqual(made.load?.mem_backend, { backend_type: "Uffd", backend_path: "pages.sock" })
+    assert.deepStrictEqual(made.entries.map(({ field }) => field), ["state"])
+  })
+
+  it("has huge pages only when its memory is served", () => {
+    const huge: LaunchPlan.Options = { devices: { machine: { huge_pages: "2M" } } }
+    assert.deepStrictEqual(refusal({ options: huge }), [])
+    assert.deepStrictEqual(refusal({ options: huge, origin: from("full") }), ["devices.machine.huge_pages"])
+    assert.deepStrictEqual(refusal({ options: { ...huge, memoryBackend: "uffd" }, origin: from("full") }), [])
+  })
+
+  it("boots what the snapshot has, if that was made before it ran", () => {
+    const made = plan({ origin: from("unstarted") })
+    assert.isUndefined(made.load)
+    assert.deepStrictEqual(made.entries.map(({ name, path }) => [name, path]), [
+      ["kernel", "/s/kernel"],
+      ["initramfs", "/s/initramfs"]
+    ])
+  })
+
+  it("is refused in a form that is not known", () => {
+    assert.match(refusal({ origin: from("stream") }).join(), /its form stream is not known here/)
+  })
+})
+
+describe("platform", () => {
+  const { id: _, ...rest } = spec()
+  const platform = (options?: LaunchPlan.Options, on: Setup = setup) => LaunchPlan.platform(on, rest, options)
+
+  it("is what a guest can see, and not where it leads", () => {
+    assert.deepStrictEqual(platform({ devices }), {
+      backend: "firecracker",
+      version: "1.16",
+      snapshotFormat: "10.0.0",
+      architecture: "x86_64",
+      cpu: "Model 1",
+      cpuTemplate: "None",
+      kernel: "6.1.0-9",
+      devices: "1 vCPU, 256 MiB, vsock, drive data, drive rootfs:root:read-only, interface eth0, entropy"
+    })
+    const elsewhere = { ...devices, networkInterfaces: [{ iface_id: "eth0", host_dev_name: "tap9" }] }
+    assert.deepStrictEqual(platform({ devices: elsewhere }), platform({ devices }))
+    const patched = { ...setup, version: { ...setup.version, patch: 0 } }
+    assert.deepStrictEqual(platform({}, patched), platform({}))
+  })
+
+  it("differs with each device, the CPU template, the bus, and the host", () => {
+    const all = [
+      platform(),
+      platform({ devices: { balloon: { amount_mib: 0, deflate_on_oom: true } } }),
+      platform({ devices: { cpuConfig: { kvm_capabilities: ["!56"] } } }),
+      platform({ devices: { machine: { cpu_template: "T2" } } }),
+      platform({ devices: { machine: { huge_pages: "2M" } } }),
+      platform({ devices: { pmem: [{ id: "p", path_on_host: "/p" }] } }),
+      platform({ pci: true }),
+      platform({}, { ...setup, cpu: "Model 2" }),
+      platform({}, { ...setup, kernel: "6.2" }),
+      platform({}, { ...setup, snapshotFormat: "9.0.0" })
+    ]
+    assert.strictEqual(new Set(all.map((one) => JSON.stringify(one))).size, all.length)
+  })
+})
+
+describe("a jailed machine", () => {
+  const jail: LaunchPlan.Jailing = {
+    host: {
+      executable: "/bin/firecracker",
+      base: "/srv/jailer",
+      cgroups: { unified: { mount: "/sys/fs/cgroup", controllers: ["memory", "pids"] }, separate: new Map() }
+    },
+    uid: 123,
+    gid: 100
+  }
+  const jailed: Setup = { ...setup, jailer: "/bin/jailer" }
+
+  it("is told the same, by the jailer, and finds its files in the jail", () => {
+    const made = plan({ setup: jailed, options: { jail, devices } })
+    assert.deepStrictEqual(made.argv, made.jail?.argv)
+    assert.strictEqual(made.argv[0], "/bin/jailer")
+    assert.deepStrictEqual(made.argv.slice(made.argv.indexOf("--")), [
+      "--",
+      "--api-sock",
+      "/api.sock",
+      "--log-path",
+      "firecracker.log",
+      "--level",
+      "Info"
+    ])
+    assert.deepStrictEqual(made.config, plan({ options: { devices } }).config)
+    assert.deepStrictEqual(made.jail?.files.map(({ file, place }): unknown => [file.how, place.inside]), [
+      ["bind", "/kernel"],
+      ["bind", "/initramfs"],
+      ["copy", "/drive-data"],
+      ["bind", "/drive-rootfs"],
+      ["empty", "/firecracker.log"]
+    ])
+    assert.include(made.description.join("\n"), "jailed in /srv/jailer/firecracker/a/root as uid 123, gid 100")
+  })
+
+  it("has the memory of its snapshot as it is, and a copy of the state", () => {
+    const made = plan({ setup: jailed, options: { jail }, origin: from("full") })
+    assert.deepStrictEqual(made.jail?.files.map(({ file }) => [file.how, file.name]), [
+      ["copy", "state"],
+      ["bind", "memory"],
+      ["empty", "firecracker.log"]
+    ])
+  })
+
+  it("has its limits from its spec, and what is wrong with the jail is told with the rest", () => {
+    const made = plan({
+      setup: jailed,
+      options: { jail, devices: { memoryHotplug: { total_size_mib: 1024 } } },
+      spec: { vcpus: 2 }
+    })
+    const mib = 256 + 1024
+    assert.include(made.argv, `memory.max=${(mib + Math.ceil(mib / 64) + 128) * 2 ** 20}`)
+    assert.deepStrictEqual(
+      refusal({
+        setup: jailed,
+        options: { jail: { ...jail, uid: 0, netns: "netns" } },
+        spec: { kernelArgs: ["reboot=t"] }
+      }),
+      ["kernelArgs", "jail.uid", "jail.netns"]
+    )
+  })
+})
