@@ -100,7 +100,7 @@ const make = Effect.gen(function*() {
     self: process.pid,
     ticks: Effect.sync(ProcTable.ticks),
     env: Effect.sync(inherited),
-    inspect: (pid) => Effect.sync(() => Option.fromUndefinedOr(ProcTable.read(pid))),
+    inspect: (pid) => Effect.sync(() => Option.fromUndefinedOr(ProcTable.inspect(pid))),
     list: ProcTable.makeList(),
     groupExists: (pgid) =>
       Effect.sync(() => {

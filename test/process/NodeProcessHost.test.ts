@@ -2,8 +2,10 @@ import { describe, expect, it } from "@effect/vitest"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
+import { spawn } from "node:child_process"
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { inspect } from "node:util"
 import { cachedSuccess } from "../../src/process/internal/cachedSuccess.ts"
@@ -35,6 +37,18 @@ it.live("a start that fails keeps no argument in its error", () =>
     expect(invalid.reason).toMatchObject({ _tag: "SpawnFailed", code: "ERR_INVALID_ARG_VALUE" })
     expect(inspect([absent, invalid], { depth: 9, showHidden: true })).not.toContain("hunter2")
   }).pipe(Effect.provide(NodeProcessHost.layer)))
+
+it.live("a process without any environment has no mark", () =>
+  Effect.gen(function*() {
+    const host = yield* ProcessHost
+    const child = spawn("/bin/sleep", ["60"], { env: {}, stdio: "ignore" })
+    yield* Effect.addFinalizer(() => Effect.sync(() => child.kill("SIGKILL")))
+    const pid = child.pid ?? 0
+    // Until its execve is over.
+    expect(yield* eventually(() => readFileSync(`/proc/${pid}/comm`, "utf8") === "sleep\n")).toBe(true)
+    expect(Option.getOrThrow(yield* host.inspect(pid)).mark).toBeUndefined()
+    expect((yield* host.list(0)).find((info) => info.pid === pid)).toMatchObject({ mark: undefined })
+  }).pipe(Effect.scoped, Effect.provide(NodeProcessHost.layer)))
 
 describe("what stands for more than one process or group", () => {
   it.live("is not signalled", () =>

@@ -129,7 +129,7 @@ export const launch = (
       })
     }
     // Node has reaped nobody since the fork, so the line is there, be the child dead already.
-    const startTime = ProcTable.read(pid)?.startTime
+    const startTime = ProcTable.inspect(pid)?.startTime
     if (startTime === undefined) {
       child.kill("SIGKILL")
       return Effect.fail(spawnFailed(new Error(`/proc/${pid}/stat cannot be read: mount /proc`)))

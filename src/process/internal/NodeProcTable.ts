@@ -23,8 +23,16 @@ const readMark = (pid: number): string | undefined => {
 /** No mark looks like this. */
 const unknown = "unknown"
 
+/** One without any environment has no mark either. */
+const settled = (info: ProcessInfo): ProcessInfo => info.mark === unknown ? { ...info, mark: undefined } : info
+
 /** What the kernel says of a process now, its mark included. */
-export const read = (pid: number, since = 0): ProcessInfo | undefined => {
+export const inspect = (pid: number): ProcessInfo | undefined => {
+  const info = read(pid)
+  return info && settled(info)
+}
+
+const read = (pid: number, since = 0): ProcessInfo | undefined => {
   const stat = readFile(pid, "stat")
   const info = stat === undefined ? undefined : ProcStat.parse(stat)
   return info && { ...info, mark: info.startTime < since || !isAlive(info) ? undefined : readMark(pid) }
@@ -74,7 +82,7 @@ export const makeList = (): (since: number) => Effect.Effect<ReadonlyArray<Proce
       else {
         const again = (info: ProcessInfo): ReadonlyArray<ProcessInfo> => {
           const seen = info.mark === unknown ? read(info.pid) : info
-          return seen === undefined ? [] : [seen]
+          return seen === undefined ? [] : [settled(seen)]
         }
         setTimeout(() => finish(found.flatMap(again)), execTime)
       }
