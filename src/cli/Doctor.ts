@@ -75,10 +75,31 @@ const unusable = (name: string, required: boolean, error: unknown): Check => {
 
 const advisory = (check: Check): Check => ({ ...check, required: false })
 
+/** What machines are jailed by, which takes root, and is asked for by variables. */
+const jailer = Effect.gen(function*() {
+  const host = yield* FirecrackerHost.FirecrackerHost
+  const options = yield* FirecrackerProvider.config
+  const observed = yield* host.observe({ ...options, jailer: options.jailer ?? "jailer" })
+  // Whether machines can run is told by another check.
+  yield* Effect.fromResult(FirecrackerHost.choose(observed, { ...options, kvm: "assume" }))
+  const { jailer: found, uid } = observed
+  const name = "firecracker jailer"
+  return found !== undefined && uid === 0
+    ? passed(name, false, `${found.binary}, version ${FirecrackerVersion.format(found.version)}`)
+    : failed(name, false, "it can only be started by root", "run as root to have machines jailed")
+}).pipe(
+  Effect.catch((error) =>
+    Effect.succeed({
+      remedy: "until then machines are not jailed",
+      ...unusable("firecracker jailer", false, error)
+    })
+  )
+)
+
 const firecracker = Effect.gen(function*() {
   const host = yield* FirecrackerHost.FirecrackerHost
   const options = yield* FirecrackerProvider.config
-  const observed = yield* host.observe(options)
+  const observed = yield* host.observe({ ...options, jailer: undefined })
   const { binary, snapshotFormat, version } = observed
   const found = `${binary}, version ${FirecrackerVersion.format(version)}, snapshots of format ${snapshotFormat}`
   return [
@@ -89,6 +110,7 @@ const firecracker = Effect.gen(function*() {
         return { ...check, found: `${found}; ${why}` }
       }
     }),
+    yield* jailer,
     ...Capabilities.warnings(observed).map((what) =>
       failed("firecracker release", false, what, "take another release, or do without")
     )

@@ -16,6 +16,7 @@
  *
  * @since 0.1.0
  */
+import * as Context from "effect/Context"
 import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -34,7 +35,7 @@ import * as ImageStore from "../image/ImageStore.ts"
 import { MachineId } from "../microvm/MachineSpec.ts"
 import { Sha256 } from "../microvm/Snapshot.ts"
 import * as OwnedFiles from "../process/OwnedFiles.ts"
-import type { ProcessHost } from "../process/ProcessHost.ts"
+import { ProcessHost } from "../process/ProcessHost.ts"
 import * as Control from "./Control.ts"
 
 const version = 1
@@ -284,7 +285,10 @@ export const layerAt = (
   Layer.effect(
     Control.Control,
     Effect.gen(function*() {
-      const services = yield* Effect.context<FileSystem.FileSystem | Path.Path | ProcessHost>()
+      // Not all of the context: what is done here belongs to the spans and the scopes of whoever asks for it.
+      const services = Context.pick(FileSystem.FileSystem, Path.Path, ProcessHost)(
+        yield* Effect.context<FileSystem.FileSystem | Path.Path | ProcessHost>()
+      )
       const house = Effect.provideContext(makeHouse(directory), services)
       return Control.Control.of({
         listen: Effect.fn("Control.listen")(function*(id, handle) {

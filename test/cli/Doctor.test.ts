@@ -192,6 +192,26 @@ describe("diagnose", () => {
     ["no Firecracker", undefined, /^warn {2}firecracker: it was not found\n {6}→ install it$/m],
     ["a Firecracker without KVM", { kvm }, /^warn {2}firecracker: .*version 1\.15\.1.*; no vmx\n {6}→ turn it on$/m],
     ["one that is too old", { version: { major: 1, minor: 6, patch: 0 } }, /→ install Firecracker 1\.7 or later$/m],
+    [
+      "no jailer",
+      {},
+      /^warn {2}firecracker jailer: it was not found\n {6}→ install it$/m
+    ],
+    [
+      "a jailer of another release",
+      { uid: 0, jailer: { binary: "/usr/bin/jailer", version: { major: 1, minor: 16, patch: 1 } } },
+      /^warn {2}firecracker jailer: \/usr\/bin\/jailer is version 1\.16\.1/m
+    ],
+    [
+      "a jailer that needs root",
+      { jailer: { binary: "/usr/bin/jailer", version: { major: 1, minor: 15, patch: 1 } } },
+      /^warn {2}firecracker jailer: it can only be started by root\n/m
+    ],
+    [
+      "a jailer that can be used",
+      { uid: 0, jailer: { binary: "/usr/bin/jailer", version: { major: 1, minor: 15, patch: 1 } } },
+      /^ok {4}firecracker jailer: \/usr\/bin\/jailer, version 1\.15\.1$/m
+    ],
     ["a release with a fault", { version: { major: 1, minor: 16, patch: 0 } }, /^warn {2}firecracker release: .*vsock/m]
   ]
   it.effect.each(missing)("tells of %s", ([, firecracker, told]) =>

@@ -316,8 +316,8 @@ export const firecracker = (observed?: Partial<FirecrackerHost.Observations>) =>
     FirecrackerError.fail(new FirecrackerError.HostFailed({ operation: "nothing is done with", path, why: "a test" }))
   const missing = new BackendUnavailable({ backend: "firecracker", why: "it was not found", remedy: "install it" })
   const host: FirecrackerHost.FirecrackerHost["Service"] = {
-    observe: () =>
-      observed === undefined
+    observe: ({ jailer }) =>
+      observed === undefined || (jailer !== undefined && observed.jailer === undefined)
         ? fail(missing)
         : Effect.succeed({
           binary: "/usr/bin/firecracker",
