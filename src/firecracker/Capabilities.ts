@@ -9,7 +9,14 @@
 import * as Result from "effect/Result"
 import { type Method, UnsupportedByVersion } from "./FirecrackerError.ts"
 import * as FirecrackerVersion from "./FirecrackerVersion.ts"
-import { type Architecture, type Endpoint, endpoints, features, knownBad } from "./internal/capabilityTable.ts"
+import {
+  type Architecture,
+  type Endpoint,
+  endpoints,
+  type Feature,
+  features,
+  knownBad
+} from "./internal/capabilityTable.ts"
 
 export {
   type Architecture,
@@ -88,6 +95,9 @@ const isRecord = (value: unknown): value is Readonly<Record<string, unknown>> =>
 const has = (target: Target, since: FirecrackerVersion.FirecrackerVersion | undefined): boolean =>
   since === undefined || FirecrackerVersion.isAtLeast(target.version, since)
 
+const knows = (target: Target, { also = [], since }: Feature): boolean =>
+  has(target, since) || also.some((release) => release.minor === target.version.minor && has(target, release))
+
 type Missing = UnsupportedByVersion["features"][number]
 
 const missing = (feature: string, since: FirecrackerVersion.FirecrackerVersion | undefined): Missing =>
@@ -129,14 +139,15 @@ export const check = (
   const lacking: Array<Missing> = []
   for (const feature of gates) {
     const { architecture, field, formerly, since, unless, value: gated } = feature
+    const isKnown = knows(target, feature)
     const value = body[field]
     if (value === undefined || (gated !== undefined && value !== gated)) continue
-    if (has(target, since) && (architecture === undefined || architecture === target.architecture)) continue
+    if (isKnown && (architecture === undefined || architecture === target.architecture)) continue
     const name = `${feature.body}.${field}`
-    if (formerly !== undefined && !has(target, since)) sent[formerly] = value
+    if (formerly !== undefined && !isKnown) sent[formerly] = value
     else if (value !== unless && options.optional?.some((text) => text === field || text === name) !== true) {
       const words = gated === undefined ? name : `${name} = ${gated}`
-      lacking.push(has(target, since) ? { feature: `${words} (${architecture} only)` } : missing(words, since))
+      lacking.push(isKnown ? { feature: `${words} (${architecture} only)` } : missing(words, since))
     }
     Reflect.deleteProperty(sent, field)
   }

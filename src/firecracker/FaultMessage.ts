@@ -26,7 +26,8 @@ const limit = 4096
 const kinds: ReadonlyArray<readonly [RegExp, FaultKind]> = [
   [/^The requested operation is not supported before starting the microVM/, "NotSupportedBeforeStart"],
   [/^The requested operation is not supported after starting the microVM/, "NotSupportedAfterStart"],
-  [/^(Invalid request method and\/or path|Unrecognized [A-Z]+ request path)/, "UnknownRoute"],
+  // Before 1.16 its HTTP server knows no DELETE.
+  [/^(Invalid request method and\/or path|Unrecognized [A-Z]+ request path|Invalid HTTP Method)/, "UnknownRoute"],
   [/^Empty (PUT|PATCH) request/, "EmptyBody"],
   [/^(The id from the path|The ID cannot be empty|API Resource IDs can only contain)/, "BadId"],
   [/^An error occurred when deserializing the json body/, "BadBody"],

@@ -18,11 +18,11 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Path from "effect/Path"
 import type * as PlatformError from "effect/PlatformError"
-import type { ChildProcessSpawner } from "effect/process/ChildProcessSpawner"
+import { ChildProcessSpawner } from "effect/process/ChildProcessSpawner"
 import * as Schema from "effect/Schema"
 import * as OwnedFiles from "../process/OwnedFiles.ts"
 import * as OwnerLock from "../process/OwnerLock.ts"
-import type { ProcessHost } from "../process/ProcessHost.ts"
+import { ProcessHost } from "../process/ProcessHost.ts"
 import { Hasher } from "./Hasher.ts"
 import * as ImageError from "./ImageError.ts"
 import * as ImageManifest from "./ImageManifest.ts"
@@ -131,7 +131,10 @@ const make = Effect.fnUntraced(function*(options: StoreOptions) {
   const fs = yield* FileSystem.FileSystem
   const path = yield* Path.Path
   const hasher = yield* Hasher
-  const services = yield* Effect.context<Services>()
+  // Not all of the context: what is done here belongs to the spans and the scopes of whoever asks for it.
+  const services = Context.pick(ChildProcessSpawner, FileSystem.FileSystem, Hasher, Path.Path, ProcessHost)(
+    yield* Effect.context<Services>()
+  )
   const recipes = new Map(Object.entries(options.recipes ?? { default: ImageRecipe.standard }))
   const patience = Duration.fromInputUnsafe(options.patience ?? "10 minutes")
   const images = path.join(options.directory, "images")

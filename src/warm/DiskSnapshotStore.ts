@@ -17,6 +17,7 @@
 import * as Arr from "effect/Array"
 import * as Clock from "effect/Clock"
 import type * as Config from "effect/Config"
+import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
@@ -29,14 +30,14 @@ import { hasProperty } from "effect/Predicate"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
-import type { Hasher } from "../image/Hasher.ts"
+import { Hasher } from "../image/Hasher.ts"
 import * as ImageStore from "../image/ImageStore.ts"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
 import * as Snapshot from "../microvm/Snapshot.ts"
 import { type AddOptions, SnapshotStore, type Stored } from "../microvm/SnapshotStore.ts"
 import * as OwnedFiles from "../process/OwnedFiles.ts"
 import * as OwnerLock from "../process/OwnerLock.ts"
-import type { ProcessHost } from "../process/ProcessHost.ts"
+import { ProcessHost } from "../process/ProcessHost.ts"
 import { FileSeals } from "./FileSeals.ts"
 import * as Files from "./internal/snapshotFiles.ts"
 
@@ -72,7 +73,10 @@ const whyOf = (error: OwnerLock.LockHeld | PlatformError.PlatformError): string 
 const make = Effect.fnUntraced(function*(store: StoreOptions) {
   const fs = yield* FileSystem.FileSystem
   const path = yield* Path.Path
-  const services = yield* Effect.context<Services>()
+  // Not all of the context: what is done here belongs to the spans and the scopes of whoever asks for it.
+  const services = Context.pick(FileSeals, FileSystem.FileSystem, Hasher, Path.Path, ProcessHost)(
+    yield* Effect.context<Services>()
+  )
   const patience = Duration.fromInputUnsafe(store.patience ?? "1 minute")
   const snapshots = path.join(store.directory, "snapshots")
   const names = path.join(store.directory, "snapshot-names")

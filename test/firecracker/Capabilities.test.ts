@@ -95,6 +95,16 @@ describe("Capabilities.features", () => {
     ["SnapshotLoadParams", "huge_pages", "None", 17]
   ]
 
+  it.each([[14, 3, false], [14, 4, true], [15, 0, false], [15, 1, true], [15, 2, true], [16, 0, true]])(
+    "1.%i.%i has what was brought back to it: %s",
+    (minor, patch, isThere) => {
+      const body = { snapshot_path: "s", mem_file_path: "m", clock_realtime: true }
+      const on = { ...target(minor), version: { major: 1, minor, patch } }
+      const checked = Capabilities.check(on, { method: "PUT", path: "/snapshot/load", body })
+      expect(Result.isSuccess(checked)).toBe(isThere)
+    }
+  )
+
   const endpointOf = (name: FirecrackerSchema.RequestName) => {
     const found = endpoints.find(([, { body }]) => body === name)
     if (found === undefined) throw new Error(name)

@@ -11,6 +11,7 @@ const texts: ReadonlyArray<readonly [string, string]> = [
   ["The requested operation is not supported after starting the microVM.", "NotSupportedAfterStart"],
   ["Invalid request method and/or path: PUT serial.", "UnknownRoute"],
   ["Unrecognized PATCH request path `hinting`.", "UnknownRoute"],
+  ["Invalid HTTP Method: Unsupported HTTP method.", "UnknownRoute"],
   [
     "An error occurred when deserializing the json body of a request: unknown field `foo`, expected one of `a`, `b` at line 1 column 6.",
     "BadBody"

@@ -4,7 +4,9 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Option from "effect/Option"
 import * as Result from "effect/Result"
+import * as Tracer from "effect/Tracer"
 import { execFileSync } from "node:child_process"
 import { createHash } from "node:crypto"
 import {
@@ -46,6 +48,25 @@ const whyOf = <A>(effect: Effect.Effect<A, MicroVmError.MicroVmError>) =>
   Effect.map(reasonOf(effect), (reason) => reason._tag === "SnapshotUnusable" ? reason.why : [reason._tag])
 
 describe("DiskSnapshotStore", () => {
+  it.live("what it does belongs to the span of its caller, not to that of its layer", () =>
+    withCache((cache) => {
+      const parents = new Map<string, string | undefined>()
+      const tracer = Tracer.make({
+        span: (options) => {
+          const parent = Option.getOrUndefined(options.parent)
+          parents.set(options.name, parent?._tag === "Span" ? parent.name : undefined)
+          return new Tracer.NativeSpan(options)
+        }
+      })
+      return using(cache, (store) => store.add(golden({ name: "base" }), writing())).pipe(
+        Effect.withSpan("layer"),
+        Effect.withTracer(tracer),
+        Effect.andThen(Effect.sync(() => {
+          expect(parents.get("OwnerLock.acquire")).toBe("DiskSnapshotStore.add")
+        }))
+      )
+    }))
+
   it.live("keeps what was written, under its id and its name", () =>
     withCache((cache) =>
       using(

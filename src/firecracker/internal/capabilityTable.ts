@@ -46,6 +46,8 @@ export interface Feature {
   /** Only this value; any, when it is not told. */
   readonly value?: string | boolean
   readonly since?: FirecrackerVersion
+  /** Releases before `since` that have it too, with the later ones of the same minor release: it was brought back to them. */
+  readonly also?: ReadonlyArray<FirecrackerVersion>
   readonly architecture?: Architecture
   /** Where the field is unknown this value asks for nothing, and the field is left out. */
   readonly unless?: string | boolean
@@ -211,7 +213,7 @@ export const features: ReadonlyArray<Feature> = [
   },
   { body: "SnapshotLoadParams", field: "network_overrides", since: v(12) },
   { body: "SnapshotLoadParams", field: "vsock_override", since: v(16) },
-  { body: "SnapshotLoadParams", field: "clock_realtime", since: v(16), unless: false },
+  { body: "SnapshotLoadParams", field: "clock_realtime", since: v(16), also: [v(14, 4), v(15, 1)], unless: false },
   { body: "SnapshotLoadParams", field: "clock_realtime", value: true, architecture: "x86_64" },
   { body: "SnapshotLoadParams", field: "huge_pages", since: v(17), unless: "Snapshot" }
 ]
