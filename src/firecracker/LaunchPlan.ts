@@ -58,8 +58,8 @@ export interface Options {
    */
   readonly memoryBackend?: "file" | "uffd" | undefined
   /**
-   * Is a restored guest's kvm-clock to be set to the time of now? Default: where Firecracker can, from 1.16 on on x86_64 with
-   * Linux 5.16. A guest that uses another clock source is as late as its snapshot is old.
+   * Is a restored guest's kvm-clock to be set to the time of now? Default: where Firecracker can, on x86_64 from Linux 5.16 on.
+   * A guest that uses another clock source is as late as its snapshot is old.
    */
   readonly adjustClock?: boolean | undefined
   /** Does Firecracker tell its metrics? Default false. */
@@ -213,28 +213,28 @@ const bootArgs = (setup: Setup, spec: MachineSpec, options: Options, devices: De
   })
 }
 
-const readsRealtime: FirecrackerVersion.FirecrackerVersion = { major: 1, minor: 16, patch: 0 }
 const overridesNetwork: FirecrackerVersion.FirecrackerVersion = { major: 1, minor: 12, patch: 0 }
 
 /** KVM knows the time of a snapshot since Linux 5.16 (KVM_CLOCK_REALTIME in Documentation/virt/kvm/api.rst). */
-const hasRealtime = ({ architecture, kernel, version }: Setup): boolean => {
-  const [, major = "0", minor = "0"] = /^(\d+)\.(\d+)/.exec(kernel) ?? []
+const hasRealtime = (setup: Setup, options: Options): boolean => {
+  const [, major = "0", minor = "0"] = /^(\d+)\.(\d+)/.exec(setup.kernel) ?? []
   const isNew = Number(major) > 5 || (Number(major) === 5 && Number(minor) >= 16)
-  return architecture === "x86_64" && isNew && FirecrackerVersion.isAtLeast(version, readsRealtime)
+  const load = { method: "PUT", path: "/snapshot/load", body: { clock_realtime: true } } as const
+  return isNew && Result.isSuccess(Capabilities.check(targetOf(setup, options), load))
 }
 
 const loadOf = (
   setup: Setup,
-  { adjustClock = hasRealtime(setup), memoryBackend = "file" }: Options,
+  options: Options,
   { machine, networkInterfaces = [] }: Devices
 ): FirecrackerSchema.SnapshotLoadParams => ({
   snapshot_path: snapshotFiles.state,
-  mem_backend: memoryBackend === "uffd"
+  mem_backend: options.memoryBackend === "uffd"
     ? memBackend(names.pages)
     : { backend_type: "File", backend_path: snapshotFiles.memory },
   resume_vm: false,
   ...(machine?.track_dirty_pages === true && { track_dirty_pages: true }),
-  ...(adjustClock && { clock_realtime: true }),
+  ...((options.adjustClock ?? hasRealtime(setup, options)) && { clock_realtime: true }),
   // An older one finds the device only under the name that it had.
   ...(networkInterfaces.length > 0 && FirecrackerVersion.isAtLeast(setup.version, overridesNetwork) && {
     network_overrides: networkInterfaces.map(Struct.pick(["iface_id", "host_dev_name"]))

@@ -4,9 +4,11 @@
  *
  * @since 0.1.0
  */
+export * as FakeFirecracker from "./FakeFirecracker.ts"
 export * as FakeGuestAgent from "./FakeGuestAgent.ts"
 export * as FakeGuestProgram from "./FakeGuestProgram.ts"
 export * as FakeGuestRenewal from "./FakeGuestRenewal.ts"
+export * as FakeJailer from "./FakeJailer.ts"
 export * as FakeQmp from "./FakeQmp.ts"
 export * as FakeRuntimeApi from "./FakeRuntimeApi.ts"
 export * as FakeService from "./FakeService.ts"
