@@ -112,7 +112,8 @@ export const capabilities = (
   // A jail and its cgroup are named after the machine.
   rename: options.jail === undefined,
   powerButton: architecture === "x86_64",
-  panicDetection: false
+  panicDetection: false,
+  saveKeepsChannels: false
 })
 
 /** Looks at all that Firecracker is going to open. */

@@ -43,8 +43,15 @@ export interface Options {
 export const layerWith = (options: Options): Layer.Layer<MicroVmProvider | SnapshotStore | MemoryDriver> =>
   Layer.effectContext(Effect.sync(() => {
     const { pause = true, snapshot = true, ...others } = options.capabilities ?? {}
-    const capabilities = { pause, snapshot: pause && snapshot, rename: true, powerButton: true, panicDetection: true }
-    const host = makeMemoryHost({ ...capabilities, ...others })
+    const host = makeMemoryHost({
+      pause,
+      snapshot: pause && snapshot,
+      rename: true,
+      powerButton: true,
+      panicDetection: true,
+      saveKeepsChannels: true,
+      ...others
+    })
     const { corrupt, store } = makeMemoryStore()
     return Context.make(MicroVmProvider, host.provider).pipe(
       Context.add(SnapshotStore, store),

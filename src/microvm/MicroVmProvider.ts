@@ -33,6 +33,8 @@ export interface Capabilities {
   readonly powerButton: boolean
   /** Is a guest's kernel panic told from a power-off? */
   readonly panicDetection: boolean
+  /** Does a machine that was saved and goes on still have its byte channels? Where it does not, each has ended. */
+  readonly saveKeepsChannels: boolean
 }
 
 /**

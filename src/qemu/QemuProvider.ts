@@ -57,7 +57,8 @@ export const capabilities: Capabilities = {
   snapshot: true,
   rename: true,
   powerButton: true,
-  panicDetection: true
+  panicDetection: true,
+  saveKeepsChannels: true
 }
 
 const checkFiles = Effect.fnUntraced(function*(

@@ -44,7 +44,14 @@ export { NotConforming, type Rig, type Scenario } from "./internal/conformance.t
  * import { MicroVmConformance } from "effect-microvm-runtime/testing"
  * import * as Effect from "effect/Effect"
  * const scenarios = MicroVmConformance.scenarios({
- *   capabilities: { pause: true, snapshot: true, rename: true, powerButton: true, panicDetection: true },
+ *   capabilities: {
+ *     pause: true,
+ *     snapshot: true,
+ *     rename: true,
+ *     powerButton: true,
+ *     panicDetection: true,
+ *     saveKeepsChannels: true
+ *   },
  *   spec: (id) => ({ id, kernel: "/boot/vmlinux" })
  * })
  * for (const { run, skip } of scenarios.slice(0, 2)) {

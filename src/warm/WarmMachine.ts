@@ -286,8 +286,8 @@ const freeSlots = ({ labels, spec }: Snapshot.Manifest): ReadonlyArray<number> =
  * Saves a machine under a name in the store at hand, and lets it go on. What runs in it runs on in each machine that is
  * restored from the snapshot, too, and what it writes there goes nowhere: its slot is taken for good.
  *
- * Fails with `SnapshotAlreadyExists` when there is one of this name, and with `InvalidSpec` when nothing may have it,
- * before anything is done.
+ * Fails with `SnapshotAlreadyExists` when there is one of this name, with `InvalidSpec` when nothing may have it, and with
+ * `Unsupported` where a machine that is saved loses its channels (Firecracker), before anything is done.
  *
  * @category combinators
  * @since 0.1.0
@@ -299,6 +299,16 @@ export const save: (
   function*({ labels, machine, slots }: WarmMachine, name: string) {
     const store = yield* SnapshotStore
     yield* checkName(name)
+    if (!machine.capabilities.saveKeepsChannels) {
+      return yield* MicroVmError.fail(
+        new MicroVmError.Unsupported({
+          operation: "saving a machine that goes on",
+          backend: machine.backend,
+          remedy: "its connections to the guest would end, and with them the commands that run: save another machine " +
+            "by Machine.save, and end it"
+        })
+      )
+    }
     const write = Effect.fnUntraced(function*(directory: string) {
       const before = yield* slots.free
       if (before.length === 0) {

@@ -51,5 +51,14 @@ const suite = (name: string, capabilities: MicroVmProvider.Capabilities): void =
   })
 }
 
-suite("all capabilities", { pause: true, snapshot: true, rename: true, powerButton: true, panicDetection: true })
-suite("no capability", { pause: false, snapshot: false, rename: false, powerButton: false, panicDetection: false })
+const all = (has: boolean): MicroVmProvider.Capabilities => ({
+  pause: has,
+  snapshot: has,
+  rename: has,
+  powerButton: has,
+  panicDetection: has,
+  saveKeepsChannels: has
+})
+suite("all capabilities", all(true))
+suite("no capability", all(false))
+suite("a save that ends channels", { ...all(true), saveKeepsChannels: false })

@@ -244,6 +244,17 @@ describe("a snapshot of one's own", () => {
       assert.strictEqual((yield* driver.guest("two")).memory.get("file"), "content")
     }))
 
+  it.effect("is not made where the machine would lose its agent and its commands", () =>
+    Effect.gen(function*() {
+      const { context, launch } = yield* makeWorld({ capabilities: { saveKeepsChannels: false } })
+      // Golden machines end when they are saved, so there are some there, too.
+      const one = yield* settle(launch({ id: "one" }))
+      assert.strictEqual(one.start._tag, "Restored")
+      const { reason } = yield* Effect.flip(Effect.provideContext(WarmMachine.save(one, "mine"), context))
+      assert.strictEqual(reason._tag, "Unsupported")
+      assert.strictEqual(yield* one.machine.state, "running")
+    }))
+
   it.effect("that is not there, or not usable, is an error, and nothing else is taken for it", () =>
     Effect.gen(function*() {
       const { context, driver, launch } = yield* makeWorld()

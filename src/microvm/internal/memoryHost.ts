@@ -187,6 +187,7 @@ export const makeMemoryHost = (capabilities: Capabilities): {
     const save = Effect.sync((): Snapshot.Saved => {
       const form = `${template ? "template" : "copy"} ${saves.size + 1}`
       saves.set(form, new Map(guest.memory))
+      if (!capabilities.saveKeepsChannels) channels.forEach((pair) => pair.close())
       return { form, platform, madeBy: "the in-memory backend" }
     })
     return {
