@@ -39,7 +39,7 @@ import { ProcessHost } from "../process/ProcessHost.ts"
 import { ProcessSpawner } from "../process/ProcessSpawner.ts"
 import type { Deadlines } from "./FirecrackerApi.ts"
 import * as FirecrackerHost from "./FirecrackerHost.ts"
-import { bringUp } from "./internal/bringUp.ts"
+import { type Beside, bringUp } from "./internal/bringUp.ts"
 import { kernelFault, refusedClock } from "./internal/verdicts.ts"
 import { Jail } from "./Jail.ts"
 import * as LaunchPlan from "./LaunchPlan.ts"
@@ -47,6 +47,8 @@ import { MetricsFiles } from "./MetricsCollector.ts"
 import { PageServer } from "./PageServer.ts"
 import type { UidPool } from "./UidPool.ts"
 import { Vsock } from "./Vsock.ts"
+
+export { type Beside } from "./internal/bringUp.ts"
 
 /**
  * @category options
@@ -61,6 +63,23 @@ export interface Options extends FirecrackerHost.Options, Omit<LaunchPlan.Option
   readonly deadlines?: Deadlines | undefined
   /** Has each machine jailed. Default: none is. */
   readonly jail?: JailOptions | undefined
+  /**
+   * What else is to be there before a machine's Firecracker starts, and until it has ended: listeners for what the guest
+   * connects to, for one. Default: nothing.
+   *
+   * ```ts
+   * import { FirecrackerProvider, NodeVsock, Vsock } from "effect-microvm-runtime/firecracker"
+   * import * as Effect from "effect/Effect"
+   * export const layer = FirecrackerProvider.layerWith({
+   *   beside: ({ owner, vsock }) =>
+   *     Vsock.listen(vsock, 6000, { owner }).pipe(
+   *       Effect.flatMap((server) => Effect.forkScoped(server.run(() => Effect.log("the guest has something to say")))),
+   *       Effect.provide(NodeVsock.layer)
+   *     )
+   * })
+   * ```
+   */
+  readonly beside?: Beside | undefined
 }
 
 /**
@@ -179,7 +198,7 @@ const make = Effect.fnUntraced(function*({ jail: jailOptions, ...options }: Opti
   const wanted = jailOptions === undefined ? options : { ...options, jailer: options.jailer ?? "jailer" }
   const setup = yield* Effect.fromResult(FirecrackerHost.choose(yield* host.observe(wanted), options))
   const jails = jailOptions === undefined ? undefined : yield* jailing(jailOptions, setup)
-  const { deadlines = {}, stateDirectory } = options
+  const { beside, deadlines = {}, stateDirectory } = options
   const readyWithin = Duration.fromInputUnsafe(options.readyWithin ?? "5 seconds")
   const sample: LaunchPlan.Options = { ...options, jail: jails?.sample }
   const planOf = (spec: MachineSpec, { from }: LaunchOptions, how: LaunchPlan.Options) =>
@@ -199,7 +218,7 @@ const make = Effect.fnUntraced(function*({ jail: jailOptions, ...options }: Opti
       ))
     const plan = yield* Effect.fromResult(planOf(spec, how, { ...options, adjustClock, jail }))
     const platform = platformOf(Snapshot.specOf(spec))
-    return yield* bringUp({ spec, plan, setup, stateDirectory, deadlines, readyWithin, platform }, services)
+    return yield* bringUp({ spec, plan, setup, stateDirectory, deadlines, readyWithin, platform, beside }, services)
   })
   /** All of it, or nothing. */
   const attempt = (spec: MachineSpec, how: LaunchOptions, adjustClock: boolean | undefined) =>

@@ -397,6 +397,24 @@ describe("launch", () => {
           "directory removed"
         ])
       })))
+
+  it.effect("has what is to be beside the machine before there is a process, and until there is none", () => {
+    const told: Array<string> = []
+    let processes = Effect.succeed(NaN)
+    const note = (what: string) => Effect.map(processes, (count) => void told.push(`${what}, ${count} processes`))
+    const beside: FirecrackerProvider.Beside = ({ spec: { id }, vsock }) =>
+      Effect.acquireRelease(note(`${id} at ${vsock}`), () => note("removed"))
+    return onHost({ options: { beside } }, () =>
+      Effect.gen(function*() {
+        processes = Effect.provideContext(alive, yield* Effect.context<ScriptedProcess.Driver>())
+        yield* through(Effect.scoped(Effect.andThen(launch, note("launched"))))
+        assert.deepStrictEqual(told, [
+          "a at /d/vsock.sock, 0 processes",
+          "launched, 1 processes",
+          "removed, 0 processes"
+        ])
+      }))
+  })
 })
 
 describe("operations", () => {

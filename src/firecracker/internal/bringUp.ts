@@ -43,6 +43,19 @@ export interface Services extends PlaceServices {
   readonly pageServer: PageServer.PageServer["Service"]
 }
 
+/**
+ * Acquires for a machine what its scope then releases. `vsock` is the path of the machine's vsock as we see it, for `Vsock`;
+ * there is one when its spec names a channel. `owner` is whom Firecracker runs as, if not as we do.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export type Beside = (place: {
+  readonly spec: MachineSpec
+  readonly vsock: string
+  readonly owner: { readonly uid: number; readonly gid: number } | undefined
+}) => Effect.Effect<unknown, FirecrackerError.FirecrackerError, Scope.Scope>
+
 export interface Bringing {
   readonly spec: MachineSpec
   readonly plan: LaunchPlan
@@ -54,6 +67,7 @@ export interface Bringing {
   readonly deadlines: FirecrackerApi.Deadlines
   /** How long Firecracker may take until it answers. */
   readonly readyWithin: Duration.Duration
+  readonly beside: Beside | undefined
 }
 
 type Failure = FirecrackerError.FirecrackerError
@@ -104,7 +118,7 @@ const restore = Effect.fnUntraced(function*(
 
 /** Starts Firecracker and tells it what the machine is. What is acquired is the scope's, also after a failure. */
 export const bringUp = Effect.fnUntraced(function*(
-  { deadlines, plan, platform, readyWithin, setup, spec, stateDirectory }: Bringing,
+  { beside, deadlines, plan, platform, readyWithin, setup, spec, stateDirectory }: Bringing,
   services: Services
 ): Effect.fn.Return<Vmm, MicroVmError.MicroVmError, Scope.Scope> {
   const { id } = spec
@@ -129,6 +143,7 @@ export const bringUp = Effect.fnUntraced(function*(
       const { path: memory } = plan.served
       serving = yield* pageServer.start({ socket: `${directory}/${names.pages}`, memory, owner })
     }
+    if (beside !== undefined) yield* beside({ spec, vsock: `${directory}/${names.vsock}`, owner })
   })
   const place = yield* enter(plan, stateDirectory, services, arrange).pipe(
     Effect.mapError((error) =>
