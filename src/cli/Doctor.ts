@@ -79,7 +79,7 @@ const advisory = (check: Check): Check => ({ ...check, required: false })
 const jailer = Effect.gen(function*() {
   const host = yield* FirecrackerHost.FirecrackerHost
   const options = yield* FirecrackerProvider.config
-  const observed = yield* host.observe({ ...options, jailer: options.jailer ?? "jailer" })
+  const observed = yield* host.observe({ ...options, jailer: options.jail?.jailer ?? "jailer" })
   // Whether machines can run is told by another check.
   yield* Effect.fromResult(FirecrackerHost.choose(observed, { ...options, kvm: "assume" }))
   const { jailer: found, uid } = observed
@@ -99,7 +99,7 @@ const jailer = Effect.gen(function*() {
 const firecracker = Effect.gen(function*() {
   const host = yield* FirecrackerHost.FirecrackerHost
   const options = yield* FirecrackerProvider.config
-  const observed = yield* host.observe({ ...options, jailer: undefined })
+  const observed = yield* host.observe(options)
   const { binary, snapshotFormat, version } = observed
   const found = `${binary}, version ${FirecrackerVersion.format(version)}, snapshots of format ${snapshotFormat}`
   return [

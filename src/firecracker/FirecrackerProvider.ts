@@ -54,7 +54,7 @@ export { type Beside } from "./internal/bringUp.ts"
  * @category options
  * @since 0.1.0
  */
-export interface Options extends FirecrackerHost.Options, Omit<LaunchPlan.Options, "jail"> {
+export interface Options extends Omit<FirecrackerHost.Options, "jailer">, Omit<LaunchPlan.Options, "jail"> {
   /** Where machines have their directories. Default: see `NodeFirecrackerHost.layer`. */
   readonly stateDirectory?: string | undefined
   /** How long Firecracker may take until it answers. Default 5 seconds. */
@@ -91,7 +91,9 @@ export interface Options extends FirecrackerHost.Options, Omit<LaunchPlan.Option
 export interface JailOptions extends Omit<LaunchPlan.Jailing, "host" | "uid" | "gid"> {
   /** Whom Firecracker becomes: one user for all machines, or, better, one of a pool for each. */
   readonly user: { readonly uid: number; readonly gid: number } | UidPool
-  /** Where jails are made. Default `/srv/jailer`. */
+  /** The jailer: a path, or a name that is found in PATH. Default `jailer`. */
+  readonly jailer?: string | undefined
+  /** Where jails are made, which has to be there. Default `/srv/jailer`. */
   readonly base?: string | undefined
 }
 
@@ -195,7 +197,7 @@ const make = Effect.fnUntraced(function*({ jail: jailOptions, ...options }: Opti
     pageServer: yield* PageServer
   }
   const { host } = services
-  const wanted = jailOptions === undefined ? options : { ...options, jailer: options.jailer ?? "jailer" }
+  const wanted = jailOptions === undefined ? options : { ...options, jailer: jailOptions.jailer ?? "jailer" }
   const setup = yield* Effect.fromResult(FirecrackerHost.choose(yield* host.observe(wanted), options))
   const jails = jailOptions === undefined ? undefined : yield* jailing(jailOptions, setup)
   const { beside, deadlines = {}, stateDirectory } = options
@@ -358,14 +360,13 @@ export const config: Config.Config<Options> = Config.all({
   ),
   readyWithin: milliseconds("MICROVM_FIRECRACKER_SOCKET_READY_TIMEOUT_MS"),
   memoryBackend: Config.schema(MemoryBackend, "MICROVM_MEM_BACKEND").pipe(Config.withDefault("file")),
-  jailer: Config.String("MICROVM_JAILER_BIN").pipe(Config.withDefault(undefined))
-}).pipe(
-  Config.flatMap((options): Config.Config<Options> =>
-    options.jailer === undefined
-      ? Config.succeed(options)
-      : Config.map(jailConfig, (jail) => ({ ...options, jail }))
+  jail: Config.String("MICROVM_JAILER_BIN").pipe(
+    Config.withDefault(undefined),
+    Config.flatMap((jailer): Config.Config<JailOptions | undefined> =>
+      jailer === undefined ? Config.succeed(undefined) : Config.map(jailConfig, (jail) => ({ ...jail, jailer }))
+    )
   )
-)
+})
 
 /**
  * The backend with the options of `config`.

@@ -213,6 +213,7 @@ const bootArgs = (setup: Setup, spec: MachineSpec, options: Options, devices: De
   })
 }
 
+const hasPci: FirecrackerVersion.FirecrackerVersion = { major: 1, minor: 13, patch: 0 }
 const overridesNetwork: FirecrackerVersion.FirecrackerVersion = { major: 1, minor: 12, patch: 0 }
 
 /** KVM knows the time of a snapshot since Linux 5.16 (KVM_CLOCK_REALTIME in Documentation/virt/kvm/api.rst). */
@@ -383,6 +384,12 @@ export const make = (
     )
   }
   const target = targetOf(setup, options)
+  if (target.pci === true && !FirecrackerVersion.isAtLeast(setup.version, hasPci)) {
+    const remedy = `${FirecrackerVersion.format(setup.version)} has none: take 1.13 or later, or leave out \`pci\``
+    return Result.fail(
+      MicroVmError.make(new MicroVmError.Unsupported({ operation: "a PCI bus", backend: "firecracker", remedy }))
+    )
+  }
   const devices = devicesOf(options, spec)
   const args = bootArgs(setup, spec, options, devices)
   const config = configOf(spec, devices, options, Result.isSuccess(args) ? args.success.text : "")

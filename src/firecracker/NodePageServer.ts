@@ -108,10 +108,10 @@ const start = Effect.fnUntraced(function*(
     const zeros = pageSize === smallPage ? 0 : yield* mapped(libc, pageSize)
     if (record) order = new Uint32Array(new SharedArrayBuffer(4 * size / pageSize))
     const runs = prefetch === undefined ? new Float64Array(0) : GuestMemory.runs(prefetch, pageSize, size)
-    yield* Deferred.succeed(ready, peer)
     return yield* thread.serve(
       { faults, gone, zeros },
-      { regions, pageSize, source, size, runs, counters, recorded, order }
+      { regions, pageSize, source, size, runs, counters, recorded, order },
+      () => Deferred.doneUnsafe(ready, Effect.succeed(peer))
     )
   })
   yield* Effect.scoped(serve).pipe(

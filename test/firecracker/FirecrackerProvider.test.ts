@@ -447,6 +447,22 @@ describe("operations", () => {
         })
     ))
 
+  it.effect("that end the process tell how it ended, and what it said", () => {
+    let isGone = false
+    return onHost(
+      { answer: (request) => isGone ? disconnected(request) : undefined, log: "seccomp: syscall 9\n" },
+      () =>
+        Effect.gen(function*() {
+          const vmm = yield* launch
+          isGone = true
+          const starting = yield* Effect.forkChild(messageOf(vmm.start), { startImmediately: true })
+          yield* exit
+          const message = yield* Fiber.join(starting)
+          assert.match(message, /Firecracker ended at start: exited with code 0.*seccomp: syscall 9/s)
+        })
+    )
+  })
+
   it.effect("ask nothing of a machine that is gone, and do not fail for it", () => {
     let isGone = false
     return onHost({ answer: (request) => isGone ? disconnected(request) : undefined }, () =>
@@ -843,7 +859,7 @@ describe("config", () => {
         deadlines: { read: undefined, change: undefined },
         readyWithin: undefined,
         memoryBackend: "file",
-        jailer: undefined
+        jail: undefined
       })
     }))
 
@@ -872,8 +888,8 @@ describe("config", () => {
         deadlines: { read: Duration.millis(250), change: Duration.millis(250) },
         readyWithin: Duration.millis(1500),
         memoryBackend: "uffd",
-        jailer: "/opt/jailer",
         jail: {
+          jailer: "/opt/jailer",
           user: { uid: 123, gid: 100 },
           base: "/jails",
           parentCgroup: "microvm.slice",

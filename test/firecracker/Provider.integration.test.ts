@@ -64,8 +64,8 @@ interface How extends Pick<FirecrackerProvider.Options, "jail" | "memoryBackend"
 const backend = ({ guest, jail, memoryBackend, real }: How) =>
   Layer.unwrap(Effect.gen(function*() {
     const binary = real?.binary ?? (yield* FakeFirecracker.install({ guest })).binary
-    const jailer = jail === undefined ? undefined : real?.jailer ?? (yield* FakeJailer.install()).binary
-    return FirecrackerProvider.layerWith({ binary, jailer, kvm: "assume", stateDirectory, jail, memoryBackend })
+    const jailed = jail && { ...jail, jailer: real?.jailer ?? (yield* FakeJailer.install()).binary }
+    return FirecrackerProvider.layerWith({ binary, kvm: "assume", stateDirectory, jail: jailed, memoryBackend })
   })).pipe(Layer.provideMerge(host))
 
 const pidOf = (machine: Machine.Machine): number => Option.getOrThrow(machine.pid)

@@ -78,4 +78,20 @@ describe("a channel", () => {
       yield* Deferred.succeed(gone, undefined)
       assert.strictEqual((yield* Fiber.join(ending))._tag, "SocketOpenError")
     }).pipe(Effect.scoped))
+
+  it.effect("does not keep a writer waiting for the guest of a machine that is gone", () =>
+    Effect.gen(function*() {
+      const gone = yield* Deferred.make<void>()
+      const waits = Socket.make({
+        reader: Effect.never,
+        writer: Effect.succeed({ write: () => Effect.never, writeAll: () => Effect.never })
+      })
+      const channel = guestChannel(waits, { gone: Deferred.await(gone), reset: Effect.never })
+      yield* channel.reader
+      const { write } = yield* channel.writer
+      const writing = yield* reason(write("sync"))
+      assert.isUndefined(writing.pollUnsafe())
+      yield* Deferred.succeed(gone, undefined)
+      assert.strictEqual((yield* Fiber.join(writing))._tag, "SocketOpenError")
+    }).pipe(Effect.scoped))
 })

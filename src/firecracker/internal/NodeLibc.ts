@@ -157,16 +157,25 @@ const make = (koffi: typeof Koffi, path: string): Libc => {
   }
 }
 
+const isKoffi = (module: unknown): module is typeof Koffi =>
+  ["load", "address", "errno"].every((name) => hasProperty(module, name) && typeof module[name] === "function")
+
 /** Fails with `PageServerFailed` where it cannot be used. */
 export const load: Effect.Effect<Libc, FirecrackerError.FirecrackerError> = Effect.suspend(() => {
   const { arch, platform } = process
   if (platform !== "linux" || (arch !== "x64" && arch !== "arm64")) {
     return Effect.fail(failure(`it is not for ${platform} on ${arch}`))
   }
-  return Effect.tryPromise({
-    try: async () => make(await import("koffi"), createRequire(import.meta.url).resolve("koffi")),
+  // Not by `import`: then it would become a part of bundles, which cannot hold its native code.
+  const require = createRequire(import.meta.url)
+  return Effect.try({
+    try: () => {
+      const koffi: unknown = require("koffi")
+      if (!isKoffi(koffi)) throw new Error("it is not the version that is needed")
+      return make(koffi, require.resolve("koffi"))
+    },
     catch: (cause) =>
-      hasProperty(cause, "code") && cause.code === "ERR_MODULE_NOT_FOUND"
+      hasProperty(cause, "code") && cause.code === "MODULE_NOT_FOUND"
         ? failure("the package koffi is not installed: npm install koffi", cause)
         : failure(`koffi cannot be loaded: ${textOf(cause)}`, cause)
   })

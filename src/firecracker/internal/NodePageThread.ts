@@ -26,7 +26,7 @@ const Answer = Schema.Union([
   Schema.TaggedStruct("Readable", {}),
   Schema.TaggedStruct("Stopped", {}),
   Schema.TaggedStruct("Gone", {}),
-  Schema.TaggedStruct("Failed", { what: Schema.String, errno: Schema.Int })
+  Schema.TaggedStruct("Failed", { what: Schema.String, errno: Schema.optionalKey(Schema.Int) })
 ])
 
 type Answer = typeof Answer.Type
@@ -74,7 +74,7 @@ function bind(koffi: Koffi, stop: number): Calls {
       if (poll(address, descriptors.length, millis) < 0) return koffi.errno() === EINTR ? 0 : -koffi.errno()
       let bits = 0
       for (let index = 0; index < descriptors.length; index++) {
-        if (view.getInt16(8 * index + 6, true) !== 0) bits += 2 ** index
+        if (view.getInt16(8 * index + 6, true) !== 0) bits += 1 << index
       }
       return bits
     }
@@ -93,8 +93,9 @@ function bind(koffi: Koffi, stop: number): Calls {
       const messages = allocate(64 * 32)
       const argument = allocate(40)
       const put = (at: number, value: number): void => {
-        argument.view.setUint32(at, value % 2 ** 32, true)
-        argument.view.setUint32(at + 4, Math.floor(value / 2 ** 32), true)
+        const high = Math.floor(value / 2 ** 32)
+        argument.view.setUint32(at, value - high * 2 ** 32, true)
+        argument.view.setUint32(at + 4, high, true)
       }
       /** The last field of the argument tells how far it came, or why not at all. */
       const fill = (request: number, length: number, result: number): number => {
@@ -136,6 +137,8 @@ function bind(koffi: Koffi, stop: number): Calls {
 const program = `
 "use strict"
 const { parentPort, workerData: { koffi, stop } } = require("node:worker_threads")
+// What esbuild leaves in functions that are to keep their names.
+const __name = (target) => target
 const faultLoop = ${String(faultLoop)}
 const calls = (${String(bind)})(require(koffi), stop)
 parentPort.on("message", (request) => parentPort.postMessage(
@@ -147,9 +150,11 @@ parentPort.on("message", (request) => parentPort.postMessage(
 
 export interface PageThread {
   readonly untilReadable: (descriptor: number) => Effect.Effect<void, FirecrackerError.FirecrackerError>
+  /** Says when it begins. From then on our own event loop is not needed. */
   readonly serve: (
     machine: Machine,
-    task: FaultTask
+    task: FaultTask,
+    begins: () => void
   ) => Effect.Effect<"Gone" | "Stopped", FirecrackerError.FirecrackerError>
 }
 
@@ -187,7 +192,6 @@ export const make = Effect.fnUntraced(function*(
       thread.on("message", (answer) => hear(answer))
       thread.on("error", (cause) => lose(`its thread broke: ${textOf(cause)}`, cause))
       thread.on("exit", () => lose("its thread ended"))
-      thread.unref()
       const signal = () => NodeFs.writeSync(stop, BigUint64Array.of(1n))
       if (signals.size === 0) process.on("exit", signalAll)
       signals.add(signal)
@@ -203,10 +207,11 @@ export const make = Effect.fnUntraced(function*(
     }),
     (thread) => thread.end
   )
-  const ask = (request: Request): Effect.Effect<Answer, FirecrackerError.FirecrackerError> =>
+  const ask = (request: Request, begins?: () => void): Effect.Effect<Answer, FirecrackerError.FirecrackerError> =>
     Effect.callback<unknown>((resume) => {
       hear = (answer) => resume(Effect.succeed(answer))
       post(request)
+      begins?.()
       return end
     }).pipe(
       Effect.raceFirst(Deferred.await(lost)),
@@ -214,13 +219,13 @@ export const make = Effect.fnUntraced(function*(
         !isAnswer(answer)
           ? Effect.fail(failure("its thread does not answer as it should"))
           : answer._tag === "Failed"
-          ? Effect.fail(failure(`${answer.what}: ${nameOf(answer.errno)}`))
+          ? Effect.fail(failure(answer.errno === undefined ? answer.what : `${answer.what}: ${nameOf(answer.errno)}`))
           : Effect.succeed(answer)
       )
     )
   return {
     untilReadable: (descriptor) => Effect.asVoid(ask({ _tag: "Wait", descriptor })),
-    serve: (machine, task) =>
-      Effect.map(ask({ _tag: "Serve", machine, task }), ({ _tag }) => _tag === "Gone" ? "Gone" : "Stopped")
+    serve: (machine, task, begins) =>
+      Effect.map(ask({ _tag: "Serve", machine, task }, begins), ({ _tag }) => _tag === "Gone" ? "Gone" : "Stopped")
   }
 })

@@ -21,6 +21,7 @@ import type { Setup } from "../FirecrackerHost.ts"
 import type * as FirecrackerSchema from "../FirecrackerSchema.ts"
 import * as FirecrackerVersion from "../FirecrackerVersion.ts"
 import { type LaunchPlan, names } from "../LaunchPlan.ts"
+import * as LogLine from "../LogLine.ts"
 import * as MachineConfig from "../MachineConfig.ts"
 import * as MetricsCollector from "../MetricsCollector.ts"
 import * as PageServer from "../PageServer.ts"
@@ -154,6 +155,8 @@ export const bringUp = Effect.fnUntraced(function*(
   )
   const { directory, monitor } = place
   const log = `${directory}/${names.log}`
+  // Requests are logged with their bodies, and what is told here is shown to others.
+  const logTail = Effect.map(host.tail(log), LogLine.withoutBodies)
 
   let asked: MachineRequest | undefined
   let unserved: Failure | undefined
@@ -169,7 +172,7 @@ export const bringUp = Effect.fnUntraced(function*(
       asked: wasAsked,
       consoleTail: stdout.text,
       stderrTail: stderr.text,
-      logTail: yield* host.tail(log),
+      logTail: yield* logTail,
       restartIsOff: plan.facts.restartIsOff
     }
     const seen = FirecrackerExit.toEnd(evidence)
@@ -213,7 +216,7 @@ export const bringUp = Effect.fnUntraced(function*(
       new MicroVmError.LaunchFailed({
         id,
         stage,
-        stderrTail: `${stderr.text}${yield* host.tail(log)}`,
+        stderrTail: `${stderr.text}${yield* logTail}`,
         consoleTail: stdout.text,
         ...(Option.isSome(status) ? { status: status.value } : {}),
         cause: isLost ? Option.getOrElse(meaning, () => cause) : cause
@@ -264,6 +267,14 @@ export const bringUp = Effect.fnUntraced(function*(
     saved: { platform, madeBy: `Firecracker ${FirecrackerVersion.format(setup.version)}` },
     ended: Deferred.await(end),
     poll: Effect.flatMap(Deferred.poll(end), Effect.transposeOption),
+    died: Effect.fnUntraced(function*(stage: string) {
+      const status = yield* monitor.exit
+      const { stderr } = yield* monitor.tail
+      const { meaning } = FirecrackerExit.describe(status, setup)
+      return FirecrackerError.make(
+        new FirecrackerError.ProcessEnded({ stage, status, meaning, stderrTail: stderr.text, logTail: yield* logTail })
+      )
+    }),
     console: Stream.fromPubSubTake(console),
     onAsk: (request) => {
       asked = request

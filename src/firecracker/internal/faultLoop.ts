@@ -30,7 +30,7 @@ export interface FaultTask {
 export type Ending =
   | { readonly _tag: "Stopped" }
   | { readonly _tag: "Gone" }
-  | { readonly _tag: "Failed"; readonly what: string; readonly errno: number }
+  | { readonly _tag: "Failed"; readonly what: string; readonly errno?: number }
 
 /** System calls. What fails answers with its errno, negated. */
 export interface Kernel {
@@ -51,105 +51,131 @@ export interface Kernel {
  * Its text is all that the thread has in which it runs: nothing else of this module can be used in it.
  */
 export function faultLoop(kernel: Kernel, task: FaultTask): Ending {
-  const { order, pageSize, recorded, regions, runs, size, source } = task
-  const [ESRCH, EIO, EAGAIN, EEXIST] = [3, 5, 11, 17] as const
-  const [pageFault, remove] = [0x12, 0x15] as const
-  const [isRemoved, isRecorded] = [1, 2] as const
-  const stats = { faults: 0, copied: 0, zeroed: 0, prefetched: 0, removed: 0 }
+  const { counters, order, pageSize, recorded, regions, runs, size, source } = task
+  const { messages } = kernel
+  const [ESRCH, EAGAIN, EEXIST] = [3, 11, 17] as const
+  const [pageFault, remove, messageSize] = [0x12, 0x15, 32] as const
+  const [isAbsent, isThere, isRemoved] = [0, 1, 2] as const
+  const [faults, copied, zeroed, prefetched, removed] = [0, 1, 2, 3, 4] as const
   /** A byte for each page of the file. What is beyond its end is zero anyway, so there is a bound to what has to be remembered. */
   const states = new Uint8Array(size / pageSize)
+  /** Pages that could not be served yet. */
   const waiting = new Set<number>()
   let [nextRun, doneOfRun] = [0, 0]
   let isHeldUp = false
   let ending: Ending | undefined
 
-  const fail = (what: string, errno: number): void => {
-    ending = errno === ESRCH ? { _tag: "Gone" } : { _tag: "Failed", what, errno }
+  const count = (index: number, more: number): void => {
+    counters[index] = (counters[index] ?? 0) + more
+  }
+
+  const fail = (what: string, errno?: number): void => {
+    ending = errno === ESRCH
+      ? { _tag: "Gone" }
+      : errno === undefined
+      ? { _tag: "Failed", what }
+      : { _tag: "Failed", what, errno }
   }
 
   /** Is that all, or has it to be tried again? */
-  const isSettled = (result: number, what: string): boolean => {
-    // Copies have to wait until a removal is heard of and done.
+  const isSettled = (result: number, offset: number): boolean => {
+    if (result > 0 || result === -EEXIST) return true
+    // From the begin of a removal until it is heard of and done.
     isHeldUp = result === -EAGAIN
-    if (result < 0 && !isHeldUp && result !== -EEXIST) fail(what, -result)
+    if (!isHeldUp) fail(`the page at offset ${offset} could not be given`, -result)
     return !isHeldUp
   }
 
-  const addressAt = (at: number): number =>
-    kernel.messages.getUint32(at, true) + kernel.messages.getUint32(at + 4, true) * 2 ** 32
+  const addressAt = (at: number): number => messages.getUint32(at, true) + messages.getUint32(at + 4, true) * 2 ** 32
 
-  const hear = (at: number): void => {
-    const event = kernel.messages.getUint8(at)
-    if (event === remove) {
-      const [start, end] = [addressAt(at + 8), addressAt(at + 16)]
-      for (const { base, offset, size: length } of regions) {
-        const from = Math.max(start, base) - base + offset
-        const to = Math.min(end, base + length) - base + offset
-        if (from >= to) continue
-        states.fill(isRemoved, from / pageSize, to / pageSize)
-        stats.removed += (to - from) / pageSize
-      }
-      return
+  const forget = (start: number, end: number): void => {
+    for (const { base, offset, size: length } of regions) {
+      const from = Math.max(start, base) - base + offset
+      const to = Math.min(end, base + length) - base + offset
+      if (from >= to) continue
+      states.fill(isRemoved, from / pageSize, to / pageSize)
+      count(removed, (to - from) / pageSize)
     }
-    // The other kinds of faults have flags.
-    if (event !== pageFault || (kernel.messages.getUint8(at + 8) & 6) !== 0) {
-      return fail(`a message of kind ${event}, of which none were asked for`, EIO)
-    }
-    const address = addressAt(at + 16)
-    waiting.add(address - address % pageSize)
-    stats.faults += 1
   }
 
   const serve = (page: number): boolean => {
-    const region = regions.find(({ base, size: length }) => page >= base && page < base + length)
+    const region = regions.find((one) => page >= one.base && page < one.base + one.size)
     if (region === undefined) {
-      fail(`a fault at 0x${page.toString(16)}, where no memory was told of`, EIO)
+      fail(`a fault at 0x${page.toString(16)}, where no memory was told of`)
       return true
     }
     const offset = page - region.base + region.offset
     const index = offset / pageSize
-    const state = states[index] ?? isRemoved
-    if (state === isRemoved) {
-      const zeroed = kernel.zero(page, pageSize)
-      if (zeroed > 0) stats.zeroed += 1
-      return isSettled(zeroed, `the page at offset ${offset} could not be zeroed`)
+    if ((states[index] ?? isRemoved) === isRemoved) {
+      const result = kernel.zero(page, pageSize)
+      if (result > 0) count(zeroed, 1)
+      return isSettled(result, offset)
     }
-    const copied = kernel.copy(page, source + offset, pageSize)
-    if (copied > 0) {
-      stats.copied += 1
-      if (state !== isRecorded && order.length > 0) {
-        const count = Atomics.load(recorded, 0)
-        states[index] = isRecorded
-        order[count] = index
-        Atomics.store(recorded, 0, count + 1)
+    const result = kernel.copy(page, source + offset, pageSize)
+    if (result > 0) {
+      count(copied, 1)
+      states[index] = isThere
+      const position = order.length === 0 ? 0 : Atomics.load(recorded, 0)
+      if (position < order.length) {
+        order[position] = index
+        Atomics.store(recorded, 0, position + 1)
       }
     }
-    return isSettled(copied, `the page at offset ${offset} could not be copied`)
+    return isSettled(result, offset)
+  }
+
+  /** Hears of all removals first: a page may be waited for just because it was removed. */
+  const hear = (bytes: number): void => {
+    for (let at = 0; at < bytes; at += messageSize) {
+      if (messages.getUint8(at) === remove) forget(addressAt(at + 8), addressAt(at + 16))
+    }
+    for (let at = 0; at < bytes; at += messageSize) {
+      const event = messages.getUint8(at)
+      if (event === remove) continue
+      // The other kinds of faults have flags.
+      if (event !== pageFault || (messages.getUint8(at + 8) & 6) !== 0) {
+        return fail(`a message of kind ${event}, of which none were asked for`)
+      }
+      count(faults, 1)
+      const address = addressAt(at + 16)
+      // Quicker than a remainder of numbers that large.
+      const page = Math.floor(address / pageSize) * pageSize
+      if (isHeldUp || !serve(page)) waiting.add(page)
+      if (ending !== undefined) return
+    }
+  }
+
+  const retry = (): void => {
+    for (const page of waiting) {
+      if (ending !== undefined || !serve(page)) return
+      waiting.delete(page)
+    }
   }
 
   const prefetch = (): void => {
-    const offset = (runs[nextRun] ?? 0) + doneOfRun
-    const left = (runs[nextRun + 1] ?? 0) - doneOfRun
+    const [start = 0, length = 0] = runs.subarray(nextRun, nextRun + 2)
+    const isAbsentAt = (offset: number): boolean => states[offset / pageSize] === isAbsent
+    while (doneOfRun < length && !isAbsentAt(start + doneOfRun)) doneOfRun += pageSize
+    const offset = start + doneOfRun
     const region = regions.find((one) => offset >= one.offset && offset < one.offset + one.size)
-    if (left <= 0 || region === undefined) {
+    if (doneOfRun >= length || region === undefined) {
       nextRun += 2
       doneOfRun = 0
       return
     }
-    const most = Math.min(left, region.offset + region.size - offset)
-    let length = 0
-    while (length < most && states[(offset + length) / pageSize] !== isRemoved) length += pageSize
-    const copied = length === 0 ? -EEXIST : kernel.copy(region.base + offset - region.offset, source + offset, length)
-    // Those that are there end a copy before them.
-    if (isSettled(copied, `the pages at offset ${offset} could not be copied`)) {
-      doneOfRun += copied > 0 ? copied : pageSize
+    const most = Math.min(length - doneOfRun, region.offset + region.size - offset)
+    let wanted = pageSize
+    while (wanted < most && isAbsentAt(offset + wanted)) wanted += pageSize
+    const result = kernel.copy(region.base + offset - region.offset, source + offset, wanted)
+    if (result > 0) {
+      count(prefetched, result / pageSize)
+      states.fill(isThere, offset / pageSize, (offset + result) / pageSize)
     }
-    if (copied > 0) stats.prefetched += copied / pageSize
+    // One that is there all the same is left as it is.
+    if (isSettled(result, offset)) doneOfRun += result > 0 ? result : pageSize
   }
 
   for (;;) {
-    task.counters.set(Object.values(stats))
-    if (ending !== undefined) return ending
     const events = kernel.wait(isHeldUp ? 1 : nextRun < runs.length ? 0 : -1)
     if (events < 0) return { _tag: "Failed", what: "its messages could not be waited for", errno: -events }
     if ((events & 2) !== 0) return { _tag: "Stopped" }
@@ -158,13 +184,10 @@ export function faultLoop(kernel: Kernel, task: FaultTask): Ending {
     if ((events & 1) !== 0) {
       const bytes = kernel.read()
       if (bytes < 0 && bytes !== -EAGAIN) fail("its messages could not be read", -bytes)
-      for (let at = 0; at < bytes; at += 32) hear(at)
+      hear(bytes)
     }
-    // After all removals that are known: a page may be waited for just because it was removed.
-    for (const page of waiting) {
-      if (ending !== undefined || !serve(page)) break
-      waiting.delete(page)
-    }
+    if (ending === undefined && !isHeldUp) retry()
     if (ending === undefined && !isHeldUp && nextRun < runs.length) prefetch()
+    if (ending !== undefined) return ending
   }
 }

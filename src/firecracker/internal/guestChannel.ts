@@ -24,6 +24,7 @@ export const guestChannel = (socket: Socket.Socket, { gone, reset }: Machine): S
     gone,
     Effect.fail(new Socket.SocketError({ reason: new Socket.SocketOpenError({ kind: "Unknown", cause }) }))
   )
+  let isConnected = false
   const reader = Effect.gen(function*() {
     const scope = yield* Effect.scope
     const connection = yield* Scope.fork(scope)
@@ -34,7 +35,10 @@ export const guestChannel = (socket: Socket.Socket, { gone, reset }: Machine): S
     // Whoever waits when the reader is given up is told so, and not interrupted.
     const connected = Effect.flatMap(
       Fiber.await(connecting),
-      (exit) => Exit.hasInterrupts(exit) ? Effect.fail(givenUp) : exit
+      (exit) => {
+        isConnected = Exit.isSuccess(exit)
+        return Exit.hasInterrupts(exit) ? Effect.fail(givenUp) : exit
+      }
     )
     yield* connected.pipe(
       Effect.andThen(reset),
@@ -47,5 +51,12 @@ export const guestChannel = (socket: Socket.Socket, { gone, reset }: Machine): S
       upgrade: (options?: Socket.TlsUpgradeOptions) => Effect.flatMap(connected, ({ upgrade }) => upgrade(options))
     }
   })
-  return Socket.make({ reader, writer: socket.writer })
+  // What is written before there is a connection waits for one, and the machine may end first.
+  const whileThere = (write: Effect.Effect<void, Socket.SocketError>) =>
+    Effect.suspend(() => isConnected ? write : Effect.raceFirst(write, ended))
+  const writer = Effect.map(socket.writer, (inner): Socket.Writer => ({
+    write: (chunk) => whileThere(inner.write(chunk)),
+    writeAll: (chunks) => whileThere(inner.writeAll(chunks))
+  }))
+  return Socket.make({ reader, writer })
 }

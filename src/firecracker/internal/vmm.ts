@@ -25,18 +25,27 @@ interface Parts extends Pick<Vmm, "ended" | "poll" | "console"> {
   readonly host: FirecrackerHost["Service"]
   readonly vsock: Vsock.Vsock["Service"]
   readonly saved: Omit<Saved, "form">
+  /** Waits for the end of the process, and says what it was. */
+  readonly died: (stage: string) => Effect.Effect<FirecrackerError>
   /** Told what is asked of the machine, before it is. */
   readonly onAsk: (request: MachineRequest) => void
 }
 
 /** What can be done with a machine that is up. */
 export const makeVmm = (
-  { api, console, ended, host, onAsk, place, plan, poll, saved, spec, vsock }: Parts
+  { api, console, died, ended, host, onAsk, place, plan, poll, saved, spec, vsock }: Parts
 ): Vmm => {
   const { id } = spec
   const { directory, ignoresTermination, monitor, write } = place
   const failed = (operation: string) => (cause: unknown) =>
     MicroVmError.make(new MicroVmError.OperationFailed({ id, operation, cause }))
+  /** That the connection ended with the process says less than how that ended. */
+  const call = (operation: string, made: Effect.Effect<void, FirecrackerError>) =>
+    Effect.catch(made, (error) =>
+      Effect.flatMap(
+        error.reason._tag === "ConnectionFailed" ? Effect.timeoutOption(died(operation), settling) : Effect.succeedNone,
+        (told) => Effect.fail(failed(operation)(Option.getOrElse(told, () => error)))
+      ))
 
   let hasStarted = plan.load !== undefined
   const start = Effect.tap(api.putAction({ action_type: "InstanceStart" }), () =>
@@ -98,12 +107,10 @@ export const makeVmm = (
     ended,
     poll,
     console,
-    start: Effect.mapError(start, failed("start")),
-    pause: Effect.mapError(api.patchVm({ state: "Paused" }), failed("pause")),
+    start: call("start", start),
+    pause: call("pause", api.patchVm({ state: "Paused" })),
     // One that was saved before it ran is handed over paused, too.
-    resume: Effect.suspend(() =>
-      Effect.mapError(hasStarted ? api.patchVm({ state: "Resumed" }) : start, failed("resume"))
-    ),
+    resume: Effect.suspend(() => call("resume", hasStarted ? api.patchVm({ state: "Resumed" }) : start)),
     save: (to) =>
       Effect.suspend(() => {
         const form: Form = hasStarted ? "full" : "unstarted"

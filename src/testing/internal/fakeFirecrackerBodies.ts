@@ -256,10 +256,10 @@ export const make = (minor: number, patch: number, architecture: Architecture) =
     machineConfig,
     machineConfigUpdate: struct("MachineConfigUpdate", {
       vcpu_count: defaulted(u8),
-      mem_size_mib: defaulted(usize),
+      mem_size_mib: minor < 11 ? option(usize) : defaulted(usize),
       smt: defaulted(bool),
       cpu_template: defaulted(cpuTemplate),
-      track_dirty_pages: defaulted(bool),
+      track_dirty_pages: minor < 11 ? option(bool) : defaulted(bool),
       huge_pages: defaulted(hugePages)
     }),
     memoryHotplug,

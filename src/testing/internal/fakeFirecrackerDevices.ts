@@ -73,13 +73,22 @@ export const make = (options: Options, machine: Machine, bodies: Bodies) => {
       ? `Failed perform action on device: Internal Device error: ${what}`
       : `Device manager error: ${what}`
 
+  /** What 1.7 calls it. */
+  const nameOf: Readonly<Record<string, string>> = {
+    "Device not activated yet.": "DeviceNotActive",
+    "Amount of pages requested cannot fit in `u32`.": "TooManyPagesRequested"
+  }
   const oldBalloon = "Balloon config error: Error creating the balloon device"
   const balloon = (prefix: string): Body<"balloon"> => {
     if (of.balloon !== undefined) return of.balloon
     throw new Fault(minor >= 13 ? `${prefix}: ${deviceMissing}` : `${oldBalloon}: No balloon device found.`)
   }
   const balloonFault = (prefix: string, what: string) =>
-    new Fault(minor >= 13 ? `${prefix}: ${deviceSays("Balloon", what)}` : `${oldBalloon}: ${what}`)
+    new Fault(
+      minor >= 13
+        ? `${prefix}: ${deviceSays("Balloon", what)}`
+        : `${oldBalloon}: ${minor < 8 ? nameOf[what] ?? what : what}`
+    )
   const active = (prefix: string): void => {
     if (!options.drivers) throw balloonFault(prefix, "Device not activated yet.")
   }
@@ -265,7 +274,7 @@ export const make = (options: Options, machine: Machine, bodies: Bodies) => {
         }
         try {
           if (update.path_on_host !== undefined) {
-            Resources.openDrive(world, update.path_on_host, drive.is_read_only ?? false, minor)
+            Resources.openDrive(world, update.path_on_host, drive.is_read_only ?? false)
           }
         } catch (error) {
           throw error instanceof Fault ? bad(deviceSays("Block", error.message)) : error

@@ -31,6 +31,8 @@ export interface Delivery {
   /** Pieces of so many bytes, each written by itself. */
   readonly pieces?: number | undefined
   readonly close?: boolean | undefined
+  /** What is done once it is out. */
+  readonly after?: (() => void) | undefined
 }
 
 export interface Options {
@@ -266,7 +268,9 @@ export const make = (options: Options): Server => {
     await requests.reduce<Promise<void>>(async (done, request) => {
       await done
       const delivery = await options.handle({ ...request, connection: connection.number })
-      if (delivery !== "nothing") await deliver(connection, delivery)
+      if (delivery === "nothing") return
+      await deliver(connection, delivery)
+      delivery.after?.()
     }, Promise.resolve())
     return read(connection, bytes.subarray(taken.length))
   }

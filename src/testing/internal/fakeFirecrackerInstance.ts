@@ -146,14 +146,16 @@ export const make = (options: Options) => {
     const answer = await api.handle(request.method, path, request.body)
     const micros = Math.ceil((performance.now() - started) * 1000)
     log.write("Debug", `Total previous API call duration: ${micros} us.`, "fc_api")
+    const bytes = Http.encode(answer)
     if (answer.fatal) {
       const text = "RunWithApiError error: Failed to build MicroVM: Loading snapshot failed.."
-      setImmediate(() => finish(1, { text, debug: "RunWithApi(BuildMicroVmError(Restore))" }))
+      return { bytes, after: () => finish(1, { text, debug: "RunWithApi(BuildMicroVmError(Restore))" }) }
     }
-    const bytes = Http.encode(answer)
     if (die !== undefined) {
-      setImmediate(() => void exit(end(die)))
-      return { bytes: die.moment === "Half" ? bytes.subarray(0, bytes.length / 2) : bytes }
+      return {
+        bytes: die.moment === "Half" ? bytes.subarray(0, bytes.length / 2) : bytes,
+        after: () => void exit(end(die))
+      }
     }
     const truncate = of("Truncate")
     if (truncate !== undefined) return { bytes: bytes.subarray(0, truncate.bytes ?? bytes.length / 2), close: true }

@@ -391,7 +391,7 @@ export const make = (options: Options) => {
     }
     for (const drive of of.drives) {
       try {
-        Resources.openDrive(world, drive.path_on_host, drive.is_read_only ?? false, minor)
+        Resources.openDrive(world, drive.path_on_host, drive.is_read_only ?? false)
       } catch (error) {
         throw error instanceof Fault ? device(`Block: ${error.message}`) : error
       }

@@ -156,20 +156,20 @@ export const setMachine = (
   of.machine = next
 }
 
-/** How the block device's own errors are told: up to 1.7 as programmers see them. */
-export const openDrive = (world: World, path: string, readOnly: boolean, minor: number): void => {
+export const openDrive = (world: World, path: string, readOnly: boolean): void => {
   try {
     opened(world.resolve(path), readOnly ? Fs.constants.O_RDONLY : Fs.constants.O_RDWR)
   } catch (error) {
     const { debug, text } = ioError(error)
     throw new Fault(
-      minor < 8
-        ? `VirtioBackend(BackingFile(${debug}, ${JSON.stringify(path)}))`
-        : `Virtio backend error: Error manipulating the backing file: ${text} ${path}`
+      `Virtio backend error: Error manipulating the backing file: ${text} ${path}`,
+      400,
+      `VirtioBackend(BackingFile(${debug}, ${JSON.stringify(path)}))`
     )
   }
 }
 
+/** Up to 1.7 this names the errors of a device as programmers see them. */
 const createDrive = (world: World, body: Body<"drive">, minor: number): Drive => {
   const bad = (why: string) => new Fault(`Drive config error: Unable to create the virtio block device: ${why}`)
   const { path_on_host, socket } = body
@@ -177,15 +177,19 @@ const createDrive = (world: World, body: Body<"drive">, minor: number): Drive =>
     const only = [path_on_host, body.is_read_only, body.rate_limiter, body.io_engine].every((one) => one === undefined)
     if (only && socket !== undefined) {
       const code = Fs.existsSync(world.resolve(socket)) ? "ECONNREFUSED" : "ENOENT"
-      const { text } = ioError(Object.assign(new Error(code), { code }))
-      throw bad(`Vhost user backend error: Vhost-user error: Failed to connect to UDS Unix stream: ${text}`)
+      const { debug, text } = ioError(Object.assign(new Error(code), { code }))
+      throw bad(
+        minor < 8
+          ? `VhostUserBackend(VhostUser(Connect(${debug})))`
+          : `Vhost user backend error: Vhost-user error: Failed to connect to UDS Unix stream: ${text}`
+      )
     }
     throw bad(minor < 8 ? "InvalidBlockConfig" : "Invalid block config.")
   }
   try {
-    openDrive(world, path_on_host, body.is_read_only ?? false, minor)
+    openDrive(world, path_on_host, body.is_read_only ?? false)
   } catch (error) {
-    throw error instanceof Fault ? bad(error.message) : error
+    throw error instanceof Fault ? bad(minor < 8 ? error.debug : error.message) : error
   }
   return { ...body, path_on_host, is_read_only: body.is_read_only ?? false, io_engine: body.io_engine ?? "Sync" }
 }

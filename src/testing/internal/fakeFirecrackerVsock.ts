@@ -16,7 +16,10 @@ export interface Vsock {
   readonly activate: () => void
   /** Stands still: nothing is taken, nothing is brought. */
   readonly freeze: () => void
-  /** Ends all connections, as a snapshot does. */
+  /**
+   * The guest forgets all connections, as it does when it goes on after a snapshot. The host is not told: an old connection
+   * ends once something is sent on it.
+   */
   readonly reset: () => void
   /** The guest connects to a port of the host. `undefined` when nobody listens on `path_PORT`. */
   readonly dial: (port: number) => Promise<Duplex | undefined>
@@ -41,8 +44,15 @@ export const readPort = (bytes: Buffer): { readonly port: number; readonly lengt
     : undefined
 }
 
+interface GuestEnd {
+  readonly duplex: Duplex
+  /** Leaves the host without an answer until it says something. */
+  readonly forget: () => void
+}
+
 /** A stream to the host that can be made to stand still. */
-const guestEnd = (socket: Net.Socket, frozen: () => boolean, waiting: Set<() => void>): Duplex => {
+const guestEnd = (socket: Net.Socket, frozen: () => boolean, waiting: Set<() => void>): GuestEnd => {
+  let forgotten = false
   const whenGoing = (then: () => void) => {
     if (frozen()) waiting.add(() => whenGoing(then))
     else then()
@@ -55,17 +65,25 @@ const guestEnd = (socket: Net.Socket, frozen: () => boolean, waiting: Set<() => 
     write: (bytes: Buffer, _encoding, done) => whenGoing(() => socket.write(bytes, () => done())),
     final: (done) => whenGoing(() => socket.end(() => done())),
     destroy: (_error, done) => {
-      socket.destroy()
+      if (!forgotten) socket.destroy()
       done(null)
     }
   })
   socket.on("data", (bytes: Buffer) => {
-    if (!duplex.push(bytes)) socket.pause()
+    if (forgotten) socket.destroy()
+    else if (!duplex.push(bytes)) socket.pause()
   })
-  socket.on("end", () => duplex.push(null))
+  socket.on("end", () => {
+    if (forgotten) socket.destroy()
+    else duplex.push(null)
+  })
   socket.on("close", () => duplex.destroy())
   duplex.on("error", () => {})
-  return duplex
+  const forget = () => {
+    forgotten = true
+    duplex.destroy()
+  }
+  return { duplex, forget }
 }
 
 export const make = (
@@ -77,7 +95,7 @@ export const make = (
     readonly onCount: (name: "conns_added" | "conns_removed" | "rx_bytes_count" | "tx_bytes_count") => void
   }
 ): Promise<Vsock> => {
-  const open = new Set<Net.Socket>()
+  const open = new Map<Net.Socket, GuestEnd>()
   const waiting = new Set<() => void>()
   let active = false
   let hostPort = firstHostPort - 1
@@ -87,12 +105,13 @@ export const make = (
   }
   const adopt = (socket: Net.Socket): Duplex => {
     options.onCount("conns_added")
-    open.add(socket)
+    const end = guestEnd(socket, () => !active, waiting)
+    open.set(socket, end)
     socket.once("close", () => {
       open.delete(socket)
       options.onCount("conns_removed")
     })
-    return guestEnd(socket, () => !active, waiting)
+    return end.duplex
   }
   const accept = (socket: Net.Socket) => {
     if (open.size >= maxConnections) {
@@ -134,14 +153,14 @@ export const make = (
           const ready = [...waiting]
           waiting.clear()
           for (const then of ready) then()
-          for (const socket of open) socket.resume()
+          for (const socket of open.keys()) socket.resume()
         },
         freeze: () => {
           active = false
-          for (const socket of open) socket.pause()
+          for (const socket of open.keys()) socket.pause()
         },
         reset: () => {
-          for (const socket of open) socket.destroy()
+          for (const { forget } of open.values()) forget()
         },
         dial: (port) =>
           new Promise((found) => {
@@ -153,7 +172,7 @@ export const make = (
             socket.once("connect", () => found(adopt(socket)))
           }),
         close: (how) => {
-          for (const socket of open) socket.destroy()
+          for (const socket of open.keys()) socket.destroy()
           if (how === "remove") server.close()
           else leaveSocket(server, bound)
         }
