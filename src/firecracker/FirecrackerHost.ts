@@ -103,13 +103,13 @@ export interface DirectoryOptions {
  * - `observe`: looks at the host now. Fails with `BackendUnavailable` when there is no Firecracker that can be used.
  * - `inspect`: opens a file, also for writing if it is to be `writable` (default false), and changes nothing of it.
  * - `makeDirectory`: a directory for one machine, with a name of its own that nobody can guess, that only this user can look
- *   into (mode 0700). It is removed with all that is in it when the scope closes. One whose owner was killed is removed by
- *   whoever makes the next one.
+ *   into (mode 0700). It is removed with all that is in it when the scope closes, and when we are killed: by the guard, or
+ *   by whoever makes the next one.
  * - `connect`: to the API at a socket.
  * - `copy`: copies a file into a new one that all can read. An interruption waits until the copy is through.
  * - `makeReadable`: lets all read a file, those that are jailed too. Keep it in a directory that is open to its owner alone.
  * - `remove`: removes files. One that is not there is no failure.
- * - `tail`: the last 64 KiB of a file, as text; empty when it cannot be read.
+ * - `tail`: the whole lines of the last 64 KiB of a file; empty when it cannot be read.
  * - `trim`: gives back the room of a log that has more than 1 MiB on the disk. Who writes it goes on where it was, so that
  *   holes come before that, which are no part of its `tail`.
  *

@@ -8,6 +8,7 @@ import * as Layer from "effect/Layer"
 import type * as Path from "effect/Path"
 import type { ProcessHost } from "../process/ProcessHost.ts"
 import type { ProcessSpawner } from "../process/ProcessSpawner.ts"
+import type { SupervisorGuard } from "../process/SupervisorGuard.ts"
 import type { FirecrackerHost } from "./FirecrackerHost.ts"
 import type { Jail } from "./Jail.ts"
 import type { MetricsFiles } from "./MetricsCollector.ts"
@@ -40,7 +41,7 @@ import type { Vsock } from "./Vsock.ts"
 export const layer: Layer.Layer<
   FirecrackerHost | Jail | MetricsFiles | PageServer | Vsock,
   never,
-  ProcessSpawner | ProcessHost | FileSystem.FileSystem | Path.Path
+  ProcessSpawner | ProcessHost | SupervisorGuard | FileSystem.FileSystem | Path.Path
 > = Layer.mergeAll(
   NodeFirecrackerHost.layer,
   NodeJail.layer,

@@ -19,6 +19,7 @@ import * as OwnedFiles from "../process/OwnedFiles.ts"
 import { ProcessError } from "../process/ProcessError.ts"
 import { ProcessHost } from "../process/ProcessHost.ts"
 import { ProcessSpawner } from "../process/ProcessSpawner.ts"
+import { SupervisorGuard, Watched } from "../process/SupervisorGuard.ts"
 import { type Architecture, type FileFacts, FirecrackerHost, type Kvm, parseSnapshotFormat } from "./FirecrackerHost.ts"
 import * as FirecrackerVersion from "./FirecrackerVersion.ts"
 import { attempt, codeOf, hostFailed } from "./internal/NodeAttempt.ts"
@@ -121,7 +122,10 @@ const tail: FirecrackerHost["Service"]["tail"] = (path) =>
     const { size } = await handle.stat()
     const length = Math.min(size, tailBytes)
     const { buffer, bytesRead } = await handle.read(Buffer.alloc(length), 0, length, size - length)
-    return buffer.toString("utf8", 0, bytesRead).replace(/^\0+/, "")
+    const text = buffer.toString("utf8", 0, bytesRead)
+    const written = text.replace(/^\0+/, "")
+    // Behind the hole that `trim` has left is the beginning of a line.
+    return size <= tailBytes || written !== text ? written : text.slice(text.indexOf("\n") + 1)
   }).pipe(Effect.orElseSucceed(() => ""))
 
 const keptBytes = 2 ** 20
@@ -184,12 +188,13 @@ const checkParent = (parent: string, uid: number) =>
 export const layer: Layer.Layer<
   FirecrackerHost,
   never,
-  ProcessSpawner | ProcessHost | FileSystem.FileSystem | Path.Path
+  ProcessSpawner | ProcessHost | SupervisorGuard | FileSystem.FileSystem | Path.Path
 > = Layer.effect(
   FirecrackerHost,
   Effect.gen(function*() {
     const spawner = yield* ProcessSpawner
     const processes = yield* ProcessHost
+    const guard = yield* SupervisorGuard
     const files = Context.pick(FileSystem.FileSystem, Path.Path, ProcessHost)(
       yield* Effect.context<
         ProcessHost | FileSystem.FileSystem | Path.Path
@@ -270,6 +275,11 @@ export const layer: Layer.Layer<
         const directory = yield* Effect.mapError(
           OwnedFiles.temporaryDirectory(parent),
           fromPlatform("make a directory in")
+        )
+        // Between the two it would stay until the next one sweeps.
+        yield* Effect.mapError(
+          guard.watch(Watched.Directory({ path: directory })),
+          (cause) => hostFailed("guard", directory, cause.message, cause)
         )
         yield* attempt("fill", directory, () =>
           Promise.all([

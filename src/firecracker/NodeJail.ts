@@ -32,6 +32,7 @@ import * as JailChecks from "./internal/NodeJailChecks.ts"
 import * as JailFiles from "./internal/NodeJailFiles.ts"
 import { removeTree } from "./internal/NodeJailTree.ts"
 import * as Parents from "./internal/NodeParents.ts"
+import { sibling } from "./internal/siblingJail.ts"
 import { Jail, type Left, type PreparedJail } from "./Jail.ts"
 import * as JailPlan from "./JailPlan.ts"
 
@@ -224,6 +225,22 @@ const make = Effect.gen(function*() {
       Effect.provide(files)
     )
 
+  const sweptJails = new Set<string>()
+  /** What programs that were killed have left in this base. A jail that nobody of us has locked is none of our business. */
+  const sweep = (plan: JailPlan.JailPlan) =>
+    Effect.gen(function*() {
+      const group = dirname(plan.directory)
+      if (sweptJails.has(group)) return
+      sweptJails.add(group)
+      const names = yield* Effect.promise(() => NodeFs.readdir(group).catch(() => []))
+      const ids = names.flatMap((name) => /^([A-Za-z0-9-]{1,64})\.lock$/.exec(name)?.[1] ?? [])
+      yield* Effect.forEach(
+        ids.filter((id) => id !== plan.id),
+        (id) => Effect.ignore(Effect.scoped(Effect.andThen(lock(group, id), removeRemains(sibling(plan, id))))),
+        { concurrency: 4, discard: true }
+      )
+    })
+
   let staged = 0
   /** A name where nobody but us can be, on the file system of the jail. */
   const stage = (plan: JailPlan.JailPlan, name: string): string => `${staging(plan)}/${++staged}-${name}`
@@ -310,6 +327,7 @@ const make = Effect.gen(function*() {
       yield* check(() => JailChecks.faultsOfGroup(group))
       yield* lock(group, plan.id)
       const hadRemains = yield* removeRemains(plan)
+      yield* sweep(plan)
 
       const turn = yield* Semaphore.make(1)
       let isReleased = false

@@ -17,7 +17,7 @@ import { counted } from "./internal/faultLoop.ts"
 import * as GuestMemory from "./internal/guestMemory.ts"
 import { codeOf } from "./internal/NodeAttempt.ts"
 import * as NodeLibc from "./internal/NodeLibc.ts"
-import { attempt, listen, meet, opened } from "./internal/NodePageHandshake.ts"
+import { listen, meet } from "./internal/NodePageHandshake.ts"
 import * as NodePageThread from "./internal/NodePageThread.ts"
 import * as SocketPath from "./internal/socketPath.ts"
 import { type Options, PageServer, type Peer, type Serving, type WorkingSet } from "./PageServer.ts"
@@ -57,7 +57,7 @@ const openMemory = Effect.fnUntraced(function*(
 
 const mapped = (libc: NodeLibc.Libc, length: number, descriptor?: number) =>
   Effect.acquireRelease(
-    attempt("memory cannot be mapped", () => libc.map(length, descriptor)),
+    NodeLibc.attempt("memory cannot be mapped", () => libc.map(length, descriptor)),
     (address) => Effect.sync(() => libc.unmap(address, length))
   )
 
@@ -104,7 +104,7 @@ const start = Effect.fnUntraced(function*(
     if (Result.isFailure(told)) return yield* NodeLibc.failure(told.failure)
     const { regions } = told.success
     pageSize = told.success.pageSize
-    const gone = yield* opened("its process cannot be watched", () => libc.pidfd(peer.pid))
+    const gone = yield* NodeLibc.opened("its process cannot be watched", () => libc.pidfd(peer.pid))
     const zeros = pageSize === smallPage ? 0 : yield* mapped(libc, pageSize)
     if (record) order = new Uint32Array(new SharedArrayBuffer(4 * size / pageSize))
     const runs = prefetch === undefined ? new Float64Array(0) : GuestMemory.runs(prefetch, pageSize, size)

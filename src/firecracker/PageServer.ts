@@ -59,8 +59,8 @@ export interface Options {
    */
   readonly socket: string
   /**
-   * The memory file of the snapshot. It must stay as it is, though copies of pages are all that a machine gets. A machine
-   * with more memory has zeros there.
+   * The memory file of the snapshot. It must stay as it is while it is served, and is never written to. What a machine has
+   * beyond its end is zero; that a file was cut short before is not noticed.
    */
   readonly memory: string
   /** Who is to own the socket: the user that Firecracker runs as, if that is not ours. */

@@ -12,7 +12,7 @@ import type * as Scope from "effect/Scope"
 import { type ChildProcess, execFileSync, spawn } from "node:child_process"
 import * as Fs from "node:fs"
 import { tmpdir } from "node:os"
-import { join } from "node:path"
+import { dirname, join } from "node:path"
 
 const uid = process.geteuid?.() ?? 0
 const isRoot = uid === 0
@@ -291,6 +291,27 @@ describe("prepare", () => {
       assert.isTrue(hadRemains)
       assert.deepStrictEqual(Fs.readdirSync(plan.root), [])
     }))
+
+  live(
+    "removes what programs that were killed have left of other machines, and nothing else",
+    (here) =>
+      Effect.gen(function*() {
+        const left = planned(here, { id: "left" })
+        const running = planned(here, { id: "running" })
+        const foreign = planned(here, { id: "foreign" })
+        const group = dirname(left.directory)
+        for (const { root } of [left, running, foreign]) Fs.mkdirSync(root, { recursive: true })
+        const dead = JSON.stringify({ bootId: "an earlier boot", pid: 2_147_483_646, startTime: 1 })
+        for (const { id } of [left, running]) Fs.writeFileSync(join(group, `${id}.lock`), dead)
+        const { pid } = yield* inmate(running)
+        Fs.writeFileSync(running.pidFile, String(pid))
+        yield* prepare(planned(here))
+        assert.deepStrictEqual(
+          Fs.readdirSync(group).filter((name) => !name.endsWith(".lock") && name !== "web-1").toSorted(),
+          ["foreign", "running"]
+        )
+      })
+  )
 
   live("leaves a machine alone that runs", (here) =>
     Effect.gen(function*() {

@@ -5,6 +5,7 @@
  */
 import * as Effect from "effect/Effect"
 import { hasProperty } from "effect/Predicate"
+import type * as Scope from "effect/Scope"
 import type * as Koffi from "koffi"
 import * as NodeFs from "node:fs"
 import { createRequire } from "node:module"
@@ -46,6 +47,19 @@ export const textOf = (cause: unknown): string => cause instanceof Error ? cause
 
 export const failure = (why: string, cause?: unknown): FirecrackerError.FirecrackerError =>
   FirecrackerError.make(new FirecrackerError.PageServerFailed({ why, cause }))
+
+export const attempt = <A>(what: string, run: () => A): Effect.Effect<A, FirecrackerError.FirecrackerError> =>
+  Effect.try({ try: run, catch: (cause) => failure(`${what}: ${textOf(cause)}`, cause) })
+
+export const close = (descriptor: number | undefined): Effect.Effect<void> =>
+  Effect.sync(() => descriptor === undefined || NodeFs.closeSync(descriptor))
+
+/** A descriptor, until the scope closes. */
+export const opened = (
+  what: string,
+  open: () => number
+): Effect.Effect<number, FirecrackerError.FirecrackerError, Scope.Scope> =>
+  Effect.acquireRelease(attempt(what, open), close)
 
 const [AF_UNIX, SOCK_STREAM, SOCK_CLOEXEC, SOCK_NONBLOCK] = [1, 1, 0o2000000, 0o4000] as const
 const [SOL_SOCKET, SO_PEERCRED, SCM_RIGHTS, MSG_CTRUNC, MSG_CMSG_CLOEXEC] = [1, 17, 1, 8, 0x40000000] as const

@@ -4,21 +4,11 @@ import type * as Scope from "effect/Scope"
 import * as NodeFs from "node:fs"
 import type * as FirecrackerError from "../FirecrackerError.ts"
 import type { Options, Peer } from "../PageServer.ts"
-import { failure, type Libc, textOf } from "./NodeLibc.ts"
+import { attempt, close, failure, type Libc, opened } from "./NodeLibc.ts"
 import type { PageThread } from "./NodePageThread.ts"
 import * as NodeSocketPath from "./NodeSocketPath.ts"
 
 type Failure = FirecrackerError.FirecrackerError
-
-export const attempt = <A>(what: string, run: () => A): Effect.Effect<A, Failure> =>
-  Effect.try({ try: run, catch: (cause) => failure(`${what}: ${textOf(cause)}`, cause) })
-
-const close = (descriptor: number | undefined) =>
-  Effect.sync(() => descriptor === undefined || NodeFs.closeSync(descriptor))
-
-/** A descriptor, until the scope closes. */
-export const opened = (what: string, open: () => number): Effect.Effect<number, Failure, Scope.Scope> =>
-  Effect.acquireRelease(attempt(what, open), close)
 
 /** Listens until the scope closes; then the file of the socket is gone, too. */
 export const listen = Effect.fnUntraced(function*(

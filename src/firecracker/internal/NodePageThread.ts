@@ -6,7 +6,7 @@ import * as NodeFs from "node:fs"
 import { Worker } from "node:worker_threads"
 import type * as FirecrackerError from "../FirecrackerError.ts"
 import { faultLoop, type FaultTask, type Kernel } from "./faultLoop.ts"
-import { failure, type Libc, nameOf, textOf } from "./NodeLibc.ts"
+import { attempt, failure, type Libc, nameOf, opened, textOf } from "./NodeLibc.ts"
 
 export interface Machine {
   /** Its userfaultfd. */
@@ -171,15 +171,12 @@ const signalAll = () => signals.forEach((signal) => signal())
 export const make = Effect.fnUntraced(function*(
   libc: Libc
 ): Effect.fn.Return<PageThread, FirecrackerError.FirecrackerError, Scope.Scope> {
-  const stop = yield* Effect.acquireRelease(
-    Effect.sync(libc.eventfd),
-    (descriptor) => Effect.sync(() => NodeFs.closeSync(descriptor))
-  )
+  const stop = yield* opened("its thread cannot be started", libc.eventfd)
   const lost = yield* Deferred.make<never, FirecrackerError.FirecrackerError>()
   const lose = (why: string, cause?: unknown) => Deferred.doneUnsafe(lost, Effect.fail(failure(why, cause)))
   let hear: (answer: unknown) => void = () => {}
   const { end, post } = yield* Effect.acquireRelease(
-    Effect.sync(() => {
+    attempt("its thread cannot be started", () => {
       const thread = new Worker(program, {
         eval: true,
         name: "pages",
