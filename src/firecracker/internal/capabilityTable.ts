@@ -225,6 +225,7 @@ export const features: ReadonlyArray<Feature> = [
  * @since 0.1.0
  */
 export const knownBad: ReadonlyArray<KnownBad> = [
+  { fixed: v(8), what: "before 1.8 memory cannot be served page by page where the kernel is Linux 6.6 or later" },
   {
     fixed: v(10),
     what: "before 1.10 connections over vsock may hang after a snapshot was loaded (4796)"
