@@ -302,7 +302,7 @@ describe("prepare", () => {
         const group = dirname(left.directory)
         for (const { root } of [left, running, foreign]) Fs.mkdirSync(root, { recursive: true })
         const dead = JSON.stringify({ bootId: "an earlier boot", pid: 2_147_483_646, startTime: 1 })
-        for (const { id } of [left, running]) Fs.writeFileSync(join(group, `${id}.lock`), dead)
+        for (const plan of [left, running]) Fs.writeFileSync(join(group, `${plan.id}.lock`), dead)
         const { pid } = yield* inmate(running)
         Fs.writeFileSync(running.pidFile, String(pid))
         yield* prepare(planned(here))

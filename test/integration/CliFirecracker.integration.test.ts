@@ -113,10 +113,11 @@ describe("microvm run --backend firecracker, on a fake", () => {
   }, longer)
 
   it("leaves nothing when it is killed", async () => {
-    await run(["--cold", "--", "sleep", "60"], {}, async (running) => {
+    const { signal } = await run(["--cold", "--", "sleep", "60"], {}, async (running) => {
       await until("a machine", () => machines().length > 0)
       running.kill("SIGKILL")
     })
+    assert.strictEqual(signal, "SIGKILL")
   }, longer)
 
   it("does not wait for the guest of a Firecracker that has been killed", async () => {
