@@ -6,6 +6,7 @@ import { readFileSync, writeFileSync } from "node:fs"
 import { availableParallelism, cpus, release, totalmem } from "node:os"
 import { boot } from "./boot.ts"
 import { runtime } from "./contestants.ts"
+import { calls, crowd, listing, supervised } from "./firecracker.ts"
 import { ladders } from "./ladders.ts"
 import { render, type Section } from "./measure.ts"
 import { killLatency, massStop, overshoot, treeKill } from "./processes.ts"
@@ -25,6 +26,10 @@ const benchmarks: Readonly<Record<string, () => Promise<Section>>> = {
   clones: () => clones(3, 32),
   pool: () => handOut(20),
   save: () => savePause(9),
+  calls: () => calls(200),
+  crowd: () => crowd(10, 100),
+  supervised: () => supervised(1, 200),
+  listing: () => listing(1000, 50),
   startup: () => startup(15),
   stop: () => stopLatency(7),
   rolling: () => rollingRestart(20),
