@@ -1,7 +1,9 @@
 import { afterAll, assert, describe, it } from "@effect/vitest"
 import { NodePageServer, PageServer } from "effect-microvm-runtime/firecracker"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Schedule from "effect/Schedule"
+import * as Scope from "effect/Scope"
 import { build } from "esbuild"
 import { spawnSync } from "node:child_process"
 import * as Fs from "node:fs"
@@ -294,16 +296,19 @@ describe.skipIf(!isThere)("the socket", () => {
       yield* until(counts, (now) => now.every((count, index) => count <= (before[index] ?? 0)))
     }))
 
-  it.live("is given up while a machine is served, which then stands still", () =>
+  it.live("is given up while a machine is served, which stands still from then on", () =>
     Effect.gen(function*() {
-      const running = yield* Effect.scoped(Effect.gen(function*() {
-        const { ready } = yield* start()
-        const held = yield* run(["touch=seq:10", "hold", "touch=seq"])
-        yield* ready
-        yield* said(held, "holds")
-        return held
-      })).pipe(Effect.exit)
-      assert.strictEqual(running._tag, "Success")
+      const scope = yield* Scope.make()
+      const { ended } = yield* Scope.provide(start(), scope)
+      const running = yield* run(["touch=seq:10", "hold", "touch=seq"])
+      yield* said(running, "holds")
+      yield* Scope.close(scope, Exit.void)
+      assert.strictEqual(yield* ended, "Stopped")
+      yield* running.release
+      yield* Effect.sleep("100 millis")
+      assert.strictEqual(stateOf(running.child.pid), "S")
+      running.child.kill("SIGTERM")
+      assert.strictEqual((yield* finished(running)).exit, "SIGTERM")
     }))
 
   it.live("may be farther away than a socket address holds", () =>

@@ -25,6 +25,8 @@ export interface Libc {
   /** Where koffi is, for other threads. */
   readonly koffi: string
   readonly eventfd: () => number
+  /** An epoll that watches for what can be read: the bit of the first descriptor is 1, that of the second 2, and so on. */
+  readonly epoll: (descriptors: ReadonlyArray<number>) => number
   /** A stream socket at a path of 107 bytes at most, to which only its owner may connect. */
   readonly bind: (path: string) => number
   readonly listen: (socket: number) => void
@@ -65,7 +67,11 @@ const [AF_UNIX, SOCK_STREAM, SOCK_CLOEXEC, SOCK_NONBLOCK] = [1, 1, 0o2000000, 0o
 const [SOL_SOCKET, SO_PEERCRED, SCM_RIGHTS, MSG_CTRUNC, MSG_CMSG_CLOEXEC] = [1, 17, 1, 8, 0x40000000] as const
 const [F_GETFL, F_SETFL, O_NONBLOCK, EFD_CLOEXEC] = [3, 4, 0o4000, 0o2000000] as const
 const [PROT_READ, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE] = [1, 2, 0x20, 0x4000] as const
+const [EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLIN] = [0o2000000, 1, 1] as const
 const pidfdOpen = 434
+
+/** How large `struct epoll_event` is, and where its data are. It is packed on x86-64 alone. */
+export const epollEvent = process.arch === "x64" ? { size: 12, data: 4 } as const : { size: 16, data: 8 } as const
 
 type Argument = number | Uint8Array | null
 
@@ -82,6 +88,8 @@ const make = (koffi: typeof Koffi, path: string): Libc => {
   }
   const accept4 = declare("int accept4(int, void *, void *, int)")
   const bind = declare("int bind(int, void *, uint)")
+  const epollCreate1 = declare("int epoll_create1(int)")
+  const epollCtl = declare("int epoll_ctl(int, int, int, void *)")
   const eventfd = declare("int eventfd(uint, int)")
   const fcntl = declare("int fcntl(int, int, long)")
   const getsockopt = declare("int getsockopt(int, int, int, void *, void *)")
@@ -101,23 +109,36 @@ const make = (koffi: typeof Koffi, path: string): Libc => {
     }
   }
 
+  const unlessFailing = (descriptor: number, prepare: (descriptor: number) => void): number => {
+    try {
+      prepare(descriptor)
+      return descriptor
+    } catch (error) {
+      NodeFs.closeSync(descriptor)
+      throw error
+    }
+  }
+
   return {
     koffi: path,
     eventfd: () => eventfd(0, EFD_CLOEXEC),
-    bind: (at) => {
-      const descriptor = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)
-      try {
+    epoll: (descriptors) =>
+      unlessFailing(epollCreate1(EPOLL_CLOEXEC), (epoll) => {
+        for (const [index, descriptor] of descriptors.entries()) {
+          const event = Buffer.alloc(epollEvent.size)
+          event.writeUInt32LE(EPOLLIN)
+          event.writeUInt32LE(1 << index, epollEvent.data)
+          epollCtl(epoll, EPOLL_CTL_ADD, descriptor, event)
+        }
+      }),
+    bind: (at) =>
+      unlessFailing(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), (descriptor) => {
         // What a socket has before, its file gets.
         NodeFs.fchmodSync(descriptor, 0o600)
         const address = Buffer.alloc(110)
         address.writeUInt16LE(AF_UNIX)
         bind(descriptor, address, 2 + address.write(at, 2) + 1)
-        return descriptor
-      } catch (error) {
-        NodeFs.closeSync(descriptor)
-        throw error
-      }
-    },
+      }),
     listen: (descriptor) => {
       listen(descriptor, 8)
     },

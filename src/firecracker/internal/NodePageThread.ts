@@ -6,7 +6,7 @@ import * as NodeFs from "node:fs"
 import { Worker } from "node:worker_threads"
 import type * as FirecrackerError from "../FirecrackerError.ts"
 import { faultLoop, type FaultTask, type Kernel } from "./faultLoop.ts"
-import { attempt, failure, type Libc, nameOf, opened, textOf } from "./NodeLibc.ts"
+import { attempt, epollEvent, failure, type Libc, nameOf, opened, textOf } from "./NodeLibc.ts"
 
 export interface Machine {
   /** Its userfaultfd. */
@@ -17,10 +17,10 @@ export interface Machine {
   readonly zeros: number
 }
 
-/** What the thread is asked for: to wait until there is something to read, or to serve. */
+/** What the thread is asked for: to wait until there is something to read, or to serve. `events` is what epoll watches. */
 type Request =
-  | { readonly _tag: "Wait"; readonly descriptor: number }
-  | { readonly _tag: "Serve"; readonly machine: Machine; readonly task: FaultTask }
+  | { readonly _tag: "Wait"; readonly events: number }
+  | { readonly _tag: "Serve"; readonly events: number; readonly machine: Machine; readonly task: FaultTask }
 
 const Answer = Schema.Union([
   Schema.TaggedStruct("Readable", {}),
@@ -41,55 +41,52 @@ interface Koffi {
 }
 
 interface Calls {
-  readonly untilReadable: (descriptor: number) => Answer
-  readonly kernel: (machine: Machine) => Kernel
+  readonly untilReadable: (events: number) => Answer
+  readonly kernel: (events: number, machine: Machine) => Kernel
 }
 
 /**
- * The system calls of the thread, from linux/userfaultfd.h and poll(2) as they are on 64 bits. Like `faultLoop` it is only
- * its text.
+ * The system calls of the thread, from linux/userfaultfd.h and epoll_wait(2) as they are on 64 bits. Like `faultLoop` it is
+ * only its text.
  */
-function bind(koffi: Koffi, stop: number): Calls {
+function bind(koffi: Koffi, eventLayout: typeof epollEvent): Calls {
   const libc = koffi.load(null)
   const ioctl = libc.func("int ioctl(int fd, ulong request, uintptr_t argument)")
-  const poll = libc.func("int poll(uintptr_t fds, ulong count, int millis)")
+  const epoll = libc.func("int epoll_wait(int events, uintptr_t found, int most, int millis)")
   const read = libc.func("long read(int fd, uintptr_t buffer, size_t length)")
   const [EINTR, EAGAIN] = [4, 11] as const
   const [UFFDIO_COPY, UFFDIO_ZEROPAGE] = [0xc028aa03, 0xc020aa04] as const
-  const [POLLIN, smallPage] = [1, 4096] as const
+  const [mostEvents, smallPage] = [3, 4096] as const
 
   const allocate = (bytes: number) => {
     const view = new DataView(new ArrayBuffer(bytes))
     return { view, address: Number(koffi.address(view.buffer)) }
   }
 
-  /** Answers with a bit for each descriptor that has something to read, or something wrong. */
-  const waiter = (...descriptors: ReadonlyArray<number>) => {
-    const { address, view } = allocate(8 * descriptors.length)
-    for (const [index, descriptor] of descriptors.entries()) {
-      view.setInt32(8 * index, descriptor, true)
-      view.setInt16(8 * index + 4, POLLIN, true)
-    }
+  /** Answers with the bits of all that have something to read, or something wrong. */
+  const waiter = (events: number) => {
+    const { address, view } = allocate(mostEvents * eventLayout.size)
     return (millis: number): number => {
-      if (poll(address, descriptors.length, millis) < 0) return koffi.errno() === EINTR ? 0 : -koffi.errno()
+      const found = epoll(events, address, mostEvents, millis)
+      if (found < 0) return koffi.errno() === EINTR ? 0 : -koffi.errno()
       let bits = 0
-      for (let index = 0; index < descriptors.length; index++) {
-        if (view.getInt16(8 * index + 6, true) !== 0) bits += 1 << index
+      for (let index = 0; index < found; index++) {
+        bits |= view.getUint32(index * eventLayout.size + eventLayout.data, true)
       }
       return bits
     }
   }
 
   return {
-    untilReadable: (descriptor) => {
-      const wait = waiter(descriptor, stop)
+    untilReadable: (events) => {
+      const wait = waiter(events)
       for (;;) {
-        const events = wait(-1)
-        if (events < 0) return { _tag: "Failed", what: "its socket could not be waited for", errno: -events }
-        if (events > 0) return { _tag: (events & 2) === 0 ? "Readable" : "Stopped" }
+        const bits = wait(-1)
+        if (bits < 0) return { _tag: "Failed", what: "its socket could not be waited for", errno: -bits }
+        if (bits > 0) return { _tag: (bits & 2) === 0 ? "Readable" : "Stopped" }
       }
     },
-    kernel: ({ faults, gone, zeros }) => {
+    kernel: (events, { faults, zeros }) => {
       const messages = allocate(64 * 32)
       const argument = allocate(40)
       const put = (at: number, value: number): void => {
@@ -114,7 +111,7 @@ function bind(koffi: Koffi, stop: number): Calls {
       }
       return {
         messages: messages.view,
-        wait: waiter(faults, stop, gone),
+        wait: waiter(events),
         read: () => {
           const bytes = read(faults, messages.address, messages.view.byteLength)
           return bytes < 0 ? -koffi.errno() : bytes
@@ -136,15 +133,15 @@ function bind(koffi: Koffi, stop: number): Calls {
 /** It is text, so that it is there wherever this module is: in the sources, in the built package, in a bundle. */
 const program = `
 "use strict"
-const { parentPort, workerData: { koffi, stop } } = require("node:worker_threads")
+const { parentPort, workerData: { koffi, eventLayout } } = require("node:worker_threads")
 // What esbuild leaves in functions that are to keep their names.
 const __name = (target) => target
 const faultLoop = ${String(faultLoop)}
-const calls = (${String(bind)})(require(koffi), stop)
+const calls = (${String(bind)})(require(koffi), eventLayout)
 parentPort.on("message", (request) => parentPort.postMessage(
   request._tag === "Wait"
-    ? calls.untilReadable(request.descriptor)
-    : faultLoop(calls.kernel(request.machine), request.task)
+    ? calls.untilReadable(request.events)
+    : faultLoop(calls.kernel(request.events, request.machine), request.task)
 ))
 `
 
@@ -180,7 +177,7 @@ export const make = Effect.fnUntraced(function*(
       const thread = new Worker(program, {
         eval: true,
         name: "pages",
-        workerData: { koffi: libc.koffi, stop },
+        workerData: { koffi: libc.koffi, eventLayout: epollEvent },
         // Nothing of what the program was told to load or to use is for it.
         env: {},
         execArgv: [],
@@ -220,9 +217,19 @@ export const make = Effect.fnUntraced(function*(
           : Effect.succeed(answer)
       )
     )
+  const watching = <A, E>(
+    descriptors: ReadonlyArray<number>,
+    use: (events: number) => Effect.Effect<A, E>
+  ): Effect.Effect<A, E | FirecrackerError.FirecrackerError> =>
+    Effect.scoped(Effect.flatMap(opened("its thread has nothing to wait with", () => libc.epoll(descriptors)), use))
   return {
-    untilReadable: (descriptor) => Effect.asVoid(ask({ _tag: "Wait", descriptor })),
+    untilReadable: (descriptor) =>
+      watching([descriptor, stop], (events) => Effect.asVoid(ask({ _tag: "Wait", events }))),
     serve: (machine, task, begins) =>
-      Effect.map(ask({ _tag: "Serve", machine, task }, begins), ({ _tag }) => _tag === "Gone" ? "Gone" : "Stopped")
+      watching([machine.faults, stop, machine.gone], (events) =>
+        Effect.map(
+          ask({ _tag: "Serve", events, machine, task }, begins),
+          ({ _tag }) => _tag === "Gone" ? "Gone" : "Stopped"
+        ))
   }
 })
