@@ -9,6 +9,7 @@ import { runtime } from "./contestants.ts"
 import { calls, crowd, listing, supervised } from "./firecracker.ts"
 import { ladders } from "./ladders.ts"
 import { render, type Section } from "./measure.ts"
+import { pageFaults } from "./pages.ts"
 import { killLatency, massStop, overshoot, treeKill } from "./processes.ts"
 import { manyParts, rollingRestart, serviceStartup, stopLatency } from "./service.ts"
 import { startup } from "./startup.ts"
@@ -30,6 +31,7 @@ const benchmarks: Readonly<Record<string, () => Promise<Section>>> = {
   crowd: () => crowd(10, 100),
   supervised: () => supervised(1, 200),
   listing: () => listing(1000, 50),
+  pages: () => pageFaults(9),
   startup: () => startup(15),
   stop: () => stopLatency(7),
   rolling: () => rollingRestart(20),

@@ -25,17 +25,18 @@ export interface Target {
   readonly command: ((directory: string, args: ReadonlyArray<string>) => string) | undefined
 }
 
-/** One in this process, which runs what does nothing. */
+/** What was recorded was of this architecture, with a guest that does nothing. */
+export const options = { architecture: "x86_64", guest: "none", drivers: false, checkKernel: true } as const
+
+/** A fake in this process. */
 export const served = (version: string): Target => ({
   start: (directory) =>
     Effect.map(
       FakeFirecracker.serve({
+        ...options,
         version,
         socketPath: join(directory, "api.sock"),
-        cwd: directory,
-        guest: "none",
-        drivers: false,
-        checkKernel: true
+        cwd: directory
       }),
       ({ ended, socketPath }) => ({
         socketPath,
@@ -207,10 +208,11 @@ const http: Section = {
       Effect.gen(function*() {
         const connection = yield* Client.connect(socketPath)
         let answer = ""
-        for (const one of typeof all === "string" ? [all] : all) {
-          yield* connection.send(Buffer.from(one, "latin1"))
-          // Pieces go one at a time, and most of them are not answered.
-          answer += yield* connection.until(one.length === 1 ? 1 : quiet)
+        const pieces = typeof all === "string" ? [all] : all
+        for (const [index, piece] of pieces.entries()) {
+          yield* connection.send(Buffer.from(piece, "latin1"))
+          // Pieces that are short go one at a time, and none but the last is answered.
+          answer += yield* connection.until(piece.length === 1 && index + 1 < pieces.length ? 1 : quiet)
         }
         const text = typeof all === "string" ? all : JSON.stringify(all)
         return [asked(text), asked(Client.shortHeads(answer))] as const

@@ -221,7 +221,6 @@ export const make = (options: Options) => {
     await wake(undefined)
     state = "Running"
     metrics.start()
-    if (options.drivers) vsock?.activate()
     if (onConsole()) {
       print("[    0.000000] Linux version 6.1.0 (fake@firecracker)\r\n")
       print(`[    0.000000] Command line: ${bootArgs()} pci=off\r\n`)
@@ -233,6 +232,7 @@ export const make = (options: Options) => {
     }
     if (options.bootMillis === 0) up()
     else later(options.bootMillis, up)
+    if (options.drivers) vsock?.activate()
   }
 
   const pause = (): void => {
