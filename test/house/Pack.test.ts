@@ -56,7 +56,7 @@ beforeAll(async () => {
 }, 120_000)
 
 describe("the packed package", () => {
-  it("asks for the exact peers it was built with, and for nothing else but an optional database", () => {
+  it("asks for the exact peers it was built with, and for nothing else but what is optional", () => {
     const { dependencies, peerDependencies, peerDependenciesMeta } = readManifest(installed)
     const versionOf = (peer: string) => readManifest(join(modules(root), peer)).version
     expect({ dependencies, peerDependencies, peerDependenciesMeta }).toEqual({
@@ -64,9 +64,10 @@ describe("the packed package", () => {
       peerDependencies: {
         "@effect/platform-node": versionOf("@effect/platform-node"),
         "@electric-sql/pglite": ">=0.5 <0.6",
-        effect: versionOf("effect")
+        effect: versionOf("effect"),
+        koffi: ">=3.3 <4"
       },
-      peerDependenciesMeta: { "@electric-sql/pglite": { optional: true } }
+      peerDependenciesMeta: { "@electric-sql/pglite": { optional: true }, koffi: { optional: true } }
     })
   })
 
