@@ -9,7 +9,7 @@ import * as Resources from "./fakeFirecrackerResources.ts"
 import { Fault } from "./fakeFirecrackerResources.ts"
 import { type Json, parse, Refused } from "./fakeSerde.ts"
 
-export interface ApiOptions extends Options {
+interface ApiOptions extends Options {
   readonly mmdsLimit: number
 }
 

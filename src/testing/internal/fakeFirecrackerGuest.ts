@@ -16,7 +16,7 @@ export interface Guest {
   readonly stop: () => Promise<void>
 }
 
-export interface GuestOptions {
+interface GuestOptions {
   /** The names of its channels; the first is served on `firstPort`, and each next on the port after. */
   readonly channels: ReadonlyArray<string>
   readonly firstPort: number

@@ -31,7 +31,7 @@ export interface Vsock {
  * What is asked for on a connection, and how many bytes of it are that: all that is there at the first look counts. `undefined` for
  * what makes it be dropped.
  */
-export const readPort = (bytes: Buffer): { readonly port: number; readonly length: number } | undefined => {
+const readPort = (bytes: Buffer): { readonly port: number; readonly length: number } | undefined => {
   if (bytes.length < 10) return undefined
   let length = 10
   while (bytes[length - 1] !== 0x0a && length < 32) {

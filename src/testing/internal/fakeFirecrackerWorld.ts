@@ -30,7 +30,7 @@ export const codeOf = (error: unknown): string =>
   error instanceof Error && "code" in error && typeof error.code === "string" ? error.code : "EINVAL"
 
 /** A path that no socket's name has room for. */
-export const tooLong = Object.assign(new Error("too long"), { code: "SUN_LEN" })
+const tooLong = Object.assign(new Error("too long"), { code: "SUN_LEN" })
 
 /** An error of the system as Rust prints it: for people, and for programmers. */
 export const ioError = (error: unknown): { readonly text: string; readonly debug: string } => {

@@ -31,7 +31,7 @@ const COMMA = code(",")
 const QUOTE = code("\"")
 
 /** How a number that is no integer is printed: its power of ten with a plus, or (the older way) without. */
-export type Exponent = "e+" | "e"
+type Exponent = "e+" | "e"
 
 const floatText = (value: number, exponent: Exponent): string => {
   const text = Math.abs(value) >= 1e16 ? value.toExponential() : String(value)
@@ -43,7 +43,7 @@ const isInteger = (text: string): boolean =>
   /^-?\d+$/.test(text) && BigInt(text) < 2n ** 64n && BigInt(text) >= -(2n ** 63n)
 
 /** A position in the bytes of a document. */
-export class Reader {
+class Reader {
   readonly bytes: Uint8Array
   readonly exponent: Exponent
   index = 0
