@@ -21,7 +21,23 @@ import * as QemuProvider from "../qemu/QemuProvider.ts"
  * @category models
  * @since 0.1.0
  */
-export type Choice = "auto" | "firecracker" | "qemu"
+export type Choice = typeof choices[number]
+
+/**
+ * @category constants
+ * @since 0.1.0
+ */
+export const choices = ["auto", "firecracker", "qemu"] as const
+
+/**
+ * What is taken where nothing is asked for: `MICROVM_BACKEND`, by default `auto`.
+ *
+ * @category configuration
+ * @since 0.1.0
+ */
+export const config: Config.Config<Choice> = Config.Literals(choices, "MICROVM_BACKEND").pipe(
+  Config.withDefault("auto" as const)
+)
 
 /**
  * What was taken, for people: `"QEMU 7.2.22 with TCG, since the CPU shows neither vmx nor svm"`.
@@ -90,8 +106,22 @@ const firecracker: Found<FirecrackerProvider.Requirements> = Layer.unwrap(Effect
   )
 }))
 
-const isUnavailable = (error: unknown): boolean =>
+const isUnavailable = (error: unknown): error is MicroVmError =>
   error instanceof MicroVmError && error.reason._tag === "BackendUnavailable"
+
+/** Who has named a Firecracker, or a jailer, is to know why it was not taken. */
+const qemuSince = (error: MicroVmError) =>
+  Layer.unwrap(
+    Effect.map(FirecrackerProvider.config, ({ binary, jail }) =>
+      binary === undefined && jail === undefined ? qemu : Layer.flatMap(qemu, (context) =>
+        Layer.succeedContext(
+          Context.add(
+            context,
+            BackendDetail,
+            `${Context.get(context, BackendDetail)}; not Firecracker: ${error.message}`
+          )
+        )))
+  )
 
 /**
  * The backend that was asked for, as `MICROVM_FIRECRACKER_*` and `MICROVM_QEMU_*` say. `auto` takes Firecracker where there is
@@ -107,6 +137,9 @@ export const layer = (choice: Choice): Found<FirecrackerProvider.Requirements | 
     case "qemu":
       return qemu
     case "auto":
-      return Layer.catch(firecracker, (error) => isUnavailable(error) ? qemu : Layer.effectContext(Effect.fail(error)))
+      return Layer.catch(
+        firecracker,
+        (error) => isUnavailable(error) ? qemuSince(error) : Layer.effectContext(Effect.fail(error))
+      )
   }
 }

@@ -11,7 +11,6 @@ import * as CliError from "effect/cli/CliError"
 import * as CliOutput from "effect/cli/CliOutput"
 import * as Command from "effect/cli/Command"
 import * as Flag from "effect/cli/Flag"
-import * as Config from "effect/Config"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -141,13 +140,10 @@ const dryRun = Effect.fnUntraced(function*(options: RunOptions.RunOptions, asJso
 const quote = (word: string): string =>
   /^[A-Za-z0-9_@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`
 
-const backends = ["auto", "firecracker", "qemu"] as const satisfies ReadonlyArray<Backend.Choice>
-const backendConfig = Config.Literals(backends, "MICROVM_BACKEND").pipe(Config.withDefault("auto" as const))
-
 const runCommand = Command.make(
   "run",
   {
-    backend: Flag.Literals("backend", backends).pipe(
+    backend: Flag.Literals("backend", Backend.choices).pipe(
       Flag.optional,
       Flag.withDescription(
         "What runs the machine; auto takes the best that works here, and says why. Default: MICROVM_BACKEND, or else auto"
@@ -214,7 +210,7 @@ const runCommand = Command.make(
   Effect.fnUntraced(function*(flags) {
     const reporter = yield* Reporter
     const backend = yield* Effect.result(
-      Option.isSome(flags.backend) ? Effect.succeed(flags.backend.value) : backendConfig
+      Option.isSome(flags.backend) ? Effect.succeed(flags.backend.value) : Backend.config
     )
     const parsed = RunOptions.fromFlags({ ...flags, backend: Result.getOrElse(backend, () => "auto" as const) })
     if (Result.isFailure(backend) || Result.isFailure(parsed)) {

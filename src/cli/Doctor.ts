@@ -73,7 +73,7 @@ const unusable = (name: string, required: boolean, error: unknown): Check => {
   return failed(name, required, reason?.why ?? Backend.explain(error), reason?.remedy)
 }
 
-const advisory = (check: Check): Check => ({ ...check, required: false })
+const requiredIf = (check: Check, required: boolean): Check => ({ ...check, required })
 
 /** What machines are jailed by, which takes root, and is asked for by variables. */
 const jailer = Effect.gen(function*() {
@@ -215,9 +215,16 @@ export const diagnose = Effect.fn("Doctor.diagnose")(function*() {
   const one = <E, R>(check: Effect.Effect<Check, E, R>) => Effect.map(check, (found) => [found])
   const all = [firecracker, qemu, one(killScope), one(image), one(warm)] as const
   const found = (yield* Effect.all(all, { concurrency: "unbounded" })).flat()
-  // One backend is enough.
-  const hasFirecracker = found.some(({ name, ok }) => name === "firecracker" && ok)
-  const checks = found.map((check) => check.name === "qemu" && hasFirecracker ? advisory(check) : check)
+  const choice = yield* Effect.orElseSucceed(Backend.config, () => "auto" as const)
+  // One backend is enough, unless it is another that was asked for.
+  const needed = choice !== "auto"
+    ? choice
+    : found.some(({ name, ok }) => name === "firecracker" && ok)
+    ? "firecracker"
+    : "qemu"
+  const checks = found.map((check) =>
+    check.name === "qemu" || check.name === "firecracker" ? requiredIf(check, check.name === needed) : check
+  )
   return { usable: checks.every(({ ok, required }) => ok || !required), checks } satisfies Diagnosis
 })
 

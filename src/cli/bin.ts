@@ -4,6 +4,14 @@
  */
 import { keepCompiled } from "./internal/NodeCompileCache.ts"
 
+// What the package's `engines` ask for; nobody else checks that of a command. An older one may not even load the program.
+const [major = 0, minor = 0] = process.versions.node.split(".").map(Number)
+if (major < 22 || (major === 22 && minor < 19)) {
+  process.stderr.write(`microvm: this is Node ${process.versions.node}: start it with Node 22.19 or later\n`)
+  // No usable backend: see `ExitCode.run`.
+  process.exit(69)
+}
+
 // From the sources, it would be a file for each module.
 if (import.meta.url.endsWith(".js")) keepCompiled()
 

@@ -14,7 +14,8 @@
  *   hold what they held when the snapshot was made: give each machine a clone, or drives that are read-only.
  * - The memory of a snapshot is a part of each machine that was restored from it, for as long as that runs: removing the
  *   file is harmless, changing it is not.
- * - A save cannot be called off once Firecracker writes: whoever leaves waits until it is through.
+ * - A save cannot be called off once Firecracker writes: whoever leaves waits until it is through. One that
+ *   does not answer for five minutes after its deadline is killed.
  * - Connections over a channel end when the machine is saved (`Vsock`); a new run of its socket connects again.
  * - A guest that powers off does not end an x86_64 machine (Firecracker's docs/api_requests/actions.md), so it is told to
  *   restart instead (`microvm.off=reboot`), and both are a power-off to us.

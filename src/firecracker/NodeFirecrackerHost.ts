@@ -101,10 +101,12 @@ const copy: FirecrackerHost["Service"]["copy"] = (from, to) => {
   )
 }
 
-const remove: FirecrackerHost["Service"]["remove"] = Effect.forEach(
-  (path) => attempt("remove", path, () => NodeFs.rm(path, { force: true })),
-  { discard: true }
-)
+const remove: FirecrackerHost["Service"]["remove"] = (paths) =>
+  // All of them, also after a failure.
+  Effect.flatMap(
+    Effect.forEach(paths, (path) => Effect.result(attempt("remove", path, () => NodeFs.rm(path, { force: true })))),
+    Effect.forEach((removed) => Effect.fromResult(removed), { discard: true })
+  )
 
 /** Whoever is in a jail could have put something else there: a link to a file of ours, or a pipe. */
 const openLog = async (path: string, flags: number): Promise<NodeFs.FileHandle> => {
@@ -269,8 +271,8 @@ export const layer: Layer.Layer<
         yield* Effect.mapError(OwnedFiles.ensureDirectory(parent), fromPlatform("make"))
         yield* checkParent(parent, uid)
         if (!swept.has(parent)) {
-          swept.add(parent)
           yield* Effect.mapError(OwnedFiles.sweep(parent), fromPlatform("sweep"))
+          swept.add(parent)
         }
         const directory = yield* Effect.mapError(
           OwnedFiles.temporaryDirectory(parent),

@@ -208,10 +208,6 @@ const make = Effect.gen(function*() {
     Effect.gen(function*() {
       const scope = yield* Effect.scope
       const file = `${group}/${id}.lock`
-      if (!swept.has(group)) {
-        swept.add(group)
-        yield* OwnedFiles.sweep(group)
-      }
       // The directory is needed only to get it.
       yield* Effect.scoped(Effect.flatMap(
         OwnedFiles.temporaryDirectory(group),
@@ -225,13 +221,16 @@ const make = Effect.gen(function*() {
       Effect.provide(files)
     )
 
-  const sweptJails = new Set<string>()
-  /** What programs that were killed have left in this base. A jail that nobody of us has locked is none of our business. */
-  const sweep = (plan: JailPlan.JailPlan) =>
-    Effect.gen(function*() {
+  const sweeping = Semaphore.makeUnsafe(1)
+  /**
+   * What programs that were killed have left in this base, once, before the first jail is made there. A jail that nobody of us
+   * has locked is none of our business.
+   */
+  const sweep = (plan: JailPlan.JailPlan): Effect.Effect<void, Failure> =>
+    sweeping.withPermits(1)(Effect.gen(function*() {
       const group = dirname(plan.directory)
-      if (sweptJails.has(group)) return
-      sweptJails.add(group)
+      if (swept.has(group)) return
+      yield* Effect.mapError(Effect.provide(OwnedFiles.sweep(group), files), fromPlatform("sweep", group))
       const names = yield* Effect.promise(() => NodeFs.readdir(group).catch(() => []))
       const ids = names.flatMap((name) => /^([A-Za-z0-9-]{1,64})\.lock$/.exec(name)?.[1] ?? [])
       yield* Effect.forEach(
@@ -239,7 +238,8 @@ const make = Effect.gen(function*() {
         (id) => Effect.ignore(Effect.scoped(Effect.andThen(lock(group, id), removeRemains(sibling(plan, id))))),
         { concurrency: 4, discard: true }
       )
-    })
+      swept.add(group)
+    }))
 
   let staged = 0
   /** A name where nobody but us can be, on the file system of the jail. */
@@ -325,9 +325,9 @@ const make = Effect.gen(function*() {
       ])
       yield* attempt("make", group, () => NodeFs.mkdir(group, { recursive: true }))
       yield* check(() => JailChecks.faultsOfGroup(group))
+      yield* sweep(plan)
       yield* lock(group, plan.id)
       const hadRemains = yield* removeRemains(plan)
-      yield* sweep(plan)
 
       const turn = yield* Semaphore.make(1)
       let isReleased = false

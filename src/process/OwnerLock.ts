@@ -116,6 +116,7 @@ export const acquire: (options: Options) => Effect.Effect<
       vanished++
       continue
     }
+    vanished = 0
     const owner = Schema.decodeOption(Owner)(text.value)
     if (Option.isNone(owner) || !(yield* ProcessIdentity.isAlive(owner.value))) {
       yield* remove(text.value)

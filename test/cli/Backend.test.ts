@@ -73,6 +73,9 @@ describe("the backend", () => {
       )
       const kvm = { _tag: "Unusable", why: "no vmx", remedy: "turn it on" } as const
       assert.strictEqual((yield* took({}, {}, { firecracker: { kvm } })).backend, "qemu")
+      // Who has named one is told why it is not taken.
+      const named = yield* took({}, { MICROVM_FIRECRACKER_BIN: "/typo" }, {})
+      assert.match(named.detail, /^QEMU .* with TCG, since .*; not Firecracker: .*it was not found/)
       assert.strictEqual((yield* took({}, {}, { firecracker: {}, choice: "qemu" })).backend, "qemu")
     }))
 

@@ -187,6 +187,15 @@ describe("diagnose", () => {
       )
     }))
 
+  it.effect("asks for the backend that MICROVM_BACKEND names, and for no other", () =>
+    Effect.gen(function*() {
+      const usable = (MICROVM_BACKEND: string, host: Host) =>
+        Effect.map(diagnose({ ...host, env: { MICROVM_BACKEND } }), (diagnosis) => diagnosis.usable)
+      assert.isFalse(yield* usable("firecracker", {}))
+      assert.isTrue(yield* usable("firecracker", { firecracker: {}, observed: unavailable }))
+      assert.isFalse(yield* usable("qemu", { firecracker: {}, observed: unavailable }))
+    }))
+
   const kvm = { _tag: "Unusable", why: "no vmx", remedy: "turn it on" } as const
   const missing: ReadonlyArray<readonly [what: string, firecracker: Host["firecracker"], told: RegExp]> = [
     ["no Firecracker", undefined, /^warn {2}firecracker: it was not found\n {6}→ install it$/m],

@@ -36,7 +36,8 @@ describe("what is compiled is kept", () => {
 
   it.each([
     ["XDG_CACHE_HOME", { XDG_CACHE_HOME: "CACHE", HOME: "/nonexistent" }, ["effect-microvm-runtime"]],
-    ["HOME", { XDG_CACHE_HOME: "relative", HOME: "CACHE" }, [".cache", "effect-microvm-runtime"]]
+    ["HOME", { XDG_CACHE_HOME: "relative", HOME: "CACHE" }, [".cache", "effect-microvm-runtime"]],
+    ["HOME, where a variable is empty", { MICROVM_CACHE_DIR: "", HOME: "CACHE" }, [".cache", "effect-microvm-runtime"]]
   ])("below %s", (_, environment, below) => {
     const env = Object.fromEntries(
       Object.entries(environment).map(([name, value]) => [name, value.replace("CACHE", cache)])

@@ -13,6 +13,7 @@ import * as Result from "effect/Result"
 import * as Scope from "effect/Scope"
 import * as Socket from "effect/socket/Socket"
 import * as TestClock from "effect/testing/TestClock"
+import { setImmediate } from "node:timers/promises"
 import type { ApiRequest, ApiResponse } from "../../src/firecracker/ApiTransport.ts"
 import * as FirecrackerError from "../../src/firecracker/FirecrackerError.ts"
 import * as FirecrackerHost from "../../src/firecracker/FirecrackerHost.ts"
@@ -113,7 +114,8 @@ const host = (
     copy: (from, to) => note(`${from} to ${to}`),
     makeReadable: (path) => note(`${path} for all`),
     remove: (paths) => note(`removed ${paths.join(", ")}`),
-    tail: () => Effect.succeed(log),
+    // A read of a real file takes some turns.
+    tail: () => Effect.promise(async () => (await setImmediate(), log)),
     trim: () => Effect.void
   })
   const vsock = Layer.succeed(Vsock.Vsock, {
@@ -693,6 +695,24 @@ describe("restoring", () => {
         assert.strictEqual(yield* alive, 1)
         assert.strictEqual(files[1], "directory removed")
       })))
+
+  it.effect("does without the clock also where Firecracker has ended with its refusal", () => {
+    let isEnded = false
+    return onHost({
+      log: "its log",
+      process: { exitAfter: "200 millis", code: 1 },
+      answer: ({ body = "", path }) => {
+        if (path !== "/snapshot/load") return undefined
+        if (!body.includes("clock_realtime")) isEnded = true
+        const fault = "Load snapshot error: Failed to restore from snapshot: clock_realtime requested but not present"
+        return isEnded ? undefined : Effect.delay(faulty(fault), "201 millis")
+      }
+    }, ({ calls }) =>
+      Effect.gen(function*() {
+        yield* through(restore())
+        assert.lengthOf(calls.filter((call) => call.startsWith("PUT /snapshot/load")), 2)
+      }))
+  })
 
   it.effect("tells why a snapshot was not loaded, and that Firecracker has ended for it", () =>
     onHost({

@@ -94,4 +94,25 @@ describe("a channel", () => {
       yield* Deferred.succeed(gone, undefined)
       assert.strictEqual((yield* Fiber.join(writing))._tag, "SocketOpenError")
     }).pipe(Effect.scoped))
+
+  it.effect("does not keep one waiting that was connected before", () =>
+    Effect.gen(function*() {
+      const gone = yield* Deferred.make<void>()
+      let connections = 0
+      const once = Socket.make({
+        reader: Effect.suspend(() =>
+          connections++ === 0
+            ? Effect.succeed({ pull: Effect.never, upgrade: Socket.SocketUpgradeError.unsupported })
+            : Effect.never
+        ),
+        writer: Effect.succeed({ write: () => Effect.never, writeAll: () => Effect.never })
+      })
+      const channel = guestChannel(once, { gone: Deferred.await(gone), reset: Effect.never })
+      yield* Effect.scoped(Effect.andThen(channel.reader, Effect.yieldNow))
+      yield* channel.reader
+      const { write } = yield* channel.writer
+      const writing = yield* reason(write("sync"))
+      yield* Deferred.succeed(gone, undefined)
+      assert.strictEqual((yield* Fiber.join(writing))._tag, "SocketOpenError")
+    }).pipe(Effect.scoped))
 })

@@ -11,9 +11,11 @@ import * as NodePath from "node:path"
 
 /** As `ImageStore.cacheDirectory` says. */
 const cacheDirectory = (): string => {
-  const { HOME, MICROVM_CACHE_DIR, XDG_CACHE_HOME = "" } = process.env
-  if (MICROVM_CACHE_DIR !== undefined) return NodePath.resolve(MICROVM_CACHE_DIR)
-  const base = NodePath.isAbsolute(XDG_CACHE_HOME) ? XDG_CACHE_HOME : NodePath.join(HOME ?? NodeOs.homedir(), ".cache")
+  const { HOME = "", MICROVM_CACHE_DIR = "", XDG_CACHE_HOME = "" } = process.env
+  // To the configuration, a variable that is empty is none.
+  if (MICROVM_CACHE_DIR !== "") return NodePath.resolve(MICROVM_CACHE_DIR)
+  const home = HOME === "" ? NodeOs.homedir() : HOME
+  const base = NodePath.isAbsolute(XDG_CACHE_HOME) ? XDG_CACHE_HOME : NodePath.join(home, ".cache")
   return NodePath.join(base, "effect-microvm-runtime")
 }
 

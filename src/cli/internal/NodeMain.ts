@@ -61,14 +61,6 @@ const flushed = (stream: NodeJS.WriteStream): Effect.Effect<void> =>
     stream.write("", () => resume(Effect.void))
   })
 
-/** What the package's `engines` ask for; nobody else checks that of a command. */
-const [major = 0, minor = 0] = process.versions.node.split(".").map(Number)
-const isTooOld = major < 22 || (major === 22 && minor < 19)
-const tooOld = Effect.sync(() => {
-  process.stderr.write(`microvm: this is Node ${process.versions.node}: start it with Node 22.19 or later\n`)
-  return ExitCode.run.noBackend
-})
-
 const program = Effect.gen(function*() {
   yield* Commands.main(packageJson.version)(process.argv.slice(2))
   const { code, patient } = yield* Ref.get(yield* Commands.ExitWith)
@@ -99,7 +91,7 @@ export const main = (exit: (code: number) => void): void => {
   // Without a listener, a write to a pipe whose reader has gone away ends the process with a stack trace.
   for (const stream of [process.stdout, process.stderr]) stream.on("error", () => undefined)
 
-  Effect.runCallback(isTooOld ? tooOld : program, {
+  Effect.runCallback(program, {
     onExit: (end) => {
       if (Exit.isFailure(end)) process.stderr.write(`microvm: ${Cause.pretty(end.cause)}\n`)
       exit(Exit.isSuccess(end) ? end.value : ExitCode.run.runtimeFailed)

@@ -104,7 +104,9 @@ export const make = (options: { readonly socketPath: string; readonly maxBodyByt
         const broken = (cause: unknown) =>
           resume(Effect.fail({ _tag: "Broken", phase: "connect", cause, isStale: false }))
         if (isClosed) return broken(new Error("the transport is closed"))
-        const kept = fresh ? undefined : idle.pop()
+        let kept = fresh ? undefined : idle.pop()
+        // One that has just been given up is there until its last event.
+        while (kept?.socket.destroyed === true) kept = idle.pop()
         let connection: Connection
         try {
           connection = kept ?? dial()

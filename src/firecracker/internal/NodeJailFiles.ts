@@ -79,8 +79,8 @@ export const moveOut = async (from: string, via: string, to: string, signal: Abo
       await NodeFs.rm(to, { force: true })
       await copyBytes(handle, to, signal)
     } catch (failure) {
-      // For another try.
-      await NodeFs.rename(via, from)
+      // For another try, if it still can be.
+      await NodeFs.rename(via, from).catch(() => undefined)
       throw failure
     }
     await NodeFs.unlink(via)

@@ -246,16 +246,17 @@ export const bringUp = Effect.fnUntraced(function*(
       })
     ).pipe(Effect.ignore, Effect.forkIn(scope, { startImmediately: true }))
   })
-  const comeUp = Effect.gen(function*() {
-    yield* Effect.catch(
-      awaitReady(transport, setup, readyWithin),
-      (error) => explain("bringing Firecracker up", error)
-    )
-    yield* plan.load === undefined
-      ? Effect.catch(MachineConfig.apply(api, plan.config), (error) => explain("configuring", error))
-      : Effect.catch(load(plan.load), (error) => explain("restoring", error))
-  })
-  yield* Effect.raceFirst(comeUp, Effect.andThen(monitor.exit, explain("bringing Firecracker up")))
+  const begin = "bringing Firecracker up"
+  yield* Effect.raceFirst(
+    Effect.catch(awaitReady(transport, setup, readyWithin), (error) => explain(begin, error)),
+    Effect.andThen(monitor.exit, explain(begin))
+  )
+  const [last, step] = plan.load === undefined
+    ? ["configuring", MachineConfig.apply(api, plan.config)] as const
+    : ["restoring", load(plan.load)] as const
+  // Its last answer comes before its end, and says more. What waits for something else than an answer ends with it.
+  const left = monitor.exit.pipe(Effect.andThen(Effect.sleep(settling)), Effect.andThen(Effect.fail(undefined)))
+  yield* Effect.catch(Effect.raceFirst(step, left), (error) => explain(last, error))
 
   return makeVmm({
     spec,
@@ -277,7 +278,11 @@ export const bringUp = Effect.fnUntraced(function*(
     }),
     console: Stream.fromPubSubTake(console),
     onAsk: (request) => {
+      const before = asked
       asked = request
+      return () => {
+        asked = before
+      }
     }
   })
 })

@@ -28,6 +28,12 @@ export const guestChannel = (socket: Socket.Socket, { gone, reset }: Machine): S
   const reader = Effect.gen(function*() {
     const scope = yield* Effect.scope
     const connection = yield* Scope.fork(scope)
+    yield* Scope.addFinalizer(
+      connection,
+      Effect.sync(() => {
+        isConnected = false
+      })
+    )
     const connecting = yield* Effect.raceFirst(socket.reader, ended).pipe(
       Scope.provide(connection),
       Effect.forkIn(scope, { startImmediately: true })

@@ -17,6 +17,9 @@ import type { Workplace } from "./workplace.ts"
 /** How far apart may come what belongs together: the end of a process, of its connections and of its pipes. */
 export const settling = "1 second"
 
+/** How long a save may take beyond its deadline. */
+const patience = "5 minutes"
+
 interface Parts extends Pick<Vmm, "ended" | "poll" | "console"> {
   readonly spec: MachineSpec
   readonly plan: LaunchPlan
@@ -27,8 +30,8 @@ interface Parts extends Pick<Vmm, "ended" | "poll" | "console"> {
   readonly saved: Omit<Saved, "form">
   /** Waits for the end of the process, and says what it was. */
   readonly died: (stage: string) => Effect.Effect<FirecrackerError>
-  /** Told what is asked of the machine, before it is. */
-  readonly onAsk: (request: MachineRequest) => void
+  /** Told what is asked of the machine, before it is. Gives what takes that back. */
+  readonly onAsk: (request: MachineRequest) => () => void
 }
 
 /** What can be done with a machine that is up. */
@@ -79,7 +82,14 @@ export const makeVmm = (
 
   const isSlow = ({ reason }: FirecrackerError) => reason._tag === "NoReply"
   /** One that has not answered in time may still be writing; it answers nobody else before it is through. */
-  const untilIdle = Effect.ignore(Effect.retry(api.getInstance(), { while: isSlow }))
+  const untilIdle = Effect.retry(api.getInstance(), { while: isSlow }).pipe(
+    Effect.ignore,
+    // What is stuck for good must not hold up whoever waits, nor go on writing one day.
+    Effect.timeoutOrElse({
+      duration: patience,
+      orElse: () => Effect.ignore(monitor.shutdown({ atLeast: "SIGKILL" }))
+    })
+  )
   let reset = Deferred.makeUnsafe<void>()
   /** The guest hears that its connections are gone. Firecracker holds the host's ends of them, in silence. */
   const hangUp = Effect.suspend(() => {
@@ -118,8 +128,8 @@ export const makeVmm = (
       }),
     request: (request) =>
       Effect.suspend(() => {
-        onAsk(request)
-        return requests[request]
+        const takeBack = onAsk(request)
+        return Effect.tapError(requests[request], () => Effect.sync(takeBack))
       }),
     remains: Effect.gen(function*() {
       const status = yield* monitor.poll
