@@ -6,14 +6,15 @@ import { keepCompiled } from "./internal/NodeCompileCache.ts"
 
 // What the package's `engines` ask for; nobody else checks that of a command. An older one may not even load the program.
 const [major = 0, minor = 0] = process.versions.node.split(".").map(Number)
-if (major < 22 || (major === 22 && minor < 19)) {
+const isTooOld = major < 22 || (major === 22 && minor < 19)
+/** No usable backend: see `ExitCode.run`. */
+const tooOld = (exit: (code: number) => void): void => {
   process.stderr.write(`microvm: this is Node ${process.versions.node}: start it with Node 22.19 or later\n`)
-  // No usable backend: see `ExitCode.run`.
-  process.exit(69)
+  exit(69)
 }
 
 // From the sources, it would be a file for each module.
-if (import.meta.url.endsWith(".js")) keepCompiled()
+if (!isTooOld && import.meta.url.endsWith(".js")) keepCompiled()
 
-const { main } = await import("./internal/NodeMain.ts")
+const main = isTooOld ? tooOld : (await import("./internal/NodeMain.ts")).main
 main((code) => process.exit(code))
