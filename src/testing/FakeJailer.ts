@@ -13,6 +13,7 @@ import type * as Scope from "effect/Scope"
 import { chmodSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
 import { command, temporaryDirectory } from "./FakeFirecracker.ts"
+import type * as Settings from "./internal/fakeJailerSettings.ts"
 
 /**
  * What a jailer does, in order, after it has read its arguments: make the directory, copy the program, join the network
@@ -22,20 +23,7 @@ import { command, temporaryDirectory } from "./FakeFirecracker.ts"
  * @category models
  * @since 0.1.0
  */
-export type Step =
-  | "chroot"
-  | "copy"
-  | "netns"
-  | "limits"
-  | "cgroup"
-  | "mount"
-  | "folders"
-  | "tun"
-  | "kvm"
-  | "userfaultfd"
-  | "daemonize"
-  | "pid"
-  | "exec"
+export type Step = Settings.Step
 
 /**
  * A step that fails, with an error of the system (default `EPERM`), or by a signal that comes at that moment.

@@ -12,6 +12,7 @@ import * as Schedule from "effect/Schedule"
 import * as Fs from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
+import { steps } from "../../src/testing/internal/fakeJailerSettings.ts"
 
 const services = NodeJail.layer.pipe(
   Layer.provideMerge(NodeProcessSpawner.layer),
@@ -119,20 +120,10 @@ describe.runIf(isRoot)("with a jailer", () => {
       yield* Effect.timeout(exit, "5 seconds")
     }).pipe(Effect.scoped, Effect.provide(services)))
 
-  const steps: ReadonlyArray<FakeJailer.Step> = [
-    "chroot",
-    "copy",
-    "limits",
-    "cgroup",
-    "mount",
-    "folders",
-    "tun",
-    "kvm",
-    "userfaultfd",
-    "pid",
-    "exec"
-  ]
-  const faults = steps.flatMap((step): ReadonlyArray<FakeJailer.Fault> => [{ step }, { step, signal: "SIGKILL" }])
+  const faults = steps.filter((step) => step !== "daemonize").flatMap((step): ReadonlyArray<FakeJailer.Fault> => [
+    { step },
+    { step, signal: "SIGKILL" }
+  ])
 
   it.live("that fails at any step, nothing is left", () =>
     Effect.gen(function*() {

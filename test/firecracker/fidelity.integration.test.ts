@@ -33,6 +33,12 @@ const realVersion = binary === undefined
 /** Of this release the fake is spawned, and its arguments are known. */
 const latest = "1.16.1"
 
+const others = new Set([...Answers.versions, ...(binary === undefined ? [] : [realVersion])])
+others.delete(latest)
+if (others.size > 0) {
+  console.warn(`fidelity.integration.test.ts: the arguments of ${latest} only, not of ${[...others].join(", ")}`)
+}
+
 describe.each(Answers.versions)("the fake %s answers as the real one did", (version) => {
   for (const { name, of } of Transcript.sections) {
     if (name === "arguments" && version !== latest) continue

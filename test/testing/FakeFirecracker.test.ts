@@ -1,10 +1,11 @@
 import { assert, describe, it } from "@effect/vitest"
 import { FakeFirecracker } from "effect-microvm-runtime/testing"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import * as Fs from "node:fs"
 import { createServer, type Socket } from "node:net"
 import { tmpdir } from "node:os"
@@ -89,6 +90,19 @@ describe("its server", () => {
       const started = performance.now()
       assert.strictEqual(yield* ask("GET", "/version"), `200 {"firecracker_version":"1.16.1"}`)
       assert.isAtLeast(performance.now() - started, 50)
+    }).pipe(Effect.scoped))
+
+  it.live("closes what waits behind a request that is never answered", () =>
+    Effect.gen(function*() {
+      const scope = yield* Scope.make()
+      const { connect, requests } = yield* Scope.provide(serve({ faults: [{ _tag: "Hang" }] }), scope)
+      const a = yield* connect
+      yield* a.send(get)
+      yield* until(requests, (all) => all.length === 1)
+      const b = yield* connect
+      yield* b.send(get)
+      yield* Scope.close(scope, Exit.void)
+      for (const { rest } of [a, b]) assert.strictEqual(yield* Effect.timeout(rest, "2 seconds"), "")
     }).pipe(Effect.scoped))
 
   it.live("keeps to the limits that it is given", () =>

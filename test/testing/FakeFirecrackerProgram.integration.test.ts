@@ -8,6 +8,7 @@ import { once } from "node:events"
 import * as Fs from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
+import { steps } from "../../src/testing/internal/fakeJailerSettings.ts"
 import * as Client from "./firecrackerClient.ts"
 
 const directory: Effect.Effect<string, never, Scope.Scope> = Effect.acquireRelease(
@@ -146,6 +147,18 @@ describe("the program", () => {
       assert.match(log, /\[one:fc_api:DEBUG\] Total previous API call duration: \d+ us\.$/m)
       assert.match(log, /Vmm is stopping\.\n.*Firecracker exiting successfully\. exit_code=0\n$/)
       assert.lengthOf(Fs.readFileSync(join(cwd, "metrics"), "utf8").trimEnd().split("\n"), 2)
+    }).pipe(Effect.scoped))
+
+  it.live("is not kept alive by a vsock client that says nothing", () =>
+    Effect.gen(function*() {
+      const { ask, cwd, ended, listening } = yield* start({ guest: "echo" })
+      yield* listening
+      yield* ask("PUT", "/vsock", `{"guest_cid":3,"uds_path":"v.sock"}`)
+      yield* boot(ask)
+      const idle = yield* Client.connect(join(cwd, "v.sock"))
+      assert.strictEqual(yield* ask("PUT", "/actions", `{"action_type":"SendCtrlAltDel"}`), "204")
+      assert.strictEqual(yield* Effect.timeout(idle.rest, "5 seconds"), "")
+      assert.strictEqual(yield* Effect.timeout(ended, "5 seconds"), 0)
     }).pipe(Effect.scoped))
 
   it.live("needs no API", () =>
@@ -364,22 +377,7 @@ describe("the jailer", () => {
       assert.include(stderr.split("\n")[0], why)
     }).pipe(Effect.scoped))
 
-  it.live.each(
-    [
-      "chroot",
-      "copy",
-      "netns",
-      "limits",
-      "cgroup",
-      "mount",
-      "folders",
-      "tun",
-      "kvm",
-      "userfaultfd",
-      "pid",
-      "exec"
-    ] as const
-  )("fails to do this: %s", (step) =>
+  it.live.each(steps.filter((step) => step !== "daemonize"))("fails to do this: %s", (step) =>
     Effect.gen(function*() {
       const { ended, stderr } = yield* jail({ faults: [{ step, errno: "ENOSPC" }] }, ...socket)
       assert.strictEqual(yield* ended, 1)

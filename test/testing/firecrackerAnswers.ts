@@ -1,3 +1,4 @@
+import * as Schema from "effect/Schema"
 import { existsSync, readFileSync, writeFileSync } from "node:fs"
 
 /** What was asked, and what was answered. */
@@ -8,14 +9,17 @@ const file = new URL("fixtures/firecracker.jsonl", import.meta.url)
 /** A line of the file: of a section what was asked, and by answer the releases that gave it. */
 type Line = readonly [section: string, asked: string, answers: Readonly<Record<string, string>>]
 
-const isLine = (value: unknown): value is Line => Array.isArray(value) && value.length === 3
+const readLine: (text: string) => Line = Schema.decodeUnknownSync(Schema.fromJsonString(
+  Schema.Tuple([Schema.String, Schema.String, Schema.Record(Schema.String, Schema.String)])
+))
 
-const read = (): ReadonlyArray<Line> =>
-  existsSync(file)
-    ? readFileSync(file, "utf8").split("\n").map((text): unknown => text === "" ? undefined : JSON.parse(text)).filter(
-      isLine
-    )
-    : []
+const read = (): ReadonlyArray<Line> => {
+  // There is none before the first recording.
+  if (process.env["FIDELITY_RECORD"] !== undefined && !existsSync(file)) return []
+  const text = readFileSync(file, "utf8")
+  if (text === "") throw new Error(`${file.pathname} is empty`)
+  return text.trimEnd().split("\n").map((line) => readLine(line))
+}
 
 const lines = read()
 

@@ -10,6 +10,7 @@ import { join } from "node:path"
 import type { Row } from "./firecrackerAnswers.ts"
 import * as Client from "./firecrackerClient.ts"
 import { boot, bytes, commands, loads, scenes, type Step } from "./firecrackerScenes.ts"
+import { haltingKernel } from "./haltingKernel.ts"
 
 /** A Firecracker that can be asked. */
 export interface Started {
@@ -86,35 +87,12 @@ export const spawned = (binary: string): Target => ({
   }
 })
 
-/** A kernel that halts for ever. */
-const kernel = (): Uint8Array => {
-  const code = Buffer.from([0xf4, 0xeb, 0xfd])
-  const [header, segment, at] = [Buffer.alloc(64), Buffer.alloc(56), 0x10_0000n]
-  header.write("\x7fELF\x02\x01\x01", "latin1")
-  header.writeUInt16LE(2, 16)
-  header.writeUInt16LE(62, 18)
-  header.writeUInt32LE(1, 20)
-  header.writeBigUInt64LE(at, 24)
-  header.writeBigUInt64LE(64n, 32)
-  header.writeUInt16LE(64, 52)
-  header.writeUInt16LE(56, 54)
-  header.writeUInt16LE(1, 56)
-  segment.writeUInt32LE(1, 0)
-  segment.writeUInt32LE(5, 4)
-  segment.writeBigUInt64LE(120n, 8)
-  segment.writeBigUInt64LE(at, 16)
-  segment.writeBigUInt64LE(at, 24)
-  segment.writeBigUInt64LE(BigInt(code.length), 32)
-  segment.writeBigUInt64LE(BigInt(code.length), 40)
-  return Buffer.concat([header, segment, code])
-}
-
 /** A directory with what the scenes speak of. */
 const place: Effect.Effect<string, never, Scope.Scope> = Effect.acquireRelease(
   Effect.sync(() => {
     const directory = Fs.mkdtempSync(join(tmpdir(), "answers-"))
     const at = (name: string) => join(directory, name)
-    Fs.writeFileSync(at("k.elf"), kernel())
+    Fs.writeFileSync(at("k.elf"), haltingKernel())
     Fs.writeFileSync(at("text"), "hello\n")
     Fs.writeFileSync(at("disk.img"), "")
     Fs.truncateSync(at("disk.img"), 2 ** 20)

@@ -211,6 +211,8 @@ export interface Server {
 }
 
 export const make = (options: Options): Server => {
+  /** All there are, of which those that wait for their turn are not open. */
+  const sockets = new Set<Net.Socket>()
   const open = new Set<Connection>()
   const events: Array<() => Promise<void> | void> = []
   let connections = 0
@@ -306,7 +308,11 @@ export const make = (options: Options): Server => {
 
   const server = Net.createServer(
     { allowHalfOpen: true, pauseOnConnect: true },
-    (socket) => enqueue(() => accept(socket))
+    (socket) => {
+      sockets.add(socket)
+      socket.once("close", () => sockets.delete(socket))
+      enqueue(() => accept(socket))
+    }
   )
 
   return {
@@ -329,7 +335,7 @@ export const make = (options: Options): Server => {
             socket.once("close", () => resolve())
           }))
       )
-      for (const { socket } of open) socket.destroy()
+      for (const socket of sockets) socket.destroy()
       leaveSocket(server, bound)
     }
   }

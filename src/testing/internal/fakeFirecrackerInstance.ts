@@ -52,16 +52,18 @@ export const make = (options: Options) => {
     missed: () => metrics.add("logger", "missed_log_count")
   })
   let server: Http.Server | undefined
-  let exited = false
+  let exiting: Promise<void> | undefined
   let calls = 0
   let id = "anonymous-instance"
 
-  const exit = async (how: Exit): Promise<void> => {
-    if (exited) return
-    exited = true
-    await server?.close()
-    await machine.stop()
-    options.onExit(how)
+  /** How it ends is what the first asks for; who asks later waits for the same. */
+  const exit = (how: Exit): Promise<void> => {
+    exiting ??= (async () => {
+      await server?.close()
+      await machine.stop()
+      options.onExit(how)
+    })()
+    return exiting
   }
   /** The end of the program, which says why unless all went well. */
   const finish = (code: number, why?: { readonly text: string; readonly debug: string }): void => {

@@ -95,6 +95,8 @@ export const make = (
     readonly onCount: (name: "conns_added" | "conns_removed" | "rx_bytes_count" | "tx_bytes_count") => void
   }
 ): Promise<Vsock> => {
+  /** All there are, of which those that have said nothing yet are not open. */
+  const sockets = new Set<Net.Socket>()
   const open = new Map<Net.Socket, GuestEnd>()
   const waiting = new Set<() => void>()
   let active = false
@@ -102,6 +104,10 @@ export const make = (
   const whenActive = (then: () => void) => {
     if (active) then()
     else waiting.add(then)
+  }
+  const keep = (socket: Net.Socket): void => {
+    sockets.add(socket)
+    socket.once("close", () => sockets.delete(socket))
   }
   const adopt = (socket: Net.Socket): Duplex => {
     options.onCount("conns_added")
@@ -114,10 +120,11 @@ export const make = (
     return end.duplex
   }
   const accept = (socket: Net.Socket) => {
-    if (open.size >= maxConnections) {
+    if (sockets.size >= maxConnections) {
       socket.destroy()
       return
     }
+    keep(socket)
     // What is there at once is all that is looked at, whole or not.
     socket.once("readable", () =>
       whenActive(() => {
@@ -168,11 +175,13 @@ export const make = (
               path: options.world.socketPath(`${options.path}_${port}`),
               allowHalfOpen: true
             })
-            socket.once("error", () => found(undefined))
+            keep(socket)
+            socket.on("error", () => {})
+            socket.once("close", () => found(undefined))
             socket.once("connect", () => found(adopt(socket)))
           }),
         close: (how) => {
-          for (const socket of open.keys()) socket.destroy()
+          for (const socket of sockets) socket.destroy()
           if (how === "remove") server.close()
           else leaveSocket(server, bound)
         }

@@ -1,0 +1,25 @@
+/**
+ * The smallest kernel that Firecracker loads: an ELF header, one segment, and `hlt; jmp` back to it. It starts at 1 MiB in 64-bit mode,
+ * and halts for ever.
+ */
+export const haltingKernel = (): Uint8Array => {
+  const code = Buffer.from([0xf4, 0xeb, 0xfd])
+  const [header, segment, at] = [Buffer.alloc(64), Buffer.alloc(56), 0x10_0000n]
+  header.write("\x7fELF\x02\x01\x01", "latin1")
+  header.writeUInt16LE(2, 16)
+  header.writeUInt16LE(62, 18)
+  header.writeUInt32LE(1, 20)
+  header.writeBigUInt64LE(at, 24)
+  header.writeBigUInt64LE(64n, 32)
+  header.writeUInt16LE(64, 52)
+  header.writeUInt16LE(56, 54)
+  header.writeUInt16LE(1, 56)
+  segment.writeUInt32LE(1, 0)
+  segment.writeUInt32LE(5, 4)
+  segment.writeBigUInt64LE(120n, 8)
+  segment.writeBigUInt64LE(at, 16)
+  segment.writeBigUInt64LE(at, 24)
+  segment.writeBigUInt64LE(BigInt(code.length), 32)
+  segment.writeBigUInt64LE(BigInt(code.length), 40)
+  return Buffer.concat([header, segment, code])
+}
