@@ -37,7 +37,10 @@ const projectNode = join(binaries, "node")
 
 /** Commands a Debian package has to bring. */
 const debian = [
-  { command: "qemu-system-x86_64", package: "qemu-system-x86", why: "runs the guests where Firecracker cannot" }
+  { command: "qemu-system-x86_64", package: "qemu-system-x86", why: "runs the guests where Firecracker cannot" },
+  { command: "ip", package: "iproute2", why: "makes the links of machines" },
+  { command: "nft", package: "nftables", why: "says what machines may reach" },
+  { command: "mkfs.ext4", package: "e2fsprogs", why: "makes and grows the disks of machines" }
 ]
 
 /** An end that is explained to the reader without a stack trace. */

@@ -135,7 +135,8 @@ export const capabilities = (
   rename: options.jail === undefined,
   powerButton: architecture === "x86_64",
   panicDetection: false,
-  saveKeepsChannels: false
+  saveKeepsChannels: false,
+  keep: false
 })
 
 /** Looks at all that Firecracker is going to open. */
@@ -239,6 +240,8 @@ const make = Effect.fnUntraced(function*({ jail: jailOptions, ...options }: Opti
     capabilities: capabilities(setup.architecture, { jail: jailOptions }),
     plan: (spec, how = {}) => planOf(spec, how, sample),
     platform: (spec) => Result.succeed(platformOf(spec)),
+    attach: ({ id }) =>
+      MicroVmError.fail(new MicroVmError.AttachFailed({ id, isHeld: false, why: "no machine is kept" })),
     launch: Effect.fn("FirecrackerProvider.launch")(function*(spec, how = {}) {
       yield* checkFiles(yield* Effect.fromResult(planOf(spec, how, sample)), setup, host, how.from)
       const { adjustClock } = options

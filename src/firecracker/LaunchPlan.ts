@@ -482,7 +482,7 @@ const anyId = "any"
  * @since 0.1.0
  */
 export const platform = (setup: Setup, spec: Snapshot.Spec, options: Options = {}) => {
-  const devices = devicesOf(options, { ...spec, id: anyId })
+  const devices = devicesOf(options, { ...spec, id: anyId, networks: [], drives: [] })
   return {
     backend: "firecracker",
     version: `${setup.version.major}.${setup.version.minor}`,

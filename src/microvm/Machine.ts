@@ -31,6 +31,7 @@ import * as MachineSpec from "./MachineSpec.ts"
 import * as MachineState from "./MachineState.ts"
 import * as MicroVmError from "./MicroVmError.ts"
 import {
+  type Attached,
   type Capabilities,
   type LaunchOptions as ProviderLaunchOptions,
   type MachineRequest,
@@ -151,8 +152,27 @@ export interface LaunchOptions {
    * quicker. Default false.
    */
   readonly template?: boolean | undefined
+  /**
+   * The machine is to outlive us: closing the scope lets go of it, and ends nothing, and so does our death; `attach` gets hold
+   * of it again. `directory` is an empty one that is the machine's alone; remove it once the machine has ended. Default: it
+   * ends with its scope.
+   */
+  readonly keep?: { readonly directory: string } | undefined
+  /** A control group that the caller has made: see `MicroVmProvider.LaunchOptions`. Default: the backend's own choice. */
+  readonly cgroup?: string | undefined
   /** How the machine ends when its scope closes, and when `shutdown` is given no other. Default `defaultPolicy`. */
   readonly policy?: ShutdownPolicy.ShutdownPolicy<MachineRequest> | undefined
+}
+
+/**
+ * @category options
+ * @since 0.1.0
+ */
+export interface RestoreOptions extends Omit<LaunchOptions, "template"> {
+  /** The machine's network cards: as many as the one had that was saved. Default none. */
+  readonly networks?: MachineSpec.MachineSpecOptions["networks"]
+  /** Its disks, which hold what those held when the machine was saved. Default none. */
+  readonly drives?: MachineSpec.MachineSpecOptions["drives"]
 }
 
 /**
@@ -183,7 +203,8 @@ export const launch: (
 ) => Effect.Effect<Machine, MicroVmError.MicroVmError, MicroVmProvider | Scope.Scope> = Effect.fn("Machine.launch")(
   (wanted: MachineSpec.MachineSpec, options: LaunchOptions = {}) =>
     // A type is a promise; what reaches a command line is checked.
-    Effect.flatMap(MachineSpec.decode(wanted), (spec) => bringUp(spec, { template: options.template }, options))
+    Effect.flatMap(MachineSpec.decode(wanted), (spec) =>
+      bringUp(spec, { template: options.template, keep: options.keep, cgroup: options.cgroup }, options))
 )
 
 /**
@@ -213,9 +234,9 @@ export const launch: (
 export const restore: (
   id: MachineSpec.MachineId,
   snapshot: Snapshot.Snapshot,
-  options?: Omit<LaunchOptions, "template">
+  options?: RestoreOptions
 ) => Effect.Effect<Machine, MicroVmError.MicroVmError, MicroVmProvider | Scope.Scope> = Effect.fn("Machine.restore")(
-  function*(id: MachineSpec.MachineId, snapshot: Snapshot.Snapshot, options: LaunchOptions = {}) {
+  function*(id: MachineSpec.MachineId, snapshot: Snapshot.Snapshot, options: RestoreOptions = {}) {
     const provider = yield* MicroVmProvider
     const { backend, capabilities } = provider
     if (!capabilities.snapshot) {
@@ -227,25 +248,74 @@ export const restore: (
     if (why.length > 0) {
       return yield* MicroVmError.fail(new MicroVmError.SnapshotUnusable({ snapshot: snapshot.id, why }))
     }
-    return yield* bringUp(yield* MachineSpec.decode({ ...spec, id }), { from: snapshot }, options)
+    return yield* bringUp(
+      yield* MachineSpec.decode({ ...spec, id, networks: options.networks ?? [], drives: options.drives ?? [] }),
+      { from: snapshot, keep: options.keep, cgroup: options.cgroup },
+      options
+    )
   }
 )
 
-const bringUp = (spec: MachineSpec.MachineSpec, how: ProviderLaunchOptions, options: LaunchOptions) =>
+/**
+ * Gets hold of a machine that was launched with `keep`, by this process or by one that is gone: `spec` and `directory` are those
+ * of its launch. One that has ended since tells its end. Fails with `AttachFailed` when there is none, or when somebody else has
+ * hold of it.
+ *
+ * ```ts import.meta.vitest
+ * import { Machine, MachineSpec, MemoryProvider } from "effect-microvm-runtime/microvm"
+ * import * as Effect from "effect/Effect"
+ * const program = Effect.gen(function*() {
+ *   const spec = yield* MachineSpec.decode({ id: "web-1", kernel: "/boot/vmlinux" })
+ *   const keep = { directory: "/var/lib/machines/web-1" }
+ *   yield* Effect.scoped(Effect.flatMap(Machine.launch(spec, { keep }), (machine) => machine.start))
+ *   return yield* Effect.scoped(Effect.flatMap(Machine.attach(spec, { keep }), (machine) => machine.state))
+ * })
+ * await Effect.runPromise(program.pipe(Effect.provide(MemoryProvider.layer))) // => "running"
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const attach: (
+  spec: MachineSpec.MachineSpec,
+  options: Omit<LaunchOptions, "keep" | "template"> & { readonly keep: { readonly directory: string } }
+) => Effect.Effect<Machine, MicroVmError.MicroVmError, MicroVmProvider | Scope.Scope> = Effect.fn("Machine.attach")(
+  function*(spec, options) {
+    const provider = yield* MicroVmProvider
+    const { keep: { directory }, cgroup } = options
+    const get = provider.attach(yield* MachineSpec.decode(spec), { directory, cgroup })
+    return yield* asMachine(spec, provider, get, options)
+  }
+)
+
+const bringUp = Effect.fnUntraced(
+  function*(spec: MachineSpec.MachineSpec, how: ProviderLaunchOptions, options: LaunchOptions) {
+    const provider = yield* MicroVmProvider
+    yield* Effect.fromResult(provider.plan(spec, how))
+    const state = how.from === undefined ? "created" : "paused"
+    return yield* asMachine(spec, provider, Effect.map(provider.launch(spec, how), (vmm) => ({ vmm, state })), options)
+  }
+)
+
+/** One that is kept goes on when its scope closes. */
+const asMachine = (
+  spec: MachineSpec.MachineSpec,
+  provider: MicroVmProvider["Service"],
+  get: Effect.Effect<Attached, MicroVmError.MicroVmError, Scope.Scope>,
+  options: LaunchOptions
+) =>
   Effect.uninterruptibleMask((unmask) =>
     Effect.gen(function*() {
-      const provider = yield* MicroVmProvider
-      yield* Effect.fromResult(provider.plan(spec, how))
       const scope = yield* Scope.fork(yield* Effect.scope)
-      const life = yield* makeLife(how.from === undefined ? "created" : "paused")
-      yield* Scope.addFinalizer(scope, life.release)
-      const vmm = yield* unmask(provider.launch(spec, how)).pipe(
+      const { vmm, state } = yield* unmask(get).pipe(
         Scope.provide(scope),
         Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
       )
+      const life = yield* makeLife(state)
+      yield* Scope.addFinalizer(scope, life.release)
       const machine = yield* fromVmm(spec, provider, vmm, life, options)
       yield* Effect.forkIn(machine.ended, scope, { startImmediately: true })
-      yield* Scope.addFinalizer(scope, endUnattended(machine))
+      if (options.keep === undefined) yield* Scope.addFinalizer(scope, endUnattended(machine))
       return machine
     })
   )
@@ -272,7 +342,8 @@ const fromVmm = Effect.fnUntraced(function*(
   const ended = Effect.tap(vmm.ended, life.settle)
   const poll = Effect.tap(vmm.poll, Option.match({ onNone: () => Effect.void, onSome: life.settle }))
   // What the guest does, whatever the state says: "stopping" hides whether it can hear.
-  let guest: "asleep" | "awake" | "paused" = life.state() === "paused" ? "paused" : "asleep"
+  const first = life.state()
+  let guest: "asleep" | "awake" | "paused" = first === "paused" ? first : first === "running" ? "awake" : "asleep"
   const turn = yield* Semaphore.make(1)
 
   /** Fails where the state or the backend does not allow it; else the answer is the state after it. */

@@ -40,6 +40,67 @@ const Hostname = Schema.String.check(
 )
 
 /**
+ * Names a network interface of the host: 1 to 15 letters, digits, `.`, `_` and `-` (IFNAMSIZ of netdevice(7)), not `.` or `..`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const InterfaceName = Schema.String.check(Schema.isPattern(/^(?!\.{1,2}$)[A-Za-z0-9._-]{1,15}$/))
+
+const Ipv4 = "(25[0-5]|2[0-4]\\d|1?\\d?\\d)(\\.(25[0-5]|2[0-4]\\d|1?\\d?\\d)){3}"
+const Ipv4Address = Schema.String.check(Schema.isPattern(new RegExp(`^${Ipv4}$`)))
+const Ipv4Interface = Schema.String.check(Schema.isPattern(new RegExp(`^${Ipv4}/(3[0-2]|[12]?\\d)$`)))
+const Ipv6Address = Schema.String.check(Schema.isPattern(/^[0-9a-f:]*:[0-9a-f:]*$/))
+const Ipv6Interface = Schema.String.check(Schema.isPattern(/^[0-9a-f:]*:[0-9a-f:]*\/(12[0-8]|1[01]\d|\d?\d)$/))
+
+/**
+ * A network card of the guest, at a TAP device that is there already. What of `address` to `mtu` is given is told to the guest.
+ *
+ * - `tap`: the interface of the host.
+ * - `mac`: lower-case, a unicast address.
+ * - `address`, `address6`: the guest's own, with the length of the prefix: `"10.0.0.1/31"`.
+ * - `gateway`, `gateway6`: where all else is reached.
+ * - `nameserver`: an IPv4 or IPv6 address.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const Network = Schema.Struct({
+  tap: InterfaceName,
+  mac: Schema.String.check(Schema.isPattern(/^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$/)),
+  address: Schema.optionalKey(Ipv4Interface),
+  gateway: Schema.optionalKey(Ipv4Address),
+  address6: Schema.optionalKey(Ipv6Interface),
+  gateway6: Schema.optionalKey(Ipv6Address),
+  nameserver: Schema.optionalKey(Schema.Union([Ipv4Address, Ipv6Address])),
+  mtu: Schema.optionalKey(Schema.Int.check(Schema.isBetween({ minimum: 68, maximum: 65_535 })))
+})
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type Network = typeof Network.Type
+
+/**
+ * A disk of the guest: a raw image. `name` is the disk's serial number in the guest. `readOnly` is false by default.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const Drive = Schema.Struct({
+  name: Schema.String.check(Schema.isPattern(/^[A-Za-z0-9_]{1,20}$/)),
+  path: AbsolutePath,
+  readOnly: Schema.Boolean.pipe(Schema.withDecodingDefaultKey(Effect.succeed(false)))
+})
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type Drive = typeof Drive.Type
+
+/**
  * @category models
  * @since 0.1.0
  */
@@ -61,6 +122,14 @@ export const MachineSpec = Schema.Struct({
   kernelArgs: Schema.Array(KernelArg).pipe(Schema.withDecodingDefaultKey(Effect.succeed([]))),
   /** Names of byte channels to the guest. Default none. */
   channels: Schema.Array(ChannelName).check(Schema.isUnique()).pipe(
+    Schema.withDecodingDefaultKey(Effect.succeed([]))
+  ),
+  /** Network cards. Default none. */
+  networks: Schema.Array(Network).check(Schema.isMaxLength(8)).pipe(
+    Schema.withDecodingDefaultKey(Effect.succeed([]))
+  ),
+  /** Disks, in the order in which the guest finds them. Default none. */
+  drives: Schema.Array(Drive).check(Schema.isMaxLength(16)).pipe(
     Schema.withDecodingDefaultKey(Effect.succeed([]))
   ),
   /** The guest's host name (hostname(7)). Default: the guest's own choice. */
@@ -89,6 +158,11 @@ const remedies: { readonly [K in keyof MachineSpec]-?: string } = {
   initramfs: "the absolute path of an initial RAM file system",
   kernelArgs: "a list of arguments, none of them empty or with white space in it",
   channels: "a list of names, no two alike, each of 1 to 64 letters, digits, \".\", \"_\" and \"-\"",
+  networks:
+    "8 network cards at most, each with the `tap` (an interface of the host), the `mac` (lower case), and addresses in " +
+    "their usual form if the guest is to be told of them",
+  drives:
+    "16 disks at most, each with a `name` of 1 to 20 letters, digits and \"_\", and the absolute `path` of its image",
   hostname: "a host name of at most 64 letters, digits, \"-\" and \".\""
 }
 

@@ -50,6 +50,7 @@ export const layerWith = (options: Options): Layer.Layer<MicroVmProvider | Snaps
       powerButton: true,
       panicDetection: true,
       saveKeepsChannels: true,
+      keep: true,
       ...others
     })
     const { corrupt, store } = makeMemoryStore()

@@ -282,6 +282,23 @@ export class ChannelUnavailable extends Data.TaggedError("ChannelUnavailable")<{
 }
 
 /**
+ * There is no kept machine that could be attached to. `isHeld` is true when it is there, and somebody else has hold of it.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export class AttachFailed extends Data.TaggedError("AttachFailed")<{
+  readonly id: string
+  readonly isHeld: boolean
+  readonly why: string
+  readonly cause?: unknown
+}> {
+  override get message(): string {
+    return `Machine "${this.id}" cannot be attached to: ${this.why}`
+  }
+}
+
+/**
  * @category models
  * @since 0.1.0
  */
@@ -300,6 +317,7 @@ export type Reason =
   | MachinesUnfit
   | BackendUnavailable
   | LaunchFailed
+  | AttachFailed
   | OperationFailed
   | ChannelUnavailable
 

@@ -35,6 +35,8 @@ export interface Capabilities {
   readonly panicDetection: boolean
   /** Does a machine that was saved and goes on still have its byte channels? Where it does not, each has ended. */
   readonly saveKeepsChannels: boolean
+  /** Can a machine outlive the process that launched it, and be attached to by another? */
+  readonly keep: boolean
 }
 
 /**
@@ -77,6 +79,28 @@ export interface LaunchOptions {
    * are up sooner and share memory. Default false.
    */
   readonly template?: boolean | undefined
+  /**
+   * The machine is to outlive us, however we end: neither our death nor the close of the launch's scope ends it, only
+   * requests do. `directory` is an empty one that is the machine's alone: what `attach` needs is kept there, and nothing of
+   * the machine is anywhere else. Removing it, once the machine has ended, is the caller's. Default: it is not kept.
+   */
+  readonly keep?: { readonly directory: string } | undefined
+  /**
+   * A control group (v2) that the caller has made, with its limits: the monitor starts in it, and `Kill` kills all that is
+   * in it. Removing it, once the machine has ended, is the caller's. Default: the backend's own choice.
+   */
+  readonly cgroup?: string | undefined
+}
+
+/**
+ * A machine that was kept, and that this process has now got hold of. `state` is what it was found in.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Attached {
+  readonly vmm: Vmm
+  readonly state: "created" | "running" | "paused"
 }
 
 /**
@@ -136,4 +160,13 @@ export class MicroVmProvider extends Context.Service<MicroVmProvider, {
    * releases everything; after a failure or an interruption nothing is left.
    */
   readonly launch: (spec: MachineSpec, options?: LaunchOptions) => Effect.Effect<Vmm, MicroVmError, Scope.Scope>
+  /**
+   * Gets hold of a machine that was launched with `keep`, of this spec and in this directory. One that has ended since is
+   * attached to as well: it tells its end, its exit status and the last of its console. Closing the scope lets go of it, and
+   * ends nothing. Fails with `AttachFailed` when there is no such machine, or somebody else has hold of it.
+   */
+  readonly attach: (
+    spec: MachineSpec,
+    options: Pick<LaunchOptions, "cgroup"> & { readonly directory: string }
+  ) => Effect.Effect<Attached, MicroVmError, Scope.Scope>
 }>()("effect-microvm-runtime/microvm/MicroVmProvider") {}

@@ -50,12 +50,12 @@ export const Platform = Schema.Record(Schema.String, Schema.String)
 export type Platform = typeof Platform.Type
 
 /**
- * The spec of a machine without what is its own: every machine that is restored has another id.
+ * The spec of a machine without what is its own: every machine that is restored has another id, other network cards and disks.
  *
  * @category schemas
  * @since 0.1.0
  */
-export const Spec = MachineSpec.MachineSpec.mapFields(Struct.omit(["id", "hostname"]))
+export const Spec = MachineSpec.MachineSpec.mapFields(Struct.omit(["id", "hostname", "networks", "drives"]))
 
 /**
  * @category models

@@ -58,7 +58,8 @@ export const capabilities: Capabilities = {
   rename: true,
   powerButton: true,
   panicDetection: true,
-  saveKeepsChannels: true
+  saveKeepsChannels: true,
+  keep: false
 }
 
 const checkFiles = Effect.fnUntraced(function*(
@@ -128,6 +129,8 @@ const make = Effect.fnUntraced(function*(options: Options) {
     capabilities,
     plan: (spec, how = {}) => planOf(spec, how, somewhere),
     platform: (spec) => Result.succeed(LaunchPlan.platform(setup, spec)),
+    attach: ({ id }) =>
+      MicroVmError.fail(new MicroVmError.AttachFailed({ id, isHeld: false, why: "no machine is kept" })),
     launch: Effect.fn("QemuProvider.launch")(function*(spec, how = {}) {
       yield* checkFiles(yield* Effect.fromResult(planOf(spec, how, somewhere)), setup, host, how.from)
       return yield* Effect.uninterruptibleMask((restore) =>

@@ -50,7 +50,8 @@ export { NotConforming, type Rig, type Scenario } from "./internal/conformance.t
  *     rename: true,
  *     powerButton: true,
  *     panicDetection: true,
- *     saveKeepsChannels: true
+ *     saveKeepsChannels: true,
+ *     keep: true
  *   },
  *   spec: (id) => ({ id, kernel: "/boot/vmlinux" })
  * })

@@ -21,6 +21,7 @@ export const mayImport: Readonly<Record<string, ReadonlyArray<string>>> = {
   firecracker: ["lifecycle", "process", "journal", "host", "microvm"],
   qemu: ["lifecycle", "process", "journal", "host", "microvm"],
   warm: ["lifecycle", "process", "microvm", "guest", "image"],
+  supervisor: ["lifecycle", "process", "microvm", "journal", "host"],
   testing: [
     "lifecycle",
     "process",
@@ -32,7 +33,8 @@ export const mayImport: Readonly<Record<string, ReadonlyArray<string>>> = {
     "host",
     "firecracker",
     "qemu",
-    "warm"
+    "warm",
+    "supervisor"
   ],
   cli: [
     "lifecycle",
@@ -45,7 +47,8 @@ export const mayImport: Readonly<Record<string, ReadonlyArray<string>>> = {
     "host",
     "firecracker",
     "qemu",
-    "warm"
+    "warm",
+    "supervisor"
   ]
 }
 

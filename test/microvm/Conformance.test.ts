@@ -57,7 +57,8 @@ const all = (has: boolean): MicroVmProvider.Capabilities => ({
   rename: has,
   powerButton: has,
   panicDetection: has,
-  saveKeepsChannels: has
+  saveKeepsChannels: has,
+  keep: has
 })
 suite("all capabilities", all(true))
 suite("no capability", all(false))

@@ -20,6 +20,8 @@ describe("MachineSpec", () => {
         vcpus: 1,
         memoryMib: 256,
         kernelArgs: [],
+        networks: [],
+        drives: [],
         channels: []
       })
     }))

@@ -22,7 +22,7 @@ export interface Life {
   readonly gone: Effect.Effect<never, Error>
 }
 
-export const makeLife = Effect.fnUntraced(function*(first: "created" | "paused"): Effect.fn.Return<Life> {
+export const makeLife = Effect.fnUntraced(function*(first: "created" | "paused" | "running"): Effect.fn.Return<Life> {
   let state: MachineState.MachineState = first
   let asked = false
   const gone = yield* Deferred.make<never, Error>()

@@ -14,7 +14,7 @@ import type { MachineId, MachineSpec } from "../MachineSpec.ts"
 import type { LaunchStep, MemoryDriver, MemoryEvent, MemoryGuest, Script } from "../MemoryDriver.ts"
 import { obey } from "../MemoryDriver.ts"
 import * as MicroVmError from "../MicroVmError.ts"
-import type { Capabilities, LaunchOptions, MicroVmProvider, Vmm } from "../MicroVmProvider.ts"
+import type { Attached, Capabilities, LaunchOptions, MicroVmProvider, Vmm } from "../MicroVmProvider.ts"
 import type * as Snapshot from "../Snapshot.ts"
 import { makeSocketPair } from "./socketPair.ts"
 
@@ -35,14 +35,46 @@ export const makeMemoryHost = (capabilities: Capabilities): {
   const guests = new Map<MachineId, MemoryGuest>()
   const claims = new Map<string, { readonly life: number; readonly id: MachineId }>()
   const events: Array<MemoryEvent> = []
+  /** What outlives its launch, by the directory that stands for it. */
+  const kept = new Map<string, { readonly id: MachineId; readonly attached: () => Attached; isHeld: boolean }>()
+  /** One hand at a time; its scope lets go. */
+  const hold = (directory: string) =>
+    Effect.suspend(() => {
+      const one = kept.get(directory)
+      return one === undefined ? Effect.void : Effect.acquireRelease(
+        Effect.sync(() => void (one.isHeld = true)),
+        () => Effect.sync(() => void (one.isHeld = false))
+      )
+    })
   /** What was saved, by the form that its manifest has: a store may move directories. */
   const saves = new Map<string, ReadonlyMap<string, string>>()
   let platform: Snapshot.Platform = { backend }
   let lives = 0
 
-  const launch = Effect.fnUntraced(function*(
+  const launch: MicroVmProvider["Service"]["launch"] = (spec, options = {}) => {
+    const { keep } = options
+    if (keep === undefined) return play(spec, options)
+    if (!capabilities.keep) {
+      const remedy = "choose another backend, or do without"
+      return MicroVmError.fail(new MicroVmError.Unsupported({ operation: "keeping a machine", backend, remedy }))
+    }
+    return Effect.uninterruptibleMask((restore) =>
+      Effect.gen(function*() {
+        const scope = yield* Scope.make()
+        const vmm = yield* restore(play(spec, options)).pipe(
+          Scope.provide(scope),
+          Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
+        )
+        yield* Effect.forkDetach(Effect.andThen(vmm.ended, Scope.close(scope, Exit.void)))
+        yield* hold(keep.directory)
+        return vmm
+      })
+    )
+  }
+
+  const play = Effect.fnUntraced(function*(
     spec: MachineSpec,
-    { from, template = false }: LaunchOptions = {}
+    { from, keep, template = false }: LaunchOptions
   ): Effect.fn.Return<Vmm, MicroVmError.MicroVmError, Scope.Scope> {
     const { id } = spec
     const life = ++lives
@@ -190,7 +222,7 @@ export const makeMemoryHost = (capabilities: Capabilities): {
       if (!capabilities.saveKeepsChannels) channels.forEach((pair) => pair.close())
       return { form, platform, madeBy: "the in-memory backend" }
     })
-    return {
+    const vmm: Vmm = {
       start: perform("start", begin),
       pause: perform("pause", setPaused(true)),
       resume: perform("resume", Effect.andThen(setPaused(false), begin)),
@@ -208,6 +240,11 @@ export const makeMemoryHost = (capabilities: Capabilities): {
       consoleTail: Effect.sync(() => consoleTail),
       pid: Option.none()
     }
+    if (keep !== undefined) {
+      const attached = (): Attached => ({ vmm, state: pausedNow ? "paused" : begun ? "running" : "created" })
+      kept.set(keep.directory, { id, attached, isHeld: false })
+    }
+    return vmm
   })
 
   return {
@@ -221,7 +258,16 @@ export const makeMemoryHost = (capabilities: Capabilities): {
           argv: []
         }),
       platform: () => Result.succeed(platform),
-      launch
+      launch,
+      attach: ({ id }, { directory }) =>
+        Effect.suspend(() => {
+          const one = kept.get(directory)
+          const refuse = (isHeld: boolean, why: string) =>
+            MicroVmError.fail(new MicroVmError.AttachFailed({ id, isHeld, why }))
+          if (one === undefined || one.id !== id) return refuse(false, `none is kept in ${directory}`)
+          if (one.isHeld) return refuse(true, "somebody else has hold of it")
+          return Effect.as(hold(directory), one.attached())
+        })
     },
     driver: {
       script: (id, script) => Effect.sync(() => void scripts.set(id, script)),

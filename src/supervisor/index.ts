@@ -1,0 +1,6 @@
+/**
+ * Machines with all that they need of their host, written down before it is acquired, and got hold of again after our death.
+ *
+ * @since 0.1.0
+ */
+export {}
