@@ -102,6 +102,15 @@ export interface Options {
   readonly onProgress?: ((progress: Progress) => Effect.Effect<void>) | undefined
   /** Runs around each phase, for whoever wants to show or measure it. */
   readonly phase?: Phase | undefined
+  /**
+   * Told what is going to be launched or restored, before it is, each time that it is tried; the answer is how. Golden machines
+   * are not told of. By default, a machine ends with its scope.
+   */
+  readonly before?:
+    | ((
+      spec: MachineSpec.MachineSpec
+    ) => Effect.Effect<Pick<Machine.LaunchOptions, "keep" | "cgroup">, MicroVmError.MicroVmError>)
+    | undefined
   /** Told of the machine as soon as there is one, for whoever may have to end it before its guest answers. */
   readonly onMachine?: ((machine: Machine.Machine) => Effect.Effect<void>) | undefined
 }
@@ -167,6 +176,7 @@ export const launch: (options: Options) => Effect.Effect<
     start = "warm"
   } = options
   const phase: Phase = options.phase ?? (() => (effect) => effect)
+  const before = options.before ?? (() => Effect.succeed({}))
   const { capabilities, backend } = yield* MicroVmProvider
   const golden = yield* GoldenMachines
   const store = yield* SnapshotStore
@@ -187,7 +197,8 @@ export const launch: (options: Options) => Effect.Effect<
           initramfs,
           channels: channels(slots)
         })
-        const machine = yield* phase("launch", "starting the machine")(Machine.launch(spec))
+        const how = yield* before(spec)
+        const machine = yield* phase("launch", "starting the machine")(Machine.launch(spec, how))
         return {
           machine,
           go: machine.start,
@@ -210,9 +221,10 @@ export const launch: (options: Options) => Effect.Effect<
     }
     return yield* attempt(
       options,
-      Effect.map(
-        phase("restore", "restoring the machine")(Machine.restore(options.id, snapshot)),
-        (machine) => ({
+      Effect.gen(function*() {
+        const how = yield* before({ ...spec, id: options.id, networks: [], drives: [] })
+        const machine = yield* phase("restore", "restoring the machine")(Machine.restore(options.id, snapshot, how))
+        return {
           machine,
           go: machine.resume,
           label: ["renew", "giving the machine its own clock and names"] as const,
@@ -220,8 +232,8 @@ export const launch: (options: Options) => Effect.Effect<
           slots: free,
           labels,
           from: { snapshot: snapshot.id }
-        })
-      )
+        }
+      })
     )
   })
 
