@@ -41,7 +41,7 @@ const common = {
 // its own, so that everything is there once, and so is what is loaded only where it is needed.
 await build({
   ...common,
-  entryPoints: ["./src/**/index.ts", "./src/testing/internal/*Program.ts"],
+  entryPoints: ["./src/**/index.ts", "./src/testing/internal/*Program.ts", "./src/process/internal/*Program.ts"],
   outbase: "src",
   outdir: fresh,
   splitting: true,

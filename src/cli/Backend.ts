@@ -13,6 +13,7 @@ import * as FirecrackerProvider from "../firecracker/FirecrackerProvider.ts"
 import * as FirecrackerVersion from "../firecracker/FirecrackerVersion.ts"
 import { MicroVmError } from "../microvm/MicroVmError.ts"
 import type { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
+import type { ProcessHolder } from "../process/ProcessHolder.ts"
 import type { ProcessSpawner } from "../process/ProcessSpawner.ts"
 import * as QemuHost from "../qemu/QemuHost.ts"
 import * as QemuProvider from "../qemu/QemuProvider.ts"
@@ -77,7 +78,7 @@ export const explain = (error: unknown): string => {
 
 type Found<R> = Layer.Layer<BackendDetail | MicroVmProvider, Config.ConfigError | MicroVmError, R>
 
-const qemu: Found<ProcessSpawner | QemuHost.QemuHost> = Layer.unwrap(Effect.gen(function*() {
+const qemu: Found<ProcessHolder | ProcessSpawner | QemuHost.QemuHost> = Layer.unwrap(Effect.gen(function*() {
   const options = yield* QemuProvider.config
   const host = yield* QemuHost.QemuHost
   const observed = yield* host.observe(options)
@@ -130,7 +131,7 @@ const qemuSince = (error: MicroVmError) =>
  * @category layers
  * @since 0.1.0
  */
-export const layer = (choice: Choice): Found<FirecrackerProvider.Requirements | QemuHost.QemuHost> => {
+export const layer = (choice: Choice): Found<FirecrackerProvider.Requirements | ProcessHolder | QemuHost.QemuHost> => {
   switch (choice) {
     case "firecracker":
       return firecracker

@@ -32,6 +32,9 @@ import * as Backend from "./Backend.ts"
 import * as Doctor from "./Doctor.ts"
 import { orSignal } from "./HostSignals.ts"
 import { exitWith, jsonFlag, print, untilSignal } from "./internal/handlers.ts"
+import * as MachineCommands from "./MachineCommands.ts"
+import { Detach } from "./NodeDetach.ts"
+import * as RecoverCommand from "./RecoverCommand.ts"
 import { formatTook, Reporter } from "./Reporter.ts"
 import * as Run from "./Run.ts"
 import * as RunOptions from "./RunOptions.ts"
@@ -140,6 +143,17 @@ const dryRun = Effect.fnUntraced(function*(options: RunOptions.RunOptions, asJso
 const quote = (word: string): string =>
   /^[A-Za-z0-9_@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`
 
+/** Starts a run in the background. What goes wrong there until its command runs is told on our stderr. */
+const startInBackground = Effect.fnUntraced(function*(options: RunOptions.RunOptions) {
+  const { start } = yield* Detach
+  const id = Option.isSome(options.name) ? options.name.value : yield* Run.makeId
+  yield* Effect.gen(function*() {
+    const started = yield* start(id)
+    if (started._tag === "Ready") yield* print(id)
+    else yield* exitWith(started.exitCode)
+  }).pipe(untilSignal)
+})
+
 const runCommand = Command.make(
   "run",
   {
@@ -190,12 +204,21 @@ const runCommand = Command.make(
     ),
     network: Flag.Literals("network", ["none", "nat"]).pipe(
       Flag.withDefault("none"),
-      Flag.withDescription("The guest's network; nat is for a later version")
+      Flag.withDescription(
+        "The guest's network: none, or nat, by which it reaches what --allow says through the host, and nothing else"
+      )
     ),
     allow: Flag.String("allow").pipe(
       Flag.withMetavar("RULE"),
       Flag.atLeast(0),
-      Flag.withDescription("What the guest may reach, for a later version; may be repeated")
+      Flag.withDescription(
+        "What the guest may reach: 10.0.0.0/8:443/tcp, [fd00::/8]:53/udp, api.example.com:443/tcp; may be repeated"
+      )
+    ),
+    detach: Flag.Boolean("detach").pipe(
+      Flag.withAlias("d"),
+      Flag.withDefault(false),
+      Flag.withDescription("Go on in the background once the command has started, and print the machine's id")
     ),
     dryRun: Flag.Boolean("dry-run").pipe(
       Flag.withDefault(false),
@@ -218,7 +241,9 @@ const runCommand = Command.make(
       for (const fault of Result.isFailure(parsed) ? parsed.failure.faults : []) yield* reporter.line(fault)
       return yield* exitWith(ExitCode.run.usage)
     }
+    const detach = yield* Detach
     const options = parsed.success
+    if (options.detach && !flags.dryRun && !detach.isBackground) return yield* startInBackground(options)
     yield* Effect.gen(function*() {
       // A host whose programs hang must not keep us from ending.
       const found = yield* orSignal(
@@ -232,7 +257,10 @@ const runCommand = Command.make(
         const { backend: taken } = yield* MicroVmProvider
         if (flags.dryRun) return yield* dryRun(options, flags.json)
         if (options.backend === "auto") yield* reporter.line(`backend ${taken}: ${backendDetail}`)
-        yield* conclude(yield* Run.run(options, { backendDetail, json: flags.json }), flags.json)
+        const onStarted = detach.tell({ _tag: "Ready" })
+        const report = yield* Run.run(options, { backendDetail, json: flags.json, onStarted })
+        yield* conclude(report, flags.json)
+        yield* detach.tell({ _tag: "Failed", exitCode: report.exitCode })
       }).pipe(Effect.provideContext(found.success))
     }).pipe(
       Effect.scoped,
@@ -262,18 +290,53 @@ const runCommand = Command.make(
 
 const doctor = Command.make(
   "doctor",
-  { json: jsonFlag },
-  Effect.fnUntraced(function*({ json }) {
+  {
+    network: Flag.Literals("network", ["none", "nat"]).pipe(
+      Flag.withDefault("none"),
+      Flag.withDescription("What machines are to have; with nat, all that a network takes is required")
+    ),
+    machines: Flag.Int("machines").pipe(
+      Flag.withDefault(50),
+      Flag.withDescription("How many machines at a time this host is to bear; 50 by default")
+    ),
+    fix: Flag.Boolean("fix").pipe(
+      Flag.withDefault(false),
+      Flag.withDescription("Put in order what can be without harm: make directories, load modules of the kernel")
+    ),
+    forwarding: Flag.Boolean("forwarding").pipe(
+      Flag.withDefault(false),
+      Flag.withDescription("With --fix, let this host forward packets too")
+    ),
+    json: jsonFlag
+  },
+  Effect.fnUntraced(function*({ fix, forwarding, json, machines, network }) {
+    const reporter = yield* Reporter
+    const faults = [
+      ...(forwarding && !fix ? ["--forwarding goes with --fix"] : []),
+      ...(machines < 1 || machines > 100_000 ? [`--machines ${machines}: give 1 to 100000`] : [])
+    ]
+    if (faults.length > 0) {
+      yield* Effect.forEach(faults, reporter.line, { discard: true })
+      return yield* exitWith(ExitCode.run.usage)
+    }
     yield* Effect.gen(function*() {
-      const diagnosis = yield* Doctor.diagnose()
+      const diagnosis = yield* Doctor.diagnose({
+        network,
+        machines,
+        fix: fix ? { forwarding } : undefined
+      })
       yield* print(json ? JSON.stringify(diagnosis, null, 2) : Doctor.format(diagnosis))
       yield* exitWith(diagnosis.usable ? 0 : ExitCode.run.noBackend)
     }).pipe(untilSignal)
   })
 ).pipe(
   Command.withDescription(
-    "Check what this host has for machines, with a remedy for what it lacks; exits with 69 when none can run"
-  )
+    [
+      "Check what this host has for machines, with a remedy for what it lacks, as a command to type; exits with 69 when none can",
+      "run, or none with the network that is asked for"
+    ].join("\n  ")
+  ),
+  Command.withShortDescription("Check what this host has for machines, and what it lacks")
 )
 
 const build = Command.make(
@@ -317,7 +380,14 @@ const image = Command.make("image").pipe(
  */
 export const microvm = Command.make("microvm").pipe(
   Command.withDescription("Run commands in microVMs, and leave nothing behind"),
-  Command.withSubcommands([runCommand, snapshot, doctor, image])
+  Command.withSubcommands([
+    runCommand,
+    ...MachineCommands.subcommands,
+    ...RecoverCommand.subcommands,
+    snapshot,
+    doctor,
+    image
+  ])
 )
 
 /** Help that was asked for goes to stdout; with a mistake, the mistake is what the user has to see. */

@@ -1,9 +1,10 @@
 /**
- * How `microvm` speaks to another `microvm run` of the same user: what is said, and what can go wrong.
+ * How `microvm` speaks to another `microvm run` of the same user.
  *
  * ```
  *   microvm snapshot save ID NAME ──request──▸ microvm run --name ID
- *                                 ◂──events──
+ *                                 ◂──answer──
+ *   microvm exec ID -- CMD        ◂─streams──▸
  * ```
  *
  * Whatever a peer says or leaves out, the run goes on.
@@ -14,47 +15,11 @@ import * as Context from "effect/Context"
 import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
-import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
-import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
-import * as Snapshot from "../microvm/Snapshot.ts"
-
-/**
- * What can be asked of a run: to save its machine under a name.
- *
- * @category schemas
- * @since 0.1.0
- */
-export const Request = Schema.TaggedUnion({ Save: { name: Snapshot.SnapshotName } })
-
-/**
- * @category models
- * @since 0.1.0
- */
-export type Request = typeof Request.Type
-
-/**
- * How a request ended.
- *
- * - `Saved`: all of the snapshot is on the disk. `took` and `stoodStill` are in milliseconds: from the request to the end, and
- *   the part of it in which the guest's processors were stopped.
- * - `Refused`: nothing was done, or nothing of it is left. `NotReady`: the guest has not answered yet, or goes down.
- *
- * @category schemas
- * @since 0.1.0
- */
-export const Answer = Schema.TaggedUnion({
-  Saved: { snapshot: Snapshot.Sha256, took: Schema.Finite, stoodStill: Schema.Finite },
-  Refused: { reason: Schema.Literals(["NotReady", "NameTaken", "Failed"]), message: Schema.String }
-})
-
-/**
- * @category models
- * @since 0.1.0
- */
-export type Answer = typeof Answer.Type
+import type { ExitStatus } from "../lifecycle/ExitStatus.ts"
+import * as ControlRequest from "./ControlRequest.ts"
+import * as Session from "./internal/session.ts"
 
 /**
  * No run of this user has a machine of this id. `there` are those that have one.
@@ -83,7 +48,7 @@ const list = (ids: ReadonlyArray<string>): string => `${ids.length === 1 ? "is" 
  */
 export class Refused extends Data.TaggedError("Refused")<{
   readonly id: string
-  readonly reason: Extract<Answer, { _tag: "Refused" }>["reason"]
+  readonly reason: Extract<ControlRequest.Answer, { _tag: "Refused" }>["reason"]
   readonly why: string
 }> {
   override get message(): string {
@@ -118,7 +83,7 @@ export class Gone extends Data.TaggedError("Gone")<{ readonly id: string }> {
 }
 
 /**
- * Whoever answers there is not a run of this user with this cache.
+ * Whoever answers there is not a run of this user with this directory.
  *
  * @category reasons
  * @since 0.1.0
@@ -169,59 +134,81 @@ export const fail = (reason: ControlError["reason"]): Effect.Effect<never, Contr
  *   `Unavailable` when it cannot, as when another run has a machine of this id.
  * - `ask`: makes a request of the run that has the machine of this id, and waits for its answer. Interrupting it does not
  *   call the request off.
+ * - `exec`: runs a command in the machine of this id, connected to streams of ours, and waits for its end. Interrupting it, or
+ *   a failure of one of the streams, kills the command.
  *
  * @category services
  * @since 0.1.0
  */
 export class Control extends Context.Service<Control, {
-  readonly listen: (
+  readonly listen: (id: string, handle: ControlRequest.Handler) => Effect.Effect<void, ControlError, Scope.Scope>
+  readonly ask: <R extends Exclude<ControlRequest.Request, ControlRequest.Exec>>(
     id: string,
-    handle: (request: Request) => Effect.Effect<Answer>
-  ) => Effect.Effect<void, ControlError, Scope.Scope>
-  readonly ask: (
+    request: R
+  ) => Effect.Effect<ControlRequest.AnswerTo<R>, ControlError>
+  readonly exec: <E, R>(
     id: string,
-    request: Request
-  ) => Effect.Effect<Extract<Answer, { _tag: "Saved" }>, ControlError>
+    request: ControlRequest.Exec,
+    streams: ControlRequest.Streams<E, R>
+  ) => Effect.Effect<ExitStatus, ControlError | E, R>
 }>()("effect-microvm-runtime/cli/Control") {
   /** Runs in memory, for tests. */
   static readonly layerMemory: Layer.Layer<Control> = Layer.sync(Control, () => {
-    const runs = new Map<string, (request: Request) => Effect.Effect<Answer, ControlError>>()
+    const runs = new Map<string, { readonly handle: ControlRequest.Handler; readonly scope: Scope.Scope }>()
+    const meet = Effect.fnUntraced(function*<Q extends ControlRequest.Request, E, R>(
+      id: string,
+      request: Q,
+      streams?: ControlRequest.Streams<E, R>
+    ) {
+      const run = runs.get(id)
+      if (run === undefined) return yield* fail(new NoSuchMachine({ id, there: [...runs.keys()] }))
+      const wires = Session.memoryWires()
+      yield* Session.serve(wires.run, request, run.handle).pipe(
+        Effect.ensuring(wires.hangUp),
+        Effect.forkIn(run.scope, { startImmediately: true })
+      )
+      const answer = yield* Effect.ensuring(Session.visit(wires.visitor, faults(id), streams), wires.hangUp)
+      return yield* toAnswer(id, request, answer)
+    })
     return Control.of({
       listen: Effect.fnUntraced(function*(id, handle) {
         if (runs.has(id)) return yield* fail(new Unavailable({ why: `another run has a machine ${id}` }))
         const scope = yield* Effect.scope
-        const receive = (request: Request) =>
-          handle(request).pipe(
-            Effect.forkIn(scope, { startImmediately: true }),
-            Effect.flatMap(Fiber.await),
-            Effect.flatMap((exit) => Exit.isSuccess(exit) ? Effect.succeed(exit.value) : fail(new Gone({ id })))
-          )
         yield* Effect.acquireRelease(
-          Effect.sync(() => runs.set(id, receive)),
+          Effect.sync(() => runs.set(id, { handle, scope })),
           () => Effect.sync(() => runs.delete(id))
         )
       }),
-      ask: (id, request) =>
-        Effect.suspend(() => {
-          const receive = runs.get(id)
-          return receive === undefined
-            ? fail(new NoSuchMachine({ id, there: [...runs.keys()] }))
-            : Effect.flatMap(receive(request), (answer) => toSaved(id, answer))
-        })
+      ask: (id, request) => meet(id, request),
+      exec: (id, request, streams) => Effect.map(meet(id, request, streams), ({ status }) => status)
     })
   })
 }
 
 /**
- * An answer that is no refusal.
+ * What it means that a run breaks off a conversation, or says nothing more.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const faults = (id: string): { readonly broken: ControlError; readonly silent: ControlError } => ({
+  broken: new ControlError({ reason: new Gone({ id }) }),
+  silent: new ControlError({ reason: new NoAnswer({ id, within: Session.answerWithin }) })
+})
+
+/**
+ * The answer to a request, unless it is a refusal. A run that answers something else has broken off.
  *
  * @category combinators
  * @since 0.1.0
  */
-export const toSaved = (
+export const toAnswer = <R extends ControlRequest.Request>(
   id: string,
-  answer: Answer
-): Effect.Effect<Extract<Answer, { _tag: "Saved" }>, ControlError> =>
-  answer._tag === "Saved"
-    ? Effect.succeed(answer)
-    : fail(new Refused({ id, reason: answer.reason, why: answer.message }))
+  request: R,
+  answer: ControlRequest.Answer
+): Effect.Effect<ControlRequest.AnswerTo<R>, ControlError> => {
+  if (ControlRequest.isAnswerTo(request, answer)) return Effect.succeed(answer)
+  return answer._tag === "Refused"
+    ? fail(new Refused({ id, reason: answer.reason, why: answer.message }))
+    : Effect.fail(faults(id).broken)
+}

@@ -12,6 +12,8 @@ import * as Capabilities from "../firecracker/Capabilities.ts"
 import * as FirecrackerHost from "../firecracker/FirecrackerHost.ts"
 import * as FirecrackerProvider from "../firecracker/FirecrackerProvider.ts"
 import * as FirecrackerVersion from "../firecracker/FirecrackerVersion.ts"
+import * as HostChecks from "../host/HostChecks.ts"
+import { HostFacts } from "../host/HostFacts.ts"
 import { ImageStore } from "../image/ImageStore.ts"
 import { MicroVmError } from "../microvm/MicroVmError.ts"
 import * as KillScope from "../process/KillScope.ts"
@@ -19,6 +21,7 @@ import { ProcessSpawner } from "../process/ProcessSpawner.ts"
 import * as QemuHost from "../qemu/QemuHost.ts"
 import * as QemuProvider from "../qemu/QemuProvider.ts"
 import * as Backend from "./Backend.ts"
+import * as RunDirectory from "./RunDirectory.ts"
 
 /**
  * One check. `required`: without it no machine can run; the others make machines faster or safer.
@@ -31,7 +34,12 @@ export const Check = Schema.Struct({
   ok: Schema.Boolean,
   required: Schema.Boolean,
   found: Schema.String,
-  remedy: Schema.optionalKey(Schema.String)
+  /** Why it matters. */
+  why: Schema.optionalKey(Schema.String),
+  /** What to type, or to do. */
+  remedy: Schema.optionalKey(Schema.String),
+  /** The flags by which this command does something about it itself. */
+  fix: Schema.optionalKey(Schema.Literals(["--fix", "--fix --forwarding"]))
 })
 
 /**
@@ -47,9 +55,14 @@ export type Check = typeof Check.Type
  * @since 0.1.0
  */
 export const Diagnosis = Schema.Struct({
-  /** Can a machine run here? */
+  /** Can a machine run here, with the network that was asked for? */
   usable: Schema.Boolean,
-  checks: Schema.Array(Check)
+  network: Schema.Literals(["none", "nat"]),
+  checks: Schema.Array(Check),
+  /** What `--fix` did, or could not do, before the checks were made. */
+  fixed: Schema.optionalKey(
+    Schema.Array(Schema.Struct({ name: Schema.String, ok: Schema.Boolean, what: Schema.String }))
+  )
 })
 
 /**
@@ -206,15 +219,65 @@ const image = Effect.gen(function*() {
 }).pipe(Effect.catch((error) => Effect.succeed(failed("image", true, error.message))))
 
 /**
- * Runs all checks, also after one has failed.
+ * @category options
+ * @since 0.1.0
+ */
+export interface Options {
+  /** What machines are to have; with `nat`, what is advice otherwise is required. Default `none`. */
+  readonly network?: "none" | "nat" | undefined
+  /** How many machines at a time. Default 50. */
+  readonly machines?: number | undefined
+  /**
+   * Puts in order first what can be without harm to anybody: makes directories, and loads modules of the kernel. With
+   * `forwarding`, the host becomes a router too. Default: nothing is changed.
+   */
+  readonly fix?: { readonly forwarding: boolean } | undefined
+}
+
+const toCheck = ({ fix, found, level, name, ok, remedy, why }: HostChecks.Check): Check => ({
+  name,
+  ok,
+  required: level === "required",
+  found,
+  why,
+  ...(remedy === undefined ? {} : { remedy }),
+  ...(fix === undefined ? {} : { fix: fix._tag === "Forward" ? "--fix --forwarding" : "--fix" })
+})
+
+/** What is there beside the backends. */
+const host = Effect.fnUntraced(function*({ fix, machines, network }: Options) {
+  const { apply, observe } = yield* HostFacts
+  const stateDirectory = yield* RunDirectory.stateDirectory
+  const evaluate = Effect.map(
+    observe({ stateDirectory }),
+    (facts) => HostChecks.evaluate(facts, { network: network === "nat", machines, stateDirectory })
+  )
+  const before = yield* evaluate
+  if (fix === undefined) return { checks: before.map(toCheck) }
+  const fixed = yield* Effect.forEach(
+    before.flatMap((check) =>
+      check.fix === undefined || (check.fix._tag === "Forward" && !fix.forwarding) ? [] : [{ ...check, fix: check.fix }]
+    ),
+    ({ fix: one, name }) =>
+      Effect.match(apply(one), {
+        onFailure: ({ message: what }) => ({ name, ok: false, what }),
+        onSuccess: (what) => ({ name, ok: true, what })
+      })
+  )
+  return { checks: (yield* evaluate).map(toCheck), fixed }
+}, Effect.catch((error) => Effect.succeed({ checks: [failed("state directory", true, Backend.explain(error))] })))
+
+/**
+ * Runs all checks, also after one has failed. With `fix`, what can be put in order is, before the others are made.
  *
  * @category main
  * @since 0.1.0
  */
-export const diagnose = Effect.fn("Doctor.diagnose")(function*() {
+export const diagnose = Effect.fn("Doctor.diagnose")(function*(options: Options = {}) {
   const one = <E, R>(check: Effect.Effect<Check, E, R>) => Effect.map(check, (found) => [found])
   const all = [firecracker, qemu, one(killScope), one(image), one(warm)] as const
-  const found = (yield* Effect.all(all, { concurrency: "unbounded" })).flat()
+  const hosted = yield* host(options)
+  const found = [...(yield* Effect.all(all, { concurrency: "unbounded" })).flat(), ...hosted.checks]
   const choice = yield* Effect.orElseSucceed(Backend.config, () => "auto" as const)
   // One backend is enough, unless it is another that was asked for.
   const needed = choice !== "auto"
@@ -225,20 +288,27 @@ export const diagnose = Effect.fn("Doctor.diagnose")(function*() {
   const checks = found.map((check) =>
     check.name === "qemu" || check.name === "firecracker" ? requiredIf(check, check.name === needed) : check
   )
-  return { usable: checks.every(({ ok, required }) => ok || !required), checks } satisfies Diagnosis
+  return {
+    usable: checks.every(({ ok, required }) => ok || !required),
+    network: options.network ?? "none",
+    checks,
+    ...("fixed" in hosted ? { fixed: hosted.fixed } : {})
+  } satisfies Diagnosis
 })
 
 /**
- * The checks for people, one line each.
+ * The checks for people: what was put in order, then one line for each check, and where one failed, why it matters and what to do.
  *
  * @category conversions
  * @since 0.1.0
  */
-export const format = ({ checks, usable }: Diagnosis): string =>
+export const format = ({ checks, fixed = [], network, usable }: Diagnosis): string =>
   [
-    ...checks.flatMap(({ found, name, ok, remedy, required }) => [
+    ...fixed.map(({ name, ok, what }) => `${ok ? "done" : "FAIL"}  ${name}: ${what}`),
+    ...checks.flatMap(({ fix, found, name, ok, remedy, required, why }) => [
       `${ok ? "ok  " : required ? "FAIL" : "warn"}  ${name}: ${found}`,
-      ...(remedy === undefined ? [] : [`      → ${remedy}`])
+      ...(ok || why === undefined ? [] : [`      ${why}`]),
+      ...(remedy === undefined ? [] : [`      → ${remedy}${fix === undefined ? "" : `, or microvm doctor ${fix}`}`])
     ]),
-    usable ? "Machines can run here." : "No machine can run here."
+    `${usable ? "Machines" : "No machine"}${network === "nat" ? " with a network" : ""} can run here.`
   ].join("\n")

@@ -10,7 +10,11 @@
  * ```
  *
  * The name is a part of each HMAC, so that a stranger cannot pass on what a run says to him as a word of his own. A visitor
- * who does not get through within a second is cut off, and there is room for a few at a time only.
+ * who does not get through within a second is cut off. There is room for 64 requests, and for 8 more who have not said who
+ * they are.
+ *
+ * From then on both sides speak in frames (`internal/frames.ts`). The kernel gives the bytes of a connection to its two ends
+ * only, so they need no proof of their own.
  *
  * Abstract names are those of a network namespace: a run in another one is not found.
  *
@@ -31,87 +35,35 @@ import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as NodeCrypto from "node:crypto"
 import * as NodeNet from "node:net"
-import * as ImageStore from "../image/ImageStore.ts"
 import { MachineId } from "../microvm/MachineSpec.ts"
 import { Sha256 } from "../microvm/Snapshot.ts"
 import * as OwnedFiles from "../process/OwnedFiles.ts"
 import { ProcessHost } from "../process/ProcessHost.ts"
 import * as Control from "./Control.ts"
+import * as ControlRequest from "./ControlRequest.ts"
+import { makePeer, maxLine, type Peer } from "./internal/peer.ts"
+import * as Session from "./internal/session.ts"
+import { Broken } from "./internal/session.ts"
+import * as RunDirectory from "./RunDirectory.ts"
 
 const version = 1
 const keyBytes = 32
-/** The longest that a side may say before the other has read it. */
-const maxUnread = 64 * 1024
-const maxVisitors = 8
+/** Requests under way at a run. */
+const maxVisitors = 64
+/** Those who have not said yet who they are. */
+const maxStrangers = 8
 const introduceWithin = Duration.seconds(1)
-/** Who is busy says so once a second. */
-const beat = Duration.seconds(1)
-const answerWithin = Duration.seconds(10)
+/** What is around a request in its line. */
+const roomForProof = 256
 
 const Hello = Schema.fromJsonString(Schema.Struct({ version: Schema.Literal(version), nonce: Sha256 }))
 const Challenge = Schema.fromJsonString(Schema.Struct({ nonce: Sha256, proof: Sha256 }))
 /** The request is a text of its own, as its proof is that of the very bytes. */
 const Ask = Schema.fromJsonString(Schema.Struct({ request: Schema.String, proof: Sha256 }))
-const Request = Schema.fromJsonString(Control.Request)
-const Message = Schema.fromJsonString(
-  Schema.Union([Schema.TaggedStruct("Working", {}), Control.Answer])
-)
+const Request = Schema.fromJsonString(ControlRequest.Request)
 
-/** The other side has hung up, or does not keep to what is agreed. */
-class Broken extends Data.TaggedError("Broken")<{}> {}
 /** The other side does not know the key. */
 class Unproven extends Data.TaggedError("Unproven")<{}> {}
-
-interface Peer {
-  readonly read: <A>(schema: Schema.Codec<A, string>) => Effect.Effect<A, Broken>
-  /** Does not wait; what a peer does not read is dropped at last. */
-  readonly write: <A>(schema: Schema.Codec<A, string>, value: A) => Effect.Effect<void>
-}
-
-/** Says a line when it is whole; hangs up when the scope closes. */
-const makePeer = (socket: NodeNet.Socket): Effect.Effect<Peer, never, Scope.Scope> =>
-  Effect.acquireRelease(
-    Effect.sync(() => {
-      let unread = ""
-      let over = false
-      let look = (): void => {}
-      socket.setEncoding("utf8")
-      socket.on("data", (text: string) => {
-        unread += text
-        if (unread.length > maxUnread) socket.destroy()
-        look()
-      })
-      socket.on("close", () => {
-        over = true
-        look()
-      })
-      const line = Effect.callback<string, Broken>((resume) => {
-        look = () => {
-          const end = unread.indexOf("\n")
-          if (end === -1 && !over) return
-          look = () => {}
-          if (end === -1) return resume(Effect.fail(new Broken()))
-          const text = unread.slice(0, end)
-          unread = unread.slice(end + 1)
-          resume(Effect.succeed(text))
-        }
-        look()
-        return Effect.sync(() => {
-          look = () => {}
-        })
-      })
-      return {
-        read: (schema) =>
-          Effect.flatMap(line, (text) => Effect.mapError(Schema.decodeEffect(schema)(text), () => new Broken())),
-        write: (schema, value) =>
-          Effect.map(Effect.orDie(Schema.encodeEffect(schema)(value)), (text) => {
-            if (socket.writable && socket.writableLength < maxUnread) socket.write(`${text}\n`)
-          })
-      } satisfies Peer
-    }),
-    // What was written is sent before the end is.
-    () => Effect.sync(() => socket.destroySoon())
-  )
 
 const makeNonce = Effect.sync(() => NodeCrypto.randomBytes(32).toString("hex"))
 
@@ -121,7 +73,7 @@ const prove = (key: Uint8Array, ...what: ReadonlyArray<string>): string =>
 const checkProof = (proof: string, expected: string): Effect.Effect<void, Unproven> =>
   NodeCrypto.timingSafeEqual(Buffer.from(proof), Buffer.from(expected)) ? Effect.void : Effect.fail(new Unproven())
 
-/** Where the runs of one user and one cache are found, and the key that they share. */
+/** Where the runs of one user and one state directory are found, and the key that they share. */
 interface House {
   readonly key: Uint8Array
   /** What the names of its machines begin with, without the NUL of abstract names. */
@@ -150,6 +102,7 @@ const makeHouse = (directory: string) =>
     }))
     const make = Effect.scoped(Effect.gen(function*() {
       const temporary = path.join(directory, "tmp")
+      yield* RunDirectory.ensurePrivate(directory)
       yield* OwnedFiles.ensureDirectory(temporary)
       const own = path.join(yield* OwnedFiles.temporaryDirectory(temporary), "control-key")
       yield* fs.writeFile(own, NodeCrypto.randomBytes(keyBytes), { flag: "wx", mode: 0o600 })
@@ -199,20 +152,29 @@ const introduce = ({ key }: House, address: string, peer: Peer) =>
     return yield* Effect.mapError(Schema.decodeEffect(Request)(request), () => new Broken())
   }).pipe(Effect.timeoutOrElse({ duration: introduceWithin, orElse: () => Effect.fail(new Broken()) }))
 
-const listen = Effect.fnUntraced(function*(
-  house: House,
-  id: string,
-  handle: (request: Control.Request) => Effect.Effect<Control.Answer>
-) {
+const listen = Effect.fnUntraced(function*(house: House, id: string, handle: ControlRequest.Handler) {
   const address = house.prefix + id
   const fork = yield* FiberSet.makeRuntime<never, void, never>()
+  let visitors = 0
+  const visitor: ControlRequest.Handler = (request, streams) =>
+    Effect.suspend(() =>
+      visitors > maxVisitors
+        ? Effect.succeed<ControlRequest.Answer>({
+          _tag: "Refused",
+          reason: "Busy",
+          message: `${maxVisitors} requests are under way at machine ${id}: try again later`
+        })
+        : handle(request, streams)
+    )
   const receive = (socket: NodeNet.Socket) =>
     Effect.scoped(Effect.gen(function*() {
       const peer = yield* makePeer(socket)
       const request = yield* introduce(house, address, peer)
-      const working = Effect.andThen(Effect.sleep(beat), peer.write(Message, { _tag: "Working" }))
-      const answer = yield* Effect.raceFirst(handle(request), Effect.forever(working))
-      yield* peer.write(Message, answer)
+      yield* Effect.acquireUseRelease(
+        Effect.sync(() => visitors++),
+        () => Session.serve(peer, request, visitor),
+        () => Effect.sync(() => visitors--)
+      )
     })).pipe(Effect.ignore)
   yield* Effect.acquireRelease(
     Effect.callback<NodeNet.Server, Control.ControlError>((resume) => {
@@ -220,7 +182,7 @@ const listen = Effect.fnUntraced(function*(
         socket.on("error", () => {})
         fork(receive(socket))
       })
-      server.maxConnections = maxVisitors
+      server.maxConnections = maxVisitors + maxStrangers
       server.on("error", (error) => {
         const taken = codeOf(error) === "EADDRINUSE"
         resume(unavailable(taken ? `another run has a machine ${id}, or has taken its name` : codeOf(error)))
@@ -241,12 +203,24 @@ const connect = (address: string): Effect.Effect<NodeNet.Socket, Broken, Scope.S
     (socket) => Effect.sync(() => socket.destroy())
   )
 
-const ask = Effect.fnUntraced(function*(house: House, id: string, request: Control.Request) {
+const ask = Effect.fnUntraced(function*<Q extends ControlRequest.Request, E, R>(
+  house: House,
+  id: string,
+  request: Q,
+  streams?: ControlRequest.Streams<E, R>
+) {
   const address = house.prefix + id
   const { key } = house
   const machines = yield* listMachines(house.prefix)
   if (!machines.includes(id)) return yield* Control.fail(new Control.NoSuchMachine({ id, there: machines }))
-  const noAnswer = Control.fail(new Control.NoAnswer({ id, within: answerWithin }))
+  const faults = Control.faults(id)
+  const text = yield* Effect.orDie(Schema.encodeEffect(Request)(request))
+  const size = Buffer.byteLength(JSON.stringify(text))
+  if (size > maxLine - roomForProof) {
+    const why = `the command, its arguments and its environment take ${size} bytes as JSON: ` +
+      `make them shorter than ${maxLine - roomForProof}, or pass them on stdin`
+    return yield* Control.fail(new Control.Refused({ id, reason: "Invalid", why }))
+  }
 
   /** The run may have no room for us just now. */
   const open = Effect.gen(function*() {
@@ -255,26 +229,21 @@ const ask = Effect.fnUntraced(function*(house: House, id: string, request: Contr
     yield* peer.write(Hello, { version, nonce: ours })
     const { nonce: theirs, proof } = yield* peer.read(Challenge)
     yield* checkProof(proof, prove(key, "run", address, ours, theirs))
-    const text = yield* Effect.orDie(Schema.encodeEffect(Request)(request))
     yield* peer.write(Ask, { request: text, proof: prove(key, "visitor", address, ours, theirs, text) })
     return peer
   }).pipe(
     Effect.retry({ while: (error) => error._tag === "Broken", schedule: Schedule.spaced("100 millis"), times: 20 }),
-    Effect.timeoutOrElse({ duration: answerWithin, orElse: () => noAnswer }),
-    Effect.catchTags({ Broken: () => noAnswer, Unproven: () => Control.fail(new Control.Stranger({ id })) })
+    Effect.timeoutOrElse({ duration: Session.answerWithin, orElse: () => Effect.fail(faults.silent) }),
+    Effect.catchTags({
+      Broken: () => Effect.fail(faults.silent),
+      Unproven: () => Control.fail(new Control.Stranger({ id }))
+    })
   )
-  const peer = yield* open
-  while (true) {
-    const message = yield* peer.read(Message).pipe(
-      Effect.timeoutOrElse({ duration: answerWithin, orElse: () => noAnswer }),
-      Effect.catchTag("Broken", () => Control.fail(new Control.Gone({ id })))
-    )
-    if (message._tag !== "Working") return yield* Control.toSaved(id, message)
-  }
+  return yield* Control.toAnswer(id, request, yield* Session.visit(yield* open, faults, streams))
 }, Effect.scoped)
 
 /**
- * The runs of this user that use the images and snapshots of this directory.
+ * The runs of this user that leave what is to be known of them in this directory.
  *
  * @category layers
  * @since 0.1.0
@@ -296,15 +265,19 @@ export const layerAt = (
         }),
         ask: Effect.fn("Control.ask")(function*(id, request) {
           return yield* Effect.provideContext(ask(yield* house, id, request), services)
+        }),
+        exec: Effect.fn("Control.exec")(function*(id, request, streams) {
+          const { status } = yield* Effect.provideContext(ask(yield* house, id, request, streams), services)
+          return status
         })
       })
     })
   )
 
 /**
- * `layerAt` the cache directory, as `MICROVM_CACHE_DIR` and its like say.
+ * `layerAt` the state directory, as `MICROVM_STATE_DIR` and its like say.
  *
  * @category layers
  * @since 0.1.0
  */
-export const layer = Layer.unwrap(Effect.map(ImageStore.cacheDirectory, layerAt))
+export const layer = Layer.unwrap(Effect.map(RunDirectory.stateDirectory, layerAt))

@@ -24,11 +24,13 @@ import * as PlatformError from "effect/PlatformError"
 import * as Random from "effect/Random"
 import * as Scope from "effect/Scope"
 import * as Stdio from "effect/Stdio"
+import * as Stream from "effect/Stream"
 import * as GuestCommand from "../guest/GuestCommand.ts"
 import { ImageError } from "../image/ImageError.ts"
 import type { ImageStore } from "../image/ImageStore.ts"
 import * as ExitCode from "../lifecycle/ExitCode.ts"
 import type { MachineStart, Phase, RunEnd, RunReport } from "../lifecycle/RunReport.ts"
+import type { ShutdownOutcome } from "../lifecycle/ShutdownOutcome.ts"
 import type * as ShutdownPolicy from "../lifecycle/ShutdownPolicy.ts"
 import * as Machine from "../microvm/Machine.ts"
 import * as MachineEnd from "../microvm/MachineEnd.ts"
@@ -38,14 +40,16 @@ import { type MachineRequest, MicroVmProvider } from "../microvm/MicroVmProvider
 import type { SnapshotStore } from "../microvm/SnapshotStore.ts"
 import type { GoldenMachines } from "../warm/GoldenMachines.ts"
 import * as WarmMachine from "../warm/WarmMachine.ts"
-import * as WarmProgress from "../warm/WarmProgress.ts"
 import * as Backend from "./Backend.ts"
 import { Control } from "./Control.ts"
+import type { Answer } from "./ControlRequest.ts"
 import { HostSignals } from "./HostSignals.ts"
+import { launch, remember, resume, type Up } from "./internal/comeUp.ts"
 import { saveMachine } from "./internal/saveMachine.ts"
+import { serveMachine } from "./internal/serveMachine.ts"
 import { formatTook, Reporter } from "./Reporter.ts"
+import { type Place, RunHost, type RunHostError } from "./RunHost.ts"
 import type { RunOptions } from "./RunOptions.ts"
-import * as Snapshots from "./Snapshots.ts"
 
 /** How long a reader of ours may take for what came from the guest before its end. */
 const lastWordsWithin = Duration.seconds(1)
@@ -125,7 +129,15 @@ const ofStream = ({ message, reason }: PlatformError.PlatformError): RunEnd => {
 }
 
 /** What it takes to bring a machine up. */
-type Needs = Control | GoldenMachines | ImageStore | MicroVmProvider | SecureRandom.SecureRandom | SnapshotStore
+type Needs =
+  | Control
+  | Reporter
+  | GoldenMachines
+  | ImageStore
+  | MicroVmProvider
+  | RunHost
+  | SecureRandom.SecureRandom
+  | SnapshotStore
 
 const toStart = (start: WarmMachine.Start): MachineStart => {
   const took = Duration.millis(Duration.toMillis(start.took))
@@ -134,9 +146,20 @@ const toStart = (start: WarmMachine.Start): MachineStart => {
     : { _tag: "Booted", why: start.why, took }
 }
 
-/** Of all steps, these are worth a line that stays; the others are what the live line is for. */
-const isWorthALine = ({ _tag }: WarmProgress.Progress): boolean =>
-  _tag === "Making" || _tag === "Remaking" || _tag === "WaitingForMaker" || _tag === "BootingCold"
+/**
+ * @category options
+ * @since 0.1.0
+ */
+export interface Context {
+  readonly backendDetail: string
+  readonly json: boolean
+  /**
+   * Goes on with the run that another process has left: with its machine, and with the command that runs there. Default false.
+   */
+  readonly resume?: boolean | undefined
+  /** Told when the command runs. By default, nobody. */
+  readonly onStarted?: Effect.Effect<void> | undefined
+}
 
 /**
  * Runs a command in a fresh machine and ends the machine again.
@@ -150,11 +173,11 @@ const isWorthALine = ({ _tag }: WarmProgress.Progress): boolean =>
  */
 export const run = Effect.fn("Run.run")(function*(
   options: RunOptions,
-  context: { readonly backendDetail: string; readonly json: boolean }
+  context: Context
 ): Effect.fn.Return<
   RunReport,
   never,
-  HostSignals | Reporter | Stdio.Stdio | Needs
+  HostSignals | Reporter | Scope.Scope | Stdio.Stdio | Needs
 > {
   const { backend } = yield* MicroVmProvider
   const reporter = yield* Reporter
@@ -171,12 +194,18 @@ export const run = Effect.fn("Run.run")(function*(
         Effect.withSpan(`Run.${name}`)
       ))
 
+  // Holds the run's place until all is written down.
+  const outer = yield* Effect.scope
+  let place: Place | undefined
+  const gone = yield* Deferred.make<ShutdownOutcome | undefined>()
   const { end, outcome } = yield* Effect.scoped(Effect.gen(function*() {
     const cut = yield* Deferred.make<RunEnd>()
     let machine: Machine.Machine | undefined
     /** The same, while its guest answers and it does not stop. */
-    let up: WarmMachine.WarmMachine | undefined
+    let up: Up["ready"] | undefined
     let streams: Fiber.Fiber<unknown, unknown> | undefined
+    let isStopping = false
+    let stopGrace: Duration.Duration | undefined
 
     yield* Effect.gen(function*() {
       const signal = yield* signals.next
@@ -191,55 +220,77 @@ export const run = Effect.fn("Run.run")(function*(
       ))
     }).pipe(Effect.forkScoped({ startImmediately: true }))
 
-    // Others may have it saved while it is up.
-    const doors = yield* Scope.fork(yield* Effect.scope)
+    const whole = yield* Effect.scope
+    const doors = yield* Scope.fork(whole)
     const control = yield* Control
     const services = yield* Effect.context<SnapshotStore>()
-    const handle = saveMachine(() => up)
-    yield* control.listen(id, (request) => Effect.provideContext(handle(request), services)).pipe(
-      Effect.catch((error) => reporter.line(`the machine cannot be saved from outside: ${error.message}`)),
-      Scope.provide(doors),
-      Effect.forkIn(doors, { startImmediately: true })
+    const handle = serveMachine({
+      look: () => up,
+      phase: () => isStopping ? "stopping" : up === undefined ? "starting" : "running",
+      save: saveMachine(() => up),
+      stop: ({ force, grace }) =>
+        Effect.gen(function*() {
+          stopGrace = grace
+          yield* Deferred.succeed(cut, { _tag: "Interrupted", signal: "SIGTERM" })
+          if (force && machine !== undefined) {
+            yield* Effect.forkDetach(Effect.ignore(machine.shutdown({ request: { atLeast: "SIGKILL" } })))
+          }
+          return yield* Deferred.await(gone)
+        })
+    })
+    const goesDown: Answer = { _tag: "Refused", reason: "NotReady", message: "the machine goes down" }
+    yield* control.listen(id, (request, visitor) => {
+      const answer = Effect.provideContext(handle(request, visitor), services)
+      // What needs the guest is left off before it is asked to power off; who waits for that is answered after it.
+      return request._tag === "Stop" || request._tag === "Status" ? answer : answer.pipe(
+        Effect.forkIn(doors, { startImmediately: true }),
+        Effect.flatMap((fiber) => Effect.onInterrupt(Fiber.await(fiber), () => Fiber.interrupt(fiber))),
+        Effect.map(Exit.match({ onFailure: () => goesDown, onSuccess: (answered) => answered }))
+      )
+    }).pipe(
+      Effect.catch((error) => reporter.line(`the machine cannot be reached from outside: ${error.message}`)),
+      Scope.provide(outer),
+      Effect.forkIn(whole, { startImmediately: true })
     )
 
-    let maker: number | undefined
-    const body: Effect.Effect<RunEnd, WarmMachine.WarmError | PlatformError.PlatformError> = Effect.gen(function*() {
-      const from = typeof options.start === "object" ? yield* Snapshots.resolve(options.start.from) : undefined
-      const ready = yield* WarmMachine.launch({
-        id,
-        image: options.image,
-        vcpus: options.vcpus,
-        memoryMib: options.memoryMib,
-        start: from === undefined ? options.start : { from },
-        phase,
-        onMachine: (launched) => Effect.sync(() => void (machine = launched)),
-        onProgress: (progress) =>
-          Effect.suspend(() => {
-            // The one before is no more.
-            if (progress._tag === "Remaking" || progress._tag === "BootingCold") machine = undefined
-            // It is told ten times a second.
-            if (progress._tag === "WaitingForMaker" && progress.pid === maker) return Effect.void
-            if (progress._tag === "WaitingForMaker") maker = progress.pid
-            return isWorthALine(progress) ? reporter.line(WarmProgress.format(progress)) : Effect.void
-          })
+    const onMachine = (one: Machine.Machine | undefined) =>
+      Effect.gen(function*() {
+        machine = one
+        if (one === undefined || place?.logs === undefined) return
+        yield* Stream.run(one.console, place.logs.console).pipe(Effect.forkIn(whole, { startImmediately: true }))
       })
+    const body: Effect.Effect<
+      RunEnd,
+      WarmMachine.WarmError | PlatformError.PlatformError | RunHostError
+    > = Effect.gen(function*() {
+      const opened = yield* RunHost.use(({ open }) => open(id, { ...options, resume: context.resume })).pipe(
+        Scope.provide(outer)
+      )
+      place = opened
+      const coming = { id, options, place: opened, phase, onMachine }
+      const { command: left, entry, ready, start } = yield* context.resume === true ? resume(coming) : launch(coming)
       up = ready
-      cameUp = toStart(ready.start)
-      if (cameUp._tag === "Restored") yield* reporter.line(`restored in ${formatTook(cameUp.took)}`)
+      if (start !== undefined) cameUp = toStart(start)
+      if (start?._tag === "Restored") yield* reporter.line(`restored in ${formatTook(start.took)}`)
       const command = Effect.gen(function*() {
         const [program, ...args] = options.command
-        const started = yield* GuestCommand.run(ready.agent, ready.slots, {
-          command: program,
-          args,
-          env: options.env
-        })
+        const started = left === undefined
+          ? yield* GuestCommand.run(ready.agent, ready.slots, { command: program, args, env: options.env })
+          : yield* GuestCommand.attach(ready.agent, ready.slots, left)
+        if (left === undefined && options.detach) yield* remember(entry, started)
+        yield* context.onStarted ?? Effect.void
         const stderr = reporter.beside("stderr")(stdio.stderr())
         // In a fiber of its own, which goes on when this is called off: a command that is ended has last words.
-        const connected = yield* GuestCommand.connect(started, {
-          stdin: stdio.stdin,
-          stdout: context.json ? stderr : reporter.beside("stdout")(stdio.stdout()),
-          stderr
-        }).pipe(Effect.forkScoped({ startImmediately: true }))
+        const connected = yield* GuestCommand.connect(
+          started,
+          opened.logs === undefined
+            ? {
+              stdin: stdio.stdin,
+              stdout: context.json ? stderr : reporter.beside("stdout")(stdio.stdout()),
+              stderr
+            }
+            : { stdin: Stream.empty, stdout: opened.logs.output, stderr: opened.logs.output }
+        ).pipe(Effect.forkScoped({ startImmediately: true }))
         streams = connected
         return { _tag: "Completed", status: yield* Fiber.join(connected) } satisfies RunEnd
       })
@@ -288,6 +339,7 @@ export const run = Effect.fn("Run.run")(function*(
 
     const agent = up?.agent
     up = undefined
+    isStopping = true
     yield* Scope.close(doors, Exit.void).pipe(
       Effect.forkIn(yield* Effect.scope, { startImmediately: true }),
       Effect.flatMap(Fiber.await),
@@ -295,17 +347,18 @@ export const run = Effect.fn("Run.run")(function*(
     )
     if (machine === undefined) return { end: ended, outcome: undefined }
     const { capabilities, shutdown } = machine
+    const grace = stopGrace ?? options.grace
     const { stages: [first, ...rest] } = Machine.defaultPolicy(capabilities)
     // What the guest may refuse may take `grace` at the most.
     const bounded = (stage: ShutdownPolicy.Stage<MachineRequest>) =>
-      stage.force ? stage : { ...stage, grace: Duration.min(stage.grace, options.grace) }
+      stage.force ? stage : { ...stage, grace: Duration.min(stage.grace, grace) }
     // A guest that is still booting hears neither its agent nor its power button, and has nothing to lose.
     const stopped = yield* phase("stop", "stopping the machine")(
       Effect.orDie(shutdown(
         agent === undefined
           ? { request: { atLeast: "SIGKILL" } }
           : {
-            leading: [{ name: "guest power-off", request: agent.powerOff, grace: options.grace }],
+            leading: [{ name: "guest power-off", request: agent.powerOff, grace }],
             policy: { stages: [bounded(first), ...rest.map(bounded)] }
           }
       ))
@@ -316,7 +369,8 @@ export const run = Effect.fn("Run.run")(function*(
     return { end: calledOff ? yield* Deferred.await(cut) : ended, outcome: stopped }
   })).pipe(Effect.catchCause((cause) => Effect.succeed({ end: toEnd(Cause.squash(cause)), outcome: undefined })))
 
-  return {
+  yield* Deferred.succeed(gone, outcome)
+  const report: RunReport = {
     id,
     backend,
     backendDetail: context.backendDetail,
@@ -327,4 +381,6 @@ export const run = Effect.fn("Run.run")(function*(
     ...(cameUp === undefined ? {} : { start: cameUp }),
     ...(outcome === undefined ? {} : { shutdown: outcome })
   }
-})
+  if (place !== undefined) yield* place.conclude(report)
+  return report
+}, Effect.scoped)

@@ -7,6 +7,7 @@ import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Option from "effect/Option"
 import * as Result from "effect/Result"
+import * as EgressRule from "../host/EgressRule.ts"
 import * as DurationText from "../lifecycle/DurationText.ts"
 import * as MachineSpec from "../microvm/MachineSpec.ts"
 import type { Choice } from "./Backend.ts"
@@ -25,6 +26,13 @@ export interface RunOptions {
   /** From a golden machine where there can be one, booted, or from that snapshot. */
   readonly start: "warm" | "cold" | { readonly from: string }
   readonly env: Readonly<Record<string, string>>
+  /** With `nat`: what the guest may reach through the host, and nothing else. */
+  readonly network: { readonly _tag: "None" } | {
+    readonly _tag: "Nat"
+    readonly allow: ReadonlyArray<EgressRule.EgressRule>
+  }
+  /** Does it go on in the background once the command has started? */
+  readonly detach: boolean
   /** How long the command may take, from its start in the guest. */
   readonly timeout: Option.Option<Duration.Duration>
   /** How long the guest may take to power off before it is forced. */
@@ -66,6 +74,8 @@ export interface RunFlags {
   readonly grace: string
   readonly network: "none" | "nat"
   readonly allow: ReadonlyArray<string>
+  readonly detach: boolean
+  readonly json: boolean
   readonly command: ReadonlyArray<string>
 }
 
@@ -132,10 +142,19 @@ export const fromFlags = (flags: RunFlags): Result.Result<RunOptions, UsageError
     } else if (pair.includes("\0")) faults.push(`--env ${key} holds a NUL byte: remove it`)
     else env.push([key, pair.slice(at + 1)])
   }
-  if (flags.network === "nat") {
-    faults.push("--network nat is not available yet: leave it out, or write --network none")
+  const allow = EgressRule.parseAll(flags.allow)
+  if (Result.isFailure(allow)) {
+    const { reason } = allow.failure
+    for (const { remedy, value } of reason._tag === "InvalidArgument" ? reason.faults : []) {
+      faults.push(`--allow ${JSON.stringify(value)} is not possible: ${remedy}`)
+    }
   }
-  if (flags.allow.length > 0) faults.push("--allow needs --network nat, which is not available yet: leave it out")
+  if (flags.network === "none" && flags.allow.length > 0) {
+    faults.push("--allow is for a guest with a network: write --network nat, too, or leave it out")
+  }
+  if (flags.detach && flags.json) {
+    faults.push("--json is the report of a run that has ended: leave it out, and use microvm wait --json later")
+  }
   const [program, ...args] = flags.command
   if (program === undefined) faults.push("no command: write it after --, as in microvm run -- uname -a")
   else if (program === "") faults.push("the command is empty: name a program after --")
@@ -154,6 +173,10 @@ export const fromFlags = (flags: RunFlags): Result.Result<RunOptions, UsageError
       ? "cold"
       : Option.match(flags.from, { onNone: () => "warm" as const, onSome: (from) => ({ from }) }),
     env: Object.fromEntries(env),
+    network: flags.network === "none"
+      ? { _tag: "None" }
+      : { _tag: "Nat", allow: Result.getOrElse(allow, () => []) },
+    detach: flags.detach,
     timeout,
     grace,
     command: [program, ...args]

@@ -3,11 +3,11 @@
  *
  * @since 0.1.0
  */
-import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
 import { SnapshotStore, type Stored } from "../microvm/SnapshotStore.ts"
+import { ago, table } from "./internal/tables.ts"
 
 /** An id may be cut short, but not so much that it could be meant as something else. */
 const isShortId = (text: string): boolean => /^[0-9a-f]{8,63}$/.test(text)
@@ -76,15 +76,6 @@ export const toListed = ({ bytes, id, lastUsed, manifest, names }: Stored): List
   return { ...common, ...(image === undefined ? {} : { image }), kind, madeBy, vcpus, memoryMib, createdAt }
 }
 
-const units = [["d", 86_400], ["h", 3600], ["min", 60], ["s", 1]] as const
-
-/** How long ago that was, in its largest unit. */
-const ago = (now: number, then: number): string => {
-  const seconds = Math.max(0, (now - then) / 1000)
-  const [unit, length] = units.find(([, one]) => seconds >= one) ?? ["s", 1]
-  return `${Math.floor(seconds / length)} ${unit}`
-}
-
 /**
  * A snapshot in a few words: its name, or else the first digits of its id.
  *
@@ -111,7 +102,5 @@ export const format = (listed: ReadonlyArray<Listed>, now: number): string => {
     one.createdAt === undefined ? "" : ago(now, Date.parse(one.createdAt)),
     ago(now, Date.parse(one.lastUsedAt))
   ])
-  const table = [["NAME", "ID", "KIND", "MADE BY", "IMAGE", "SIZE", "MEMORY", "AGE", "LAST USED"], ...rows]
-  const widths = Arr.makeBy(9, (column) => Math.max(...table.map((row) => row[column]?.length ?? 0)))
-  return table.map((row) => row.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join("  ").trimEnd()).join("\n")
+  return table(["NAME", "ID", "KIND", "MADE BY", "IMAGE", "SIZE", "MEMORY", "AGE", "LAST USED"], rows)
 }

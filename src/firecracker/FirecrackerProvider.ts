@@ -35,7 +35,7 @@ import * as Scope from "effect/Scope"
 import type { MachineSpec } from "../microvm/MachineSpec.ts"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
 import { type Capabilities, type LaunchOptions, MicroVmProvider } from "../microvm/MicroVmProvider.ts"
-import * as Snapshot from "../microvm/Snapshot.ts"
+import type * as Snapshot from "../microvm/Snapshot.ts"
 import { ProcessHost } from "../process/ProcessHost.ts"
 import { ProcessSpawner } from "../process/ProcessSpawner.ts"
 import type { Deadlines } from "./FirecrackerApi.ts"
@@ -157,7 +157,7 @@ const checkFiles = Effect.fnUntraced(function*(
       })
   )
   const faults = found.flat()
-  const isOfSnapshot = ({ field }: MicroVmError.Fault) => from !== undefined && !field.startsWith("devices.")
+  const isOfSnapshot = ({ field }: MicroVmError.Fault) => from !== undefined && !/^(devices|drives)\b/.test(field)
   const own = faults.filter((fault) => !isOfSnapshot(fault))
   if (own.length > 0) return yield* MicroVmError.make(new MicroVmError.InvalidSpec({ faults: own }))
   if (from === undefined || faults.length === 0) return
@@ -205,9 +205,12 @@ const make = Effect.fnUntraced(function*({ jail: jailOptions, ...options }: Opti
   const { beside, deadlines = {}, stateDirectory } = options
   const readyWithin = Duration.fromInputUnsafe(options.readyWithin ?? "5 seconds")
   const sample: LaunchPlan.Options = { ...options, jail: jails?.sample }
-  const planOf = (spec: MachineSpec, { from }: LaunchOptions, how: LaunchPlan.Options) =>
-    LaunchPlan.make(setup, spec, from === undefined ? { _tag: "Boot" } : { _tag: "Restore", snapshot: from }, how)
-  const platformOf = (spec: Snapshot.Spec) => LaunchPlan.platform(setup, spec, options)
+  const planOf = (spec: MachineSpec, { from, netns }: LaunchOptions, how: LaunchPlan.Options) =>
+    LaunchPlan.make(setup, spec, from === undefined ? { _tag: "Boot" } : { _tag: "Restore", snapshot: from }, {
+      ...how,
+      netns
+    })
+  const platformOf = (spec: Snapshot.Inventory) => LaunchPlan.platform(setup, spec, options)
 
   const claim = Effect.fnUntraced(function*(spec: MachineSpec, how: LaunchOptions, adjustClock: boolean | undefined) {
     const jail = jails === undefined ? undefined : yield* Effect.mapError(jails.take, (cause) =>
@@ -221,7 +224,7 @@ const make = Effect.fnUntraced(function*({ jail: jailOptions, ...options }: Opti
         })
       ))
     const plan = yield* Effect.fromResult(planOf(spec, how, { ...options, adjustClock, jail }))
-    const platform = platformOf(Snapshot.specOf(spec))
+    const platform = platformOf(spec)
     return yield* bringUp({ spec, plan, setup, stateDirectory, deadlines, readyWithin, platform, beside }, services)
   })
   /** All of it, or nothing. */

@@ -9,6 +9,7 @@
  */
 import * as Result from "effect/Result"
 import * as Struct from "effect/Struct"
+import * as GuestNetwork from "../microvm/GuestNetwork.ts"
 import type { MachineSpec } from "../microvm/MachineSpec.ts"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
 import type * as Snapshot from "../microvm/Snapshot.ts"
@@ -66,6 +67,8 @@ export interface Options {
   readonly metrics?: boolean | undefined
   /** Default: Firecracker runs as we do, with what its own filter of system calls leaves it. */
   readonly jail?: Jailing | undefined
+  /** Path of the network namespace in which the TAP devices are (`/run/netns/NAME`), also in place of the jail's. Default: ours. */
+  readonly netns?: string | undefined
 }
 
 /**
@@ -129,7 +132,7 @@ export const names = {
  * @since 0.1.0
  */
 export interface Entry {
-  /** Where it comes from: `kernel`, `initramfs`, `state`, `memory`, `devices.drives[0].path_on_host`. */
+  /** Where it comes from: `kernel`, `initramfs`, `state`, `memory`, `drives[0].path`, `devices.drives[0].path_on_host`. */
   readonly field: string
   readonly name: string
   readonly path: string
@@ -172,8 +175,41 @@ export const firstPort = 1024
 /** It never leaves the guest, so all may have the same; 0 to 2 are taken (vsock(7)). */
 const guestCid = 3
 
-const devicesOf = ({ devices = {} }: Options, spec: MachineSpec): Devices =>
+const ownDevices = ({ devices = {} }: Options, spec: MachineSpec): Devices =>
   typeof devices === "function" ? devices(spec) : devices
+
+const tellsMtu: FirecrackerVersion.FirecrackerVersion = { major: 1, minor: 16, patch: 0 }
+
+/** After those of the options, as the guest numbers them as they come. */
+const devicesOf = (options: Options, spec: MachineSpec, { version }: Setup): Devices => {
+  const own = ownDevices(options, spec)
+  if (spec.networks.length === 0 && spec.drives.length === 0) return own
+  return {
+    ...own,
+    networkInterfaces: [
+      ...own.networkInterfaces ?? [],
+      // One that leads nowhere is refused by `ownFaults`.
+      ...spec.networks.flatMap(({ mac, mtu, tap }, index) =>
+        tap === undefined ? [] : [{
+          iface_id: `net${index}`,
+          host_dev_name: tap,
+          guest_mac: mac,
+          // An image of ours is told of it by its kernel's arguments, too.
+          ...(mtu !== undefined && FirecrackerVersion.isAtLeast(version, tellsMtu) && { mtu })
+        }]
+      )
+    ],
+    drives: [
+      ...own.drives ?? [],
+      ...spec.drives.map(({ name, path, readOnly }) => ({
+        drive_id: name,
+        path_on_host: path,
+        is_root_device: false,
+        is_read_only: readOnly
+      }))
+    ]
+  }
+}
 
 const targetOf = ({ architecture, version }: Setup, { pci = false }: Options): Capabilities.Target => ({
   architecture,
@@ -207,6 +243,7 @@ const bootArgs = (setup: Setup, spec: MachineSpec, options: Options, devices: De
       // A power-off would leave Firecracker running, with a guest that stands still.
       ...(architecture === "x86_64" ? ["microvm.off=reboot"] : []),
       ...(spec.channels.length === 0 ? [] : [`microvm.vsock=${firstPort},${spec.channels.join(",")}`]),
+      ...GuestNetwork.kernelArgs(spec.networks),
       ...options.kernelArgs ?? [],
       ...spec.kernelArgs
     ]
@@ -245,10 +282,13 @@ const loadOf = (
 const driveName = ({ drive_id: id }: FirecrackerSchema.Drive): string => `drive-${id}`
 const pmemName = ({ id }: FirecrackerSchema.Pmem): string => `pmem-${id}`
 
-const entriesOf = ({ drives = [], pmem = [] }: Devices): ReadonlyArray<Entry> => [
+/** The last `count` drives are those of the spec. */
+const entriesOf = ({ drives = [], pmem = [] }: Devices, count: number): ReadonlyArray<Entry> => [
   ...drives.flatMap((drive, index) =>
     drive.path_on_host === undefined ? [] : [{
-      field: `devices.drives[${index}].path_on_host`,
+      field: index < drives.length - count
+        ? `devices.drives[${index}].path_on_host`
+        : `drives[${index - drives.length + count}].path`,
       name: driveName(drive),
       path: drive.path_on_host,
       writable: drive.is_read_only !== true
@@ -322,10 +362,17 @@ const isForm = (form: string): form is Form => form === "full" || form === "unst
 
 /** What this backend adds to what the parts of the configuration check by themselves. */
 const ownFaults = (
+  spec: MachineSpec,
   devices: Devices,
+  entries: ReadonlyArray<Entry>,
   origin: Origin,
   { memoryBackend = "file" }: Options
 ): ReadonlyArray<MicroVmError.Fault> => [
+  ...spec.networks.flatMap(({ tap }, index) =>
+    tap === undefined
+      ? [{ field: `networks[${index}].tap`, value: tap, remedy: "give a TAP device: no card leads nowhere here" }]
+      : []
+  ),
   ...(devices.serial?.serial_out_path === undefined ? [] : [{
     field: "devices.serial.serial_out_path",
     value: devices.serial.serial_out_path,
@@ -338,7 +385,7 @@ const ownFaults = (
       remedy: "a file can't be mapped into huge pages: set MICROVM_MEM_BACKEND=uffd"
     }]
     : []),
-  ...entriesOf(devices).flatMap(({ field, path }) =>
+  ...entries.flatMap(({ field, path }) =>
     path.startsWith("/") ? [] : [{ field, value: path, remedy: "give an absolute path" }]
   )
 ]
@@ -390,7 +437,7 @@ export const make = (
       MicroVmError.make(new MicroVmError.Unsupported({ operation: "a PCI bus", backend: "firecracker", remedy }))
     )
   }
-  const devices = devicesOf(options, spec)
+  const devices = devicesOf(options, spec, setup)
   const args = bootArgs(setup, spec, options, devices)
   const config = configOf(spec, devices, options, Result.isSuccess(args) ? args.success.text : "")
   const steps = MachineConfig.steps(config, target)
@@ -410,15 +457,18 @@ export const make = (
       : from === undefined
       ? bootEntries(spec)
       : [at("kernel"), ...(spec.initramfs === undefined ? [] : [at("initramfs")])]),
-    ...entriesOf(devices)
+    ...entriesOf(devices, spec.drives.length)
   ]
   const flags = ["--log-path", names.log, "--level", logLevel, ...(pci ? ["--enable-pci"] : [])]
   const jail = options.jail === undefined
     ? Result.succeed(undefined)
-    : Result.mapError(jailOf(setup, spec, options.jail, devices, entries, flags), faultsOf("jail"))
+    : Result.mapError(
+      jailOf(setup, spec, { ...options.jail, netns: options.netns ?? options.jail.netns }, devices, entries, flags),
+      faultsOf("jail")
+    )
   const faults = [
     ...(Result.isFailure(args) ? faultsOf("devices")(args.failure) : []),
-    ...ownFaults(devices, origin, options),
+    ...ownFaults(spec, devices, entriesOf(devices, spec.drives.length), origin, options),
     ...(Result.isFailure(steps) ? faultsOf("devices")(steps.failure) : []),
     ...(Result.isFailure(jail) ? jail.failure : [])
   ]
@@ -441,7 +491,7 @@ export const make = (
       ...(loads ? [] : args.success.warnings),
       ...Capabilities.warnings(target)
     ],
-    argv: jail.success?.argv ?? [setup.binary, "--api-sock", names.api, ...flags],
+    argv: jail.success?.argv ?? inNetns(options.netns, [setup.binary, "--api-sock", names.api, ...flags]),
     entries,
     served: loads && memoryBackend === "uffd" ? at("memory") : undefined,
     channels,
@@ -451,6 +501,9 @@ export const make = (
     jail: jail.success
   })
 }
+
+const inNetns = (netns: string | undefined, argv: LaunchPlan["argv"]): LaunchPlan["argv"] =>
+  netns === undefined ? argv : ["nsenter", `--net=${netns}`, "--", ...argv]
 
 /** The id under which it is looked which devices there are. They must not depend on it. */
 const anyId = "any"
@@ -481,8 +534,9 @@ const anyId = "any"
  * @category conversions
  * @since 0.1.0
  */
-export const platform = (setup: Setup, spec: Snapshot.Spec, options: Options = {}) => {
-  const devices = devicesOf(options, { ...spec, id: anyId, networks: [], drives: [] })
+export const platform = (setup: Setup, spec: Snapshot.Inventory, options: Options = {}) => {
+  const { drives = [], networks = [] } = spec
+  const devices = devicesOf(options, { ...spec, id: anyId, networks, drives }, setup)
   return {
     backend: "firecracker",
     version: `${setup.version.major}.${setup.version.minor}`,

@@ -18,6 +18,7 @@ import * as Pull from "effect/Pull"
 import * as Random from "effect/Random"
 import type * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
+import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
@@ -36,7 +37,7 @@ import { pump } from "./internal/pump.ts"
  * @category options
  * @since 0.1.0
  */
-export interface Options {
+export interface Options extends EndOptions {
   /** Looked up in the PATH of `env`. */
   readonly command: string
   readonly args?: ReadonlyArray<string> | undefined
@@ -44,6 +45,15 @@ export interface Options {
   readonly env?: Readonly<Record<string, string | Redacted.Redacted>> | undefined
   /** The working directory. Default `/`. */
   readonly cwd?: string | undefined
+}
+
+/**
+ * How to leave off.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export interface EndOptions {
   /**
    * How long the streams may still wait for the guest once the command has ended, in all. They come to their end by
    * themselves as long as no process that the command left behind holds them open. Default 1 second.
@@ -54,6 +64,25 @@ export interface Options {
 }
 
 /**
+ * Which command it is: its pid in the guest, its slot, and the number that marks its streams. All that another process needs to
+ * go on with it, see `attach`.
+ *
+ * @category schemas
+ * @since 0.1.0
+ */
+export const Description = Schema.Struct({
+  pid: Schema.Int.check(Schema.isGreaterThan(0)),
+  slot: Schema.Int.check(Schema.isGreaterThanOrEqualTo(0)),
+  nonce: Schema.String.check(Schema.isPattern(/^[0-9a-f]{32}$/))
+})
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type Description = typeof Description.Type
+
+/**
  * A command that was started.
  *
  * @category models
@@ -62,6 +91,7 @@ export interface Options {
 export interface GuestCommand {
   /** Its pid in the guest. */
   readonly pid: number
+  readonly description: Description
   /**
    * Waits for its end. As in a shell, 127 says that the command was not found and 126 that it is not executable. Fails with
    * `NotStarted` when its streams could not be set up, and with `Closed` when the machine ends first.
@@ -130,14 +160,68 @@ export const run = Effect.fn("GuestCommand.run")(function*(
 const errorOf = <A>(exit: Exit.Exit<A, GuestError.GuestError>): GuestError.GuestError | undefined =>
   Exit.isFailure(exit) ? Option.getOrUndefined(Cause.findErrorOption(exit.cause)) : undefined
 
+/**
+ * Goes on with a command that another process has started and left: `description` is what it said there. Its output comes from
+ * where the last reader stopped; what he had read and not passed on is lost. Its input is ended. Closing the scope kills the
+ * command, and gives the slot back when all of its streams have come: so it also serves to be rid of one.
+ *
+ * When its end was told to whoever is gone, its status is `Lost`. Fails with `InvalidArgument` when the description is
+ * none, or its slot is not free.
+ *
+ * **Gotchas**
+ *
+ * - One who was killed while he passed a piece of input on has left it unfinished: then the command waits for the rest of it.
+ *
+ * ```ts import.meta.vitest
+ * import { GuestAgent, GuestCommand, GuestSlots, GuestStdio } from "effect-microvm-runtime/guest"
+ * import { FakeGuestAgent } from "effect-microvm-runtime/testing"
+ * import * as Effect from "effect/Effect"
+ * import * as Stream from "effect/Stream"
+ *
+ * const program = Effect.gen(function*() {
+ *   const guest = yield* FakeGuestAgent.make()
+ *   const agent = yield* GuestAgent.make(guest.socket)
+ *   const nonce = "0123456789abcdef0123456789abcdef"
+ *   // Started by a process that is no more.
+ *   const pid = yield* agent.spawn({ path: GuestStdio.program, args: ["0", nonce, "--", "echo", "hello"] })
+ *   const slots = yield* GuestSlots.make([yield* guest.ports(0)])
+ *   const command = yield* GuestCommand.attach(agent, slots, { pid, slot: 0, nonce })
+ *   return yield* Stream.mkString(Stream.decodeText(command.stdout))
+ * })
+ * await Effect.runPromise(Effect.scoped(program)) // => "hello\n"
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const attach = Effect.fn("GuestCommand.attach")(function*(
+  agent: GuestAgent,
+  slots: GuestSlots,
+  description: Description,
+  options: EndOptions = {}
+): Effect.fn.Return<GuestCommand, GuestError.GuestError, Scope.Scope> {
+  if (!Schema.is(Description)(description)) {
+    const faults = ["description: it is none: give the description of a command that was started"]
+    return yield* Effect.fail(GuestError.make(new GuestError.InvalidArgument({ faults })))
+  }
+  return yield* Effect.uninterruptible(Effect.gen(function*() {
+    const slot = yield* slots.takeSlot(description.slot)
+    yield* Effect.addFinalizer(() => slot.release("retire"))
+    return yield* connectTo(agent, slot, description, { ...ending(options), left: true })
+  }))
+})
+
+const ending = (options: EndOptions) => ({
+  drain: Duration.toMillis(Duration.fromInputUnsafe(options.drain ?? "1 second")),
+  closeWithin: Duration.fromInputUnsafe(options.closeWithin ?? "2 seconds")
+})
+
 const start = Effect.fnUntraced(function*(
   agent: GuestAgent,
   slots: GuestSlots,
   options: Options,
   restore: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 ): Effect.fn.Return<GuestCommand, GuestError.GuestError, Scope.Scope> {
-  const drain = Duration.toMillis(Duration.fromInputUnsafe(options.drain ?? "1 second"))
-  const closeWithin = Duration.fromInputUnsafe(options.closeWithin ?? "2 seconds")
   const nonce = yield* makeNonce
   const slot = yield* slots.take
 
@@ -162,20 +246,22 @@ const start = Effect.fnUntraced(function*(
     })
   )
   yield* Effect.addFinalizer(() => slot.release("retire"))
-  return yield* attach(agent, slot, { pid, nonce, drain, closeWithin })
+  return yield* connectTo(agent, slot, { pid, slot: slot.slot, nonce }, { ...ending(options), left: false })
 })
 
-const attach = Effect.fnUntraced(function*(
+const connectTo = Effect.fnUntraced(function*(
   agent: GuestAgent,
   slot: Slot,
+  description: Description,
   options: {
-    readonly pid: number
-    readonly nonce: string
     readonly drain: number
     readonly closeWithin: Duration.Duration
+    /** Did another process start it? */
+    readonly left: boolean
   }
 ): Effect.fn.Return<GuestCommand, never, Scope.Scope> {
-  const { closeWithin, drain, nonce, pid } = options
+  const { nonce, pid } = description
+  const { closeWithin, drain, left } = options
   const exit = yield* Deferred.make<ExitStatus.ExitStatus, GuestError.GuestError>()
   const over = Effect.exit(Deferred.await(exit))
   // What never started writes nothing.
@@ -194,11 +280,21 @@ const attach = Effect.fnUntraced(function*(
     inputEnded = true
     return Deferred.isDoneUnsafe(opened) ? slot.post(GuestStdio.endOfInput) : Effect.void
   })
-  const stdout = yield* pump(slot.pullStdout, nonce, patience, openInput)
-  const stderr = yield* pump(slot.pullStderr, nonce, patience)
+  if (left) {
+    // Where the input has begun, a second beginning is no length, and ends it; where it has not, the end follows.
+    yield* openInput
+    yield* endInput
+  }
+  const stdout = yield* pump(slot.pullStdout, nonce, patience, {
+    mark: left ? "perhaps" : "expected",
+    onMark: openInput
+  })
+  const stderr = yield* pump(slot.pullStderr, nonce, patience, { mark: "none", onMark: Effect.void })
   const streamsEnded = Effect.andThen(stdout.ended, stderr.ended)
 
-  yield* watch(agent, pid, streamsEnded).pipe(
+  // The ends of the streams may have come to whoever is gone, so they are not waited for without end.
+  const forgotten = left ? Effect.timeoutOption(streamsEnded, drain) : streamsEnded
+  yield* watch(agent, pid, streamsEnded, forgotten).pipe(
     Effect.exit,
     Effect.flatMap((end) => Deferred.done(exit, end)),
     Effect.forkScoped({ startImmediately: true })
@@ -224,6 +320,7 @@ const attach = Effect.fnUntraced(function*(
 
   return {
     pid,
+    description,
     exit: Deferred.await(exit),
     stdin: Sink.fromTransform<Uint8Array, void, GuestError.GuestError, never>((upstream) =>
       upstream.pipe(
@@ -253,7 +350,12 @@ const isUntouched = (over: Effect.Effect<Exit.Exit<ExitStatus.ExitStatus, GuestE
  * Learns of the end. The streams come to theirs first, as a rule, so that is when to ask. A process that is left behind may
  * hold them open, so the agent is also asked now and then.
  */
-const watch = Effect.fnUntraced(function*(agent: GuestAgent, pid: number, streamsEnded: Effect.Effect<void>) {
+const watch = Effect.fnUntraced(function*(
+  agent: GuestAgent,
+  pid: number,
+  streamsEnded: Effect.Effect<void>,
+  forgotten: Effect.Effect<unknown>
+) {
   let pace = slowPoll
   let pause = pace.first
   let faults = 0
@@ -271,7 +373,7 @@ const watch = Effect.fnUntraced(function*(agent: GuestAgent, pid: number, stream
       const { reason } = answer.failure
       if (reason._tag === "UnknownProcess") {
         // An agent that was started again has forgotten it, which does not end it.
-        yield* streamsEnded
+        yield* forgotten
         return ExitStatus.lost(reason.message, "agent")
       }
       // A guest that stands still answers when it goes on; how long that may take is the caller's to say.

@@ -2,17 +2,19 @@
  * The clone contract: what a machine that was restored from a snapshot does before anybody gets it.
  *
  * Machines restored from one snapshot are the same to the last byte: the clock of each is late by the snapshot's age, the
- * next random numbers of all their kernels are equal, and so are their host names, machine ids and boot ids.
+ * next random numbers of all their kernels are equal, and so are their host names, machine ids, boot ids, MACs and addresses.
  * {@link renew} gives a machine its own, and reads each back: what could not be proven is a failure, and the machine is
  * to be destroyed.
  *
  * ```
- *   how late is it? ▸ kernel's generator, clock, names, read back ▸ hooks, read back ▸ how late is it now?
+ *   how late is it? ▸ kernel's generator, clock, names, read back ▸ network cards, read back ▸ hooks, read back
+ *   ▸ how late is it now?
  * ```
  *
  * All of it but the hooks is one run of one tiny program, as programs are slow to start in a guest that was just restored
  * and has no acceleration: `/sbin/microvm-syscalls` makes the system calls that it is told, and tells their results. What
- * they are is decided here. A guest without hooks starts nothing else.
+ * they are is decided here. A guest without hooks starts nothing else, and network cards take two runs more. Until it is renewed, a card is what
+ * it was when the machine was saved: so save machines whose cards are down, or have nothing at their far ends.
  *
  * - Programs that were running when the snapshot was taken live on in every clone, with what they have in memory. The
  *   machine that clones are made of runs none but init, the power button's reader and the agent. None of them keeps a
@@ -33,6 +35,7 @@ import * as ExitStatus from "../lifecycle/ExitStatus.ts"
 import type { GuestAgent, ProgramEnd } from "./GuestAgent.ts"
 import * as GuestAgentSchema from "./GuestAgentSchema.ts"
 import * as GuestError from "./GuestError.ts"
+import * as Cards from "./internal/cards.ts"
 import * as RenewalCalls from "./internal/renewalCalls.ts"
 import * as SystemCalls from "./internal/systemCalls.ts"
 
@@ -66,6 +69,11 @@ export interface Identity {
   readonly bootId: string
   /** 64 bytes that nobody else knows, for the kernel's random number generator. */
   readonly seed: Redacted.Redacted<Uint8Array>
+  /**
+   * All network cards that the guest has, in their order, each as `GuestNetwork.card` has it:
+   * `MAC,ADDRESS/LENGTH,GATEWAY,ADDRESS6/LENGTH,GATEWAY6,NAMESERVER,MTU`. Default none.
+   */
+  readonly cards?: ReadonlyArray<string> | undefined
 }
 
 /**
@@ -82,7 +90,7 @@ export interface Proof {
   readonly hostname: string
   readonly machineId: string
   readonly bootId: string
-  /** Network interfaces besides the loopback. None, as no backend makes their addresses a machine's own. */
+  /** Network interfaces besides the loopback. Each has the MAC, the addresses and the routes of its card, and no others. */
   readonly interfaces: ReadonlyArray<string>
   /** The hooks of the image that were run. */
   readonly restarted: ReadonlyArray<string>
@@ -108,7 +116,7 @@ const maxReportBytes = 16 * 1024
 const maxUnproven = 16
 
 /**
- * Makes up an identity.
+ * Makes up an identity, with these network cards.
  *
  * ```ts import.meta.vitest
  * import { GuestRenewal } from "effect-microvm-runtime/guest"
@@ -124,14 +132,16 @@ const maxUnproven = 16
  * @since 0.1.0
  */
 export const makeIdentity = Effect.fnUntraced(function*(
-  hostname: string
+  hostname: string,
+  cards: ReadonlyArray<string> = []
 ): Effect.fn.Return<Identity, never, SecureRandom> {
   const random = yield* SecureRandom
   return {
     hostname,
     machineId: (yield* random.uuidV4()).replaceAll("-", ""),
     bootId: yield* random.uuidV4(),
-    seed: Redacted.make(yield* random.randomBytes(RenewalCalls.seedBytes), { label: "seed" })
+    seed: Redacted.make(yield* random.randomBytes(RenewalCalls.seedBytes), { label: "seed" }),
+    cards
   }
 })
 
@@ -178,7 +188,7 @@ export const renew = Effect.fn("GuestRenewal.renew")(function*(
 const attempt = Effect.fnUntraced(function*(agent: GuestAgent, identity: Identity) {
   const { bootId, hostname, machineId, seed } = identity
   const before = yield* measure(agent)
-  const { hooks } = yield* prove(agent, identity, [
+  const { cards: named, hooks } = yield* prove(agent, identity, [
     // First of all, as whoever needs a random number from here on gets one of this machine's own.
     RenewalCalls.seed(Redacted.value(seed)),
     correction(before),
@@ -186,11 +196,26 @@ const attempt = Effect.fnUntraced(function*(agent: GuestAgent, identity: Identit
     RenewalCalls.machineId(machineId),
     RenewalCalls.bootId(bootId)
   ])
+  const cards = named.map(({ index, name, word }) => Cards.cardOf(word, name, index))
+  for (const [nth, card] of cards.entries()) yield* proveParts(agent, [Cards.change(card, nth), Cards.prove(card)])
+  yield* proveAddresses(agent, cards, [Cards.changeNameservers(cards)])
   const restarted = hooks.length === 0 ? [] : yield* runHooks(agent)
   // They may do anything.
-  if (hooks.length > 0) yield* prove(agent, identity, [])
+  if (hooks.length > 0) {
+    yield* prove(agent, identity, [])
+    for (const card of cards) yield* proveParts(agent, [Cards.prove(card)])
+    yield* proveAddresses(agent, cards, [])
+  }
   const { off, uncertainty } = yield* proveClock(agent)
-  return { clockOff: off, uncertainty, hostname, machineId, bootId, interfaces: [], restarted }
+  return {
+    clockOff: off,
+    uncertainty,
+    hostname,
+    machineId,
+    bootId,
+    interfaces: cards.map(({ name }) => name),
+    restarted
+  }
 })
 
 /** Does the steps, and fails unless all is read back as it should be. */
@@ -199,7 +224,11 @@ const prove = Effect.fnUntraced(function*(
   identity: Identity,
   changes: ReadonlyArray<RenewalCalls.Step>
 ) {
-  const { faults, told } = yield* perform(agent, [...changes, ...RenewalCalls.readBack])
+  const words = identity.cards ?? []
+  // The kernel's names, in the order in which it finds them.
+  const known = words.map((_, index) => `eth${index}`)
+  const numbers = RenewalCalls.cardNumbers(known)
+  const { faults, told } = yield* perform(agent, [...changes, ...RenewalCalls.readBack, ...numbers.steps])
   const { bootId, hooks, hostname, interfaces, machineId } = RenewalCalls.read(told)
   const names = [
     ["hostname", hostname, identity.hostname],
@@ -211,10 +240,35 @@ const prove = Effect.fnUntraced(function*(
     ...names.flatMap(([name, is, wanted]) =>
       is === wanted ? [] : [`${name}: ${JSON.stringify(is)} instead of ${JSON.stringify(wanted)}`]
     ),
-    ...interfaces.map((name) => `interface ${JSON.stringify(name)}: its addresses are those of the snapshot`)
+    ...interfaces.filter((name) => !known.includes(name)).map((name) =>
+      `interface ${JSON.stringify(name)}: its addresses are those of the snapshot`
+    ),
+    ...known.filter((name) => !interfaces.includes(name)).map((name) =>
+      `interface ${JSON.stringify(name)}: there is none`
+    )
   ]
-  return unproven.length === 0 ? { hooks } : yield* notRenewed(unproven)
+  if (unproven.length > 0) return yield* notRenewed(unproven)
+  const indices = numbers.read(told)
+  return { hooks, cards: words.map((word, nth) => ({ word, name: known[nth] ?? "", index: indices[nth] ?? NaN })) }
 })
+
+const proveParts = Effect.fnUntraced(
+  function*(agent: GuestAgent, parts: ReadonlyArray<ReturnType<typeof Cards.prove>>) {
+    const { faults, told } = yield* perform(agent, parts.flatMap(({ steps }) => steps))
+    const unproven = [...faults, ...parts.flatMap((part) => part.unproven(told))]
+    if (unproven.length > 0) return yield* notRenewed(unproven)
+  }
+)
+
+const proveAddresses = (
+  agent: GuestAgent,
+  cards: ReadonlyArray<Cards.Card>,
+  steps: ReadonlyArray<RenewalCalls.Step>
+) =>
+  // A guest that has no card is not asked.
+  cards.length === 0
+    ? Effect.void
+    : proveParts(agent, [{ steps, unproven: () => [] }, Cards.proveAddresses(cards)])
 
 const perform = Effect.fnUntraced(function*(agent: GuestAgent, steps: ReadonlyArray<RenewalCalls.Step>) {
   const batch = SystemCalls.make(steps.flatMap(({ calls }) => calls))
@@ -289,7 +343,11 @@ const correction = ({ off }: Measurement): RenewalCalls.Step => RenewalCalls.clo
 const notRenewed = (unproven: ReadonlyArray<string>, isTransient = false) =>
   Effect.fail(GuestError.make(new GuestError.NotRenewed({ unproven: unproven.slice(0, maxUnproven), isTransient })))
 
-const faultsOf = ({ bootId, hostname, machineId, seed }: Identity): ReadonlyArray<string> => {
+const maxCards = 8
+
+const faultsOf = (
+  { bootId, cards = [], hostname, machineId, seed }: Identity
+): ReadonlyArray<string> => {
   const { length } = Redacted.value(seed)
   return [
     .../^(?=.{1,64}$)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*$/.test(hostname)
@@ -301,7 +359,11 @@ const faultsOf = ({ bootId, hostname, machineId, seed }: Identity): ReadonlyArra
     .../^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/.test(bootId)
       ? []
       : [`bootId is ${JSON.stringify(bootId)}: give a UUID in lower case`],
-    ...length === RenewalCalls.seedBytes ? [] : [`seed has ${length} bytes: give ${RenewalCalls.seedBytes}`]
+    ...length === RenewalCalls.seedBytes ? [] : [`seed has ${length} bytes: give ${RenewalCalls.seedBytes}`],
+    ...cards.flatMap((card, index) =>
+      Cards.isCard(card) ? [] : [`cards[${index}] is ${JSON.stringify(card)}: give the MAC, and what is told of it`]
+    ),
+    ...cards.length <= maxCards ? [] : [`cards has ${cards.length} entries: give ${maxCards} at most`]
   ]
 }
 

@@ -59,6 +59,11 @@ export interface Slot {
 export interface GuestSlots {
   /** Takes a free slot, or fails with `NoFreeSlot` at once. */
   readonly take: Effect.Effect<Slot, GuestError.GuestError>
+  /**
+   * Takes the slot of this number, where a command runs that another process has started. Fails with `InvalidArgument` when
+   * it is not among the free ones.
+   */
+  readonly takeSlot: (slot: number) => Effect.Effect<Slot, GuestError.GuestError>
   /** The numbers of the free ones, in the order in which they are taken. */
   readonly free: Effect.Effect<ReadonlyArray<number>>
   /** How many slots are free, run a command, and are retired. */
@@ -122,13 +127,12 @@ export const make = Effect.fn("GuestSlots.make")(function*(
   const free = yield* Effect.forEach(slots, open)
   let inUse = 0
   let retired = 0
-  return {
-    take: Effect.suspend(() => {
-      const opened = free.shift()
-      if (opened === undefined) return Effect.fail(GuestError.make(new GuestError.NoFreeSlot({ inUse, retired })))
-      inUse++
-      let released = false
-      const release: Slot["release"] = (how) =>
+  const handOut = (opened: (typeof free)[number]): Slot => {
+    inUse++
+    let released = false
+    return {
+      ...opened,
+      release: (how) =>
         Effect.sync(() => {
           if (released) return
           released = true
@@ -136,8 +140,24 @@ export const make = Effect.fn("GuestSlots.make")(function*(
           if (how === "clean") free.push(opened)
           else retired++
         })
-      return Effect.succeed({ ...opened, release })
+    }
+  }
+  return {
+    take: Effect.suspend(() => {
+      const opened = free.shift()
+      return opened === undefined
+        ? Effect.fail(GuestError.make(new GuestError.NoFreeSlot({ inUse, retired })))
+        : Effect.succeed(handOut(opened))
     }),
+    takeSlot: (slot) =>
+      Effect.suspend(() => {
+        const at = free.findIndex((one) => one.slot === slot)
+        const [opened] = at === -1 ? [] : free.splice(at, 1)
+        if (opened !== undefined) return Effect.succeed(handOut(opened))
+        const there = `free are ${free.length === 0 ? "none" : free.map((one) => one.slot).join(", ")}`
+        const faults = [`slot: ${slot} is not free: give one that is, ${there}`]
+        return Effect.fail(GuestError.make(new GuestError.InvalidArgument({ faults })))
+      }),
     free: Effect.sync(() => free.map(({ slot }) => slot)),
     usage: Effect.sync(() => ({ free: free.length, inUse, retired }))
   }

@@ -4,9 +4,10 @@
  * @since 0.1.0
  */
 import * as Context from "effect/Context"
-import type * as Duration from "effect/Duration"
-import type * as Effect from "effect/Effect"
-import type { HostError } from "./HostError.ts"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as HostError from "./HostError.ts"
 
 /**
  * @category models
@@ -32,5 +33,76 @@ export interface HostCommand {
  * @since 0.1.0
  */
 export class HostCommands extends Context.Service<HostCommands, {
-  readonly run: (command: HostCommand) => Effect.Effect<string, HostError>
+  readonly run: (command: HostCommand) => Effect.Effect<string, HostError.HostError>
 }>()("effect-microvm-runtime/host/HostCommands") {}
+
+/**
+ * Commands that do nothing but answer, for tests.
+ *
+ * ```ts import.meta.vitest
+ * import { HostCommands } from "effect-microvm-runtime/host"
+ * import * as Effect from "effect/Effect"
+ * const commands = HostCommands.layerScripted((command) => Effect.succeed(`${command.program} has run`))
+ * const program = HostCommands.HostCommands.use((commands) => commands.run({ program: "ip", args: [], what: "a test" }))
+ * await Effect.runPromise(program.pipe(Effect.provide(commands))) // => "ip has run"
+ * ```
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerScripted = (
+  answer: (command: HostCommand) => Effect.Effect<string, HostError.HostError>
+): Layer.Layer<HostCommands> => Layer.succeed(HostCommands, { run: answer })
+
+/**
+ * What goes wrong with a command: it fails or hangs, before or after it has done what it is for. One that hangs is killed when
+ * its time is over, so it ends as `CommandHung`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Mishap = "fails before" | "fails after" | "hangs before" | "hangs after"
+
+const suffer = (command: HostCommand, mishap: Mishap): Effect.Effect<never, HostError.HostError> => {
+  const { program, what } = command
+  const within = Duration.fromInputUnsafe(command.within ?? "10 seconds")
+  return mishap.startsWith("fails")
+    ? HostError.fail(new HostError.CommandFailed({ program, what, status: "exited with code 1", stderr: mishap }))
+    : Effect.andThen(Effect.sleep(within), HostError.fail(new HostError.CommandHung({ program, what, within })))
+}
+
+/**
+ * Puts a mishap in the way of the commands of another layer, for tests: `at` is asked for each, which is counted from 0 on.
+ *
+ * ```ts import.meta.vitest
+ * import { HostCommands } from "effect-microvm-runtime/host"
+ * import * as Effect from "effect/Effect"
+ * import * as Layer from "effect/Layer"
+ * const works = HostCommands.layerScripted(() => Effect.succeed(""))
+ * const commands = HostCommands.layerFaulty((index) => index === 0 ? "fails before" : undefined)
+ * const program = HostCommands.HostCommands.use((commands) => commands.run({ program: "ip", args: [], what: "a test" }))
+ * const error = await Effect.runPromise(program.pipe(Effect.flip, Effect.provide(commands.pipe(Layer.provide(works)))))
+ * error.message // => "a test: ip exited with code 1: fails before"
+ * ```
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerFaulty = (
+  at: (index: number, command: HostCommand) => Mishap | undefined
+): Layer.Layer<HostCommands, never, HostCommands> =>
+  Layer.effect(
+    HostCommands,
+    Effect.map(HostCommands, ({ run }) => {
+      let index = 0
+      return {
+        run: (command) =>
+          Effect.suspend(() => {
+            const mishap = at(index++, command)
+            if (mishap === undefined) return run(command)
+            const does = mishap.endsWith("after") ? Effect.asVoid(run(command)) : Effect.void
+            return Effect.andThen(does, suffer(command, mishap))
+          })
+      }
+    })
+  )

@@ -134,6 +134,27 @@ export class IoFailed extends Data.TaggedError("IoFailed")<{
 }
 
 /**
+ * A file system is too full for what was to be written. What had been written of it is gone again. `wanted` and `free`, in
+ * bytes, are absent when it was the file system that told.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export class NoSpace extends Data.TaggedError("NoSpace")<{
+  readonly path: string
+  readonly wanted?: number
+  readonly free?: number
+  readonly cause?: unknown
+}> {
+  override get message(): string {
+    const told = this.wanted === undefined || this.free === undefined
+      ? "no space is left"
+      : `it takes ${this.wanted} bytes, and ${this.free} are free`
+    return `${this.path}: ${told}: make room, or use another directory`
+  }
+}
+
+/**
  * @category models
  * @since 0.1.0
  */
@@ -145,6 +166,7 @@ export type Reason =
   | Exhausted
   | Conflict
   | IoFailed
+  | NoSpace
 
 /**
  * The one error of this folder. Use `Effect.catchReason` to handle one `reason`.

@@ -31,6 +31,7 @@ export const inittab = `::sysinit:/sbin/microvm-setup
  * - `microvm.hostname=NAME`: by default `microvm`.
  * - `microvm.vsock=PORT,NAME,…`: where there are no virtio ports, channels to the host are ports of vsock(7), counted from
  *   PORT on, in the order of their names. A terminal stands in for each, under the name that the virtio port would have.
+ * - `microvm.net=CARD`, one for each network card: see {@link network}.
  *
  * @category scripts
  * @since 0.1.0
@@ -54,6 +55,11 @@ ln -s fd/0 /dev/stdin
 ln -s fd/1 /dev/stdout
 ln -s fd/2 /dev/stderr
 
+# All that a card has is told: there is no waiting for whoever has the same address, and routers are not listened to.
+for option in accept_dad accept_ra; do
+  { echo 0 >"/proc/sys/net/ipv6/conf/default/$option"; } 2>/dev/null
+done
+
 # Each line: the virtio device type that needs the module (- for every guest) and its path, in the order of dependence.
 while read -r type path; do
   if [ "$type" != - ]; then
@@ -73,10 +79,12 @@ for argument in $arguments; do
   case $argument in
     microvm.hostname=?*) hostname=\${argument#*=} ;;
     microvm.vsock=?*,?*) channels=\${argument#*=} ;;
+    microvm.net=?*) cards="$cards \${argument#*=}" ;;
   esac
 done
 hostname "$hostname" || say "the host name $hostname was refused"
 ip link set lo up
+[ "$cards" ] && { /sbin/microvm-network $cards 2>&1 >/dev/null | while read -r line; do say "$line"; done; }
 
 # They outlive SIGTERM, so that the last words of others get through.
 serve() {
@@ -102,6 +110,52 @@ mount --bind /run/boot-id /proc/sys/kernel/random/boot_id || say "the boot id is
 echo 0 >/proc/sys/kernel/ctrl-alt-del
 # A link for each command of busybox, unless the image has a file of that name.
 /bin/busybox --install -s
+`
+
+/**
+ * `microvm-network CARD…`: sets up the network cards at boot. A CARD is
+ * `MAC,ADDRESS/LENGTH,GATEWAY,ADDRESS6/LENGTH,GATEWAY6,NAMESERVER,MTU`, and is the one that has this MAC; what is empty, or
+ * missing at the end, is left alone. The gateways of the first card are used before those of the second. What fails is told on
+ * stderr, the others are done, and the exit code is 1.
+ *
+ * @category scripts
+ * @since 0.1.0
+ */
+export const network = `#!/bin/busybox sh
+status=0
+failed() { echo "network: $*" >&2; status=1; }
+nth=0
+servers=
+for card; do
+  nth=$((nth + 1))
+  IFS=,
+  set -f
+  set -- $card
+  unset IFS
+  set +f
+  mac=$1 address=$2 gateway=$3 address6=$4 gateway6=$5 server=$6 mtu=$7
+  name=
+  for path in /sys/class/net/*; do
+    { read -r its <"$path/address"; } 2>/dev/null && [ "$its" = "$mac" ] && name=\${path##*/}
+  done
+  [ "$name" ] || { failed "there is no card for $card"; continue; }
+  ip link set dev "$name" \${mtu:+mtu "$mtu"} up || failed "$name does not go up"
+  for one in $address $address6; do
+    # A kernel with CONFIG_IP_PNP has set up the first card.
+    ip addr replace "$one" dev "$name" || failed "$name does not take $one"
+  done
+  for one in $gateway $gateway6; do
+    case $one in *:*) family=-6 ;; *) family=-4 ;; esac
+    route="$family route add default via $one dev $name metric $((nth * 10))"
+    # A gateway outside of the address's prefix is reached at this card, too.
+    ip $route 2>/dev/null || { ip $family route replace "$one" dev "$name" && ip $route; } ||
+      failed "$name: no route via $one"
+  done
+  case "$servers " in *" $server "*) ;; *) servers="$servers $server" ;; esac
+done
+{ for server in $servers; do echo "nameserver $server"; done; } >/etc/resolv.conf ||
+  failed "/etc/resolv.conf cannot be written"
+exit "$status"
 `
 
 /**
@@ -268,6 +322,7 @@ export const entries: ReadonlyArray<Cpio.Entry> = [
   Cpio.symlink("init", "bin/busybox"),
   Cpio.symlink("bin/sh", "busybox"),
   Cpio.file("sbin/microvm-setup", setup, 0o755),
+  Cpio.file("sbin/microvm-network", network, 0o755),
   Cpio.file("sbin/microvm-port", port, 0o755),
   Cpio.file("sbin/microvm-agent", agent, 0o755),
   Cpio.file("sbin/microvm-power-button", powerButton, 0o755),

@@ -8,7 +8,7 @@ import * as GuestScripts from "./GuestScripts.ts"
 
 /**
  * A module of the kernel that the guest loads at boot. With `device`, a virtio device type, it is loaded only in guests
- * that have such a device (Virtual I/O Device specification, section 5: 1 is a network card, 3 a console, 4 a source of entropy, 19 a socket).
+ * that have such a device (Virtual I/O Device specification, section 5: 1 is a network card, 2 a disk, 3 a console, 4 a source of entropy, 19 a socket).
  *
  * @category models
  * @since 0.1.0
@@ -40,7 +40,7 @@ export interface ImageRecipe {
 
 /**
  * Debian's kernel for virtual machines, busybox and QEMU's guest agent, with modules for the console ports, the sockets
- * to the host, the network, the power button and the news of a panic.
+ * to the host, the network, disks, the power button and the news of a panic.
  *
  * @category constants
  * @since 0.1.0
@@ -65,6 +65,7 @@ export const standard: ImageRecipe = {
     { name: "failover", device: 1 },
     { name: "net_failover", device: 1 },
     { name: "virtio_net", device: 1 },
+    { name: "virtio_blk", device: 2 },
     { name: "vsock", device: 19 },
     { name: "vmw_vsock_virtio_transport_common", device: 19 },
     { name: "vmw_vsock_virtio_transport", device: 19 }

@@ -87,10 +87,41 @@ export class WriteFailed extends Data.TaggedError("WriteFailed")<{
 }
 
 /**
+ * What was to be written down cannot be a record. Nothing was written.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export class InvalidRecord extends Data.TaggedError("InvalidRecord")<{ readonly id: string; readonly why: string }> {
+  override get message(): string {
+    return `the record of machine ${this.id} cannot be: ${this.why}`
+  }
+}
+
+/**
+ * The record was removed, or the journal was let go, so that somebody else may have the directory by now. Nothing was written.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export class RecordClosed extends Data.TaggedError("RecordClosed")<{ readonly id: string }> {
+  override get message(): string {
+    return `the record of machine ${this.id} is closed: open the journal, and a record of it, again`
+  }
+}
+
+/**
  * @category models
  * @since 0.1.0
  */
-export type Reason = LeaseHeld | RecordExists | InvalidId | DirectoryUnusable | WriteFailed
+export type Reason =
+  | LeaseHeld
+  | RecordExists
+  | InvalidId
+  | DirectoryUnusable
+  | WriteFailed
+  | InvalidRecord
+  | RecordClosed
 
 /**
  * The one error of this folder. Use `Effect.catchReason` to handle one `reason`.

@@ -54,13 +54,14 @@ export const Phase = Schema.TaggedUnion({
 export type Phase = typeof Phase.Type
 
 /**
- * - `format`: the version of this description. Another one is not read.
+ * - `format`: the version of this description. Another one is not read, nor is a record with a key that is not described
+ *   here: writing it again would lose what the key says, and it may speak of something that is to be released.
  * - `token`: eight random bytes in hexadecimal. All that is made for the machine has it in its name, where it can be seen, so
  *   that nothing of somebody else is ever taken for ours.
  * - `bootId`: the boot that it was made in. After another one, nothing of it is left but files.
  * - `supervisor`: the process that made it, or that has adopted it last.
  * - `keep`: is it meant to outlive its supervisor?
- * - `claims`: in the order in which they were made. They are released in the reverse order.
+ * - `claims`: in the order in which they were made. `Reconcile.plan` says in which they are released.
  * - `spec`, `labels`: what adopting it takes, and what people want to see.
  * - `createdAt`: in ISO 8601, UTC.
  *

@@ -7,7 +7,8 @@
  */
 import * as Data from "effect/Data"
 import type * as Effect from "effect/Effect"
-import type * as Schema from "effect/Schema"
+import * as Schema from "effect/Schema"
+import type { Claim } from "./MachineRecord.ts"
 
 /**
  * Whose claim it is.
@@ -68,3 +69,27 @@ export interface ResourceKind<Data extends Schema.Json = Schema.Json, R = never>
     options: { readonly dryRun: boolean }
   ) => Effect.Effect<ReadonlyArray<Verdict>, never, R>
 }
+
+/**
+ * A claim of a kind. Data that its schema does not know is a defect.
+ *
+ * ```ts import.meta.vitest
+ * import { ResourceKind } from "effect-microvm-runtime/journal"
+ * import * as Effect from "effect/Effect"
+ * import * as Schema from "effect/Schema"
+ * const ports: ResourceKind.ResourceKind<number> = {
+ *   kind: "port",
+ *   data: Schema.Int,
+ *   describe: (port) => `port ${port}`,
+ *   reclaim: (claims) => Effect.succeed(claims.map(() => ResourceKind.Verdict.Absent()))
+ * }
+ * ResourceKind.claim(ports, 8080) // => { kind: "port", data: 8080 }
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const claim = <Data extends Schema.Json, R>(kind: ResourceKind<Data, R>, data: Data): Claim => ({
+  kind: kind.kind,
+  data: Schema.encodeSync(kind.data)(data)
+})

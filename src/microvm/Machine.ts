@@ -92,6 +92,11 @@ export interface Machine {
   /** `paused` → `running`. */
   readonly resume: Effect.Effect<void, MicroVmError.MicroVmError>
   /**
+   * Done when the monitor has answered: it is there, and does not hang. The guest is not asked. It waits for no other operation,
+   * and for as long as it takes: use `Effect.timeout`.
+   */
+  readonly ping: Effect.Effect<void, MicroVmError.MicroVmError>
+  /**
    * Writes the machine as it is now into an empty directory, for a `SnapshotStore`. A guest that runs stands still
    * meanwhile, and goes on after it, also after a failure or an interruption, which breaks it off. When it cannot go on,
    * that is the failure, and the machine is `paused`.
@@ -160,6 +165,8 @@ export interface LaunchOptions {
   readonly keep?: { readonly directory: string } | undefined
   /** A control group that the caller has made: see `MicroVmProvider.LaunchOptions`. Default: the backend's own choice. */
   readonly cgroup?: string | undefined
+  /** Path of the network namespace in which the TAP devices of the machine are. Default: ours. */
+  readonly netns?: string | undefined
   /** How the machine ends when its scope closes, and when `shutdown` is given no other. Default `defaultPolicy`. */
   readonly policy?: ShutdownPolicy.ShutdownPolicy<MachineRequest> | undefined
 }
@@ -204,7 +211,11 @@ export const launch: (
   (wanted: MachineSpec.MachineSpec, options: LaunchOptions = {}) =>
     // A type is a promise; what reaches a command line is checked.
     Effect.flatMap(MachineSpec.decode(wanted), (spec) =>
-      bringUp(spec, { template: options.template, keep: options.keep, cgroup: options.cgroup }, options))
+      bringUp(
+        spec,
+        { template: options.template, keep: options.keep, cgroup: options.cgroup, netns: options.netns },
+        options
+      ))
 )
 
 /**
@@ -244,13 +255,15 @@ export const restore: (
       return yield* MicroVmError.fail(new MicroVmError.Unsupported({ operation: "restore", backend, remedy }))
     }
     const { platform, spec } = snapshot.manifest
-    const why = Snapshot.differences(platform, yield* Effect.fromResult(provider.platform(spec)))
+    const { drives = [], networks = [] } = options
+    const wanted = yield* MachineSpec.decode({ ...spec, id, networks, drives })
+    const why = Snapshot.differences(platform, yield* Effect.fromResult(provider.platform(wanted)))
     if (why.length > 0) {
       return yield* MicroVmError.fail(new MicroVmError.SnapshotUnusable({ snapshot: snapshot.id, why }))
     }
     return yield* bringUp(
-      yield* MachineSpec.decode({ ...spec, id, networks: options.networks ?? [], drives: options.drives ?? [] }),
-      { from: snapshot, keep: options.keep, cgroup: options.cgroup },
+      wanted,
+      { from: snapshot, keep: options.keep, cgroup: options.cgroup, netns: options.netns },
       options
     )
   }
@@ -363,7 +376,7 @@ const fromVmm = Effect.fnUntraced(function*(
       return Effect.succeed(to.value)
     })
   /** Fails when the machine ends under it. */
-  const whileThere = <A>(operation: MachineState.Operation, action: Effect.Effect<A, MicroVmError.MicroVmError>) =>
+  const whileThere = <A>(operation: MachineState.Operation | "ping", action: Effect.Effect<A, MicroVmError.MicroVmError>) =>
     Effect.raceFirst(
       action,
       Effect.mapError(
@@ -501,6 +514,7 @@ const fromVmm = Effect.fnUntraced(function*(
     start: operate("start", true, vmm.start),
     pause: operate("pause", capabilities.pause, standStill),
     resume: operate("resume", capabilities.pause, vmm.resume),
+    ping: whileThere("ping", vmm.ping),
     save,
     channel: vmm.channel,
     console: vmm.console,

@@ -54,9 +54,10 @@ const Ipv6Address = Schema.String.check(Schema.isPattern(/^[0-9a-f:]*:[0-9a-f:]*
 const Ipv6Interface = Schema.String.check(Schema.isPattern(/^[0-9a-f:]*:[0-9a-f:]*\/(12[0-8]|1[01]\d|\d?\d)$/))
 
 /**
- * A network card of the guest, at a TAP device that is there already. What of `address` to `mtu` is given is told to the guest.
+ * A network card of the guest. What of `address` to `mtu` is given is told to the guest.
  *
- * - `tap`: the interface of the host.
+ * - `tap`: the interface of the host, a TAP device that is there already. Without one, the card leads nowhere, as in a machine
+ *   that is only saved, for others to be restored from.
  * - `mac`: lower-case, a unicast address.
  * - `address`, `address6`: the guest's own, with the length of the prefix: `"10.0.0.1/31"`.
  * - `gateway`, `gateway6`: where all else is reached.
@@ -66,7 +67,7 @@ const Ipv6Interface = Schema.String.check(Schema.isPattern(/^[0-9a-f:]*:[0-9a-f:
  * @since 0.1.0
  */
 export const Network = Schema.Struct({
-  tap: InterfaceName,
+  tap: Schema.optionalKey(InterfaceName),
   mac: Schema.String.check(Schema.isPattern(/^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$/)),
   address: Schema.optionalKey(Ipv4Interface),
   gateway: Schema.optionalKey(Ipv4Address),

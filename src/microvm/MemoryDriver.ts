@@ -58,6 +58,7 @@ export interface Script {
   readonly launch?: ((step: LaunchStep) => Effect.Effect<void, unknown>) | undefined
   readonly start?: Effect.Effect<void, unknown> | undefined
   readonly pause?: Effect.Effect<void, unknown> | undefined
+  readonly ping?: Effect.Effect<void, unknown> | undefined
   readonly resume?: Effect.Effect<void, unknown> | undefined
   readonly save?: Effect.Effect<void, unknown> | undefined
   /** What a request does; the default is `obey`. For a late effect use `guest.background`. */

@@ -90,6 +90,11 @@ export interface LaunchOptions {
    * in it. Removing it, once the machine has ended, is the caller's. Default: the backend's own choice.
    */
   readonly cgroup?: string | undefined
+  /**
+   * Path of the network namespace in which the TAP devices of the spec are, `/run/netns/NAME`: the monitor runs in it. Default:
+   * ours.
+   */
+  readonly netns?: string | undefined
 }
 
 /**
@@ -118,6 +123,8 @@ export interface Vmm {
   readonly start: Effect.Effect<void, MicroVmError>
   readonly pause: Effect.Effect<void, MicroVmError>
   readonly resume: Effect.Effect<void, MicroVmError>
+  /** Done when the monitor has answered something that is no work for it. The guest is not asked. */
+  readonly ping: Effect.Effect<void, MicroVmError>
   /**
    * Writes the machine into an empty directory. The guest stands still when this is called, and after it, also when it has
    * failed or was interrupted; then nothing writes there any more, and it can go on as if nothing had happened.
@@ -154,7 +161,7 @@ export class MicroVmProvider extends Context.Service<MicroVmProvider, {
   /** What `launch` would do. Fails where it would be sure to, with `InvalidSpec` or `Unsupported`. */
   readonly plan: (spec: MachineSpec, options?: LaunchOptions) => Result.Result<LaunchPlan, MicroVmError>
   /** What a snapshot must have been made for, to be loaded here as a machine of this spec. */
-  readonly platform: (spec: Snapshot.Spec) => Result.Result<Snapshot.Platform, MicroVmError>
+  readonly platform: (spec: Snapshot.Inventory) => Result.Result<Snapshot.Platform, MicroVmError>
   /**
    * Claims all resources in the scope and brings the monitor up. Closing the scope kills whatever is left of it and
    * releases everything; after a failure or an interruption nothing is left.

@@ -64,6 +64,15 @@ export const Spec = MachineSpec.MachineSpec.mapFields(Struct.omit(["id", "hostna
 export type Spec = typeof Spec.Type
 
 /**
+ * What a guest finds in a machine. Where its network cards and disks lead does not matter, and which there are does: without
+ * a word of them, there are none.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Inventory = Spec & Partial<Pick<MachineSpec.MachineSpec, "networks" | "drives">>
+
+/**
  * A file of a snapshot. `size` is its length in bytes; holes count, and read as zeros.
  *
  * @category schemas
@@ -184,4 +193,5 @@ export const checkName = (name: string): Effect.Effect<void, MicroVmError.MicroV
  * @category constructors
  * @since 0.1.0
  */
-export const specOf = (spec: MachineSpec.MachineSpec): Spec => Struct.omit(spec, ["id", "hostname"])
+export const specOf = (spec: MachineSpec.MachineSpec): Spec =>
+  Struct.omit(spec, ["id", "hostname", "networks", "drives"])

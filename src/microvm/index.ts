@@ -3,6 +3,7 @@
  *
  * @since 0.1.0
  */
+export * as GuestNetwork from "./GuestNetwork.ts"
 export * as Machine from "./Machine.ts"
 export * as MachineEnd from "./MachineEnd.ts"
 export * as MachineSpec from "./MachineSpec.ts"

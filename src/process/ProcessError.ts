@@ -32,6 +32,11 @@ import * as OutputTail from "./OutputTail.ts"
  * - `DiedBeforeReady`: it ended while somebody waited until it was ready.
  * - `NotReady`: it took longer than `within`; the error's `cause` is that of the last check.
  *
+ * Of processes that are held:
+ * - `NotHeld`: none is held in this directory.
+ * - `HandTaken`: somebody else has hold of it.
+ * - `HolderFailed`: its holder cannot be started, found or understood.
+ *
  * @category models
  * @since 0.1.0
  */
@@ -51,6 +56,9 @@ export type ProcessErrorReason = Data.TaggedEnum<{
   GuardFailed: { readonly why: string }
   DiedBeforeReady: { readonly status: ExitStatus.ExitStatus; readonly tail: OutputTail.OutputTail }
   NotReady: { readonly within: Duration.Duration; readonly tail: OutputTail.OutputTail }
+  NotHeld: { readonly directory: string; readonly why: string }
+  HandTaken: { readonly directory: string }
+  HolderFailed: { readonly directory: string; readonly why: string }
 }>
 
 /**
@@ -89,7 +97,10 @@ const describe: (reason: ProcessErrorReason) => string = ProcessErrorReason.$mat
   CGroupFailed: ({ code, operation, path }) => `cgroup ${path}: ${operation} failed: ${code}`,
   GuardFailed: ({ why }) => `the guard that cleans up after our death: ${why}`,
   DiedBeforeReady: ({ status, tail }) => withTail(`${ExitStatus.format(status)} before it was ready`, tail),
-  NotReady: ({ tail, within }) => withTail(`not ready within ${Duration.format(within)}`, tail)
+  NotReady: ({ tail, within }) => withTail(`not ready within ${Duration.format(within)}`, tail),
+  NotHeld: ({ directory, why }) => `${directory}: no process is held there: ${why}`,
+  HandTaken: ({ directory }) => `${directory}: another has hold of the process there: wait until it lets go, or end it`,
+  HolderFailed: ({ directory, why }) => `${directory}: the holder of the process there: ${why}`
 })
 
 /**

@@ -17,6 +17,11 @@ export interface SpawnOptions {
   /** What dies with the process. Default `"auto"`: a cgroup where the host lets us make one, else the process group. */
   readonly killScope?: Choice | undefined
   /**
+   * An existing cgroup (v2), by its path, that it starts in and that is its kill scope. It is not removed. Default: none, and
+   * `killScope` decides.
+   */
+  readonly cgroup?: string | undefined
+  /**
    * How it is asked to end. Default: the command's own `killSignal` and `forceKillAfter` if it has any, else
    * `ShutdownPolicy.defaults` (SIGTERM, 2 seconds, SIGKILL).
    */

@@ -4,9 +4,11 @@
  * @since 0.1.0
  */
 import * as Result from "effect/Result"
+import * as GuestNetwork from "../microvm/GuestNetwork.ts"
 import type { MachineSpec } from "../microvm/MachineSpec.ts"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
 import type * as Snapshot from "../microvm/Snapshot.ts"
+import { noInterface } from "./internal/tapFault.ts"
 import { type Architecture, formatVersion, isAtLeast, type Setup, type User, type Version } from "./QemuHost.ts"
 
 /**
@@ -33,6 +35,8 @@ export interface LaunchPlan {
   readonly files: ReadonlyArray<
     { readonly field: keyof typeof snapshotFiles; readonly path: string; readonly writable?: boolean }
   >
+  /** The disks, which have to be there too. They are opened before any rights are given up. */
+  readonly drives: ReadonlyArray<{ readonly field: string; readonly path: string; readonly writable: boolean }>
   /** What QEMU is to load once it is up. */
   readonly load?: { readonly fd: number; readonly sharedMemory: boolean }
 }
@@ -124,6 +128,7 @@ const kernelArgs = (board: Board, spec: MachineSpec): string =>
     "quiet",
     "cryptomgr.notests",
     ...(spec.hostname === undefined ? [] : [`hostname=${spec.hostname}`, `microvm.hostname=${spec.hostname}`]),
+    ...GuestNetwork.kernelArgs(spec.networks),
     ...spec.kernelArgs
   ].join(" ")
 
@@ -136,19 +141,46 @@ interface Opened {
   readonly access: "<" | "<>"
 }
 
+// A mount namespace of QEMU's own, in which anybody may open the device: it gives no right that is not checked once more,
+// as a TAP device is for its owner (tun_not_capable() in drivers/net/tun.c).
+const openTun = "mount -t tmpfs -o mode=755,size=4k tun /dev/net && mknod -m 666 /dev/net/tun c 10 200"
+
+interface Wrapping {
+  readonly opened: ReadonlyArray<Opened>
+  readonly taps: ReadonlyArray<string>
+  readonly netns: string | undefined
+  readonly setup: Setup
+}
+
 /**
  * Opens the files while we may, and then gives up all rights. The open descriptors make the directories on the way to
- * the files irrelevant. pdeathsig is set here, as a change of user clears an earlier one (prctl(2)).
+ * the files irrelevant. pdeathsig is set here, as a change of user clears an earlier one (prctl(2)). The directory with the
+ * settings of an interface is that of the network namespace of whoever looks (proc_sys(5)), unlike `/sys/class/net`.
  */
-const wrapper = (opened: ReadonlyArray<Opened>, user: User): ReadonlyArray<string> =>
-  opened.length === 0 ? [] : [
-    "/bin/sh",
-    "-c",
-    `exec ${
-      opened.map(({ access }, index) => `${firstFd + index}${access}"$${index + 1}"`).join(" ")
-    } && shift ${opened.length} && exec "$@"`,
-    "sh",
-    ...opened.map(({ path }) => path),
+const wrapper = ({ netns, opened, setup: { tunIsClosed = false, user }, taps }: Wrapping): ReadonlyArray<string> => {
+  const ownTun = taps.length > 0 && tunIsClosed && user._tag === "Unprivileged"
+  const script = [
+    ...(taps.length === 0 ? [] : [
+      `for tap in ${taps.join(" ")}; do [ -d "/proc/sys/net/ipv4/conf/$tap" ] || ` +
+      `{ echo "${noInterface}$tap" >&2; exit 1; }; done`
+    ]),
+    ...(ownTun ? [openTun] : []),
+    ...(opened.length === 0 ? [] : [
+      `exec ${opened.map(({ access }, index) => `${firstFd + index}${access}"$${index + 1}"`).join(" ")}`,
+      `shift ${opened.length}`
+    ]),
+    "exec \"$@\""
+  ]
+  return [
+    ...(netns === undefined ? [] : ["nsenter", `--net=${netns}`, "--"]),
+    ...(script.length === 1 ? [] : [
+      ...(ownTun ? ["unshare", "--mount", "--"] : []),
+      "/bin/sh",
+      "-c",
+      script.join(" && "),
+      "sh",
+      ...opened.map(({ path }) => path)
+    ]),
     ...(user._tag === "Own" ? [] : [
       "setpriv",
       "--pdeathsig=KILL",
@@ -158,6 +190,41 @@ const wrapper = (opened: ReadonlyArray<Opened>, user: User): ReadonlyArray<strin
       "--no-new-privs"
     ])
   ]
+}
+
+/** At the host's ends of cards. vhost-net would be another device to open, and code of the host's kernel to attack. */
+const netdevs = ({ networks }: MachineSpec): ReadonlyArray<string> =>
+  networks.flatMap(({ tap }, index) => [
+    "-netdev",
+    tap === undefined
+      ? `hubport,id=net${index},hubid=${index}`
+      : `tap,id=net${index},ifname=${tap},script=no,downscript=no,vhost=off`
+  ])
+
+const cards = ({ networks }: MachineSpec): ReadonlyArray<string> =>
+  networks.flatMap(({ mac, mtu }, index) => [
+    "-device",
+    // No ROM: nothing boots from it.
+    `virtio-net-pci,netdev=net${index},id=card${index},mac=${mac},romfile=${
+      mtu === undefined ? "" : `,host_mtu=${mtu}`
+    }`
+  ])
+
+/**
+ * At the host's ends of disks. QEMU takes the open file as it is, so its user needs no right to it, and locks it: a second
+ * machine that writes to it is refused. What the guest has flushed is on the host's disk; what it discards is given back.
+ */
+const blockdevs = ({ drives }: MachineSpec, fd: (index: number) => number): ReadonlyArray<string> =>
+  drives.flatMap(({ readOnly }, index) => [
+    "-add-fd",
+    `fd=${fd(index)},set=${index}`,
+    "-blockdev",
+    `driver=raw,node-name=disk${index},read-only=${readOnly ? "on" : "off"},discard=unmap,file.driver=file,` +
+    `file.filename=/dev/fdset/${index},file.discard=unmap,file.locking=on`
+  ])
+
+const disks = ({ drives }: MachineSpec): ReadonlyArray<string> =>
+  drives.flatMap(({ name }, index) => ["-device", `virtio-blk-pci,drive=disk${index},serial=${name}`])
 
 /** What a guest finds, but for the board; where the host's ends of it lead does not matter. */
 const devices = (board: Board, { channels, memoryMib, vcpus }: Snapshot.Spec): ReadonlyArray<string> => [
@@ -202,14 +269,20 @@ const devices = (board: Board, { channels, memoryMib, vcpus }: Snapshot.Spec): R
  * @category conversions
  * @since 0.1.0
  */
-export const platform = ({ accelerator, architecture, cpu, version }: Setup, spec: Snapshot.Spec) => ({
+export const platform = ({ accelerator, architecture, cpu, version }: Setup, spec: Snapshot.Inventory) => ({
   backend: "qemu",
   version: `${version.major}.${version.minor}`,
   architecture,
   accelerator,
   machine: boards[architecture].machine(version),
   cpu: accelerator === "kvm" ? `host ${cpu}` : "max",
-  devices: devices(boards[architecture], spec).join(" ")
+  devices: [
+    ...devices(boards[architecture], spec),
+    ...(spec.networks ?? []).map(() => "-device virtio-net-pci"),
+    ...(spec.drives ?? []).map(({ name, readOnly }) =>
+      `-device virtio-blk-pci,serial=${name}${readOnly ? ",read-only" : ""}`
+    )
+  ].join(" ")
 })
 
 /**
@@ -225,6 +298,15 @@ const describeUser = (user: User): string =>
   user._tag === "Own"
     ? `runs as ourselves (${user.why})`
     : `runs as uid ${user.uid}, gid ${user.gid}${user.groups.length === 0 ? "" : `, groups ${user.groups.join(", ")}`}`
+
+/**
+ * @category options
+ * @since 0.1.0
+ */
+export interface Options {
+  /** Path of the network namespace in which the TAP devices are (`/run/netns/NAME`). QEMU runs in it. Default: ours. */
+  readonly netns?: string | undefined
+}
 
 /**
  * Plans a machine. Fails with `InvalidSpec` for what this backend cannot carry, and with `SnapshotUnusable` for a
@@ -254,7 +336,8 @@ const describeUser = (user: User): string =>
 export const make = (
   setup: Setup,
   spec: MachineSpec,
-  origin: Origin = { _tag: "Boot" }
+  origin: Origin = { _tag: "Boot" },
+  { netns }: Options = {}
 ): Result.Result<LaunchPlan, MicroVmError.MicroVmError> => {
   const { accelerator, architecture, because, binary, user, version } = setup
   const board = boards[architecture]
@@ -335,6 +418,7 @@ export const make = (
       files: [...content.files, { field: "memory", path: memory, writable: !readOnly }]
     }
   }
+  const disk = spec.drives.map(({ path, readOnly }) => inherit(path, readOnly ? "<" : "<>"))
   const content = origin._tag === "Boot"
     ? boot(spec)
     : origin._tag === "Template"
@@ -365,7 +449,11 @@ export const make = (
     "-mon",
     "chardev=qmp,mode=control",
     ...[...channels.values()].flatMap((fd, index) => ["-chardev", `socket,id=channel${index},fd=${fd}`]),
+    ...netdevs(spec),
+    ...blockdevs(spec, (index) => disk[index] ?? NaN),
     ...devices(board, spec),
+    ...cards(spec),
+    ...disks(spec),
     ...content.args
   ]
   return Result.succeed({
@@ -374,12 +462,27 @@ export const make = (
       `QEMU ${formatVersion(version)}, ${accelerator.toUpperCase()}: ${because}`,
       describeUser(user),
       `${spec.vcpus} vCPU, ${spec.memoryMib} MiB`,
-      ...content.says
+      ...content.says,
+      ...spec.networks.map(({ mac, tap }) =>
+        tap === undefined
+          ? `network card ${mac}, which leads nowhere`
+          : `network card ${mac} at ${tap}${netns === undefined ? "" : ` of ${netns}`}`
+      ),
+      ...spec.drives.map(({ name, path, readOnly }) => `disk ${name}${readOnly ? ", read-only" : ""}: ${path}`)
     ],
-    argv: prefixed(wrapper(opened, user), binary, args),
+    argv: prefixed(
+      wrapper({ netns, opened, setup, taps: spec.networks.flatMap(({ tap = [] }) => tap) }),
+      binary,
+      args
+    ),
     env: { PATH: setup.path, LC_ALL: "C" },
     fds: { qmp, channels },
     files: content.files,
+    drives: spec.drives.map(({ path, readOnly }, index) => ({
+      field: `drives[${index}].path`,
+      path,
+      writable: !readOnly
+    })),
     ...(content.load === undefined ? {} : { load: content.load })
   })
 }

@@ -50,6 +50,11 @@ const lookAtKvm = async (architecture: Architecture): Promise<Kvm> => {
   }
 }
 
+const isTunClosed = async (): Promise<boolean> => {
+  const stat = await NodeFs.stat("/dev/net/tun").catch(() => undefined)
+  return stat !== undefined && (stat.mode & 0o006) !== 0o006
+}
+
 const lookAtFile = async (path: string, writable: boolean): Promise<FileFacts> => {
   const { O_NONBLOCK, O_RDONLY, O_RDWR } = NodeFs.constants
   try {
@@ -146,6 +151,7 @@ export const layerWith = ({ versions }: Options): Layer.Layer<QemuHost, never, P
           version,
           setpriv: uid === 0 ? setpriv : Effect.succeed(false),
           kvm: Effect.promise(() => lookAtKvm(architecture)),
+          tunIsClosed: Effect.promise(isTunClosed),
           cpuinfo: Effect.promise(() => NodeFs.readFile("/proc/cpuinfo", "utf8"))
         }, { concurrency: "unbounded" })
         const cpu = describeCpu(cpuinfo, seen.kvm, NodeOs.release())

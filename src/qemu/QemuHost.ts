@@ -58,6 +58,8 @@ export interface Observations {
   readonly uid: number
   /** Is setpriv(1) of util-linux there? Looked for only when we are root. */
   readonly setpriv: boolean
+  /** May only root open `/dev/net/tun`? udev has it otherwise. Default false. */
+  readonly tunIsClosed?: boolean | undefined
   /** Our PATH, for the programs that are started. */
   readonly path: string
 }
@@ -185,6 +187,8 @@ export interface Setup {
   readonly because: string
   readonly cpu: string
   readonly user: User
+  /** Default false. */
+  readonly tunIsClosed?: boolean | undefined
   readonly path: string
 }
 
@@ -280,7 +284,7 @@ export const choose = (
   observations: Observations,
   options: Options = {}
 ): Result.Result<Setup, MicroVmError.MicroVmError> => {
-  const { architecture, binary, cpu, kvm, path, version } = observations
+  const { architecture, binary, cpu, kvm, path, tunIsClosed, version } = observations
   const { accelerator: wanted = "auto" } = options
   if (!isAtLeast(version, oldest.major, oldest.minor)) {
     return Result.fail(
@@ -298,5 +302,5 @@ export const choose = (
     : { accelerator: "tcg", because: kvm.why } as const
   const { accelerator, because } = wanted === "auto" ? found : { accelerator: wanted, because: "asked for" }
   const user = chooseUser(observations, accelerator, options)
-  return Result.succeed({ binary, version, architecture, accelerator, because, cpu, user, path })
+  return Result.succeed({ binary, version, architecture, accelerator, because, cpu, user, tunIsClosed, path })
 }

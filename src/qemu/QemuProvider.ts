@@ -32,8 +32,10 @@ import type { MachineSpec } from "../microvm/MachineSpec.ts"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
 import { type Capabilities, type LaunchOptions, MicroVmProvider } from "../microvm/MicroVmProvider.ts"
 import type * as Snapshot from "../microvm/Snapshot.ts"
+import { ProcessHolder } from "../process/ProcessHolder.ts"
 import { ProcessSpawner } from "../process/ProcessSpawner.ts"
-import { bringUp } from "./internal/bringUp.ts"
+import { attach, bringUp } from "./internal/bringUp.ts"
+import { tapFault } from "./internal/tapFault.ts"
 import * as LaunchPlan from "./LaunchPlan.ts"
 import * as QemuHost from "./QemuHost.ts"
 
@@ -59,7 +61,7 @@ export const capabilities: Capabilities = {
   powerButton: true,
   panicDetection: true,
   saveKeepsChannels: true,
-  keep: false
+  keep: true
 }
 
 const checkFiles = Effect.fnUntraced(function*(
@@ -84,6 +86,18 @@ const checkFiles = Effect.fnUntraced(function*(
       )
   )
   const faults = found.flat()
+  const disks = yield* Effect.forEach(
+    plan.drives,
+    ({ field, path, writable }) =>
+      Effect.map(
+        host.inspect(path, { writable }),
+        ({ fault }) =>
+          fault === undefined ? [] : [{ field, value: path, remedy: `${fault}: name a raw image that we may open` }]
+      )
+  )
+  if (disks.flat().length > 0) {
+    return yield* MicroVmError.make(new MicroVmError.InvalidSpec({ faults: [...faults, ...disks.flat()] }))
+  }
   if (faults.length === 0) return
   if (from === undefined) return yield* MicroVmError.make(new MicroVmError.InvalidSpec({ faults }))
   const why = faults.map(({ field, remedy }) => `its ${field}: ${remedy}`)
@@ -93,12 +107,25 @@ const checkFiles = Effect.fnUntraced(function*(
 /** Where a plan that is only looked at has its memory. */
 const somewhere = "a file without a name"
 
+/** In a scope of its own, which a failure closes at once. */
+const inScope = <A, E>(effect: Effect.Effect<A, E, Scope.Scope>): Effect.Effect<A, E, Scope.Scope> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.gen(function*() {
+      const scope = yield* Scope.fork(yield* Effect.scope)
+      return yield* restore(effect).pipe(
+        Scope.provide(scope),
+        Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
+      )
+    })
+  )
+
 const make = Effect.fnUntraced(function*(options: Options) {
   const host = yield* QemuHost.QemuHost
   const spawner = yield* ProcessSpawner
+  const holder = yield* ProcessHolder
   const setup = yield* Effect.fromResult(QemuHost.choose(yield* host.observe(options), options))
   const within = options.within ?? "20 seconds"
-  const planOf = (spec: MachineSpec, { from, template }: LaunchOptions, ram: string) =>
+  const planOf = (spec: MachineSpec, { from, netns, template }: LaunchOptions, ram: string) =>
     LaunchPlan.make(
       setup,
       spec,
@@ -106,7 +133,8 @@ const make = Effect.fnUntraced(function*(options: Options) {
         ? { _tag: "Restore", snapshot: from }
         : template === true
         ? { _tag: "Template", ram }
-        : { _tag: "Boot" }
+        : { _tag: "Boot" },
+      { netns }
     )
   const claim = Effect.fnUntraced(function*(spec: MachineSpec, how: LaunchOptions) {
     const ram = how.from === undefined && how.template === true
@@ -122,26 +150,19 @@ const make = Effect.fnUntraced(function*(options: Options) {
         ))
       : undefined
     const plan = yield* Effect.fromResult(planOf(spec, how, ram?.path ?? somewhere))
-    return yield* bringUp({ spec, plan, setup, host, ram, spawner, within })
+    return yield* bringUp({ spec, plan, how, setup, host, ram, spawner, holder, within })
   })
   return MicroVmProvider.of({
     backend: "qemu",
     capabilities,
     plan: (spec, how = {}) => planOf(spec, how, somewhere),
     platform: (spec) => Result.succeed(LaunchPlan.platform(setup, spec)),
-    attach: ({ id }) =>
-      MicroVmError.fail(new MicroVmError.AttachFailed({ id, isHeld: false, why: "no machine is kept" })),
+    attach: Effect.fn("QemuProvider.attach")((spec, { directory }) =>
+      inScope(attach({ spec, directory, host, holder, within }))
+    ),
     launch: Effect.fn("QemuProvider.launch")(function*(spec, how = {}) {
       yield* checkFiles(yield* Effect.fromResult(planOf(spec, how, somewhere)), setup, host, how.from)
-      return yield* Effect.uninterruptibleMask((restore) =>
-        Effect.gen(function*() {
-          const scope = yield* Scope.fork(yield* Effect.scope)
-          return yield* restore(claim(spec, how)).pipe(
-            Scope.provide(scope),
-            Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
-          )
-        })
-      )
+      return yield* inScope(Effect.mapError(claim(spec, how), (error) => tapFault(spec, error) ?? error))
     })
   })
 })
@@ -173,7 +194,7 @@ const make = Effect.fnUntraced(function*(options: Options) {
  */
 export const layerWith = (
   options: Options
-): Layer.Layer<MicroVmProvider, MicroVmError.MicroVmError, QemuHost.QemuHost | ProcessSpawner> =>
+): Layer.Layer<MicroVmProvider, MicroVmError.MicroVmError, QemuHost.QemuHost | ProcessHolder | ProcessSpawner> =>
   Layer.effect(MicroVmProvider, make(options))
 
 /**
@@ -182,7 +203,7 @@ export const layerWith = (
  * @category layers
  * @since 0.1.0
  */
-export const layer: Layer.Layer<MicroVmProvider, MicroVmError.MicroVmError, QemuHost.QemuHost | ProcessSpawner> =
+export const layer: Layer.Layer<MicroVmProvider, MicroVmError.MicroVmError, QemuHost.QemuHost | ProcessHolder | ProcessSpawner> =
   layerWith({})
 
 /**
@@ -216,5 +237,5 @@ export const config: Config.Config<Options> = Config.all({
 export const layerConfig: Layer.Layer<
   MicroVmProvider,
   MicroVmError.MicroVmError | Config.ConfigError,
-  QemuHost.QemuHost | ProcessSpawner
+  QemuHost.QemuHost | ProcessHolder | ProcessSpawner
 > = Layer.unwrap(Effect.map(config, layerWith))

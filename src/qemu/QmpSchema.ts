@@ -9,6 +9,18 @@
 import * as Schema from "effect/Schema"
 
 /**
+ * @category schemas
+ * @since 0.1.0
+ */
+export const Version = Schema.Struct({ major: Schema.Int, minor: Schema.Int, micro: Schema.Int })
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type Version = typeof Version.Type
+
+/**
  * The first line of a server.
  *
  * @category schemas
@@ -17,7 +29,7 @@ import * as Schema from "effect/Schema"
 export const Greeting = Schema.Struct({
   QMP: Schema.Struct({
     version: Schema.Struct({
-      qemu: Schema.Struct({ major: Schema.Int, minor: Schema.Int, micro: Schema.Int }),
+      qemu: Version,
       package: Schema.String
     }),
     capabilities: Schema.Array(Schema.String)
@@ -186,6 +198,14 @@ export const systemPowerdown = command("system_powerdown", Nothing)
  * @since 0.1.0
  */
 export const queryStatus = command("query-status", Schema.Struct({ status: Schema.String, running: Schema.Boolean }))
+
+/**
+ * The version that the greeting tells.
+ *
+ * @category commands
+ * @since 0.1.0
+ */
+export const queryVersion = command("query-version", Schema.Struct({ qemu: Version }))
 
 /**
  * Is guest memory that is a shared file left out of the stream? Both sides have to say the same.

@@ -3,4 +3,5 @@
  *
  * @since 0.1.0
  */
-export {}
+export * as Supervisor from "./Supervisor.ts"
+export * as Watchdog from "./Watchdog.ts"

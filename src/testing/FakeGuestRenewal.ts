@@ -9,6 +9,7 @@ import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import type { Program } from "./FakeGuestProgram.ts"
 import { bytesOf, concat } from "./internal/fakeFiles.ts"
+import { answer, type FakeCard } from "./internal/fakeNetlink.ts"
 
 /**
  * A step of the renewal.
@@ -16,7 +17,15 @@ import { bytesOf, concat } from "./internal/fakeFiles.ts"
  * @category models
  * @since 0.1.0
  */
-export type Step = "seed" | "clock" | "hostname" | "machine-id" | "boot-id"
+export type Step = "seed" | "clock" | "hostname" | "machine-id" | "boot-id" | "network"
+
+/**
+ * A network card. Addresses have the lengths of their prefixes; those of IPv6 are written out: `fd00:0:0:0:0:0:0:1/127`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Card = FakeCard
 
 /**
  * What is a guest's own. It may be changed from outside, as by a program in the guest.
@@ -32,6 +41,8 @@ export interface Own {
   bootId: string
   /** All that its random number generator was given. */
   readonly seeds: Array<Uint8Array>
+  readonly cards: ReadonlyArray<FakeCard>
+  nameservers: ReadonlyArray<string>
 }
 
 /**
@@ -55,11 +66,15 @@ export interface Options {
 
 const EPERM = 1
 const ENOENT = 2
+const EAGAIN = 11
 const EBADF = 9
 const ENOSYS = 38
 const inputBytes = 4096
 const headerBytes = 8
 const callBytes = 16
+
+/** What is opened that is no file. */
+const socket = "a socket of netlink"
 
 const decoder = new TextDecoder()
 
@@ -97,7 +112,9 @@ export const make = (options: Options = {}): {
     hostname: "microvm",
     machineId: "0".repeat(32),
     bootId: "00000000-0000-0000-0000-000000000000",
-    seeds: []
+    seeds: [],
+    cards: interfaces.map(() => ({ mac: "02:00:00:00:00:00", mtu: 1500, addresses: [], gateways: [] })),
+    nameservers: []
   }
 
   /** The result of a call that changes something. */
@@ -118,6 +135,24 @@ export const make = (options: Options = {}): {
       () => bytesOf(`${own.bootId}\n`),
       (bytes) => step("boot-id", bytes.length, () => void (own.bootId = decoder.decode(bytes).trimEnd()))
     ],
+    "/etc/resolv.conf": [
+      () => bytesOf(own.nameservers.map((server) => `nameserver ${server}\n`).join("")),
+      (bytes) =>
+        step("network", bytes.length, () => {
+          own.nameservers = Array.from(
+            decoder.decode(bytes).matchAll(/^nameserver (.+)$/gm),
+            ([, server = ""]) => server
+          )
+        })
+    ],
+    ...Object.fromEntries(interfaces.flatMap((name, nth) => {
+      const card = () => own.cards[nth]
+      return [
+        [`/sys/class/net/${name}/ifindex`, [() => bytesOf(`${nth + 2}\n`)] as const],
+        [`/sys/class/net/${name}/address`, [() => bytesOf(`${card()?.mac}\n`)] as const],
+        [`/sys/class/net/${name}/mtu`, [() => bytesOf(`${card()?.mtu}\n`)] as const]
+      ]
+    })),
     "/proc/sys/kernel/random/boot_id": [() => bytesOf(`${own.bootId}\n`)],
     "/sys/class/net": [() => entries([".", "..", "lo", ...interfaces])],
     ...(options.hooks === undefined
@@ -133,17 +168,24 @@ export const make = (options: Options = {}): {
     if (view.getUint32(0, true) !== input.length || calls === 0) return undefined
     let written: Uint8Array = new Uint8Array(0)
     let opened: string | undefined
+    let answered: Uint8Array | undefined
     const read = (at: number, bytes: Uint8Array, most: number): number => {
       block.set(bytes.subarray(0, most), at)
       return Math.min(bytes.length, most)
     }
     const call = (number: number, [a, b, c]: readonly [number, number, number]): number => {
       const file = a === 3 && opened !== undefined ? files[opened] : undefined
+      const isSocket = a === 3 && opened === socket
       switch (number) {
         case 0: // read
         case 217: // getdents64
+          if (isSocket) return answered === undefined ? -EAGAIN : read(b, answered, c)
           return file === undefined ? -EBADF : read(b, file[0](), c)
         case 1: // write
+          if (isSocket) {
+            answered = answer(own.cards, block.slice(b, b + c), (change) => -step("network", 0, change))
+            return c
+          }
           if (a !== 1) return file?.[1]?.(block.slice(b, b + c)) ?? -EBADF
           written = concat(written, block.subarray(b, b + c))
           return c
@@ -154,7 +196,7 @@ export const make = (options: Options = {}): {
           return 3
         }
         case 3: // close
-          if (file === undefined) return -EBADF
+          if (file === undefined && !isSocket) return -EBADF
           opened = undefined
           return 0
         case 16: // ioctl
@@ -163,6 +205,10 @@ export const make = (options: Options = {}): {
           return b === 0x40085203
             ? step("seed", 0, () => own.seeds.push(block.slice(c + 8, c + 8 + view.getInt32(c + 4, true))))
             : 0
+        case 41: // socket
+          opened = socket
+          answered = undefined
+          return 3
         case 63: // uname
           return read(a + 65, bytesOf(`${own.hostname}\0`), 65) && 0
         case 159: // adjtimex

@@ -32,6 +32,7 @@ import {
   type Scenario,
   slowly
 } from "./internal/conformance.ts"
+import { keepScenarios } from "./internal/conformanceKeep.ts"
 import { snapshotScenarios } from "./internal/conformanceSnapshots.ts"
 
 export { NotConforming, type Rig, type Scenario } from "./internal/conformance.ts"
@@ -436,5 +437,6 @@ export const scenarios = <R = never>(rig: Rig<R>): ReadonlyArray<Scenario<R>> =>
     }))
 
   snapshotScenarios(suite)
+  keepScenarios(suite)
   return suite.all
 }

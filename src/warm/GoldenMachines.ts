@@ -48,6 +48,8 @@ export interface Request {
   readonly vcpus: number
   readonly memoryMib: number
   readonly channels: ReadonlyArray<string>
+  /** How many network cards there are. Default 0. */
+  readonly cards?: number | undefined
 }
 
 /**
@@ -110,6 +112,13 @@ const foreignFor = Duration.toMillis("1 day")
 /** A guest that has just booted has not written to more of its memory than this, however much it has. */
 const usualMib = 256
 
+/** Says how many network cards there are. Where it is absent, there are none. */
+const cardsLabel = "cards"
+
+/** They lead nowhere: which MAC a machine has, and where its packets go, is told when it is restored. */
+const placeholders = (count: number): ReadonlyArray<MachineSpec.Network> =>
+  Array.from({ length: count }, (_, index) => ({ mac: `02:00:00:00:00:${index.toString(16).padStart(2, "0")}` }))
+
 /** The prefix of their names in the store. */
 const prefix = "golden-"
 
@@ -162,9 +171,21 @@ const make = Effect.fnUntraced(function*(options: Options = {}): Effect.fn.Retur
       vcpus: request.vcpus,
       memoryMib: request.memoryMib,
       channels: request.channels,
+      networks: placeholders(request.cards ?? 0),
       kernel: image.kernel,
       initramfs: image.initramfs
     })
+    const planned = provider.plan({ ...spec, id: "golden" }, { template: true })
+    if (spec.networks.length > 0 && Result.isFailure(planned)) {
+      // What is wrong with the rest of it, a boot is told of, too.
+      return yield* MicroVmError.fail(
+        new MicroVmError.Unsupported({
+          operation: "a golden machine with network cards",
+          backend: provider.backend,
+          remedy: "boot the machine"
+        })
+      )
+    }
     const platform = yield* Effect.fromResult(provider.platform(spec))
     const parts = [
       edition,
@@ -172,6 +193,7 @@ const make = Effect.fnUntraced(function*(options: Options = {}): Effect.fn.Retur
       spec.vcpus,
       spec.memoryMib,
       spec.channels,
+      ...(spec.networks.length > 0 ? [spec.networks.length] : []),
       Object.entries(platform).toSorted(([a], [b]) => a < b ? -1 : 1)
     ]
     const digest = yield* hasher.bytes(new TextEncoder().encode(JSON.stringify(parts)))
@@ -193,7 +215,8 @@ const make = Effect.fnUntraced(function*(options: Options = {}): Effect.fn.Retur
         () => Effect.succeedNone
       )
       const superseded = Option.isSome(current) && current.value.digest !== digest
-      const here = provider.platform(manifest.spec)
+      const networks = placeholders(Number(manifest.labels[cardsLabel] ?? 0))
+      const here = provider.platform({ ...manifest.spec, networks })
       const foreign = Result.isFailure(here) || Snapshot.differences(manifest.platform, here.success).length > 0
       const unused = now - lastUsed
       if (superseded || unused > unusedFor || (foreign && unused > foreignFor)) {
@@ -212,9 +235,15 @@ const make = Effect.fnUntraced(function*(options: Options = {}): Effect.fn.Retur
       // Only here are its files looked at: a machine that is restored has them in its memory.
       const image = yield* images.ensure(request.image, { onProgress })
       const { name, spec } = yield* plan(request, image)
-      const labels = { image: image.name, digest: image.digest, kernelRelease: image.kernelRelease }
+      const labels = {
+        image: image.name,
+        digest: image.digest,
+        kernelRelease: image.kernelRelease,
+        ...(spec.networks.length > 0 && { [cardsLabel]: String(spec.networks.length) })
+      }
       const room = Math.min(spec.memoryMib, usualMib) << 20
-      return yield* store.add({ kind: "golden", name, replace: true, spec, labels, room }, (directory) =>
+      const kept = Snapshot.specOf({ ...spec, id: name })
+      return yield* store.add({ kind: "golden", name, replace: true, spec: kept, labels, room }, (directory) =>
         Effect.scoped(Effect.gen(function*() {
           const machine = yield* Machine.launch({ ...spec, id: name }, { template: true, policy: killed })
           const socket = yield* machine.channel(GuestAgent.channelName)

@@ -23,6 +23,7 @@ import * as GuestRenewal from "../guest/GuestRenewal.ts"
 import * as GuestSlots from "../guest/GuestSlots.ts"
 import type { ImageError } from "../image/ImageError.ts"
 import { ImageStore } from "../image/ImageStore.ts"
+import * as GuestNetwork from "../microvm/GuestNetwork.ts"
 import * as Machine from "../microvm/Machine.ts"
 import * as MachineSpec from "../microvm/MachineSpec.ts"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
@@ -94,6 +95,10 @@ export interface Options {
    * - `{ from }`: from the snapshot of that name or id, and from no other. Its image and its size count.
    */
   readonly start?: "warm" | "cold" | { readonly from: string } | undefined
+  /** Its network cards: see `MachineSpec.Network`. Default none. */
+  readonly networks?: MachineSpec.MachineSpecOptions["networks"]
+  /** Its disks: see `MachineSpec.Drive`. A golden machine has none, so one with disks is booted. Default none. */
+  readonly drives?: MachineSpec.MachineSpecOptions["drives"]
   /** How long a guest may take to boot. Default 2 minutes. */
   readonly bootWithin?: Duration.Input | undefined
   /** How long a restored guest may take to answer. Default 15 seconds. */
@@ -109,7 +114,7 @@ export interface Options {
   readonly before?:
     | ((
       spec: MachineSpec.MachineSpec
-    ) => Effect.Effect<Pick<Machine.LaunchOptions, "keep" | "cgroup">, MicroVmError.MicroVmError>)
+    ) => Effect.Effect<Pick<Machine.LaunchOptions, "keep" | "cgroup" | "netns">, MicroVmError.MicroVmError>)
     | undefined
   /** Told of the machine as soon as there is one, for whoever may have to end it before its guest answers. */
   readonly onMachine?: ((machine: Machine.Machine) => Effect.Effect<void>) | undefined
@@ -170,7 +175,9 @@ export const launch: (options: Options) => Effect.Effect<
 > = Effect.fn("WarmMachine.launch")(function*(options: Options) {
   const {
     bootWithin = "2 minutes",
+    drives = [],
     image = "default",
+    networks = [],
     onProgress = () => Effect.void,
     slots = defaultSlots,
     start = "warm"
@@ -195,7 +202,9 @@ export const launch: (options: Options) => Effect.Effect<
           memoryMib: options.memoryMib ?? 256,
           kernel,
           initramfs,
-          channels: channels(slots)
+          channels: channels(slots),
+          networks,
+          drives
         })
         const how = yield* before(spec)
         const machine = yield* phase("launch", "starting the machine")(Machine.launch(spec, how))
@@ -222,8 +231,10 @@ export const launch: (options: Options) => Effect.Effect<
     return yield* attempt(
       options,
       Effect.gen(function*() {
-        const how = yield* before({ ...spec, id: options.id, networks: [], drives: [] })
-        const machine = yield* phase("restore", "restoring the machine")(Machine.restore(options.id, snapshot, how))
+        const how = yield* before(yield* MachineSpec.decode({ ...spec, id: options.id, networks, drives }))
+        const machine = yield* phase("restore", "restoring the machine")(
+          Machine.restore(options.id, snapshot, { ...how, networks, drives })
+        )
         return {
           machine,
           go: machine.resume,
@@ -238,14 +249,22 @@ export const launch: (options: Options) => Effect.Effect<
   })
 
   // Before a golden machine is made for nothing.
-  yield* MachineSpec.decode({ id: options.id, hostname: options.id, kernel: "/kernel" })
+  yield* MachineSpec.decode({ id: options.id, hostname: options.id, kernel: "/kernel", networks, drives })
   if (typeof start === "object") return yield* restore(yield* store.open(start.from))
   if (start === "cold") return yield* boot("as asked for")
   if (!capabilities.snapshot) return yield* boot(`the ${backend} backend has no snapshots`)
 
+  if (drives.length > 0) return yield* boot("no golden machine has disks")
+
   const warm = Effect.flatMap(
     golden.ensure(
-      { image, vcpus: options.vcpus ?? 1, memoryMib: options.memoryMib ?? 256, channels: channels(slots) },
+      {
+        image,
+        vcpus: options.vcpus ?? 1,
+        memoryMib: options.memoryMib ?? 256,
+        channels: channels(slots),
+        cards: networks.length
+      },
       { bootWithin, onProgress, phase }
     ),
     (snapshot) =>
@@ -265,6 +284,29 @@ export const launch: (options: Options) => Effect.Effect<
       (error) => Effect.andThen(onProgress({ _tag: "BootingCold", why: error.message }), boot(error.message))
     )
   )
+})
+
+/**
+ * The agent and the slots of a machine that is up already, as one that another process has left and that was attached to. Fails
+ * with `Timeout` when its guest does not answer, and then the machine is as it was.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const fromMachine: (
+  machine: Machine.Machine,
+  options?: Pick<Options, "answerWithin"> & { readonly labels?: Readonly<Record<string, string>> | undefined }
+) => Effect.Effect<
+  Omit<WarmMachine, "start">,
+  MicroVmError.MicroVmError | GuestError,
+  Scope.Scope
+> = Effect.fn("WarmMachine.fromMachine")(function*(machine, options = {}) {
+  const { channel, spec } = machine
+  const slots = yield* GuestSlots.fromChannels(GuestSlots.inChannels(spec.channels), channel)
+  const agent = yield* GuestAgent.make(yield* channel(GuestAgent.channelName), {
+    within: options.answerWithin ?? "15 seconds"
+  })
+  return { machine, agent, slots, labels: options.labels ?? {} }
 })
 
 /** What a boot would fail with too. */
@@ -305,10 +347,10 @@ const freeSlots = ({ labels, spec }: Snapshot.Manifest): ReadonlyArray<number> =
  * @since 0.1.0
  */
 export const save: (
-  self: WarmMachine,
+  self: Omit<WarmMachine, "start">,
   name: string
 ) => Effect.Effect<Snapshot.Snapshot, MicroVmError.MicroVmError, SnapshotStore> = Effect.fn("WarmMachine.save")(
-  function*({ labels, machine, slots }: WarmMachine, name: string) {
+  function*({ labels, machine, slots }: Omit<WarmMachine, "start">, name: string) {
     const store = yield* SnapshotStore
     yield* checkName(name)
     if (!machine.capabilities.saveKeepsChannels) {
@@ -402,7 +444,7 @@ const attempt = <R>(options: Options, bringUp: Effect.Effect<BroughtUp, WarmErro
           yield* up.go
           const agent = yield* GuestAgent.make(socket, { within: up.within })
           if ("why" in up.from) return { agent, how: { _tag: "Booted", ...up.from } as const }
-          const identity = yield* GuestRenewal.makeIdentity(options.id)
+          const identity = yield* GuestRenewal.makeIdentity(options.id, up.machine.spec.networks.map(GuestNetwork.card))
           const proof = yield* GuestRenewal.renew(agent, identity)
           return { agent, how: { _tag: "Restored", ...up.from, proof } as const }
         })

@@ -1,4 +1,6 @@
+import * as NodePath from "@effect/platform-node/NodePath"
 import { assert, describe, it } from "@effect/vitest"
+import { HostChecks, HostError, HostFacts } from "effect-microvm-runtime/host"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -11,6 +13,8 @@ import * as MicroVmError from "../../src/microvm/MicroVmError.ts"
 import * as ProcessError from "../../src/process/ProcessError.ts"
 import * as QemuHost from "../../src/qemu/QemuHost.ts"
 import * as ScriptedProcess from "../../src/testing/ScriptedProcess.ts"
+import { goodFacts, layerHostFacts } from "../host/hostFacts.ts"
+import { microvm } from "./commandLine.ts"
 import { firecracker as firecrackerOf, image, imageStore, observations, qemuHost } from "./world.ts"
 
 const stored: StoredImage = {
@@ -32,6 +36,7 @@ interface Host {
   /** Is there room for the memory of a machine? Default true. */
   readonly memory?: boolean
   readonly env?: Record<string, string>
+  readonly facts?: Parameters<typeof layerHostFacts>[0]
 }
 
 const diagnose = (
@@ -39,14 +44,16 @@ const diagnose = (
     cache = Effect.void,
     cgroups = true,
     env = {},
+    facts,
     firecracker,
     images = Effect.succeed([stored]),
     memory = true,
     missing = [],
     observed = {}
-  }: Host
+  }: Host,
+  options?: Doctor.Options
 ) =>
-  Doctor.diagnose().pipe(Effect.provide(Layer.mergeAll(
+  Doctor.diagnose(options).pipe(Effect.provide(Layer.mergeAll(
     Layer.succeed(QemuHost.QemuHost, {
       ...qemuHost(
         observed instanceof MicroVmError.MicroVmError
@@ -56,8 +63,10 @@ const diagnose = (
       ...(memory ? { makeRam: () => Effect.succeed({ path: "/dev/null", copyTo: () => Effect.void }) } : {})
     }),
     firecrackerOf(firecracker),
+    layerHostFacts(facts),
+    NodePath.layer,
     Layer.succeed(ImageStore, { ...imageStore(Effect.succeed(image)), list: images, writable: cache }),
-    ConfigProvider.layer(ConfigProvider.fromEnv({ env })),
+    ConfigProvider.layer(ConfigProvider.fromEnv({ env: { MICROVM_STATE_DIR: "/state", ...env } })),
     ScriptedProcess.layer({
       cgroups,
       script: ({ executable: program }) =>
@@ -82,7 +91,8 @@ describe("diagnose", () => {
         "privileges",
         "cgroup",
         "image",
-        "warm start"
+        "warm start",
+        ...HostChecks.evaluate(goodFacts, { stateDirectory: "/state" }).map(({ name }) => name)
       ])
       assert.deepStrictEqual(failures(diagnosis), [])
       assert.isTrue(diagnosis.usable)
@@ -251,12 +261,141 @@ describe("diagnose", () => {
     }))
 })
 
+/** Lacks what `--fix` can do something about, until it was done. */
+const broken = (refused: ReadonlyArray<HostFacts.Fix["_tag"]> = []) => {
+  const applied: Array<HostFacts.Fix> = []
+  const has = (one: HostFacts.Fix) => applied.some((other) => JSON.stringify(one) === JSON.stringify(other))
+  const facts = (): Partial<HostFacts.Facts> => ({
+    state: applied.some(({ _tag }) => _tag === "MakeDirectory")
+      ? goodFacts.state
+      : { _tag: "Absent", parent: "/", isWritable: true, free: 2 ** 40 },
+    tun: has(HostFacts.Fix.LoadModule({ module: "tun" })) ? "Usable" : "Missing",
+    settings: {
+      ...goodFacts.settings,
+      "net/ipv4/ip_forward": has(HostFacts.Fix.Forward({ family: "ipv4", egress: "eth0" })) ? "1" : "0"
+    }
+  })
+  const apply = (fix: HostFacts.Fix) =>
+    refused.includes(fix._tag)
+      ? HostError.fail(
+        new HostError.CommandFailed({ program: "modprobe", what: "loading", status: "exited with code 1", stderr: "" })
+      )
+      : Effect.sync(() => {
+        applied.push(fix)
+        return `did ${fix._tag}`
+      })
+  return { applied, facts: { facts, apply } }
+}
+
+describe("with --fix", () => {
+  it.effect("does what is safe, tells it, and looks again", () =>
+    Effect.gen(function*() {
+      const { applied, facts } = broken()
+      const diagnosis = yield* diagnose({ facts }, { network: "nat", fix: { forwarding: false } })
+      assert.deepStrictEqual(applied.map(({ _tag }) => _tag), ["MakeDirectory", "LoadModule"])
+      assert.deepStrictEqual(diagnosis.fixed, [
+        { name: "state directory", ok: true, what: "did MakeDirectory" },
+        { name: "tun", ok: true, what: "did LoadModule" }
+      ])
+      assert.deepStrictEqual(failures(diagnosis), ["kvm", "IPv4 forwarding"])
+      assert.isFalse(diagnosis.usable)
+      const text = Doctor.format(diagnosis)
+      assert.match(text, /^done {2}tun: did LoadModule$/m)
+      assert.match(
+        text,
+        /^FAIL {2}IPv4 forwarding: off\n {6}machines reach others .*\n {6}→ sysctl .*, or microvm doctor --fix --forwarding$/m
+      )
+    }))
+
+  it.effect("makes a router of the host only when told to", () =>
+    Effect.gen(function*() {
+      const { applied, facts } = broken()
+      const diagnosis = yield* diagnose({ facts }, { network: "nat", fix: { forwarding: true } })
+      assert.deepStrictEqual(applied.map(({ _tag }) => _tag), ["MakeDirectory", "LoadModule", "Forward"])
+      assert.deepStrictEqual(failures(diagnosis), ["kvm"])
+      assert.isTrue(diagnosis.usable)
+    }))
+
+  it.effect("goes on after what could not be done, and tells it", () =>
+    Effect.gen(function*() {
+      const { applied, facts } = broken(["MakeDirectory", "LoadModule"])
+      const diagnosis = yield* diagnose({ facts }, { network: "nat", fix: { forwarding: true } })
+      assert.deepStrictEqual(applied.map(({ _tag }) => _tag), ["Forward"])
+      assert.deepStrictEqual(diagnosis.fixed?.map(({ ok }) => ok), [false, false, true])
+      assert.match(Doctor.format(diagnosis), /^FAIL {2}tun: loading: modprobe exited with code 1$/m)
+      assert.deepStrictEqual(failures(diagnosis), ["kvm", "tun"])
+      const back = yield* Schema.decodeUnknownEffect(Doctor.Diagnosis, { onExcessProperty: "error" })(
+        JSON.parse(JSON.stringify(diagnosis))
+      )
+      assert.deepStrictEqual(back, diagnosis)
+    }))
+
+  it.effect("changes nothing without it", () =>
+    Effect.gen(function*() {
+      const { applied, facts } = broken()
+      const diagnosis = yield* diagnose({ facts }, { network: "nat" })
+      assert.deepStrictEqual(applied, [])
+      assert.isFalse("fixed" in diagnosis)
+      assert.deepStrictEqual(
+        diagnosis.checks.flatMap(({ fix, name }) => fix === undefined ? [] : [[name, fix]]),
+        [["state directory", "--fix"], ["tun", "--fix"], ["IPv4 forwarding", "--fix --forwarding"]]
+      )
+    }))
+})
+
+describe("the command", () => {
+  const built: Partial<Parameters<typeof microvm>[1]> = {
+    images: {
+      ...imageStore(Effect.succeed(image)),
+      list: Effect.succeed([{ digest: "", names: ["default"], kernelRelease: "6.1.0", directory: "", bytes: 1 }])
+    }
+  }
+
+  it.effect("requires of a network what machines are to have", () =>
+    Effect.gen(function*() {
+      const host = { ...built, facts: { facts: { tun: "Missing" } as const } }
+      assert.strictEqual((yield* microvm(["doctor"], host)).code, 0)
+      const { code, stdout } = yield* microvm(["doctor", "--network", "nat"], host)
+      assert.strictEqual(code, 69)
+      assert.match(
+        stdout,
+        /^FAIL {2}tun: there is no \/dev\/net\/tun\n.*\n {6}→ modprobe tun, or microvm doctor --fix$/m
+      )
+    }))
+
+  it.effect("fixes, and counts machines", () =>
+    Effect.gen(function*() {
+      const { applied, facts } = broken()
+      const { code, stdout } = yield* microvm(
+        ["doctor", "--network", "nat", "--machines", "1000", "--fix", "--forwarding", "--json"],
+        { ...built, facts }
+      )
+      assert.strictEqual(code, 0)
+      assert.lengthOf(applied, 3)
+      const { checks, fixed } = yield* Schema.decodeEffect(Schema.fromJsonString(Doctor.Diagnosis))(stdout)
+      assert.lengthOf(fixed ?? [], 3)
+      const neighbours = checks.find(({ name }) => name === "neighbours")
+      assert.strictEqual(neighbours?.remedy, "sysctl -w net.ipv4.neigh.default.gc_thresh3=4128")
+    }))
+
+  it.effect("tells of all that is wrong with its flags at once", () =>
+    Effect.gen(function*() {
+      const { applied, facts } = broken()
+      const { code, stderr, stdout } = yield* microvm(["doctor", "--forwarding", "--machines", "0"], { facts })
+      assert.strictEqual(code, 64)
+      assert.deepStrictEqual(stderr, ["--forwarding goes with --fix", "--machines 0: give 1 to 100000"])
+      assert.strictEqual(stdout, "")
+      assert.deepStrictEqual(applied, [])
+    }))
+})
+
 describe("format", () => {
   const check = { name: "kvm", ok: true, required: false, found: "usable" }
   it("has a line for each check, and one for the remedy", () => {
     assert.strictEqual(
       Doctor.format({
         usable: false,
+        network: "nat",
         checks: [
           check,
           { ...check, ok: false, found: "no vmx", remedy: "turn it on" },
@@ -269,9 +408,12 @@ describe("format", () => {
         "      → turn it on",
         "FAIL  qemu: not there",
         "      → install it",
-        "No machine can run here."
+        "No machine with a network can run here."
       ].join("\n")
     )
-    assert.strictEqual(Doctor.format({ usable: true, checks: [check] }), "ok    kvm: usable\nMachines can run here.")
+    assert.strictEqual(
+      Doctor.format({ usable: true, network: "none", checks: [check] }),
+      "ok    kvm: usable\nMachines can run here."
+    )
   })
 })

@@ -3,22 +3,33 @@ import * as NodeServices from "@effect/platform-node/NodeServices"
 import { assert, describe, it } from "@effect/vitest"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
+import * as Queue from "effect/Queue"
 import * as Scope from "effect/Scope"
+import * as Sink from "effect/Sink"
+import * as Stream from "effect/Stream"
 import * as NodeCrypto from "node:crypto"
 import * as NodeFs from "node:fs"
 import * as NodeNet from "node:net"
 import * as NodeOs from "node:os"
 import * as NodePath from "node:path"
 import * as Control from "../../src/cli/Control.ts"
+import type * as ControlRequest from "../../src/cli/ControlRequest.ts"
 import * as NodeControl from "../../src/cli/NodeControl.ts"
+import * as ExitStatus from "../../src/lifecycle/ExitStatus.ts"
 import * as NodeProcessHost from "../../src/process/NodeProcessHost.ts"
 
-const save: Control.Request = { _tag: "Save", name: "ready" }
-const saved: Control.Answer = { _tag: "Saved", snapshot: "a".repeat(64), took: 600, stoodStill: 500 }
+const save: Extract<ControlRequest.Request, { _tag: "Save" }> = { _tag: "Save", name: "ready" }
+const saved: Extract<ControlRequest.Answer, { _tag: "Saved" }> = {
+  _tag: "Saved",
+  snapshot: "a".repeat(64),
+  took: 600,
+  stoodStill: 500
+}
 
 /** A cache directory of our own, and `microvm` with it. */
 const makeCache = Effect.acquireRelease(
@@ -79,9 +90,9 @@ describe("a request", () => {
       const [one, two] = [makeId(), makeId()]
       const asked: Array<string> = []
       for (const id of [one, two]) {
-        yield* control.listen(id, ({ name }) =>
+        yield* control.listen(id, (request) =>
           Effect.sync(() => {
-            asked.push(`${id} ${name}`)
+            asked.push(`${id} ${request._tag === "Save" ? request.name : ""}`)
             return saved
           }))
       }
@@ -337,5 +348,198 @@ describe("the key", () => {
       const control = yield* controlAt(NodePath.join(file, "cache"))
       const error = yield* Effect.flip(Effect.scoped(control.listen(makeId(), () => Effect.succeed(saved))))
       assert.match(error.message, /there can be no key in .*file\/cache/)
+    }))
+})
+
+describe("a command", () => {
+  const command: ControlRequest.Exec = { _tag: "Exec", command: "cat", args: [], env: {} }
+  const ended: ControlRequest.Answer = { _tag: "Ended", status: ExitStatus.exited(3, "agent") }
+  const none: ControlRequest.Streams = {
+    stdin: Stream.empty,
+    stdout: Sink.drain,
+    stderr: Sink.drain,
+    signals: Stream.empty
+  }
+  const cat: ControlRequest.Handler = (_, { stdin, stdout }) => Effect.as(Stream.run(stdin, stdout), ended)
+  const piece = new Uint8Array(50_000).map((_, i) => i * 7)
+  const flood = (pieces: number) => Stream.map(Stream.range(1, pieces), () => piece)
+  const digest = (hash: NodeCrypto.Hash) => Sink.forEach((chunk: Uint8Array) => Effect.sync(() => hash.update(chunk)))
+
+  it.live("is flooded both ways, and no byte is lost or changed", () =>
+    Effect.gen(function*() {
+      const control = yield* makeControl
+      const id = makeId()
+      yield* control.listen(id, cat)
+      const [given, got] = [NodeCrypto.createHash("sha256"), NodeCrypto.createHash("sha256")]
+      const pieces = 1000
+      for (let i = 0; i < pieces; i++) given.update(piece)
+      const [took, status] = yield* Effect.timed(control.exec(id, command, {
+        ...none,
+        stdin: flood(pieces),
+        stdout: digest(got)
+      }))
+      assert.deepStrictEqual(status, ExitStatus.exited(3, "agent"))
+      assert.strictEqual(got.digest("hex"), given.digest("hex"))
+      const megabytes = pieces * piece.length / 1e6
+      console.log(`${megabytes} MB there and back: ${Math.round(megabytes / Duration.toSeconds(took))} MB/s`)
+    }), 60_000)
+
+  it.live("waits for a visitor that does not read, whose other requests go on", () =>
+    Effect.gen(function*() {
+      const control = yield* makeControl
+      const id = makeId()
+      let sent = 0
+      yield* control.listen(id, (request, { stdout }) =>
+        request._tag === "Exec"
+          ? Effect.as(
+            flood(10_000).pipe(
+              Stream.tap(() => Effect.sync(() => void (sent += piece.length))),
+              Stream.run(stdout)
+            ),
+            ended
+          )
+          : Effect.succeed(saved))
+      const asking = yield* Effect.forkChild(
+        control.exec(id, command, { ...none, stdout: Sink.forEach(() => Effect.never) }),
+        { startImmediately: true }
+      )
+      yield* Effect.sleep("1500 millis")
+      assert.isAtLeast(sent, 256 * 1024)
+      assert.isAtMost(sent, 512 * 1024)
+      assert.deepStrictEqual(yield* control.ask(id, save), saved)
+      yield* Fiber.interrupt(asking)
+    }), 30_000)
+
+  it.live(
+    "ends with a visitor that vanishes, also while it is flooded and reads nothing",
+    () =>
+      Effect.gen(function*() {
+        const control = yield* makeControl
+        const id = makeId()
+        const gone = yield* Queue.unbounded<void>()
+        yield* control.listen(id, () => Effect.onInterrupt(Effect.never, () => Queue.offer(gone, undefined)))
+        for (const stdin of [Stream.never, flood(10_000)]) {
+          const asking = yield* Effect.forkChild(control.exec(id, command, { ...none, stdin }), {
+            startImmediately: true
+          })
+          yield* Effect.sleep("300 millis")
+          assert.strictEqual(yield* Queue.size(gone), 0)
+          yield* Fiber.interrupt(asking)
+          yield* Effect.timeout(Queue.take(gone), "5 seconds")
+        }
+      }),
+    30_000
+  )
+
+  it.live(
+    "of 64 visitors at a time is theirs, each with its own streams; one more is told",
+    () =>
+      Effect.gen(function*() {
+        const control = yield* makeControl
+        const id = makeId()
+        const go = yield* Deferred.make<void>()
+        let inside = 0
+        yield* control.listen(id, (request, visitor) =>
+          Effect.suspend(() => {
+            inside++
+            return Effect.andThen(Deferred.await(go), cat(request, visitor))
+          }))
+        const numbers = Array.from({ length: 64 }, (_, number) => String(number))
+        const all = yield* Effect.forkChild(
+          Effect.forEach(numbers, (number) => {
+            const got: Array<Uint8Array> = []
+            return Effect.map(
+              control.exec(id, command, {
+                ...none,
+                stdin: Stream.encodeText(Stream.make(number)),
+                stdout: Sink.forEach((chunk: Uint8Array) => Effect.sync(() => got.push(chunk)))
+              }),
+              () => Buffer.concat(got).toString()
+            )
+          }, { concurrency: "unbounded" }),
+          { startImmediately: true }
+        )
+        for (let i = 0; inside < 64; i++) {
+          assert.isBelow(i, 200)
+          yield* Effect.sleep("50 millis")
+        }
+        const error = yield* Effect.flip(control.ask(id, save))
+        assert.match(error.message, /64 requests are under way .*: try again later/)
+        yield* Deferred.succeed(go, undefined)
+        assert.deepStrictEqual(yield* Fiber.join(all), numbers)
+        assert.strictEqual(inside, 64)
+      }),
+    60_000
+  )
+
+  it.live("that is too long is refused before anybody is asked", () =>
+    Effect.gen(function*() {
+      const control = yield* makeControl
+      const id = makeId()
+      yield* control.listen(id, () => Effect.succeed(ended))
+      yield* control.exec(id, { ...command, args: ["x".repeat(50_000)] }, none)
+      const error = yield* Effect.flip(control.exec(id, { ...command, args: ["x".repeat(70_000)] }, none))
+      assert.strictEqual(error.reason._tag, "Refused")
+      assert.match(error.message, /take 70\d+ bytes as JSON: make them shorter than 65280, or pass them on stdin/)
+    }))
+
+  /** Somebody who knows the key, and then says what he likes. */
+  const knowing = Effect.fnUntraced(function*(text: Uint8Array) {
+    const directory = yield* makeCache
+    const control = yield* controlAt(directory)
+    const id = makeId()
+    const begun = yield* Deferred.make<void>()
+    const gone = yield* Deferred.make<void>()
+    yield* control.listen(
+      id,
+      () =>
+        Effect.onInterrupt(
+          Effect.andThen(Deferred.succeed(begun, undefined), Effect.never),
+          () => Deferred.succeed(gone, undefined)
+        )
+    )
+    const address = addressOf(id)
+    const key = NodeFs.readFileSync(NodePath.join(directory, "control-key"))
+    const ours = "c".repeat(64)
+    const socket = NodeNet.connect(`\0${address}`)
+    yield* Effect.addFinalizer(() => Effect.sync(() => socket.destroy()))
+    socket.on("error", () => {})
+    socket.write(`${JSON.stringify({ version: 1, nonce: ours })}\n`)
+    socket.once("data", (chunk) => {
+      const theirs: unknown = JSON.parse(String(chunk)).nonce
+      const request = JSON.stringify(command)
+      const what = JSON.stringify(["visitor", address, ours, theirs, request])
+      const proof = NodeCrypto.createHmac("sha256", key).update(what).digest("hex")
+      socket.write(`${JSON.stringify({ request, proof })}\n`)
+      socket.write(text)
+    })
+    return { begun: Deferred.await(begun), gone: Effect.timeout(Deferred.await(gone), "5 seconds"), socket }
+  })
+
+  const broken: ReadonlyArray<readonly [what: string, text: Uint8Array]> = [
+    ["garbage", Buffer.from("GET / HTTP/1.1\r\n\r\n")],
+    ["a frame longer than any", Buffer.from([0, 0xff, 0, 0, 0])],
+    [
+      "more input than there is room for",
+      Buffer.concat(Array.from({ length: 10 }, () => {
+        const header = Buffer.from([0, 0, 0, 0, 0])
+        header.writeUInt32BE(40_000, 1)
+        return Buffer.concat([header, Buffer.alloc(40_000)])
+      }))
+    ]
+  ]
+  it.live.each(broken)("ends with a visitor that says %s", ([, text]) =>
+    Effect.gen(function*() {
+      const { gone } = yield* knowing(text)
+      yield* gone
+    }))
+
+  it.live("goes on while a frame is not whole, and ends with the half of it", () =>
+    Effect.gen(function*() {
+      const { begun, gone, socket } = yield* knowing(Buffer.from([0, 0, 0, 1, 0, 65]))
+      yield* begun
+      yield* Effect.sleep("300 millis")
+      socket.destroy()
+      yield* gone
     }))
 })

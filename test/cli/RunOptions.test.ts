@@ -3,6 +3,7 @@ import * as Duration from "effect/Duration"
 import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import * as RunOptions from "../../src/cli/RunOptions.ts"
+import * as EgressRule from "../../src/host/EgressRule.ts"
 import * as DurationText from "../../src/lifecycle/DurationText.ts"
 import { flags, optionsOf } from "./world.ts"
 
@@ -81,10 +82,33 @@ describe("flags", () => {
       image: "big",
       start: "cold",
       env: { A: "1" },
+      network: { _tag: "None" },
+      detach: false,
       timeout: Option.some(Duration.seconds(3)),
       grace: Duration.minutes(1),
       command: ["sh", "-c", "true"]
     })
+  })
+
+  it("say what a guest with a network may reach", () => {
+    const { network } = optionsOf({ network: "nat", allow: ["10.0.0.0/8:443/tcp", "example.com"] })
+    assert.deepStrictEqual(network._tag === "Nat" && network.allow.map(EgressRule.format), [
+      "10.0.0.0/8:443/tcp",
+      "example.com"
+    ])
+    assert.deepStrictEqual(optionsOf({ network: "nat" }).network, { _tag: "Nat", allow: [] })
+  })
+
+  it("refuse rules without a network, rules that are none, and a report of what goes on", () => {
+    assert.deepStrictEqual(
+      faultsOf({ allow: ["10.0.0.1/8", "10.0.0.0/8:443"], detach: true, json: true }).map((one) => one.slice(0, 40)),
+      [
+        "--allow \"10.0.0.1/8\" is not possible: gi",
+        "--allow \"10.0.0.0/8:443\" is not possible",
+        "--allow is for a guest with a network: w",
+        "--json is the report of a run that has e"
+      ]
+    )
   })
 
   it("have all their faults told at once, each with what to do", () => {
@@ -101,14 +125,13 @@ describe("flags", () => {
       command: []
     })
     assert.deepStrictEqual(faults.toSorted(), [
-      "--allow needs --network nat, which is not available yet: leave it out",
       "--env A has no value: write A=VALUE",
       "--env C holds a NUL byte: remove it",
       `--env name "1B" is not valid: use letters, digits and _, no digit first`,
       `--grace "soon" is no duration above zero: write 500ms, 30s, 5m or 2h`,
       "--memory 1 is not possible: give a whole number of MiB from 96 to 1048576",
+      `--allow "tcp:443" is not possible: say by which protocol: tcp:443/tcp or tcp:443/udp`,
       `--name "bad_" is not possible: give 1 to 64 letters, digits and "-", the first and the last no "-"`,
-      "--network nat is not available yet: leave it out, or write --network none",
       `--timeout "0s" is no duration above zero: write 500ms, 30s, 5m or 2h`,
       "--vcpus 99 is not possible: give a whole number from 1 to 32",
       "no command: write it after --, as in microvm run -- uname -a"

@@ -355,7 +355,7 @@ describe("a save from outside", () => {
       const second = yield* run(warm({ host }))
       assert.strictEqual(second.code, 0)
       assert.deepStrictEqual(second.lines, [
-        "the machine cannot be saved from outside: another run has a machine m",
+        "the machine cannot be reached from outside: another run has a machine m",
         restored
       ])
       yield* first.signal("SIGTERM")

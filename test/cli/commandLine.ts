@@ -22,6 +22,7 @@ import { SnapshotStore } from "../../src/microvm/SnapshotStore.ts"
 import type { ProcessHost } from "../../src/process/ProcessHost.ts"
 import * as QemuHost from "../../src/qemu/QemuHost.ts"
 import * as ScriptedProcess from "../../src/testing/ScriptedProcess.ts"
+import { layerHostFacts } from "../host/hostFacts.ts"
 import { firecracker, image, imageStore, makeSignals, qemuHost, Written } from "./world.ts"
 
 export interface Host {
@@ -30,6 +31,8 @@ export interface Host {
   /** What is found of a Firecracker. By default there is none. */
   readonly firecracker?: Partial<Observations>
   readonly images?: ImageStore["Service"]
+  /** What the host lacks. By default it has all that machines can need. */
+  readonly facts?: Parameters<typeof layerHostFacts>[0]
   readonly snapshots?: SnapshotStore["Service"]
   /** Other runs. By default there are none. */
   readonly control?: Control["Service"]
@@ -74,6 +77,7 @@ export const microvm = Effect.fnUntraced(function*(args: ReadonlyArray<string>, 
         Layer.succeed(ImageStore, host.images ?? imageStore(Effect.succeed(image))),
         Layer.succeed(QemuHost.QemuHost, qemuHost(observed === undefined ? undefined : Effect.fail(observed))),
         firecracker(host.firecracker),
+        layerHostFacts(host.facts),
         Layer.succeed(SnapshotStore, host.snapshots ?? noSnapshots),
         host.control === undefined ? Control.layerMemory : Layer.succeed(Control, host.control),
         NodeHasher.layer,

@@ -40,6 +40,7 @@ import { SnapshotStore } from "../../src/microvm/SnapshotStore.ts"
 import * as QemuHost from "../../src/qemu/QemuHost.ts"
 import * as FakeGuestAgent from "../../src/testing/FakeGuestAgent.ts"
 import * as GoldenMachines from "../../src/warm/GoldenMachines.ts"
+import * as MemoryRunHost from "./memoryRunHost.ts"
 
 /** How long each part takes, so that a test can act in any of them. */
 export const takes = { image: 4000, launch: 2000, boot: 3000, save: 1000, restore: 200, answer: 100 } as const
@@ -60,6 +61,8 @@ export const flags: RunOptions.RunFlags = {
   grace: "5s",
   network: "none",
   allow: [],
+  detach: false,
+  json: false,
   command: ["true"]
 }
 
@@ -222,6 +225,7 @@ export const start = Effect.fnUntraced(function*(setting: Setting = {}) {
             setting.built === true ? Option.some(image) : Option.none()
           )
         ),
+        MemoryRunHost.layer,
         NodeHasher.layer,
         SecureRandom.layerWebCrypto,
         Stdio.layerTest({

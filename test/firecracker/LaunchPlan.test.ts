@@ -263,6 +263,75 @@ describe("a machine that goes on from a snapshot", () => {
   })
 })
 
+describe("cards and disks of a spec", () => {
+  const card = { tap: "web-0", mac: "02:00:00:00:00:01", address: "10.0.0.1/31", gateway: "10.0.0.0", mtu: 1400 }
+  const options = {
+    networks: [card],
+    drives: [{ name: "data", path: "/d" }, { name: "tools", path: "/t", readOnly: true }]
+  }
+  const made = (setupOf: Setup, more: LaunchPlan.Options = {}, origin?: LaunchPlan.Origin) =>
+    Result.getOrThrow(LaunchPlan.make(setupOf, spec(options), origin, more))
+
+  it("are told to Firecracker and to the guest", () => {
+    const { config, entries } = made(setup)
+    assert.deepStrictEqual(config.networkInterfaces, [
+      { iface_id: "net0", host_dev_name: "web-0", guest_mac: "02:00:00:00:00:01", mtu: 1400 }
+    ])
+    assert.notProperty(made(at(15)).config.networkInterfaces?.[0] ?? {}, "mtu")
+    assert.deepStrictEqual(config.drives, [
+      { drive_id: "data", path_on_host: "drive-data", is_root_device: false, is_read_only: false },
+      { drive_id: "tools", path_on_host: "drive-tools", is_root_device: false, is_read_only: true }
+    ])
+    assert.deepStrictEqual(entries.slice(-2), [
+      { field: "drives[0].path", name: "drive-data", path: "/d", writable: true },
+      { field: "drives[1].path", name: "drive-tools", path: "/t", writable: false }
+    ])
+    assert.include(
+      config.bootSource.boot_args,
+      " ip=10.0.0.1::10.0.0.0:255.255.255.254::eth0:off microvm.net=02:00:00:00:00:01,10.0.0.1/31,10.0.0.0,,,,1400"
+    )
+  })
+
+  it("come after those of the options", () => {
+    const { config, entries } = made(setup, {
+      devices: { drives: [{ drive_id: "a", path_on_host: "/a", is_root_device: true }] }
+    })
+    assert.deepStrictEqual(config.drives?.map(({ drive_id: id }) => id), ["a", "data", "tools"])
+    assert.deepStrictEqual(entries.slice(-3).map(({ field }) => field), [
+      "devices.drives[0].path_on_host",
+      "drives[0].path",
+      "drives[1].path"
+    ])
+  })
+
+  it("are this machine's after a restore", () => {
+    const { entries, load } = made(setup, {}, from("full"))
+    assert.deepStrictEqual(load?.network_overrides, [{ iface_id: "net0", host_dev_name: "web-0" }])
+    assert.deepStrictEqual(entries.slice(-2).map(({ path }) => path), ["/d", "/t"])
+  })
+
+  it("are what a snapshot counts on, wherever they lead", () => {
+    const { id: _, ...inventory } = spec(options)
+    const found = LaunchPlan.platform(setup, inventory).devices
+    assert.strictEqual(found, "1 vCPU, 256 MiB, vsock, drive data, drive tools:read-only, interface net0")
+    const [data, tools] = [{ name: "data", path: "/e" }, { name: "tools", path: "/f", readOnly: true }]
+    const elsewhere = spec({ networks: [{ ...card, tap: "b" }], drives: [data, tools] })
+    assert.strictEqual(LaunchPlan.platform(setup, elsewhere).devices, found)
+  })
+
+  it("cannot lead nowhere", () => {
+    const { tap: _, ...nowhere } = card
+    const refused = LaunchPlan.make(setup, spec({ networks: [card, nowhere] }))
+    if (Result.isSuccess(refused) || refused.failure.reason._tag !== "InvalidSpec") throw new Error("it is planned")
+    assert.deepStrictEqual(refused.failure.reason.faults.map(({ field }) => field), ["networks[1].tap"])
+  })
+
+  it("are found in another network namespace", () => {
+    const { argv } = made(setup, { netns: "/run/netns/a" })
+    assert.deepStrictEqual(argv.slice(0, 4), ["nsenter", "--net=/run/netns/a", "--", setup.binary])
+  })
+})
+
 describe("platform", () => {
   const { id: _, ...rest } = spec()
   const platform = (options?: LaunchPlan.Options, on: Setup = setup) => LaunchPlan.platform(on, rest, options)

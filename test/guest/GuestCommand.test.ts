@@ -1,13 +1,16 @@
 import { describe, expect, it } from "@effect/vitest"
 import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Queue from "effect/Queue"
 import * as Redacted from "effect/Redacted"
+import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import * as Sink from "effect/Sink"
+import * as Socket from "effect/socket/Socket"
 import * as Stream from "effect/Stream"
 import { TestClock } from "effect/testing"
 import * as GuestAgent from "../../src/guest/GuestAgent.ts"
@@ -67,7 +70,12 @@ describe("the input of a command", () => {
         pullStderr: Effect.never,
         release: () => Effect.void
       }
-      const slots = { take: Effect.succeed(slot), free: Effect.succeed([]), usage: Effect.never }
+      const slots = {
+        take: Effect.succeed(slot),
+        takeSlot: () => Effect.succeed(slot),
+        free: Effect.succeed([]),
+        usage: Effect.never
+      }
       const silent: GuestAgent.GuestAgent = {
         ...agent,
         spawn: ({ args = [] }) =>
@@ -609,5 +617,194 @@ describe("connected to streams of ours", () => {
           GuestCommand.connect(started, { stdin, stdout: Sink.drain, stderr: Sink.drain })))
       expect((yield* Effect.flip(connect(Stream.fail(new BrokenPipe()), "cat")))._tag).toBe("BrokenPipe")
       expect(yield* connect(Stream.never, "false")).toMatchObject({ code: 1 })
+    }))
+})
+
+/** A channel that is dead to one of its users from some moment on, as all channels are to a process that was killed. */
+const mortal = (socket: Socket.Socket, death: Deferred.Deferred<void>): Socket.Socket =>
+  Socket.make({
+    reader: Effect.map(socket.reader, ({ pull, upgrade }) => ({
+      pull: Effect.flatMap(
+        Effect.raceFirst(pull, Effect.as(Deferred.await(death), "dead" as const)),
+        (got) => got === "dead" ? Effect.never : Effect.succeed(got)
+      ),
+      upgrade
+    })),
+    writer: Effect.map(socket.writer, ({ write, writeAll }) => ({
+      write: (chunk) => Deferred.isDoneUnsafe(death) ? Effect.void : write(chunk),
+      writeAll: (chunks) => Deferred.isDoneUnsafe(death) ? Effect.void : writeAll(chunks)
+    }))
+  })
+
+/** A guest, and two processes that have to do with it: the first dies when it is told to. */
+const twoProcesses = Effect.fnUntraced(function*(options: FakeGuestAgent.Options & { readonly slots?: number } = {}) {
+  const guest = yield* FakeGuestAgent.make(options)
+  const death = yield* Deferred.make<void>()
+  // Nothing of what is killed is closed in order.
+  const never = yield* Scope.make()
+  const count = options.slots ?? 1
+  const first = yield* Effect.gen(function*() {
+    const agent = yield* GuestAgent.make(mortal(guest.socket, death))
+    const slots = yield* GuestSlots.fromChannels(
+      count,
+      (name) => Effect.map(guest.channel(name), (socket) => mortal(socket, death))
+    )
+    return { agent, slots }
+  }).pipe(Scope.provide(never))
+  return {
+    guest,
+    first: { ...first, start: (command: string, ...args: ReadonlyArray<string>) =>
+      Scope.provide(GuestCommand.run(first.agent, first.slots, { command, args }), never) },
+    kill: Effect.andThen(Deferred.succeed(death, undefined), settled),
+    second: Effect.gen(function*() {
+      return {
+        agent: yield* GuestAgent.make(guest.socket),
+        slots: yield* GuestSlots.fromChannels(count, guest.channel)
+      }
+    })
+  }
+})
+
+/** Lets something that takes time have it. */
+const inTime = Effect.fnUntraced(function*<A, E, R>(effect: Effect.Effect<A, E, R>) {
+  const fiber = yield* background(effect)
+  yield* TestClock.adjust("5 seconds")
+  return yield* Fiber.join(fiber)
+})
+
+describe("a command of a process that was killed", () => {
+  it.effect("goes on with its output and tells its end", () =>
+    Effect.gen(function*() {
+      const go = yield* Deferred.make<void>()
+      const { first, guest, kill, second } = yield* twoProcesses({
+        programs: {
+          slow: ({ write }) =>
+            Effect.gen(function*() {
+              yield* write("stdout", "before ")
+              yield* Deferred.await(go)
+              yield* write("stdout", "after")
+              yield* write("stderr", "oh")
+              return 7
+            })
+        },
+        slots: 2
+      })
+      const command = yield* first.start("slow")
+      yield* background(Stream.runDrain(command.stdout))
+      yield* kill
+      const { agent, slots } = yield* second
+      const result = yield* background(runAll(GuestCommand.attach(agent, slots, command.description)))
+      expect((yield* slots.usage).inUse).toBe(1)
+      // The slot where it runs is nobody else's.
+      expect(yield* slots.free).toEqual([1])
+      yield* Deferred.succeed(go, undefined)
+      expect(yield* Fiber.join(result)).toEqual({
+        stdout: "after",
+        stderr: "oh",
+        status: { _tag: "Exited", code: 7, observedBy: "agent" }
+      })
+      expect(yield* slots.usage).toEqual({ free: 2, inUse: 0, retired: 0 })
+      // Its slot serves the next, whose streams hold nothing of it.
+      yield* slots.take
+      const next = yield* runAll(GuestCommand.run(agent, slots, { command: "cat" }), ["mine"])
+      expect(next).toMatchObject({ stdout: "mine", stderr: "" })
+      expect(yield* guest.running).toEqual([])
+    }))
+
+  it.effect("has the end of its input, wherever the dead one has left it", () =>
+    Effect.gen(function*() {
+      for (const input of [[], ["some"], ["some", "more"]]) {
+        for (const ended of [false, true]) {
+          const { first, kill, second } = yield* twoProcesses()
+          const command = yield* first.start("cat")
+          const stdin = Stream.fromIterable(input).pipe(Stream.encodeText)
+          yield* background(Stream.run(ended ? stdin : Stream.concat(stdin, Stream.never), command.stdin))
+          yield* background(Stream.runDrain(command.stdout))
+          yield* kill
+          const { agent, slots } = yield* second
+          const { status } = yield* inTime(runAll(GuestCommand.attach(agent, slots, command.description)))
+          // One that has come to its end before may have told it to the dead one.
+          expect(status).toMatchObject(ended ? {} : { _tag: "Exited", code: 0 })
+          // What is left of the input is none of the next command's.
+          if ((yield* slots.usage).free === 1) {
+            const next = yield* inTime(runAll(GuestCommand.run(agent, slots, { command: "cat" }), ["next"]))
+            expect(next.stdout).toBe("next")
+          }
+        }
+      }
+    }))
+
+  it.effect("that the dead one has hardly started begins with its first byte", () =>
+    Effect.gen(function*() {
+      const { guest, kill, second } = yield* twoProcesses({
+        programs: { both: ({ write }) => Effect.as(Effect.andThen(write("stdout", "READY or not"), write("stderr", "e")), 0) }
+      })
+      yield* kill
+      const { agent, slots } = yield* second
+      const nonce = "0123456789abcdef".repeat(2)
+      const pid = yield* agent.spawn({ path: GuestStdio.program, args: ["0", nonce, "--", "both"] }, { capture: true })
+      yield* settled
+      expect(yield* inTime(runAll(GuestCommand.attach(agent, slots, { pid, slot: 0, nonce })))).toMatchObject({
+        stdout: "READY or not",
+        stderr: "e",
+        status: { code: 0 }
+      })
+      expect(yield* slots.usage).toEqual({ free: 1, inUse: 0, retired: 0 })
+      expect(yield* guest.running).toEqual([])
+    }))
+
+  it.effect("whose end was told to the dead one has lost its status, and its slot is not used again", () =>
+    Effect.gen(function*() {
+      const { first, kill, second } = yield* twoProcesses({ slots: 2 })
+      const command = yield* first.start("true")
+      yield* Effect.all([noInput(command), Stream.runDrain(command.stdout), Stream.runDrain(command.stderr)], {
+        concurrency: "unbounded"
+      })
+      yield* command.exit
+      yield* kill
+      const { agent, slots } = yield* second
+      const { status } = yield* inTime(runAll(GuestCommand.attach(agent, slots, command.description)))
+      expect(status).toMatchObject({ _tag: "Lost", observedBy: "agent" })
+      yield* TestClock.adjust("5 seconds")
+      expect(yield* slots.usage).toEqual({ free: 1, inUse: 0, retired: 1 })
+    }))
+
+  it.effect("is got rid of by closing its scope at once", () =>
+    Effect.gen(function*() {
+      const { first, guest, kill, second } = yield* twoProcesses({ slots: 2 })
+      const commands = [yield* first.start("sleep", "1000"), yield* first.start("cat")]
+      yield* kill
+      const { agent, slots } = yield* second
+      for (const { description } of commands) {
+        yield* inTime(Effect.scoped(GuestCommand.attach(agent, slots, description)))
+      }
+      expect(yield* guest.running).toEqual([])
+      expect(yield* slots.usage).toEqual({ free: 2, inUse: 0, retired: 0 })
+    }))
+
+  it.effect("is not to be had twice, nor where there is none, nor by what describes none", () =>
+    Effect.gen(function*() {
+      const { first, kill, second } = yield* twoProcesses()
+      const { description } = yield* first.start("sleep", "1000")
+      yield* kill
+      const { agent, slots } = yield* second
+      const refusal = (one: GuestCommand.Description) =>
+        Effect.map(Effect.flip(Effect.scoped(GuestCommand.attach(agent, slots, one))), ({ message }) => message)
+      expect(yield* refusal({ ...description, slot: 3 })).toContain("slot: 3 is not free: give one that is, free are 0")
+      expect(yield* refusal({ ...description, nonce: "xyz" })).toContain("description")
+      expect(yield* refusal({ ...description, pid: 0 })).toContain("description")
+      const scope = yield* Scope.make()
+      yield* Scope.provide(GuestCommand.attach(agent, slots, description), scope)
+      expect(yield* refusal(description)).toContain("slot: 0 is not free: give one that is, free are none")
+      yield* inTime(Scope.close(scope, Exit.void))
+    }))
+
+  it.effect("is told in labels, as JSON, and is the same when it is read again", () =>
+    Effect.gen(function*() {
+      const { start } = yield* setUp()
+      const { description } = yield* inTime(Effect.scoped(start("true")))
+      const Text = Schema.fromJsonString(GuestCommand.Description)
+      const text = yield* Schema.encodeEffect(Text)(description)
+      expect(yield* Schema.decodeEffect(Text)(text)).toEqual(description)
     }))
 })

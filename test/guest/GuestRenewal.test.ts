@@ -104,6 +104,70 @@ describe("a guest that can", () => {
       expect(seen.runs.map((one) => one.program.path)).toEqual([program, hooksProgram, program, program])
     }))
 
+  it.effect("has the cards of its own, before its hooks are run and after", () =>
+    Effect.gen(function*() {
+      const { agent, guest, identity } = yield* setUp({ interfaces: ["eth0", "eth1"], hooks: { web: 0 } })
+      const cards = [
+        "02:00:00:00:00:01,10.0.0.1/31,10.0.0.0,FD00:0::1/127,fd00::0,10.0.0.53,1400".toLowerCase(),
+        "02:00:00:00:00:02"
+      ]
+      const seen = spyOn(agent)
+      const proof = yield* inTime(GuestRenewal.renew(seen.agent, { ...identity, cards }))
+      expect(proof.interfaces).toEqual(["eth0", "eth1"])
+      expect(guest.own.cards).toEqual([
+        {
+          mac: "02:00:00:00:00:01",
+          mtu: 1400,
+          addresses: ["10.0.0.1/31", "fd00:0:0:0:0:0:0:1/127"],
+          gateways: ["10.0.0.0", "fd00:0:0:0:0:0:0:0"]
+        },
+        { mac: "02:00:00:00:00:02", mtu: 1500, addresses: [], gateways: [] }
+      ])
+      expect(guest.own.nameservers).toEqual(["10.0.0.53"])
+      const { hooksProgram, program } = GuestRenewal
+      // All that has no number, each of the cards, what all cards have; and all of it again.
+      expect(seen.runs.map((one) => one.program.path)).toEqual([
+        ...Array.from({ length: 4 }, () => program),
+        hooksProgram,
+        ...Array.from({ length: 4 }, () => program)
+      ])
+      for (const { end, program: { input } } of seen.runs) {
+        expect((input?.length ?? 0) + end.stdout.length).toBeLessThanOrEqual(SystemCalls.maxBytes)
+      }
+    }))
+
+  it.effect("may have eight cards, told of at the greatest length", () =>
+    Effect.gen(function*() {
+      const interfaces = Array.from({ length: 8 }, (_, nth) => `eth${nth}`)
+      const { agent, identity } = yield* setUp({ interfaces })
+      const cards = interfaces.map((_, nth) =>
+        `02:00:00:00:00:0${nth},203.100.100.10${nth}/31,203.100.100.11${nth},fd00:1111:2222:3333:4444:5555:6666:777${nth}/127,` +
+        `fd00:1111:2222:3333:4444:5555:6666:888${nth},fd00:1111:2222:3333:4444:5555:6666:999${nth},65535`
+      )
+      const seen = spyOn(agent)
+      const proof = yield* inTime(GuestRenewal.renew(seen.agent, { ...identity, cards, hostname: "h".repeat(64) }))
+      expect(proof.interfaces).toEqual(interfaces)
+      for (const { end, program: { input } } of seen.runs) {
+        expect((input?.length ?? 0) + end.stdout.length).toBeLessThanOrEqual(SystemCalls.maxBytes)
+      }
+    }))
+
+  it.effect("loses the addresses that its cards had", () =>
+    Effect.gen(function*() {
+      const { agent, guest, identity } = yield* setUp({ interfaces: ["eth0"] })
+      const [card] = guest.own.cards
+      if (card === undefined) throw new Error("there is no card")
+      card.addresses = ["10.0.0.9/31", "fd00:0:0:0:0:0:0:9/127"]
+      card.gateways = ["10.0.0.8"]
+      yield* inTime(GuestRenewal.renew(agent, { ...identity, cards: ["02:00:00:00:00:01,10.0.0.1/31"] }))
+      expect(card).toMatchObject({ addresses: ["10.0.0.1/31"], gateways: [] })
+      // Of more than can be taken away, the rest is found.
+      card.addresses = ["10.0.0.7/32", "10.0.0.8/32", "10.0.0.9/32"]
+      expect(
+        yield* unproven(GuestRenewal.renew(agent, { ...identity, cards: ["02:00:00:00:00:01,10.0.0.1/31"] }))
+      ).toEqual([`addresses of eth0: "10.0.0.1/31 10.0.0.9/32" instead of "10.0.0.1/31"`])
+    }))
+
   it.effect("can again", () =>
     Effect.gen(function*() {
       const { agent, guest, identity } = yield* setUp()
@@ -181,6 +245,36 @@ describe("a guest that cannot", () => {
         `machine-id: "${"0".repeat(32)}" instead of "${identity.machineId}"`,
         `boot-id: "00000000-0000-0000-0000-000000000000" instead of "${identity.bootId}"`,
         `interface "eth0": its addresses are those of the snapshot`
+      ])
+    }))
+
+  it.effect("is found out by its cards", () =>
+    Effect.gen(function*() {
+      const card = "02:00:00:00:00:01,10.0.0.1/31,10.0.0.0,,,10.0.0.53,1400"
+      const told = Effect.fnUntraced(function*(renewal: FakeGuestRenewal.Options, cards: ReadonlyArray<string>) {
+        const { agent, identity } = yield* setUp(renewal)
+        return yield* unproven(GuestRenewal.renew(agent, { ...identity, cards }))
+      })
+      const eth0 = ["eth0"]
+      expect(yield* told({ interfaces: eth0, passesOver: ["network"] }, [card])).toEqual([
+        `mac of eth0: "02:00:00:00:00:00" instead of "02:00:00:00:00:01"`,
+        `mtu of eth0: "1500" instead of "1400"`,
+        `gateways of eth0: "" instead of "10.0.0.0"`
+      ])
+      expect(yield* told({ interfaces: eth0, passesOver: ["network"] }, ["02:00:00:00:00:00,,,,,10.0.0.53"])).toEqual([
+        `nameservers: "" instead of "10.0.0.53"`
+      ])
+      expect(yield* told({ interfaces: eth0, passesOver: ["network"] }, ["02:00:00:00:00:00,10.0.0.1/31"])).toEqual([
+        `addresses of eth0: "" instead of "10.0.0.1/31"`
+      ])
+      expect(yield* told({ interfaces: eth0, refuses: ["network"] }, ["02:00:00:00:00:00,10.0.0.1/31"])).toEqual([
+        `interface "eth0": down failed with errno 1`,
+        `interface "eth0": up failed with errno 1`,
+        `interface "eth0": 10.0.0.1/31 failed with errno 1`
+      ])
+      expect(yield* told({}, [card])).toEqual([`interface "eth0": there is none`])
+      expect(yield* told({ interfaces: ["eth0", "eth1"] }, [card])).toEqual([
+        `interface "eth1": its addresses are those of the snapshot`
       ])
     }))
 
@@ -286,7 +380,8 @@ describe("an identity", () => {
         hostname: "-web\n",
         machineId: "A".repeat(32),
         bootId: "0",
-        seed: Redacted.make(new Uint8Array(63))
+        seed: Redacted.make(new Uint8Array(63)),
+        cards: ["02:00:00:00:00:01,$(reboot)", ...Array.from({ length: 8 }, () => "02:00:00:00:00:01")]
       }))
       expect(reason).toMatchObject({
         _tag: "InvalidArgument",
@@ -294,7 +389,9 @@ describe("an identity", () => {
           `hostname is "-web\\n": give at most 64 letters, digits, "-" and "."`,
           `machineId is "${"A".repeat(32)}": give 32 lower-case hexadecimal digits`,
           `bootId is "0": give a UUID in lower case`,
-          "seed has 63 bytes: give 64"
+          "seed has 63 bytes: give 64",
+          `cards[0] is "02:00:00:00:00:01,$(reboot)": give the MAC, and what is told of it`,
+          "cards has 9 entries: give 8 at most"
         ]
       })
       expect(yield* guest.requests).toEqual([])

@@ -561,6 +561,7 @@ layer(Layer.merge(qemu, stores), { excludeTestServices: true, timeout: "1 minute
     }),
     remember: (machine, word) => told(`echo ${word} >/tmp/word`)(machine),
     recall: told("cat /tmp/word"),
+    directory: FileSystem.FileSystem.use((fs) => fs.makeTempDirectoryScoped({ directory: temporary })),
     corrupt: ({ directory }) =>
       Effect.sync(() => {
         const state = join(directory, "state")

@@ -18,6 +18,8 @@ const fromGuest =
   (act: (guest: MemoryDriver.MemoryGuest) => Effect.Effect<void>) => (machine: { readonly id: string }) =>
     MemoryDriver.MemoryDriver.use((driver) => Effect.flatMap(driver.guest(machine.id), act))
 
+let places = 0
+
 const suite = (name: string, capabilities: MicroVmProvider.Capabilities): void => {
   const scenarios = MicroVmConformance.scenarios({
     capabilities,
@@ -27,6 +29,7 @@ const suite = (name: string, capabilities: MicroVmProvider.Capabilities): void =
     panic: fromGuest((guest) => guest.panic),
     kill: fromGuest((guest) => guest.kill("SIGKILL")),
     echo: "echo",
+    directory: Effect.sync(() => `/kept/${++places}`),
     remember: (machine, word) => fromGuest((guest) => Effect.sync(() => void guest.memory.set("word", word)))(machine),
     recall: ({ id }) =>
       MemoryDriver.MemoryDriver.use((driver) =>

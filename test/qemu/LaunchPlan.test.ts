@@ -205,6 +205,109 @@ console=ttyS0 reboot=t panic=-1 quiet cryptomgr.notests hostname=web microvm.hos
   })
 })
 
+const card = { tap: "web-0", mac: "02:00:00:00:00:01", address: "10.0.0.1/31", gateway: "10.0.0.0" }
+
+describe("cards and disks", () => {
+  const drives = [{ name: "data", path: "/d" }, { name: "tools", path: "/t", readOnly: true }]
+
+  it("come after what every guest has, and are told to it", () => {
+    const made = plan(own, { networks: [card, { ...card, tap: "web-1", mac: "02:00:00:00:00:02", mtu: 1400 }], drives })
+    assert.strictEqual(
+      made.argv.join("\n"),
+      `/bin/sh
+-c
+for tap in web-0 web-1; do [ -d "/proc/sys/net/ipv4/conf/$tap" ] || { echo "microvm: there is no interface $tap" >&2; exit 1; }; done && exec 3<>"$1" 4<"$2" && shift 2 && exec "$@"
+sh
+/d
+/t
+${
+        plan(own).argv.join("\n").replace("fd=3", "fd=5").replace(
+          "-smp",
+          `-netdev
+tap,id=net0,ifname=web-0,script=no,downscript=no,vhost=off
+-netdev
+tap,id=net1,ifname=web-1,script=no,downscript=no,vhost=off
+-add-fd
+fd=3,set=0
+-blockdev
+driver=raw,node-name=disk0,read-only=off,discard=unmap,file.driver=file,file.filename=/dev/fdset/0,file.discard=unmap,file.locking=on
+-add-fd
+fd=4,set=1
+-blockdev
+driver=raw,node-name=disk1,read-only=on,discard=unmap,file.driver=file,file.filename=/dev/fdset/1,file.discard=unmap,file.locking=on
+-smp`
+        ).replace(
+          "-append",
+          `-device
+virtio-net-pci,netdev=net0,id=card0,mac=02:00:00:00:00:01,romfile=
+-device
+virtio-net-pci,netdev=net1,id=card1,mac=02:00:00:00:00:02,romfile=,host_mtu=1400
+-device
+virtio-blk-pci,drive=disk0,serial=data
+-device
+virtio-blk-pci,drive=disk1,serial=tools
+-append`
+        ).replace(
+          "cryptomgr.notests",
+          "cryptomgr.notests ip=10.0.0.1::10.0.0.0:255.255.255.254::eth0:off " +
+            "microvm.net=02:00:00:00:00:01,10.0.0.1/31,10.0.0.0 " +
+            "microvm.net=02:00:00:00:00:02,10.0.0.1/31,10.0.0.0,,,,1400"
+        )
+      }`
+    )
+    assert.deepStrictEqual(made.drives, [
+      { field: "drives[0].path", path: "/d", writable: true },
+      { field: "drives[1].path", path: "/t", writable: false }
+    ])
+    assert.deepStrictEqual(made.description.slice(-4), [
+      "network card 02:00:00:00:00:01 at web-0",
+      "network card 02:00:00:00:00:02 at web-1",
+      "disk data: /d",
+      "disk tools, read-only: /t"
+    ])
+  })
+
+  it("are opened in front of the kernel, and then all rights are given up", () => {
+    const { argv, fds } = plan(unprivileged, { drives })
+    assert.deepStrictEqual(argv.slice(2, 8), [
+      "exec 3<>\"$1\" 4<\"$2\" 5<\"$3\" && shift 3 && exec \"$@\"",
+      "sh",
+      "/d",
+      "/t",
+      "/k",
+      "setpriv"
+    ])
+    assert.strictEqual(fds.qmp, 6)
+  })
+
+  it("have a device for TAPs of their own where only root may open that of the host", () => {
+    const closed = { ...unprivileged, tunIsClosed: true }
+    const { argv } = plan(closed, { networks: [card] })
+    assert.deepStrictEqual(argv.slice(0, 4), ["unshare", "--mount", "--", "/bin/sh"])
+    assert.include(argv[5], "mknod -m 666 /dev/net/tun c 10 200 && exec 3<")
+    assert.notInclude(plan(closed).argv, "unshare")
+    assert.notInclude(plan({ ...own, tunIsClosed: true }, { networks: [card] }).argv, "unshare")
+  })
+
+  it("may lead nowhere, and need no device then", () => {
+    const { tap: _, ...nowhere } = card
+    const made = plan({ ...unprivileged, tunIsClosed: true }, { networks: [nowhere, nowhere] })
+    assert.deepStrictEqual(made.argv.filter((arg) => arg.startsWith("hubport")), [
+      "hubport,id=net0,hubid=0",
+      "hubport,id=net1,hubid=1"
+    ])
+    assert.strictEqual(made.argv[2], "exec 3<\"$1\" && shift 1 && exec \"$@\"")
+    assert.strictEqual(made.description.at(-1), "network card 02:00:00:00:00:01, which leads nowhere")
+  })
+
+  it("are found in another network namespace", () => {
+    const made = LaunchPlan.make(unprivileged, specOf({ networks: [card] }), undefined, { netns: "/run/netns/a" })
+    const { argv, description } = Result.getOrThrow(made)
+    assert.deepStrictEqual(argv.slice(0, 4), ["nsenter", "--net=/run/netns/a", "--", "/bin/sh"])
+    assert.strictEqual(description.at(-1), "network card 02:00:00:00:00:01 at web-0 of /run/netns/a")
+  })
+})
+
 describe("a template", () => {
   const template = { _tag: "Template", ram: "/proc/7/fd/21" } as const
 
@@ -317,6 +420,10 @@ describe("the platform", () => {
         "-device virtserialport,chardev=channel0,id=port0,name=agent"
     })
     const elsewhere = { ...unprivileged, version: { ...own.version, micro: 9 }, cpu: "Model 2", path: "/opt" }
+    const [one, other] = [card, { tap: "b", mac: "02:00:00:00:00:09" }].map((network) =>
+      LaunchPlan.platform(own, { ...spec, networks: [network] })
+    )
+    assert.deepStrictEqual(one, other)
     assert.deepStrictEqual(LaunchPlan.platform(elsewhere, { ...spec, kernel: "/l" }), LaunchPlan.platform(own, spec))
   })
 
@@ -327,6 +434,10 @@ describe("the platform", () => {
       LaunchPlan.platform({ ...own, version: { major: 8, minor: 0, micro: 0 } }, spec),
       LaunchPlan.platform(own, { ...spec, channels: ["log"] }),
       LaunchPlan.platform(own, { ...spec, vcpus: 2 }),
+      LaunchPlan.platform(own, { ...spec, networks: [card] }),
+      LaunchPlan.platform(own, { ...spec, networks: [card, card] }),
+      LaunchPlan.platform(own, { ...spec, drives: [{ name: "data", path: "/d", readOnly: false }] }),
+      LaunchPlan.platform(own, { ...spec, drives: [{ name: "data", path: "/d", readOnly: true }] }),
       LaunchPlan.platform(own, { ...spec, memoryMib: 512 }),
       LaunchPlan.platform(kvm, spec),
       LaunchPlan.platform({ ...kvm, cpu: "Model 2" }, spec)

@@ -14,6 +14,7 @@ import * as Machine from "../../src/microvm/Machine.ts"
 import * as MachineSpec from "../../src/microvm/MachineSpec.ts"
 import { MicroVmProvider, type Vmm } from "../../src/microvm/MicroVmProvider.ts"
 import type { Snapshot } from "../../src/microvm/Snapshot.ts"
+import * as NodeProcessHolder from "../../src/process/NodeProcessHolder.ts"
 import { ProcessHost } from "../../src/process/ProcessHost.ts"
 import type * as LaunchPlan from "../../src/qemu/LaunchPlan.ts"
 import * as QemuHost from "../../src/qemu/QemuHost.ts"
@@ -79,7 +80,7 @@ const host = (
         Effect.as({ path: "/socket", received })
       )
   })
-  return QemuProvider.layer.pipe(Layer.provide(facts), Layer.provideMerge(processes))
+  return QemuProvider.layer.pipe(Layer.provide([facts, NodeProcessHolder.layer]), Layer.provideMerge(processes))
 }
 
 /** Runs the body, and then lets time pass until its scope is closed. */

@@ -115,6 +115,41 @@ describe("a warm machine", () => {
       })
   )
 
+  const card = { tap: "web-0", mac: "02:00:00:00:00:01", address: "10.0.0.1/31", gateway: "10.0.0.0" }
+
+  it.effect("has the network cards that it was told of, from a golden machine that has as many", () =>
+    Effect.gen(function*() {
+      const { context, guests, launch } = yield* makeWorld({ renewal: { interfaces: ["eth0"] } })
+      const wanted: Array<unknown> = []
+      const { start } = yield* settle(launch({
+        networks: [card],
+        before: ({ networks }) =>
+          Effect.sync(() => {
+            wanted.push(networks)
+            return {}
+          })
+      }))
+      assert.deepStrictEqual(start._tag === "Restored" && start.proof.interfaces, ["eth0"])
+      assert.deepStrictEqual(wanted, [[card]])
+      assert.deepInclude([...guests.values()].at(-1)?.own.cards[0], {
+        mac: card.mac,
+        addresses: [card.address],
+        gateways: [card.gateway]
+      })
+      // Another kind of machine.
+      yield* settle(launch({ id: "two", start: "cold" }))
+      const stored = yield* Context.get(context, SnapshotStore).list
+      assert.deepStrictEqual(stored.map(({ manifest }) => manifest?.labels["cards"]), ["1"])
+    }))
+
+  it.effect("with disks is booted", () =>
+    Effect.gen(function*() {
+      const { launch } = yield* makeWorld()
+      const { machine, start } = yield* settle(launch({ drives: [{ name: "data", path: "/d" }] }))
+      assert.strictEqual(start._tag === "Booted" && start.why, "no golden machine has disks")
+      assert.deepStrictEqual(machine.spec.drives, [{ name: "data", path: "/d", readOnly: false }])
+    }))
+
   it.effect("that never answers is destroyed, and another one boots", () =>
     Effect.gen(function*() {
       const { context, driver, launch, told } = yield* makeWorld({ mute: true })

@@ -14,6 +14,8 @@ import * as NodeOs from "node:os"
 import * as NodePath from "node:path"
 import packageJson from "../../../package.json" with { type: "json" }
 import * as NodeFirecracker from "../../firecracker/NodeFirecracker.ts"
+import * as NodeHostCommands from "../../host/NodeHostCommands.ts"
+import * as NodeHostFacts from "../../host/NodeHostFacts.ts"
 import * as ImageStore from "../../image/ImageStore.ts"
 import * as NodeHasher from "../../image/NodeHasher.ts"
 import * as NodeImageStore from "../../image/NodeImageStore.ts"
@@ -25,6 +27,8 @@ import * as Backend from "../Backend.ts"
 import * as Commands from "../Commands.ts"
 import { HostSignals } from "../HostSignals.ts"
 import * as NodeControl from "../NodeControl.ts"
+import * as NodeDetach from "../NodeDetach.ts"
+import * as NodeRunHost from "../NodeRunHost.ts"
 import { Reporter } from "../Reporter.ts"
 
 /** Services and cron jobs often have no HOME; where it is, the user database says too. */
@@ -48,7 +52,10 @@ const services = Layer.mergeAll(
   qemuHost,
   NodeFirecracker.layer,
   NodeControl.layer,
+  NodeDetach.layer,
+  NodeRunHost.layer,
   NodeHasher.layer,
+  NodeHostFacts.layer.pipe(Layer.provide(NodeHostCommands.layer)),
   SecureRandom.layerWebCrypto,
   Reporter.layer,
   HostSignals.layer,

@@ -4,7 +4,7 @@ import * as Effect from "effect/Effect"
 import type { MicroVmError } from "../../microvm/MicroVmError.ts"
 import type { SnapshotStore } from "../../microvm/SnapshotStore.ts"
 import * as WarmMachine from "../../warm/WarmMachine.ts"
-import type { Answer, Request } from "../Control.ts"
+import type { Answer, Request } from "../ControlRequest.ts"
 
 const refused = (
   reason: Extract<Answer, { readonly _tag: "Refused" }>["reason"],
@@ -18,8 +18,8 @@ const ofError = ({ message, reason }: MicroVmError): Answer =>
  * Saves the machine of a run, once its guest has answered, for whoever asks from outside. Several are saved one after another.
  */
 export const saveMachine =
-  (look: () => WarmMachine.WarmMachine | undefined) =>
-  (request: Request): Effect.Effect<Answer, never, SnapshotStore> =>
+  (look: () => Parameters<typeof WarmMachine.save>[0] | undefined) =>
+  (request: Extract<Request, { readonly _tag: "Save" }>): Effect.Effect<Answer, never, SnapshotStore> =>
     Effect.suspend(() => {
       const ready = look()
       if (ready === undefined) {

@@ -119,6 +119,7 @@ export const makeVmm = (
     console,
     start: call("start", start),
     pause: call("pause", api.patchVm({ state: "Paused" })),
+    ping: call("ping", api.getInstance()),
     // One that was saved before it ran is handed over paused, too.
     resume: Effect.suspend(() => call("resume", hasStarted ? api.patchVm({ state: "Resumed" }) : start)),
     save: (to) =>

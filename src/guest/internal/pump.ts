@@ -27,10 +27,27 @@ const maxDrainBytes = 16 * 1024 * 1024
 
 const now = Effect.map(Clock.monotonicTimeNanos, (nanos) => Number(nanos) / 1e6)
 
+/** Like `GuestStdio.makeReadyDecoder`, of a stream that may have begun before: then it goes on with its first byte. */
+const makeMarkStripper = (nonce: string): (chunk: Uint8Array) => Uint8Array | undefined => {
+  const mark = GuestStdio.ready(nonce)
+  let seen = 0
+  return (chunk) => {
+    const same = chunk.findIndex((byte, i) => byte !== mark[seen + i])
+    const more = Math.min(same === -1 ? chunk.length : same, mark.length - seen)
+    seen += more
+    if (seen === mark.length) return chunk.subarray(more)
+    if (more === chunk.length) return undefined
+    const whole = new Uint8Array(seen + chunk.length - more)
+    whole.set(mark.subarray(0, seen))
+    whole.set(chunk.subarray(more), seen)
+    return whole
+  }
+}
+
 /**
  * Takes an output port up to the trailer. `patience` is there once the command is over: the milliseconds for which the
  * guest may still be waited for, in all. Time that a slow reader takes does not count, so nothing that was written in time is
- * lost. With `onReady` the stream begins with a mark, and that is run when it has come.
+ * lost. `onMark` is run when the mark has come with which stdout begins. It may have come to another reader before (`perhaps`).
  *
  * @internal
  */
@@ -38,13 +55,13 @@ export const pump = Effect.fnUntraced(function*(
   pull: Effect.Effect<Arr.NonEmptyReadonlyArray<Uint8Array>, GuestError.GuestError>,
   nonce: string,
   patience: Effect.Effect<number>,
-  onReady?: Effect.Effect<void>
+  { mark, onMark }: { readonly mark: "expected" | "perhaps" | "none"; readonly onMark: Effect.Effect<void> }
 ): Effect.fn.Return<Pump, never, Scope.Scope> {
   const queue = yield* Queue.bounded<ReadonlyArray<Uint8Array>, GuestError.GuestError | Cause.Done>(window)
   const ended = yield* Deferred.make<void>()
   const decoder = GuestStdio.makeTrailerDecoder(nonce)
-  const untilReady = GuestStdio.makeReadyDecoder(nonce)
-  let isReady = onReady === undefined
+  const untilReady = mark === "perhaps" ? makeMarkStripper(nonce) : GuestStdio.makeReadyDecoder(nonce)
+  let isReady = mark === "none"
   let overAt: number | undefined
   let waited = 0
   let drained = 0
@@ -75,7 +92,7 @@ export const pump = Effect.fnUntraced(function*(
     while (!decoder.ended()) {
       const wasReady = isReady
       const chunks = (yield* next)?.flatMap(begun)
-      if (isReady && !wasReady && onReady !== undefined) yield* onReady
+      if (isReady && !wasReady) yield* onMark
       const bytes = (chunks === undefined ? [decoder.held()] : chunks.flatMap(decoder.push)).filter((part) =>
         part.length > 0
       )

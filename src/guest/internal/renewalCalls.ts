@@ -122,8 +122,8 @@ const rooms = {
   utsname: { room: 6 * 65 },
   machineId: { room: 64 },
   bootId: { room: 64 },
-  // For ".", ".." and "lo", and one of at most 15 bytes: if there is another, one is seen.
-  interfaces: { room: 3 * 24 + 40 },
+  // For ".", "..", "lo" and 8 short names, and one of at most 15 bytes: if there is another, one is seen.
+  interfaces: { room: 11 * 24 + 40 },
   // For ".", "..", and one of at most 255 bytes.
   hooks: { room: 2 * 24 + 280 }
 }
@@ -140,6 +140,60 @@ export const readBack: ReadonlyArray<Step> = [
   { name: "interfaces", calls: listInto("/sys/class/net", rooms.interfaces) },
   { name: "hooks", calls: listInto("/etc/microvm/renew.d", rooms.hooks), optional: true }
 ]
+
+/**
+ * The numbers of network cards. They are read with all else, as what is done to them goes by their numbers.
+ *
+ * @internal
+ */
+export const cardNumbers = (names: ReadonlyArray<string>) => {
+  const numbers = names.map((name) => ({ name, room: { room: 8 } }))
+  return {
+    steps: numbers.map(({ name, room }): Step => ({
+      name: `interface "${name}"`,
+      calls: readInto(`/sys/class/net/${name}/ifindex`, room),
+      // It is told by the list of interfaces.
+      optional: true
+    })),
+    read: ({ bytes }: Told): ReadonlyArray<number> => numbers.map(({ room }) => Number(textOf(bytes(room))))
+  }
+}
+
+/** @internal */
+export const nameservers = (servers: ReadonlyArray<string>): Step => ({
+  name: "nameservers",
+  calls: written("/etc/resolv.conf", servers.map((server) => `nameserver ${server}\n`).join(""))
+})
+
+/**
+ * What programs read of a card.
+ *
+ * @internal
+ */
+export const readCard = (name: string) => {
+  const [mac, mtu] = [{ room: 24 }, { room: 8 }]
+  return {
+    steps: [
+      { name: `mac of ${name}`, calls: readInto(`/sys/class/net/${name}/address`, mac) },
+      { name: `mtu of ${name}`, calls: readInto(`/sys/class/net/${name}/mtu`, mtu) }
+    ] satisfies ReadonlyArray<Step>,
+    read: ({ bytes }: Told) => ({ mac: textOf(bytes(mac)), mtu: textOf(bytes(mtu)) })
+  }
+}
+
+/**
+ * The names of servers that programs ask.
+ *
+ * @internal
+ */
+export const readNameservers = () => {
+  const room = { room: 512 }
+  return {
+    step: { name: "nameservers", calls: readInto("/etc/resolv.conf", room) } satisfies Step,
+    read: ({ bytes }: Told): ReadonlyArray<string> =>
+      Array.from(textOf(bytes(room)).matchAll(/^nameserver (.+)$/gm), ([, server = ""]) => server)
+  }
+}
 
 const textOf = (bytes: Uint8Array): string => {
   const end = bytes.indexOf(0)

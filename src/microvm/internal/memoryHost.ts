@@ -225,6 +225,7 @@ export const makeMemoryHost = (capabilities: Capabilities): {
     const vmm: Vmm = {
       start: perform("start", begin),
       pause: perform("pause", setPaused(true)),
+      ping: Effect.mapError(Effect.suspend(() => script().ping ?? Effect.void), (cause) => failed("ping", cause)),
       resume: perform("resume", Effect.andThen(setPaused(false), begin)),
       save: () => perform("save", save),
       ended: Deferred.await(over),

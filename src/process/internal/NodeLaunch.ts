@@ -10,54 +10,12 @@ import * as ExitStatus from "../../lifecycle/ExitStatus.ts"
 import * as Signal from "../../lifecycle/Signal.ts"
 import { fromReason, type ProcessError, ProcessErrorReason } from "../ProcessError.ts"
 import type { Child, LaunchPlan, OutputSource } from "../ProcessHost.ts"
+import { commandLine } from "./commandLine.ts"
 import { errnoName, withoutArguments } from "./NodeErrno.ts"
 import * as ProcTable from "./NodeProcTable.ts"
 import { inTurn } from "./NodeTurns.ts"
 
-/**
- * Runs in the new process: $1 is the cgroup to enter, $2 the pid of the parent to die with, or nothing. Entering from
- * inside leaves no moment in which a first fork could stay outside. The kernel's word on the parent's death only counts
- * from when it was asked for, hence the look at $PPID.
- */
-const enterCGroup = [
-  `[ -z "$2" ] || [ "$PPID" = "$2" ] || exit 125`,
-  `{ echo 0 > "$1/cgroup.procs"; } 2>/dev/null || { echo "cannot enter cgroup $1" >&2; exit 125; }`,
-  "shift 2"
-].join("\n")
-
-/** Variables that a shell sets on its own account. */
-const shellVariables = ["PATH", "PWD", "OLDPWD", "SHLVL"]
-
-const isIdentifier = (name: string): boolean => /^[A-Za-z_][A-Za-z0-9_]*$/.test(name)
-
-/** The command line that starts a plan: by way of setpriv(1) and a shell, which both become the program in the end. */
-const commandLine = (plan: LaunchPlan, setpriv: string | undefined): readonly [string, ReadonlyArray<string>] => {
-  const dies = setpriv !== undefined && plan.dieWithParent
-  const before = dies ? [setpriv, "--pdeathsig", "KILL", "--"] : []
-  const program = [plan.executable, ...plan.args]
-  const inside = plan.cgroup === undefined ? program : [
-    "/bin/sh",
-    "-c",
-    [enterCGroup, ...shellVariables.flatMap((name) => name in plan.env ? [] : [`unset ${name}`]), `exec "$@"`].join(
-      "\n"
-    ),
-    "sh",
-    plan.cgroup,
-    dies ? String(process.pid) : "",
-    // Some shells drop variables that they cannot name.
-    ...oddVariables(plan),
-    ...program
-  ]
-  const [file = plan.executable, ...args] = [...before, ...inside]
-  return [file, args]
-}
-
-const oddVariables = (plan: LaunchPlan): ReadonlyArray<string> => {
-  const odd = Object.entries(plan.env).flatMap(([name, value]) => isIdentifier(name) ? [] : [`${name}=${value}`])
-  return odd.length === 0 ? [] : ["/usr/bin/env", ...odd]
-}
-
-const toStatus = (code: number | null, signal: NodeJS.Signals | null, neverDumps: boolean): ExitStatus.ExitStatus => {
+export const toStatus = (code: number | null, signal: string | null, neverDumps: boolean): ExitStatus.ExitStatus => {
   if (signal === null) return ExitStatus.exited(code ?? 0)
   const name = Signal.fromString(signal)
   if (name === undefined) return ExitStatus.lost(`killed by ${signal}, which has no number here`, "wait")
@@ -69,7 +27,7 @@ const toStatus = (code: number | null, signal: NodeJS.Signals | null, neverDumps
 const streamFailed = (stream: string) => (cause: unknown): ProcessError =>
   fromReason(ProcessErrorReason.StreamFailed({ stream, code: errnoName(cause) }), cause)
 
-const toSource = (name: string, readable: Readable): OutputSource => {
+export const toSource = (name: string, readable: Readable): OutputSource => {
   let failure: ProcessError | undefined
   const waiting = new Set<() => void>()
   const wake = (): void => waiting.forEach((resume) => resume())
@@ -110,7 +68,7 @@ export const launch = (
         ProcessErrorReason.SpawnFailed({ command: plan.executable, code: errnoName(cause) }),
         withoutArguments(cause)
       )
-    const [file, args] = commandLine(plan, options.setpriv)
+    const [file, args] = commandLine(plan, { setpriv: options.setpriv, parent: process.pid })
     let child: NodeChildProcess.ChildProcess
     try {
       child = NodeChildProcess.spawn(file, args, {

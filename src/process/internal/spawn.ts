@@ -67,7 +67,15 @@ export const make = Effect.fnUntraced(function*(host: ProcessHost["Service"], gu
       const why = `is ${tailBytes}: give a whole number of bytes, 0 for none`
       return yield* fromReason(ProcessErrorReason.InvalidArgument({ field: "tailBytes", why }))
     }
-    const chosen = yield* chooseScope(options.killScope ?? "auto", cgroupSupport, plan.launch.detached)
+    if (options.cgroup?.startsWith("/") === false) {
+      const why = `is ${JSON.stringify(options.cgroup)}: give its path in the file system`
+      return yield* fromReason(ProcessErrorReason.InvalidArgument({ field: "cgroup", why }))
+    }
+    const chosen = yield* chooseScope(
+      options.cgroup === undefined ? options.killScope ?? "auto" : "group",
+      cgroupSupport,
+      plan.launch.detached || options.cgroup !== undefined
+    )
     const dieWithParent = options.dieWithParent ?? true
     const id = ++spawned
     const mark = `${dieWithParent ? guard.mark : `kept-${guard.mark}`}.${id}`
@@ -89,7 +97,7 @@ export const make = Effect.fnUntraced(function*(host: ProcessHost["Service"], gu
         ))
       return cgroup.path
     })
-    const cgroup = chosen._tag === "CGroup" ? yield* enter(chosen.root) : undefined
+    const cgroup = options.cgroup ?? (chosen._tag === "CGroup" ? yield* enter(chosen.root) : undefined)
 
     // Closed after the shutdown, which needs the pipes to be emptied meanwhile.
     const pipes = yield* Scope.fork(scope)

@@ -40,5 +40,6 @@ export const toEnd = ({ asked, consoleTail, panicked, reason, status, stderrTail
   if (asked || (reason !== "host-error" && reason?.startsWith("host-") === true)) {
     return MachineEnd.cases.Stopped.make(common)
   }
+  if (status._tag === "Lost") return MachineEnd.cases.Failed.make({ ...common, why: status.why })
   return MachineEnd.cases.Failed.make({ ...common, why: lastLine(stderrTail) ?? reason ?? "it gave no reason" })
 }

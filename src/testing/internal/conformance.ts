@@ -47,6 +47,8 @@ export interface Rig<out R = never> {
   readonly recall?: ((machine: Machine.Machine) => Effect.Effect<string, unknown, R>) | undefined
   /** Damages a snapshot that is stored. */
   readonly corrupt?: ((snapshot: Snapshot) => Effect.Effect<void, unknown, R>) | undefined
+  /** An empty directory for a machine that is kept, which goes with the scope. Needed with `keep`. */
+  readonly directory?: Effect.Effect<string, unknown, R | Scope.Scope> | undefined
   /** A channel of `spec` on which the guest sends back each byte it gets. */
   readonly echo?: string | undefined
   /** What is still claimed on the host, in words; looked at after each scenario. */
@@ -92,7 +94,7 @@ const summary = (reason: MicroVmError.Reason): string => {
     return `${reason._tag} ${reason.faults.map((fault) => fault.field).toSorted().join(", ")}`
   }
   if (reason._tag === "ChannelUnavailable") return `${reason._tag} ${reason.known.join(", ")}`
-  return reason._tag
+  return reason._tag === "AttachFailed" && reason.isHeld ? `${reason._tag} held` : reason._tag
 }
 
 export const refused = Effect.fnUntraced(
@@ -117,6 +119,7 @@ export type Need =
   | "remember"
   | "recall"
   | "corrupt"
+  | "directory"
 
 export interface Stage {
   readonly runtime: MicroVmRuntime.MicroVmRuntime["Service"]

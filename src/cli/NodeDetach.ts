@@ -1,0 +1,130 @@
+/**
+ * Starts a run in the background: another `microvm` process, in a session of its own, that lasts as long as its machine.
+ *
+ * It is told by its environment what it is, and tells over an inherited pipe when its command has started, or why it has not.
+ * Until then its stderr is ours, so that people see what it says. From then on nothing ties the two together.
+ *
+ * @since 0.1.0
+ */
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Schema from "effect/Schema"
+import * as NodeChildProcess from "node:child_process"
+import * as NodeFs from "node:fs"
+import * as ExitCode from "../lifecycle/ExitCode.ts"
+
+/**
+ * What a run in the background says of its start. `exitCode` is that of a run that came to nothing.
+ *
+ * @category schemas
+ * @since 0.1.0
+ */
+export const Started = Schema.TaggedUnion({ Ready: {}, Failed: { exitCode: Schema.Int } })
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type Started = typeof Started.Type
+
+const StartedLine = Schema.fromJsonString(Started)
+
+/** Says which descriptor is the pipe. */
+const variable = "EFFECT_MICROVM_DETACHED"
+const pipeFd = 3
+
+/**
+ * - `isBackground`: is this process the one in the background?
+ * - `start`: starts our own command line again there, for a run of this id, and waits until it has said how its start went.
+ *   Interrupting it ends what it started.
+ * - `resume`: the same for a run of this id that was left behind.
+ * - `tell`: says how our own start went. Only the first time counts, and only where `isBackground`.
+ *
+ * @category services
+ * @since 0.1.0
+ */
+export class Detach extends Context.Service<Detach, {
+  readonly isBackground: boolean
+  readonly start: (id: string) => Effect.Effect<Started>
+  readonly resume: (id: string) => Effect.Effect<Started>
+  readonly tell: (started: Started) => Effect.Effect<void>
+}>()("effect-microvm-runtime/cli/Detach") {
+  /** A process in the foreground that cannot start another, for tests. */
+  static readonly layerNone: Layer.Layer<Detach> = Layer.succeed(
+    Detach,
+    Detach.of({
+      isBackground: false,
+      start: () => Effect.succeed({ _tag: "Failed", exitCode: ExitCode.run.runtimeFailed }),
+      resume: () => Effect.succeed({ _tag: "Failed", exitCode: ExitCode.run.runtimeFailed }),
+      tell: () => Effect.void
+    })
+  )
+}
+
+/** The arguments of `run` with this name, unless they have one. */
+const named = (args: ReadonlyArray<string>, id: string): ReadonlyArray<string> => {
+  const own = args.slice(0, args.includes("--") ? args.indexOf("--") : args.length)
+  return own.some((word) => word === "--name" || word.startsWith("--name=")) ? args : ["--name", id, ...args]
+}
+
+const spawn = (args: ReadonlyArray<string>): Effect.Effect<Started> =>
+  Effect.callback<Started>((resume) => {
+    const [script = ""] = process.argv.slice(1)
+    const child = NodeChildProcess.spawn(process.execPath, [...process.execArgv, script, ...args], {
+      cwd: "/",
+      detached: true,
+      env: { ...process.env, [variable]: String(pipeFd) },
+      stdio: ["ignore", "ignore", "inherit", "pipe"]
+    })
+    let said = ""
+    const pipe = child.stdio[pipeFd]
+    const failed = (exitCode: number) => resume(Effect.succeed({ _tag: "Failed", exitCode }))
+    child.on("error", () => failed(ExitCode.run.runtimeFailed))
+    child.on("exit", (code) => failed(code === null || code === 0 ? ExitCode.run.runtimeFailed : code))
+    pipe?.on("error", () => {})
+    pipe?.on("data", (bytes: Buffer) => {
+      said += bytes.toString()
+      const line = Schema.decodeOption(StartedLine)(said.split("\n")[0] ?? "")
+      if (!said.includes("\n") || Option.isNone(line)) return
+      child.unref()
+      resume(Effect.succeed(line.value))
+    })
+    // It ends its machine in order.
+    return Effect.sync(() => child.kill("SIGTERM"))
+  })
+
+/**
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer: Layer.Layer<Detach> = Layer.sync(Detach, () => {
+  const isBackground = process.env[variable] === String(pipeFd)
+  // What is started from here on is no run in the background by itself.
+  delete process.env[variable]
+  let told = false
+  return Detach.of({
+    isBackground,
+    start: (id) => {
+      const args = process.argv.slice(2)
+      const at = args.indexOf("run") + 1
+      return spawn([...args.slice(0, at), ...named(args.slice(at), id)])
+    },
+    resume: (id) => spawn(["resume", id]),
+    tell: (started) =>
+      Effect.sync(() => {
+        if (told || !isBackground) return
+        told = true
+        try {
+          NodeFs.writeSync(pipeFd, `${JSON.stringify(started)}\n`)
+          NodeFs.closeSync(pipeFd)
+          // Whoever reads what we were started with is not to wait for our end: the lowest free descriptor is taken.
+          NodeFs.closeSync(2)
+          NodeFs.openSync("/dev/null", "w")
+        } catch {
+          // Whoever started us has gone, which is no reason to stop.
+        }
+      })
+  })
+})

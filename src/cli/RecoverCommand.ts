@@ -1,0 +1,172 @@
+/**
+ * `microvm recover`: what becomes of the machines whose supervisor is gone.
+ *
+ * @since 0.1.0
+ */
+import * as Argument from "effect/cli/Argument"
+import * as Command from "effect/cli/Command"
+import * as Flag from "effect/cli/Flag"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Schema from "effect/Schema"
+import * as Reconcile from "../journal/Reconcile.ts"
+import * as ExitCode from "../lifecycle/ExitCode.ts"
+import * as Supervisor from "../supervisor/Supervisor.ts"
+import * as GoldenMachines from "../warm/GoldenMachines.ts"
+import * as Backend from "./Backend.ts"
+import { exitWith, jsonFlag, print, untilSignal } from "./internal/handlers.ts"
+import { Detach } from "./NodeDetach.ts"
+import { Reporter } from "./Reporter.ts"
+import * as Run from "./Run.ts"
+import * as RunDirectory from "./RunDirectory.ts"
+import { RunHost } from "./RunHost.ts"
+import type { RunOptions } from "./RunOptions.ts"
+
+const toChoice = (backend: string): Backend.Choice => Backend.choices.find((choice) => choice === backend) ?? "auto"
+
+const describe = ({ action, end, id, released, why }: Supervisor.Recovered, dryRun: boolean): string => {
+  const would = dryRun ? "would be " : ""
+  const head = `${id}: ${would}${action.toLowerCase()}, ${why}${end === undefined ? "" : ` (${end})`}`
+  if (released === undefined || released.claims.length === 0) return head
+  // Its first line says what the head says.
+  return [head, ...Reconcile.format([released], { dryRun }).split("\n").slice(1)].join("\n")
+}
+
+/** Sees to one run: a supervisor in the background for a machine that lives, and an end to all else. */
+const recoverOne = Effect.fnUntraced(function*(run: RunDirectory.Run, options: Supervisor.RecoverOptions) {
+  const { recover } = yield* RunHost
+  const detach = yield* Detach
+  const { dryRun = false, mode = "adopt" } = options
+  return yield* Effect.gen(function*() {
+    if (mode === "adopt" && !dryRun && run.record?.keep === true) {
+      const started = yield* detach.resume(run.id)
+      if (started._tag === "Ready") {
+        const adopted: Supervisor.Recovered = {
+          id: run.id,
+          action: "Adopted",
+          why: "its machine answers, and has a supervisor again"
+        }
+        return [adopted]
+      }
+      // Whatever is left has been reclaimed there, or is so here.
+    }
+    return yield* recover(run.id, options)
+  }).pipe(
+    Effect.provide(Backend.layer(toChoice(run.info.backend))),
+    Effect.catch((error) => {
+      const left: Supervisor.Recovered = { id: run.id, action: "Left", why: Backend.explain(error) }
+      return Effect.succeed([left])
+    })
+  )
+})
+
+const Report = Schema.fromJsonString(Schema.Array(Supervisor.Recovered), { space: 2 })
+
+const recover = Command.make(
+  "recover",
+  {
+    adopt: Flag.Boolean("adopt").pipe(
+      Flag.withDefault(false),
+      Flag.withDescription("Get hold of the machines that live and are meant to go on; this is the default")
+    ),
+    kill: Flag.Boolean("kill").pipe(Flag.withDefault(false), Flag.withDescription("End those, too")),
+    dryRun: Flag.Boolean("dry-run").pipe(
+      Flag.withDefault(false),
+      Flag.withDescription("Print what would be done, and do nothing")
+    ),
+    json: jsonFlag,
+    ids: Argument.String("id").pipe(Argument.variadic(), Argument.withDescription("Runs; by default all"))
+  },
+  Effect.fnUntraced(function*({ adopt, dryRun, ids, json, kill }) {
+    const reporter = yield* Reporter
+    if (adopt && kill) {
+      yield* reporter.line("--adopt and --kill exclude each other: leave one of them out")
+      return yield* exitWith(ExitCode.run.usage)
+    }
+    yield* Effect.gen(function*() {
+      const state = yield* RunDirectory.stateDirectory
+      const wanted = ids.length === 0
+        ? yield* RunDirectory.all(state)
+        : yield* Effect.forEach(ids, (id) => RunDirectory.find(state, id))
+      const left = wanted.filter((run) => run.state === "left behind")
+      const recovered = (yield* Effect.forEach(
+        left,
+        (run) => recoverOne(run, { dryRun, mode: kill ? "kill" : "adopt" }),
+        { concurrency: 16 }
+      )).flat()
+      if (json) yield* print(yield* Effect.orDie(Schema.encodeEffect(Report)(recovered)))
+      else if (recovered.length === 0) yield* reporter.line("nothing was left behind")
+      else yield* print(recovered.map((one) => describe(one, dryRun)).join("\n"))
+      yield* exitWith(recovered.some(({ action }) => action === "Left") ? 1 : 0)
+    }).pipe(
+      Effect.catch((error) => Effect.andThen(reporter.line(Backend.explain(error)), exitWith(1))),
+      untilSignal
+    )
+  })
+).pipe(
+  Command.withDescription(
+    [
+      "See to the machines whose supervisor was killed: those of `run --detach` that live get another one, in the background; of",
+      "all others, what they have left on this host is removed. What is not ours is never touched. Exits with",
+      "",
+      "    0  nothing is left",
+      "    1  something could not be removed, and is told",
+      "   64  bad command line"
+    ].join("\n  ")
+  ),
+  Command.withShortDescription("See to what killed runs have left")
+)
+
+/** What is known of a run that another process has begun; its environment was for the start of its command alone. */
+const toOptions = ({ info }: RunDirectory.Run): RunOptions => {
+  const [program = "", ...args] = info.command
+  return {
+    backend: toChoice(info.backend),
+    name: Option.some(info.id),
+    vcpus: info.vcpus,
+    memoryMib: info.memoryMib,
+    image: info.image,
+    start: "cold",
+    env: {},
+    network: { _tag: "None" },
+    detach: true,
+    timeout: Option.none(),
+    grace: Duration.seconds(5),
+    command: [program, ...args]
+  }
+}
+
+/** Started by `recover`, in the background. */
+const resume = Command.make(
+  "resume",
+  { id: Argument.String("id").pipe(Argument.withDescription("The run")) },
+  Effect.fnUntraced(function*({ id }) {
+    const detach = yield* Detach
+    const reporter = yield* Reporter
+    const code = yield* Effect.gen(function*() {
+      const run = yield* RunDirectory.find(yield* RunDirectory.stateDirectory, id)
+      const options = toOptions(run)
+      const services = yield* Layer.build(Layer.provideMerge(GoldenMachines.layer, Backend.layer(options.backend)))
+      const { exitCode } = yield* Run.run(options, {
+        backendDetail: "",
+        json: false,
+        resume: true,
+        onStarted: detach.tell({ _tag: "Ready" })
+      }).pipe(Effect.provideContext(services))
+      return exitCode
+    }).pipe(
+      Effect.scoped,
+      Effect.catch((error) => Effect.as(reporter.line(Backend.explain(error)), ExitCode.run.runtimeFailed))
+    )
+    yield* detach.tell({ _tag: "Failed", exitCode: code })
+    yield* exitWith(code)
+  })
+).pipe(Command.withDescription("Go on with a run that was left behind; `recover` starts this in the background"))
+
+/**
+ * @category main
+ * @since 0.1.0
+ */
+export const subcommands = [recover, resume] as const

@@ -1,0 +1,547 @@
+/**
+ * Where a run leaves what others are to know of it, while it goes on and after its end.
+ *
+ * ```
+ *   STATE/runs/ID/options.json       what was asked for, and by which process
+ *                 journal/           what its machine has of this host; there is a record as long as anything is left
+ *                 output.N.log       what its command has said, see RunLog
+ *                 console.N.log      what its machine's console has said
+ *                 report.json        how it ended, once it has
+ * ```
+ *
+ * Nothing here is secret, and all of it is this user's alone.
+ *
+ * @since 0.1.0
+ */
+import * as Clock from "effect/Clock"
+import * as Config from "effect/Config"
+import * as Data from "effect/Data"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as FileSystem from "effect/FileSystem"
+import * as Option from "effect/Option"
+import * as Path from "effect/Path"
+import type * as PlatformError from "effect/PlatformError"
+import * as Schema from "effect/Schema"
+import { MachineId, MachineRecord } from "../journal/MachineRecord.ts"
+import * as ExitCode from "../lifecycle/ExitCode.ts"
+import { RunReport } from "../lifecycle/RunReport.ts"
+import * as OwnedFiles from "../process/OwnedFiles.ts"
+import * as OwnerLock from "../process/OwnerLock.ts"
+import type { ProcessHost } from "../process/ProcessHost.ts"
+import * as ProcessIdentity from "../process/ProcessIdentity.ts"
+
+/**
+ * What a run was asked for. `supervisor` is the process that it belongs to; `startedAt` is in ISO 8601, UTC; of `env` there are
+ * the names only.
+ *
+ * @category schemas
+ * @since 0.1.0
+ */
+export const RunInfo = Schema.Struct({
+  format: Schema.Literal(1),
+  id: MachineId,
+  supervisor: ProcessIdentity.ProcessIdentity,
+  startedAt: Schema.String,
+  detached: Schema.Boolean,
+  command: Schema.Array(Schema.String),
+  env: Schema.Array(Schema.String),
+  backend: Schema.String,
+  image: Schema.String,
+  vcpus: Schema.Int,
+  memoryMib: Schema.Int
+})
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type RunInfo = typeof RunInfo.Type
+
+/**
+ * The places of a run.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Paths {
+  /** Its logs are here too. */
+  readonly directory: string
+  readonly journal: string
+  readonly options: string
+  readonly report: string
+}
+
+/**
+ * A run as its directory tells it.
+ *
+ * - `up`: its supervisor lives, and it has not ended.
+ * - `over`: it has ended. Without a report its supervisor has died before it had a machine.
+ * - `left behind`: its supervisor has died, and something is left: the machine, or what it had of this host.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Run {
+  readonly id: string
+  readonly state: "up" | "over" | "left behind"
+  readonly paths: Paths
+  readonly info: RunInfo
+  readonly record: MachineRecord | undefined
+  readonly report: RunReport | undefined
+  /** Milliseconds since 1970, when it is over. */
+  readonly endedAt: number | undefined
+}
+
+/**
+ * What a run that is over exits with: 125 when nobody has seen its end, none when it is not over.
+ *
+ * @category accessors
+ * @since 0.1.0
+ */
+export const exitCodeOf = ({ record, report, state }: Run): number | undefined => {
+  if (report !== undefined) return report.exitCode
+  if (record?.phase._tag === "Over") return record.phase.exitCode
+  return state === "over" ? ExitCode.run.runtimeFailed : undefined
+}
+
+/**
+ * There is no run of this id here, or none whose id begins so.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export class NoSuchRun extends Data.TaggedError("NoSuchRun")<{
+  readonly id: string
+  readonly there: ReadonlyArray<string>
+}> {
+  override get message(): string {
+    const there = this.there.length === 0 ? "there is none" : `there ${list(this.there)}`
+    return `there is no machine ${JSON.stringify(this.id)}: ${there}`
+  }
+}
+
+const maxTold = 10
+const list = (ids: ReadonlyArray<string>): string => {
+  const more = ids.length > maxTold ? ` and ${ids.length - maxTold} more` : ""
+  return `${ids.length === 1 ? "is" : "are"} ${ids.slice(0, maxTold).join(", ")}${more}`
+}
+
+/**
+ * Several ids begin so.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export class AmbiguousId extends Data.TaggedError("AmbiguousId")<{
+  readonly id: string
+  readonly matches: ReadonlyArray<string>
+}> {
+  override get message(): string {
+    return `more than one id begins with ${JSON.stringify(this.id)}: there ${list(this.matches)}; give more of it`
+  }
+}
+
+/**
+ * It goes on, so there cannot be another of its id, and it cannot be removed.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export class StillUp extends Data.TaggedError("StillUp")<{ readonly id: string }> {
+  override get message(): string {
+    return `machine ${this.id} is up: end it with microvm stop ${this.id}, or use another id`
+  }
+}
+
+/**
+ * Its supervisor has died, and nobody looks after what is left of it.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export class LeftBehind extends Data.TaggedError("LeftBehind")<{ readonly id: string }> {
+  override get message(): string {
+    return `machine ${this.id} was left behind by its supervisor: go on with it, or clean up, by microvm recover`
+  }
+}
+
+/**
+ * It has ended.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export class IsOver extends Data.TaggedError("IsOver")<{ readonly id: string; readonly exitCode: number }> {
+  override get message(): string {
+    return `machine ${this.id} has ended, with exit code ${this.exitCode}: see microvm logs ${this.id}`
+  }
+}
+
+/**
+ * The state directory cannot be used.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export class StateUnusable extends Data.TaggedError("StateUnusable")<{
+  readonly directory: string
+  readonly why: string
+  readonly cause?: unknown
+}> {
+  override get message(): string {
+    return `the state directory ${this.directory} cannot be used, ${this.why}: set MICROVM_STATE_DIR to one that can`
+  }
+}
+
+/**
+ * The one error of this module. Its `reason` says what is wrong.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class RunDirectoryError extends Data.TaggedError("RunDirectoryError")<{
+  readonly reason: NoSuchRun | AmbiguousId | StillUp | LeftBehind | IsOver | StateUnusable
+}> {
+  override get message(): string {
+    return this.reason.message
+  }
+}
+
+/**
+ * Wraps a reason.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const fail = (reason: RunDirectoryError["reason"]): Effect.Effect<never, RunDirectoryError> =>
+  Effect.fail(new RunDirectoryError({ reason }))
+
+type Services = FileSystem.FileSystem | Path.Path | ProcessHost
+
+/** One who is making a directory has not written into it yet. */
+const makeWithin = Duration.seconds(10)
+const lockWithin = Duration.seconds(10)
+
+const why = (error: PlatformError.PlatformError | OwnerLock.LockHeld): string => {
+  if (error._tag === "LockHeld") return error.message
+  const { cause } = error.reason
+  return cause instanceof Error ? cause.message : error.message
+}
+
+/** All that goes wrong with the files themselves. */
+const usable = (directory: string) =>
+<A, R>(
+  effect: Effect.Effect<A, RunDirectoryError | PlatformError.PlatformError | OwnerLock.LockHeld, R>
+): Effect.Effect<A, RunDirectoryError, R> =>
+  Effect.mapError(effect, (error) =>
+    error._tag === "RunDirectoryError"
+      ? error
+      : new RunDirectoryError({ reason: new StateUnusable({ directory, why: why(error), cause: error }) }))
+
+/**
+ * The directory of what runs: `MICROVM_STATE_DIR`, by default `/var/lib/effect-microvm` for root, else `effect-microvm` in
+ * `XDG_STATE_HOME` or in `~/.local/state`. It need not be there yet.
+ *
+ * @category accessors
+ * @since 0.1.0
+ */
+export const stateDirectory: Effect.Effect<string, Config.ConfigError, Path.Path> = Effect.gen(function*() {
+  const path = yield* Path.Path
+  const own = yield* Config.option(Config.String("MICROVM_STATE_DIR"))
+  if (Option.isSome(own)) return path.resolve(own.value)
+  if (process.geteuid?.() === 0) return "/var/lib/effect-microvm"
+  const base = yield* Config.option(Config.String("XDG_STATE_HOME"))
+  // XDG Base Directory Specification: a relative path is invalid and to be ignored.
+  return Option.isSome(base) && path.isAbsolute(base.value)
+    ? path.join(base.value, "effect-microvm")
+    : path.join(yield* Config.String("HOME"), ".local", "state", "effect-microvm")
+})
+
+const runsOf = (state: string) => Effect.map(Path.Path, (path) => path.join(state, "runs"))
+
+/**
+ * Where all of a run is. Nothing is made.
+ *
+ * @category accessors
+ * @since 0.1.0
+ */
+export const pathsOf = (state: string, id: string): Effect.Effect<Paths, never, Path.Path> =>
+  Effect.map(Path.Path, (path) => {
+    const directory = path.join(state, "runs", id)
+    const at = (name: string) => path.join(directory, name)
+    return { directory, journal: at("journal"), options: at("options.json"), report: at("report.json") }
+  })
+
+const readJson = <A>(schema: Schema.Codec<A, unknown>, file: string) =>
+  FileSystem.FileSystem.use((fs) => fs.readFileString(file)).pipe(
+    Effect.flatMap(Schema.decodeEffect(Schema.fromJsonString(schema))),
+    Effect.option,
+    Effect.map(Option.getOrUndefined)
+  )
+
+const modifiedAt = (file: string) =>
+  FileSystem.FileSystem.use((fs) => fs.stat(file)).pipe(
+    Effect.map(({ mtime }) => Option.getOrUndefined(mtime)?.getTime()),
+    Effect.orElseSucceed(() => undefined)
+  )
+
+/** None when there is nothing, or nothing that can be read. */
+const inspect: (
+  state: string,
+  id: string
+) => Effect.Effect<Run | undefined, never, Services> = Effect.fnUntraced(function*(state: string, id: string) {
+  const path = yield* Path.Path
+  const paths = yield* pathsOf(state, id)
+  const info = yield* readJson(RunInfo, paths.options)
+  if (info === undefined) return undefined
+  const recordFile = path.join(paths.journal, "machines", `${id}.json`)
+  const before = yield* readJson(MachineRecord, recordFile)
+  const isAlive = (yield* ProcessIdentity.isAlive(info.supervisor)) ||
+    (before !== undefined && (yield* ProcessIdentity.isAlive(before.supervisor)))
+  // Read now: what a supervisor leaves, it has left before it is gone.
+  const record = isAlive ? before : yield* readJson(MachineRecord, recordFile)
+  const report = yield* readJson(RunReport, paths.report)
+  const endedAt = yield* modifiedAt(report === undefined ? paths.options : paths.report)
+  const common = { id, paths, info, record, report }
+  if (report !== undefined) return { ...common, state: "over", endedAt }
+  if (isAlive) return { ...common, state: "up", endedAt: undefined }
+  return record === undefined
+    ? { ...common, state: "over", endedAt }
+    : { ...common, state: "left behind", endedAt: undefined }
+})
+
+/** The ids of directories that are there. */
+const ids = Effect.fnUntraced(function*(state: string) {
+  const fs = yield* FileSystem.FileSystem
+  const names = yield* Effect.catchIf(
+    fs.readDirectory(yield* runsOf(state)),
+    (error) => error.reason._tag === "NotFound",
+    () => Effect.succeed([])
+  )
+  return names.filter(Schema.is(MachineId)).toSorted()
+})
+
+/**
+ * All runs that are kept, in the order of their starts.
+ *
+ * @category operations
+ * @since 0.1.0
+ */
+export const all = Effect.fn("RunDirectory.all")(function*(
+  state: string
+): Effect.fn.Return<ReadonlyArray<Run>, RunDirectoryError, Services> {
+  const found = yield* Effect.forEach(yield* usable(state)(ids(state)), (id) => inspect(state, id), { concurrency: 16 })
+  return found
+    .filter((run) => run !== undefined)
+    .toSorted((one, other) => Date.parse(one.info.startedAt) - Date.parse(other.info.startedAt))
+})
+
+/**
+ * The run of this id, or the one whose id begins so. Fails with `NoSuchRun` and `AmbiguousId`.
+ *
+ * @category operations
+ * @since 0.1.0
+ */
+export const find = Effect.fn("RunDirectory.find")(function*(
+  state: string,
+  given: string
+): Effect.fn.Return<Run, RunDirectoryError, Services> {
+  const there = yield* usable(state)(ids(state))
+  const matches = given === "" ? [] : there.filter((id) => id.startsWith(given))
+  const [first, ...others] = there.includes(given) ? [given] : matches
+  if (others.length > 0) return yield* fail(new AmbiguousId({ id: given, matches }))
+  const run = first === undefined ? undefined : yield* inspect(state, first)
+  return run ?? (yield* fail(new NoSuchRun({ id: given, there })))
+})
+
+/**
+ * Makes a directory that is this user's alone (mode 0700), unless it is there; those above it are made as any.
+ *
+ * @category operations
+ * @since 0.1.0
+ */
+export const ensurePrivate = Effect.fnUntraced(function*(directory: string) {
+  const fs = yield* FileSystem.FileSystem
+  const path = yield* Path.Path
+  if (yield* fs.exists(directory)) return
+  yield* OwnedFiles.ensureDirectory(path.dirname(directory))
+  yield* Effect.catchIf(
+    fs.makeDirectory(directory, { mode: 0o700 }),
+    (error) => error.reason._tag === "AlreadyExists",
+    () => Effect.void
+  )
+})
+
+/** One who removes at a time, so that nobody removes what another has just made in its place. */
+const locked = <A, E, R>(state: string, effect: Effect.Effect<A, E, R>) =>
+  Effect.scoped(Effect.gen(function*() {
+    const path = yield* Path.Path
+    const temporary = path.join(state, "tmp")
+    yield* ensurePrivate(temporary)
+    const own = yield* OwnedFiles.temporaryDirectory(temporary)
+    yield* OwnerLock.acquire({ file: path.join(state, "runs.lock"), own, patience: lockWithin })
+    return yield* effect
+  }))
+
+const put = Effect.fnUntraced(function*(file: string, text: string, durable: boolean) {
+  const fs = yield* FileSystem.FileSystem
+  const path = yield* Path.Path
+  const own = `${file}.new`
+  const bytes = new TextEncoder().encode(text)
+  yield* durable ? OwnedFiles.writeDurably(own, bytes) : fs.writeFile(own, bytes)
+  yield* fs.rename(own, file)
+  if (durable) yield* OwnedFiles.sync(path.dirname(file))
+})
+
+const writeInfo = (file: string, info: RunInfo) =>
+  Effect.flatMap(
+    Effect.orDie(Schema.encodeEffect(Schema.fromJsonString(RunInfo))(info)),
+    (text) => put(file, text, false)
+  )
+
+/** Is somebody making it just now? */
+const isNew = Effect.fnUntraced(function*(directory: string) {
+  const made = yield* modifiedAt(directory)
+  return made !== undefined && (yield* Clock.currentTimeMillis) - made < Duration.toMillis(makeWithin)
+})
+
+/** What keeps a run from being removed. */
+const obstacle = Effect.fnUntraced(function*(state: string, id: string) {
+  const run = yield* inspect(state, id)
+  if (run === undefined) {
+    return (yield* isNew((yield* pathsOf(state, id)).directory)) ? new StillUp({ id }) : undefined
+  }
+  if (run.state === "up") return new StillUp({ id })
+  return run.record === undefined ? undefined : new LeftBehind({ id })
+})
+
+/**
+ * Makes the directory of a run of this process. One of the same id that is over is removed. Fails with `StillUp` and `LeftBehind`.
+ *
+ * @category operations
+ * @since 0.1.0
+ */
+export const begin = Effect.fn("RunDirectory.begin")(function*(
+  state: string,
+  info: Omit<RunInfo, "format" | "startedAt" | "supervisor">
+): Effect.fn.Return<Paths, RunDirectoryError, Services> {
+  const fs = yield* FileSystem.FileSystem
+  const paths = yield* pathsOf(state, info.id)
+  const make = fs.makeDirectory(paths.directory, { mode: 0o700 })
+  const replace = locked(
+    state,
+    Effect.gen(function*() {
+      const inTheWay = yield* obstacle(state, info.id)
+      if (inTheWay !== undefined) return yield* fail(inTheWay)
+      yield* OwnedFiles.removeTree(paths.directory)
+      yield* make
+    })
+  )
+  return yield* usable(state)(Effect.gen(function*() {
+    yield* ensurePrivate(state)
+    yield* ensurePrivate(yield* runsOf(state))
+    yield* Effect.catchIf(
+      make,
+      (error) => error.reason._tag === "AlreadyExists",
+      () => Effect.as(replace, undefined)
+    )
+    yield* writeInfo(paths.options, {
+      ...info,
+      format: 1,
+      supervisor: yield* ProcessIdentity.self,
+      startedAt: new Date(yield* Clock.currentTimeMillis).toISOString()
+    })
+    return paths
+  }))
+})
+
+/**
+ * This process goes on with a run that was left behind. Fails with `NoSuchRun`.
+ *
+ * @category operations
+ * @since 0.1.0
+ */
+export const adopt = Effect.fn("RunDirectory.adopt")(function*(
+  state: string,
+  id: string
+): Effect.fn.Return<Run, RunDirectoryError, Services> {
+  const run = yield* inspect(state, id)
+  if (run === undefined) return yield* fail(new NoSuchRun({ id, there: yield* usable(state)(ids(state)) }))
+  const info = { ...run.info, supervisor: yield* ProcessIdentity.self }
+  yield* usable(state)(writeInfo(run.paths.options, info))
+  return { ...run, info }
+})
+
+/**
+ * Leaves the report of a run, which is over with that. It is on the disk when this is done.
+ *
+ * @category operations
+ * @since 0.1.0
+ */
+export const conclude = Effect.fn("RunDirectory.conclude")(function*(
+  state: string,
+  report: RunReport
+): Effect.fn.Return<void, RunDirectoryError, Services> {
+  const { report: file } = yield* pathsOf(state, report.id)
+  const text = yield* Effect.orDie(Schema.encodeEffect(Schema.fromJsonString(RunReport))(report))
+  yield* usable(state)(put(file, text, true))
+})
+
+/**
+ * Removes a run that is over, with its logs. Fails with `StillUp` and `LeftBehind`.
+ *
+ * @category operations
+ * @since 0.1.0
+ */
+export const remove = Effect.fn("RunDirectory.remove")(function*(
+  state: string,
+  id: string
+): Effect.fn.Return<void, RunDirectoryError, Services> {
+  yield* usable(state)(locked(
+    state,
+    Effect.gen(function*() {
+      const inTheWay = yield* obstacle(state, id)
+      if (inTheWay !== undefined) return yield* fail(inTheWay)
+      yield* OwnedFiles.removeTree((yield* pathsOf(state, id)).directory)
+    })
+  ))
+})
+
+/**
+ * Removes the runs that are over but for the newest, by default 64 and those of 24 hours, and what runs that came to nothing
+ * have left. Gives the ids.
+ *
+ * @category operations
+ * @since 0.1.0
+ */
+export const prune = Effect.fn("RunDirectory.prune")(function*(
+  state: string,
+  options: { readonly keep?: number | undefined; readonly within?: Duration.Input | undefined } = {}
+): Effect.fn.Return<ReadonlyArray<string>, RunDirectoryError, Services> {
+  const { keep = 64 } = options
+  const within = Duration.toMillis(Duration.fromInputUnsafe(options.within ?? "24 hours"))
+  const now = yield* Clock.currentTimeMillis
+  const old = (yield* usable(state)(Effect.forEach(
+    yield* usable(state)(ids(state)),
+    (id) => Effect.map(inspect(state, id), (run) => ({ id, run })),
+    { concurrency: 16 }
+  )))
+    .filter(({ run }) => run === undefined || (run.state === "over" && run.record === undefined))
+    .map(({ id, run }) => ({ id, endedAt: run?.endedAt ?? 0 }))
+    .toSorted((one, other) => other.endedAt - one.endedAt)
+    .filter(({ endedAt }, index) => index >= keep || now - endedAt > within)
+  if (old.length === 0) return []
+  return yield* usable(state)(locked(
+    state,
+    Effect.gen(function*() {
+      const gone: Array<string> = []
+      for (const { id } of old) {
+        if ((yield* obstacle(state, id)) !== undefined) continue
+        yield* OwnedFiles.removeTree((yield* pathsOf(state, id)).directory)
+        gone.push(id)
+      }
+      return gone
+    })
+  ))
+})

@@ -1,0 +1,106 @@
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import * as Schema from "effect/Schema"
+import * as GuestCommand from "../../guest/GuestCommand.ts"
+import type { Entry } from "../../journal/Journal.ts"
+import type * as Machine from "../../microvm/Machine.ts"
+import * as MicroVmError from "../../microvm/MicroVmError.ts"
+import { MicroVmProvider } from "../../microvm/MicroVmProvider.ts"
+import type * as Supervisor from "../../supervisor/Supervisor.ts"
+import * as WarmMachine from "../../warm/WarmMachine.ts"
+import * as WarmProgress from "../../warm/WarmProgress.ts"
+import { Reporter } from "../Reporter.ts"
+import type { Place } from "../RunHost.ts"
+import type { RunOptions } from "../RunOptions.ts"
+import * as Snapshots from "../Snapshots.ts"
+
+/** The label of a record that says which command in the guest is the run's. */
+const commandLabel = "guest-command"
+const CommandLabel = Schema.fromJsonString(GuestCommand.Description)
+/** What people are shown of a command. */
+const shownCommand = 256
+
+/** A machine whose guest answers, with the run's command if that runs already. */
+export interface Up {
+  readonly ready: Pick<WarmMachine.WarmMachine, "agent" | "labels" | "machine" | "slots">
+  readonly entry: Entry
+  /** Absent where it is one that was left by another process. */
+  readonly start?: WarmMachine.Start
+  readonly command?: GuestCommand.Description
+}
+
+interface Coming {
+  readonly id: string
+  readonly options: RunOptions
+  readonly place: Place
+  readonly phase: WarmMachine.Options["phase"]
+  /** Told of each machine, and that the one before is no more. */
+  readonly onMachine: (machine: Machine.Machine | undefined) => Effect.Effect<void>
+}
+
+/** Of all steps, these are worth a line that stays; the others are what the live line is for. */
+const isWorthALine = ({ _tag }: WarmProgress.Progress): boolean =>
+  _tag === "Making" || _tag === "Remaking" || _tag === "WaitingForMaker" || _tag === "BootingCold"
+
+/** Brings a machine up, with what the run's place has for it. */
+export const launch = Effect.fnUntraced(function*({ id, onMachine, options, phase, place }: Coming) {
+  const { line } = yield* Reporter
+  const { backend } = yield* MicroVmProvider
+  const from = typeof options.start === "object" ? yield* Snapshots.resolve(options.start.from) : undefined
+  let maker: number | undefined
+  const onProgress = (progress: WarmProgress.Progress) =>
+    Effect.gen(function*() {
+      if (progress._tag === "Remaking" || progress._tag === "BootingCold") yield* onMachine(undefined)
+      // It is told ten times a second.
+      if (progress._tag === "WaitingForMaker" && progress.pid === maker) return
+      if (progress._tag === "WaitingForMaker") maker = progress.pid
+      if (isWorthALine(progress)) yield* line(WarmProgress.format(progress))
+    })
+  const bring = ({ before, drives, networks }: Supervisor.Provision) =>
+    WarmMachine.launch({
+      id,
+      image: options.image,
+      vcpus: options.vcpus,
+      memoryMib: options.memoryMib,
+      start: typeof options.start === "string" ? options.start : { from: from ?? options.start.from },
+      networks,
+      drives,
+      before,
+      phase,
+      onMachine,
+      onProgress
+    })
+  const { supervised: { entry }, ...ready } = yield* place.supervisor.launch({
+    id,
+    keep: options.detach,
+    labels: { backend, image: options.image, command: options.command.join(" ").slice(0, shownCommand) },
+    resources: place.resources,
+    // Not before the last words of the command are heard.
+    releaseWhen: "closed",
+    bring
+  })
+  const up: Up = { ready, entry, start: ready.start }
+  return up
+})
+
+/** Gets hold of the machine that another process has left, and of what it was to do. */
+export const resume = Effect.fnUntraced(function*({ id, onMachine, place }: Coming) {
+  const [recovered] = yield* place.supervisor.recover({ mode: "adopt" })
+  const [supervised] = yield* place.supervisor.machines
+  const refuse = (why: string) =>
+    MicroVmError.fail(new MicroVmError.AttachFailed({ id, isHeld: recovered?.action === "Kept", why }))
+  if (supervised === undefined) return yield* refuse(recovered?.end ?? recovered?.why ?? "nothing is written of it")
+  const { entry, machine } = supervised
+  yield* onMachine(machine)
+  const { labels } = yield* entry.record
+  const command = Schema.decodeUnknownOption(CommandLabel)(labels[commandLabel])
+  // It may have started, and is not to run twice.
+  if (Option.isNone(command)) return yield* refuse("its command was about to start, and nobody knows whether it did")
+  const ready = yield* WarmMachine.fromMachine(machine, { labels })
+  const up: Up = { ready, entry, command: command.value }
+  return up
+})
+
+/** Writes down which command is the run's, for whoever resumes it. */
+export const remember = (entry: Entry, { description }: GuestCommand.GuestCommand) =>
+  entry.label({ [commandLabel]: JSON.stringify(description) })

@@ -1,0 +1,208 @@
+/**
+ * A machine's network, from its address to the names it may ask for: what `Addresses`, `Firewall`, `Links` and `DnsRelay` do, in
+ * the order in which nothing is open before it is meant to be.
+ *
+ * ```
+ *   route, forwarding ▸ address ▸ rules (closed) ▸ link ▸ relay for names
+ * ```
+ *
+ * @since 0.1.0
+ */
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Schema from "effect/Schema"
+import type * as Scope from "effect/Scope"
+import type { Entry } from "../journal/Journal.ts"
+import type { JournalError } from "../journal/JournalError.ts"
+import * as Addresses from "./Addresses.ts"
+import type * as Cidr from "./Cidr.ts"
+import { DnsRelay } from "./DnsRelay.ts"
+import * as EgressRule from "./EgressRule.ts"
+import { Firewall, type Machine } from "./Firewall.ts"
+import * as HostError from "./HostError.ts"
+import * as Links from "./Links.ts"
+import { Topology } from "./LinkSpec.ts"
+import { Routes } from "./Routes.ts"
+
+/**
+ * @category options
+ * @since 0.1.0
+ */
+export interface Options {
+  /** What the machine may reach. Without any it reaches nothing, and only answers what comes back. */
+  readonly allow: ReadonlyArray<EgressRule.EgressRule>
+  /** Who opens the TAP: the user that the monitor runs as. Default 65534, nobody, as the backends have it when we are root. */
+  readonly user?: number | undefined
+  /** Default: that of the interface that leads out. */
+  readonly mtu?: number | undefined
+  /** Default `Routed`: no machine shares a link with another. */
+  readonly topology?: Topology | undefined
+}
+
+/**
+ * A network that a machine has.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Attached {
+  /** What the machine is to be launched with. */
+  readonly network: ReturnType<typeof Addresses.toNetwork> & { readonly mtu: number }
+  /** The file of the network namespace that the TAP is in; absent for the host's own. */
+  readonly netns?: string
+  readonly control: NetworkControl
+}
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export interface NetworkControl {
+  /** From now on this may be reached, and nothing else. Flows whose rule is gone are cut. */
+  readonly allow: (
+    rules: ReadonlyArray<EgressRule.EgressRule>
+  ) => Effect.Effect<void, HostError.HostError | JournalError>
+}
+
+/**
+ * @category services
+ * @since 0.1.0
+ */
+export class MachineNetworks extends Context.Service<MachineNetworks, {
+  /** Gives a machine a network. Its claims are written down first; the relay is the scope's, and all else the claims'. */
+  readonly attach: (
+    entry: Entry,
+    options: Options
+  ) => Effect.Effect<Attached, HostError.HostError | JournalError, Scope.Scope>
+  /** Serves a machine that was adopted. None where it has no network. */
+  readonly resume: (
+    entry: Entry
+  ) => Effect.Effect<Option.Option<NetworkControl>, HostError.HostError | JournalError, Scope.Scope>
+}>()("effect-microvm-runtime/host/MachineNetworks") {}
+
+/** The label of a record that says what its machine may reach. */
+const allowLabel = "network-allow"
+const AllowLabel = Schema.fromJsonString(Schema.Array(Schema.String))
+
+const toMachine = (
+  { id, token }: Pick<Entry, "id" | "token">,
+  { mac, tap, v4, v6 }: Addresses.Allocation,
+  rules: ReadonlyArray<EgressRule.EgressRule>
+): Machine => ({
+  id,
+  token,
+  link: tap,
+  mac,
+  v4: { guest: v4.guest, gateway: v4.host },
+  v6: { guest: v6.guest, gateway: v6.host },
+  rules,
+  offers: EgressRule.names(rules).length === 0
+    ? []
+    : [{ protocol: "udp", port: 53 }, { protocol: "tcp", port: 53 }]
+})
+
+const make = Effect.fnUntraced(function*(settings: Settings) {
+  const addresses = yield* Addresses.Addresses
+  const firewall = yield* Firewall
+  const links = yield* Links.Links
+  const relay = yield* DnsRelay
+  const routes = yield* Routes
+
+  const writeAllowed = (entry: Entry, rules: ReadonlyArray<EgressRule.EgressRule>) =>
+    entry.label({ [allowLabel]: JSON.stringify(rules.map(EgressRule.format)) })
+
+  const serve = Effect.fnUntraced(function*(
+    entry: Entry,
+    allocation: Addresses.Allocation,
+    first: ReadonlyArray<EgressRule.EgressRule>
+  ) {
+    let now = toMachine(entry, allocation, first)
+    const { gateway, gateway6 } = Addresses.toNetwork(allocation)
+    const served = yield* relay.serve({
+      machine: entry.id,
+      addresses: [gateway, gateway6],
+      names: EgressRule.names(first),
+      learn: (learned) => Effect.suspend(() => firewall.learn(now, learned)),
+      mayLearn: (address: Cidr.Address) => firewall.mayLearn(now, address)
+    })
+    const control: NetworkControl = {
+      allow: Effect.fn("MachineNetworks.allow")(function*(rules) {
+        const next = toMachine(entry, allocation, rules)
+        yield* writeAllowed(entry, rules)
+        yield* firewall.replace(now, next)
+        now = next
+        yield* served.replace(EgressRule.names(rules))
+      })
+    }
+    return control
+  })
+
+  return MachineNetworks.of({
+    attach: Effect.fn("MachineNetworks.attach")(function*(entry, options) {
+      const { allow, topology, user = 65_534 } = options
+      const { ipv6 } = yield* routes.facts
+      const facts = yield* routes.prepare({
+        forwarding: settings.forwarding ?? "check",
+        // A host without IPv6 of its own is no reason to do without a network.
+        families: Option.isSome(ipv6.egress) ? [4, 6] : [4]
+      })
+      const mtu = options.mtu ?? facts.mtu
+      yield* entry.update({
+        claim: [addresses.claim, firewall.claim],
+        labels: { [allowLabel]: JSON.stringify(allow.map(EgressRule.format)) }
+      })
+      const allocation = yield* addresses.allocate(entry)
+      const { tap, v4, v6 } = allocation
+      const spec = {
+        name: tap,
+        owner: entry,
+        user,
+        mtu,
+        addresses: [{ address: v4.host, prefix: v4.prefix }, { address: v6.host, prefix: v6.prefix }],
+        topology
+      }
+      yield* entry.update({
+        claim: [Links.claim(spec)],
+        labels: { address: Addresses.toNetwork(allocation).address }
+      })
+      // Before the link is up, so that there is no moment in which it is open.
+      yield* firewall.install([toMachine(entry, allocation, allow)])
+      const [link] = yield* links.make([spec])
+      const control = yield* serve(entry, allocation, allow)
+      return {
+        network: { ...Addresses.toNetwork(allocation), mtu },
+        ...(link?.netns === undefined ? {} : { netns: link.netns }),
+        control
+      }
+    }),
+    resume: Effect.fn("MachineNetworks.resume")(function*(entry) {
+      const { labels } = yield* entry.record
+      const texts = Schema.decodeUnknownOption(AllowLabel)(labels[allowLabel])
+      if (Option.isNone(texts)) return Option.none()
+      const found = (yield* addresses.allocations).find(({ owner }) => owner.token === entry.token)
+      if (found === undefined) return Option.none()
+      const rules = yield* Effect.fromResult(EgressRule.parseAll(texts.value))
+      return Option.some(yield* serve(entry, found.allocation, rules))
+    })
+  })
+})
+
+/**
+ * @category options
+ * @since 0.1.0
+ */
+export interface Settings {
+  /** Is a host that does not forward packets to be made to? Default `check`: it is told what to type. */
+  readonly forwarding?: "check" | "enable" | undefined
+}
+
+/**
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer = (
+  settings: Settings = {}
+): Layer.Layer<MachineNetworks, never, Addresses.Addresses | DnsRelay | Firewall | Links.Links | Routes> =>
+  Layer.effect(MachineNetworks, make(settings))

@@ -1,0 +1,423 @@
+/**
+ * What `nft -f` reads: the table that all machines of a host share, and what each machine has in it.
+ *
+ * Nothing here has a state: what is said of a machine is said whole, and said again it changes nothing (nft(8): `add` is for
+ * what may be there). A command that fails takes the whole transaction with it.
+ *
+ * Sets with ranges are all of concatenated types, of which the family is a part if there is no other: nft reads the elements of
+ * every other set with ranges, those of all machines, before it adds one (nft 1.0.6: half a second for 1,000 machines).
+ */
+import * as Cidr from "../Cidr.ts"
+import type { EgressRule, Protocol } from "../EgressRule.ts"
+import { aggregate, type Element, type Elements } from "./egressSets.ts"
+
+/** A machine as the rules see it. */
+export interface Seen {
+  readonly token: string
+  readonly link: string
+  readonly mac: string
+  readonly v4: Side | undefined
+  readonly v6: Side | undefined
+  readonly masquerade: boolean
+  readonly offers: ReadonlyArray<{ readonly protocol: Protocol; readonly port: number }>
+  /** What it may reach, and what of that is meant for the host itself, another machine, or what is closed. */
+  readonly outside: Readonly<Record<Cidr.Family, Elements>>
+  readonly near: Readonly<Record<Cidr.Family, Elements>>
+  readonly names: ReadonlyArray<EgressRule>
+  /** Has it rules that are wider than something closed? */
+  readonly wide: Readonly<Record<Cidr.Family, boolean>>
+}
+
+export interface Side {
+  readonly guest: string
+  readonly gateway: string
+}
+
+/** For how long an open connection may be silent: 2 hours and 4 minutes (RFC 5382, REQ-5). */
+const idle = "124m"
+
+/** How many addresses of one name are known at once. */
+export const mostLearned = 4096
+
+const families = [4, 6] as const
+const protocols = ["tcp", "udp", "any"] as const
+const ip = { 4: "ip", 6: "ip6" } as const
+const address = { 4: "ipv4_addr", 6: "ipv6_addr" } as const
+const nfproto = { 4: "ipv4", 6: "ipv6" } as const
+
+const chains = { outside: (token: string) => `outside-${token}`, near: (token: string) => `near-${token}` } as const
+
+/** Sets of links that count: what was allowed and denied, from machines and to them. */
+export const counters = ["allowed-out", "allowed-in", "denied-out", "denied-in"] as const
+
+export type Counter = typeof counters[number]
+
+/** Of a chain or a set, by its name: whose it is. */
+export const tokenOf = (name: string): string | undefined => /-([0-9a-f]{16})$/.exec(name)?.[1]
+
+/** Who answers, whichever way a packet goes, and after whatever the host has made of the address. */
+const peer = (family: Cidr.Family): string => `ct reply ${ip[family]} saddr`
+
+/**
+ * The shared part. Packets of a machine's link come by `guard` first, before connections are looked up: they are those of a
+ * machine that we know, with its own addresses, or they are dropped. After that:
+ *
+ * - `forward`: from a machine to the outside, and what is answered; to a machine only from those that may be near.
+ * - `input`, `output`: between a machine and the host itself.
+ * - `postrouting`: machines are seen outside by the host's own address.
+ *
+ * ARP has a table of its own: a guest could fill the host's table of neighbours, or ask who has an address of the host.
+ */
+export const shared = (table: string, prefix: string | undefined, closed: ReadonlyArray<Cidr.Cidr>): string => {
+  const inet = `inet ${table}`
+  const unknown = (key: "iifname" | "oifname"): string => prefix === undefined ? "" : `    ${key} "${prefix}*" drop\n`
+  const shut = families.map((family) => {
+    const set = `${inet} closed${family}`
+    const ranges = aggregate(closed.filter((one) => one.family === family))
+    const text = ranges.map((one) => elementText(family, { cidr: one })).join(", ")
+    return `flush set ${set}\n${text === "" ? "" : `add element ${set} { ${text} }\n`}`
+  })
+  return `table ${inet} {
+  comment "effect-microvm-runtime: links of machines"
+${counters.map((counter) => `  set ${counter} { type ifname; counter; }\n`).join("")}  set covered { type ifname; }
+${
+    families.map((family) =>
+      `  set closed${family} { type ${address[family]} . nf_proto; flags interval; }
+  set sources${family} { type ifname . ether_addr . ${address[family]}; }
+  set gateways${family} { type ifname . ${address[family]}; }
+  set offered${family} { type ifname . ${address[family]} . inet_proto . inet_service; }
+  set masqueraded${family} { type ${address[family]}; }
+`
+    ).join("")
+  }  map outside { type ifname : verdict; }
+  map near { type ifname : verdict; }
+  chain guard { type filter hook prerouting priority raw; policy accept; }
+  chain forward { type filter hook forward priority filter; policy accept; }
+  chain input { type filter hook input priority filter; policy accept; }
+  chain output { type filter hook output priority filter; policy accept; }
+  chain postrouting { type nat hook postrouting priority srcnat; policy accept; }
+  chain to-machine { }
+  chain between { }
+  chain to-host { }
+  chain from-host { }
+  chain allow { }
+  chain deny { }
+}
+table arp ${table} {
+  set covered { type ifname; }
+  set senders { type ifname . ether_addr . ipv4_addr; }
+  set gateways { type ifname . ipv4_addr; }
+  chain input { type filter hook input priority filter; policy accept; }
+}
+${[...callers, "allow", "deny"].map((chain) => `flush chain ${inet} ${chain}\n`).join("")}flush chain arp ${table} input
+${shut.join("")}table ${inet} {
+  chain guard {
+    iifname . ether saddr . ip saddr @sources4 accept
+    iifname . ether saddr . ip6 saddr @sources6 accept
+    iifname @denied-out drop
+${unknown("iifname")}  }
+  chain forward {
+    oifname @covered goto to-machine
+    ct direction original iifname vmap @outside
+    iifname @denied-out drop
+${unknown("oifname")}  }
+  chain to-machine {
+    iifname @covered goto between
+    ct direction reply oifname vmap @outside
+    oifname @denied-in drop
+  }
+  chain between {
+    ct direction original iifname vmap @near
+    ct direction reply oifname vmap @near
+    oifname @denied-in iifname @denied-out drop
+  }
+  chain input {
+    iifname @covered goto to-host
+  }
+  chain to-host {
+    icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+    iifname . ip daddr @gateways4 icmp type echo-request goto allow
+    iifname . ip6 daddr @gateways6 icmpv6 type echo-request goto allow
+    iifname . ip daddr . meta l4proto . th dport @offered4 goto allow
+    iifname . ip6 daddr . meta l4proto . th dport @offered6 goto allow
+    ct direction original iifname vmap @near
+    goto deny
+  }
+  chain output {
+    oifname @covered goto from-host
+${unknown("oifname")}  }
+  chain from-host {
+    ct direction reply ct state related accept
+    icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+    ct direction reply oifname . ip saddr @gateways4 icmp type echo-reply goto allow
+    ct direction reply oifname . ip6 saddr @gateways6 icmpv6 type echo-reply goto allow
+    ct direction reply oifname . ip saddr . meta l4proto . th sport @offered4 goto allow
+    ct direction reply oifname . ip6 saddr . meta l4proto . th sport @offered6 goto allow
+    ct direction reply oifname vmap @near
+    oifname @denied-in drop
+  }
+  chain postrouting {
+    ip saddr @masqueraded4 oifname != @covered masquerade
+    ip6 saddr @masqueraded6 oifname != @covered masquerade
+  }
+  chain allow {
+    ct direction original iifname @allowed-out accept
+    oifname @allowed-in accept
+  }
+  chain deny {
+    ct direction reply oifname @denied-in drop
+    iifname @denied-out meta l4proto tcp reject with tcp reset
+    drop
+  }
+}
+table arp ${table} {
+  chain input {
+    arp operation reply iifname . arp saddr ether . arp saddr ip @senders accept
+    arp operation request iifname . arp saddr ether . arp saddr ip @senders iifname . arp daddr ip @gateways accept
+    iifname @covered drop
+${unknown("iifname")}  }
+}
+`
+}
+
+/** The shared chains that hold on to others. */
+const callers = [
+  "guard",
+  "forward",
+  "input",
+  "output",
+  "postrouting",
+  "to-machine",
+  "between",
+  "to-host",
+  "from-host"
+] as const
+
+/** FNV-1a of 64 bits: a name for what would be too long for one itself. */
+const hash = (text: string): string => {
+  let value = 0xcbf29ce484222325n
+  for (const letter of text) value = BigInt.asUintN(64, (value ^ BigInt(letter.charCodeAt(0))) * 0x100000001b3n)
+  return value.toString(16).padStart(16, "0")
+}
+
+const elementText = (family: Cidr.Family, { cidr, ports }: Element): string => {
+  const { first, last } = ports ?? { first: nfproto[family], last: nfproto[family] }
+  return `${Cidr.format(cidr)} . ${first}${last === first ? "" : `-${last}`}`
+}
+
+/** A set that only one machine has. What is in it is in its name too, or is never said here. */
+interface Own {
+  readonly name: string
+  readonly head: string
+  readonly elements: string
+  /** What looks it up. */
+  readonly match: string
+}
+
+const present = (machine: Seen): ReadonlyArray<Cidr.Family> =>
+  families.filter((family) => (family === 4 ? machine.v4 : machine.v6) !== undefined)
+
+const networkSets = (machine: Seen, place: "outside" | "near"): ReadonlyArray<Own> =>
+  present(machine).flatMap((family) =>
+    protocols.flatMap((protocol) => {
+      const all = machine[place][family][protocol]
+      if (all.length === 0) return []
+      const elements = all.map((element) => elementText(family, element)).join(",\n  ")
+      const name = `${place}-${protocol}${family}-${hash(elements)}-${machine.token}`
+      return [{
+        name,
+        elements,
+        head: `type ${address[family]} . ${protocol === "any" ? "nf_proto" : "inet_service"}; flags interval;`,
+        match: protocol === "any"
+          ? `${peer(family)} . meta nfproto @${name}`
+          : `meta l4proto ${protocol} ${peer(family)} . ct reply proto-src @${name}`
+      }]
+    })
+  )
+
+const learned = (family: Cidr.Family, name: string, token: string): string => `learned${family}-${hash(name)}-${token}`
+const used = (family: Cidr.Family, name: string, token: string): string => `used${family}-${hash(name)}-${token}`
+
+/**
+ * By name: to an address that was learned and is not yet stale, or on a connection that was opened when it was so. Without
+ * the second every connection would end with the TTL of the answer that led to it.
+ */
+const nameSets = (machine: Seen): ReadonlyArray<Own> =>
+  machine.names.flatMap(({ ports, protocol, target }) =>
+    target._tag === "Network" ? [] : present(machine).flatMap((family) => {
+      const [fresh, open] = [learned(family, target.name, machine.token), used(family, target.name, machine.token)]
+      const head = `type ${address[family]}; size ${mostLearned}; flags dynamic, timeout;`
+      const comment = `comment "${target.name.slice(0, 100)}";`
+      const how = [
+        ...(protocol === undefined ? [] : [`meta l4proto ${protocol} `]),
+        ...(ports === undefined ? [] : [`ct reply proto-src ${ports.first}-${ports.last} `])
+      ].join("")
+      const pass = `update @${open} { ${peer(family)} }`
+      return [
+        { name: fresh, head: `${head} ${comment}`, elements: "", match: `${how}${peer(family)} @${fresh} ${pass}` },
+        {
+          name: open,
+          head: `${head} timeout ${idle}; ${comment}`,
+          elements: "",
+          match: `${how}ct state established ${peer(family)} @${open} ${pass}`
+        }
+      ]
+    })
+  )
+
+const ownSets = (machine: Seen): ReadonlyArray<Own> => [
+  ...new Map(
+    [...networkSets(machine, "outside"), ...networkSets(machine, "near"), ...nameSets(machine)]
+      .map((set) => [set.name, set])
+  ).values()
+]
+
+/** An element of a shared set or map: what was added can be removed by the same words. */
+export interface Member {
+  readonly family: "inet" | "arp"
+  readonly set: string
+  readonly key: string
+  readonly value?: string
+}
+
+/** Those that stay as they are for as long as the machine has its link. */
+const fixedMembers = ({ link, mac, masquerade, token, v4, v6 }: Seen): ReadonlyArray<Member> => {
+  const name = `"${link}"`
+  return [
+    ...[...counters, "covered"].map((set) => ({ family: "inet", set, key: name }) as const),
+    { family: "inet", set: "outside", key: name, value: `goto ${chains.outside(token)}` },
+    { family: "arp", set: "covered", key: name },
+    ...families.flatMap((family): ReadonlyArray<Member> => {
+      const side = family === 4 ? v4 : v6
+      return side === undefined ? [] : [
+        { family: "inet", set: `sources${family}`, key: `${name} . ${mac} . ${side.guest}` },
+        { family: "inet", set: `gateways${family}`, key: `${name} . ${side.gateway}` },
+        ...(masquerade ? [{ family: "inet", set: `masqueraded${family}`, key: side.guest } as const] : [])
+      ]
+    }),
+    ...(v4 === undefined ? [] : [
+      { family: "arp", set: "senders", key: `${name} . ${mac} . ${v4.guest}` },
+      { family: "arp", set: "gateways", key: `${name} . ${v4.gateway}` }
+    ] as const)
+  ]
+}
+
+const hasNear = (machine: Seen): boolean => networkSets(machine, "near").length > 0
+
+const nearMember = ({ link, token }: Seen): Member => ({
+  family: "inet",
+  set: "near",
+  key: `"${link}"`,
+  value: `goto ${chains.near(token)}`
+})
+
+/** Those that other rules and offers change. */
+const changingMembers = (machine: Seen): ReadonlyArray<Member> => [
+  ...machine.offers.flatMap(({ port, protocol }) =>
+    families.flatMap((family): ReadonlyArray<Member> => {
+      const side = family === 4 ? machine.v4 : machine.v6
+      const key = `"${machine.link}" . ${side?.gateway} . ${protocol} . ${port}`
+      return side === undefined ? [] : [{ family: "inet", set: `offered${family}`, key }]
+    })
+  ),
+  ...(hasNear(machine) ? [nearMember(machine)] : [])
+]
+
+const elementOf = (table: string, { family, key, set, value }: Member): string =>
+  `element ${family} ${table} ${set} { ${key}${value === undefined ? "" : ` : ${value}`} }\n`
+
+/** What is to be there before the rules that speak of it. Nothing looks at it yet. */
+export const fill = (table: string, machine: Seen): string =>
+  ownSets(machine).map(({ elements, head, name }) =>
+    `add set inet ${table} ${name} { ${head} }\n${
+      elements === "" ? "" : `add element inet ${table} ${name} { ${elements} }\n`
+    }`
+  ).join("")
+
+/**
+ * The rules, by which the link is closed from now on. What was filled is there, and what `before` had and this has not is
+ * removed.
+ */
+export const enact = (table: string, now: Seen, before: Seen = now): string => {
+  const inet = `inet ${table}`
+  const [outside, near] = [chains.outside(now.token), chains.near(now.token)]
+  const isNear = hasNear(now)
+  const members = changingMembers(now)
+  const keys = new Set(members.map((member) => elementOf(table, member)))
+  const names = new Set(ownSets(now).map(({ name }) => name))
+  const away = changingMembers(before).map((member) => elementOf(table, member)).filter((text) => !keys.has(text))
+  const sets = ownSets(before).filter(({ name }) => !names.has(name))
+  const rules = (place: "outside" | "near"): string =>
+    [
+      // What is closed to wide rules is open to those that are as narrow as is asked of near ones.
+      ...present(now).flatMap((family) =>
+        place === "outside" && now.wide[family]
+          ? [`${peer(family)} . meta nfproto @closed${family} goto ${isNear ? near : "deny"}`]
+          : []
+      ),
+      ...[...networkSets(now, place), ...(place === "outside" ? nameSets(now) : [])].map(({ match }) =>
+        `${match} goto allow`
+      ),
+      "goto deny"
+    ].map((line) => `    ${line}\n`).join("")
+  return [
+    `add chain ${inet} ${outside}\nadd chain ${inet} ${near}\nflush chain ${inet} ${outside}\nflush chain ${inet} ${near}\n`,
+    `table ${inet} {\n  chain ${outside} {\n${rules("outside")}  }\n`,
+    isNear ? `  chain ${near} {\n${rules("near")}  }\n}\n` : "}\n",
+    ...[...fixedMembers(now), ...members].map((member) => `add ${elementOf(table, member)}`),
+    // It cannot be told whether that is there, and what is not cannot be deleted.
+    ...away.map((text) => `add ${text}delete ${text}`),
+    ...sets.map(({ head, name }) => `add set ${inet} ${name} { ${head} }\ndelete set ${inet} ${name}\n`),
+    isNear ? "" : `delete chain ${inet} ${near}\n`
+  ].join("")
+}
+
+/** The addresses are open from now on for so many seconds, whatever was said of them before. */
+export const learn = (
+  table: string,
+  token: string,
+  names: ReadonlyArray<string>,
+  addresses: ReadonlyArray<Cidr.Address>,
+  seconds: number
+): string =>
+  families.map((family) => {
+    const ours = addresses.filter((one) => one.family === family).map(Cidr.formatAddress)
+    return ours.length === 0 ? "" : names.map((name) => {
+      const set = `element inet ${table} ${learned(family, name, token)}`
+      const all = ours.join(", ")
+      // An element that is there keeps its time when it is added again, before Linux 6.12.
+      return `add ${set} { ${all} }\ndelete ${set} { ${all} }\nadd ${set} { ${
+        ours.map((one) => `${one} timeout ${seconds}s`).join(", ")
+      } }\n`
+    }).join("")
+  }).join("")
+
+/** What of a machine was found in the table. */
+export interface Found {
+  readonly token: string
+  readonly link: string
+  readonly chains: ReadonlyArray<string>
+  /** The elements of shared sets that are its own. */
+  readonly members: ReadonlyArray<Member>
+  readonly sets: ReadonlyArray<string>
+}
+
+export const remove = (table: string, found: ReadonlyArray<Found>): string => {
+  const inet = `inet ${table}`
+  const chains = found.flatMap((one) => one.chains)
+  const members = found.flatMap((one) => one.members)
+  return [
+    ...[...Map.groupBy(members, ({ family, set }) => `${family} ${table} ${set}`)]
+      .map(([set, group]) => `delete element ${set} { ${group.map(({ key }) => key).join(", ")} }\n`),
+    ...chains.map((chain) => `flush chain ${inet} ${chain}\n`),
+    ...chains.map((chain) => `delete chain ${inet} ${chain}\n`),
+    ...found.flatMap(({ sets }) => sets.map((set) => `delete set ${inet} ${set}\n`))
+  ].join("")
+}
+
+/** Away with the table, unless a machine is in it: then its chain holds on to `deny`, and the kernel refuses all of this. */
+export const removeUnused = (table: string): string =>
+  `${callers.map((chain) => `flush chain inet ${table} ${chain}\n`).join("")}delete chain inet ${table} deny
+delete table inet ${table}
+delete table arp ${table}
+`

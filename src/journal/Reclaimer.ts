@@ -1,0 +1,129 @@
+/**
+ * A kind of resource, seen by somebody who knows nothing of its data, and that can be relied on whatever the kind does.
+ *
+ * @since 0.1.0
+ */
+import * as Cause from "effect/Cause"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import * as Result from "effect/Result"
+import * as Schema from "effect/Schema"
+import { type Owner, type ResourceKind, Verdict } from "./ResourceKind.ts"
+
+/**
+ * What became of a claim, and the phrase for it.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Reclaimed {
+  readonly what: string
+  readonly verdict: Verdict
+}
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export interface Reclaimer<R = never> {
+  readonly kind: string
+  /** An answer for each, in their order. */
+  readonly reclaim: (
+    claims: ReadonlyArray<{ readonly owner: Owner; readonly data: Schema.Json }>,
+    options: { readonly dryRun: boolean }
+  ) => Effect.Effect<ReadonlyArray<Reclaimed>, never, R>
+}
+
+/** People are to find it again, and not to drown in it. */
+const unknown = (kind: string, data: Schema.Json): string => `${kind} ${JSON.stringify(data).slice(0, 100)}`
+
+/**
+ * Makes one of a kind. Claims whose data does not decode are `Stuck`, and the kind is not told of them. When the kind fails with
+ * a defect, takes longer than `within` (default 1 minute), or does not answer for each, all of them are `Stuck`.
+ *
+ * ```ts import.meta.vitest
+ * import { Reclaimer, ResourceKind } from "effect-microvm-runtime/journal"
+ * import * as Effect from "effect/Effect"
+ * import * as Schema from "effect/Schema"
+ * const ports = Reclaimer.make<number, never>({
+ *   kind: "port",
+ *   data: Schema.Int,
+ *   describe: (port) => `port ${port}`,
+ *   reclaim: (claims) => Effect.succeed(claims.map(() => ResourceKind.Verdict.Absent()))
+ * })
+ * const owner = { id: "web-1", token: "0123456789abcdef", bootId: "b" }
+ * const program = Effect.map(
+ *   ports.reclaim([{ owner, data: 80 }, { owner, data: "http" }], { dryRun: false }),
+ *   (all) => all.map(({ verdict }) => verdict._tag)
+ * )
+ * await Effect.runPromise(program) // => ["Absent", "Stuck"]
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = <Data extends Schema.Json, R>(
+  kind: ResourceKind<Data, R>,
+  options: { readonly within?: Duration.Input | undefined } = {}
+): Reclaimer<R> => {
+  const within = Duration.fromInputUnsafe(options.within ?? "1 minute")
+  const decode = Schema.decodeUnknownResult(kind.data, { onExcessProperty: "error" })
+  const stuck = (why: string, remedy: string) => Verdict.Stuck({ why, remedy })
+  const again = "see to it, then recover again"
+  return {
+    kind: kind.kind,
+    reclaim: Effect.fn(`Reclaimer.${kind.kind}`)(function*(claims, { dryRun }) {
+      const decoded = claims.map(({ data }) => decode(data))
+      const known = claims.flatMap(({ owner }, index) => {
+        const data = decoded[index]
+        return data !== undefined && Result.isSuccess(data) ? [{ owner, data: data.success }] : []
+      })
+      const all = (why: string): ReadonlyArray<Verdict> => known.map(() => stuck(why, again))
+      const verdicts = known.length === 0 ? [] : yield* Effect.suspend(() => kind.reclaim(known, { dryRun })).pipe(
+        Effect.timeoutOption(within),
+        Effect.map(Option.getOrElse(() => all(`it did not come to an end within ${Duration.format(within)}`))),
+        Effect.catchDefect((defect) => Effect.succeed(all(`it broke: ${Cause.pretty(Cause.die(defect))}`))),
+        Effect.map((some) =>
+          some.length === known.length ? some : all(`${some.length} of ${known.length} were answered for`)
+        )
+      )
+      const answers = verdicts.values()
+      return claims.map(({ data }, index): Reclaimed => {
+        const result = decoded[index]
+        if (result === undefined || Result.isFailure(result)) {
+          const why = result === undefined ? "" : `: ${result.failure.message}`
+          return {
+            what: unknown(kind.kind, data),
+            verdict: stuck(
+              `what the journal says of it is none of ${kind.kind}${why}`,
+              "remove it by hand, then its claim"
+            )
+          }
+        }
+        return {
+          what: kind.describe(result.success),
+          verdict: answers.next().value ?? stuck("it was not answered for", again)
+        }
+      })
+    })
+  }
+}
+
+/**
+ * What stands for a kind that nobody here knows: each claim is `Stuck`.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const missing = (kind: string): Reclaimer => ({
+  kind,
+  reclaim: (claims) =>
+    Effect.succeed(claims.map(({ data }) => ({
+      what: unknown(kind, data),
+      verdict: Verdict.Stuck({
+        why: `nobody here knows what a "${kind}" is`,
+        remedy: "recover with the program that made it"
+      })
+    })))
+})

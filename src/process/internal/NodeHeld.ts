@@ -1,0 +1,255 @@
+import { fromDuplex } from "@effect/platform-node/NodeSocket"
+import * as Cause from "effect/Cause"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import type * as Pull from "effect/Pull"
+import * as Schema from "effect/Schema"
+import type * as Scope from "effect/Scope"
+import * as Socket from "effect/socket/Socket"
+import * as Stream from "effect/Stream"
+import type * as NodeNet from "node:net"
+import { Duplex } from "node:stream"
+import * as ExitStatus from "../../lifecycle/ExitStatus.ts"
+import * as Shutdown from "../../lifecycle/Shutdown.ts"
+import * as ShutdownPolicy from "../../lifecycle/ShutdownPolicy.ts"
+import type { KillScope } from "../KillScope.ts"
+import type { StreamTail } from "../OutputTail.ts"
+import { fromReason, type ProcessError, ProcessErrorReason } from "../ProcessError.ts"
+import type { AttachOptions, FollowOptions, HeldProcess, Piece } from "../ProcessHolder.ts"
+import { isAlive, type ProcessHost, type ProcessInfo } from "../ProcessHost.ts"
+import type { ProcessIdentity } from "../ProcessIdentity.ts"
+import * as Protocol from "./holderProtocol.ts"
+import * as HolderSchema from "./holderSchema.ts"
+import * as Client from "./NodeHolderClient.ts"
+import { toSource, toStatus } from "./NodeLaunch.ts"
+import { pollUntil } from "./reach.ts"
+import * as Target from "./target.ts"
+
+/** What runs under this identity, or nothing if another does. */
+export const find = (
+  host: ProcessHost["Service"],
+  identity: ProcessIdentity
+): Effect.Effect<ProcessInfo | undefined> =>
+  identity.bootId !== host.bootId ? Effect.undefined : Effect.map(host.inspect(identity.pid), (found) => {
+    const info = Option.getOrUndefined(found)
+    return info !== undefined && info.startTime === identity.startTime && isAlive(info) ? info : undefined
+  })
+
+const failed = (directory: string) => ({ why }: Client.Unreachable): ProcessError =>
+  fromReason(ProcessErrorReason.HolderFailed({ directory, why }))
+
+/** As it was written down at the end, if it has come; a holder that is gone before its time leaves none. */
+const written = ({ directory, from = 0, stream }: FollowOptions): ReadonlyArray<Piece> => {
+  const ended = Client.readEnded(directory)
+  if (ended === undefined) return []
+  const tail = Client.readTail(directory, stream)
+  const start = ended[stream] - tail.length
+  const position = Math.max(start, from)
+  const bytes = tail.subarray(position - start)
+  return bytes.length === 0 ? [] : [{ position, bytes }]
+}
+
+/** Frames of a longer piece are not made. */
+const longestPiece = 2 ** 30
+
+const frames = (socket: NodeNet.Socket, { directory, stream }: FollowOptions): Stream.Stream<Piece, ProcessError> => {
+  const source = toSource(stream, socket)
+  let bytes = Buffer.alloc(0)
+  let hasEnded = false
+  const fail = (why: string) => Effect.fail(fromReason(ProcessErrorReason.HolderFailed({ directory, why })))
+  const pull: Pull.Pull<readonly [Piece, ...ReadonlyArray<Piece>], ProcessError> = Effect.suspend(() => {
+    if (!hasEnded && bytes.length >= Protocol.frameHeader) {
+      const length = bytes.readUInt32BE(8)
+      const end = Protocol.frameHeader + length
+      if (length > longestPiece) return fail("it sends pieces that are none")
+      hasEnded = length === 0
+      if (!hasEnded && bytes.length >= end) {
+        const piece = { position: Number(bytes.readBigUInt64BE(0)), bytes: bytes.subarray(Protocol.frameHeader, end) }
+        bytes = bytes.subarray(end)
+        return Effect.succeed([piece])
+      }
+    }
+    if (hasEnded) return Cause.done()
+    const taken = source.take()
+    if (taken === undefined) return Effect.andThen(source.ready, pull)
+    if (taken === "end") return fail("it is gone")
+    bytes = Buffer.concat([bytes, taken])
+    return pull
+  })
+  return Stream.fromPull(Effect.succeed(pull))
+}
+
+export const follow = (options: FollowOptions): Stream.Stream<Piece, ProcessError> => {
+  const { directory, from = 0, stream, wait = true } = options
+  const request: Protocol.Request = { version: Protocol.version, op: "output", stream, from, follow: wait }
+  return Stream.unwrap(
+    Effect.suspend(() =>
+      Client.readEnded(directory) !== undefined
+        ? Effect.succeed(Stream.fromIterable(written(options)))
+        : Effect.map(Client.ask(directory, request), ({ socket }) => frames(socket, options))
+    ).pipe(Effect.catch((error) =>
+      // It may have ended since we looked.
+      error.isGone && Client.readEnded(directory) !== undefined
+        ? Effect.succeed(Stream.fromIterable(written(options)))
+        : Effect.fail(failed(directory)(error))
+    ))
+  )
+}
+
+const tailOf = (directory: string, stream: Protocol.StreamName): Effect.Effect<StreamTail> =>
+  Stream.runCollect(follow({ directory, stream, wait: false })).pipe(
+    Effect.orElseSucceed((): ReadonlyArray<Piece> => []),
+    Effect.map((pieces) => ({
+      text: new TextDecoder().decode(Buffer.concat(pieces.map(({ bytes }) => bytes))),
+      omittedBytes: pieces[0]?.position ?? 0
+    }))
+  )
+
+/** What a process that has ended has left unread. */
+const leftOver = (bytes: Uint8Array): Duplex =>
+  new Duplex({
+    read() {
+      this.push(bytes)
+      this.push(null)
+    },
+    write: (_chunk, _encoding, done) => done(new Error("the process has ended"))
+  })
+
+const notOpened = (cause: unknown) =>
+  new Socket.SocketError({ reason: new Socket.SocketOpenError({ kind: "Unknown", cause }) })
+
+const openChannel = (
+  directory: string,
+  fd: number,
+  hand: string | undefined
+): Effect.Effect<Duplex, Socket.SocketError, Scope.Scope> => {
+  const rest = Effect.suspend(() => {
+    const bytes = Client.readRest(directory, fd)
+    return bytes === undefined
+      ? Effect.fail(notOpened(new Error("its holder is gone")))
+      : Effect.acquireRelease(Effect.sync(() => leftOver(bytes)), (duplex) => Effect.sync(() => void duplex.destroy()))
+  })
+  if (hand === undefined) return rest
+  return Client.ask(directory, { version: Protocol.version, op: "channel", fd, hand }).pipe(
+    Effect.flatMap(({ answer, socket }): Effect.Effect<Duplex, Client.Unreachable> =>
+      answer._tag === "Channel"
+        ? Effect.succeed(socket)
+        : Effect.fail(new Client.Unreachable({ isGone: false, why: "the channel is in use, or the hand is lost" }))
+    ),
+    Effect.catch((error) => error.isGone ? rest : Effect.fail(notOpened(error)))
+  )
+}
+
+const decodeEnd = Schema.decodeUnknownOption(Schema.fromJsonString(HolderSchema.End))
+
+const statusOf = ({ code, signal }: Protocol.End): ExitStatus.ExitStatus => toStatus(code, signal, false)
+
+/** Waits for what the holder says of the end on the hand's connection; none when it hangs up without a word. */
+const heard = (socket: NodeNet.Socket): Effect.Effect<ExitStatus.ExitStatus | undefined> =>
+  Effect.callback((resume) => {
+    let text = ""
+    const listen = (bytes: Buffer): void => {
+      text += bytes.toString("utf8")
+      const end = text.includes("\n") ? Option.getOrUndefined(decodeEnd(text.slice(0, text.indexOf("\n")))) : undefined
+      if (end !== undefined) resume(Effect.succeed(statusOf(end)))
+      else if (text.length > Protocol.longestLine) socket.destroy()
+    }
+    socket.on("data", listen).once("end", () => socket.destroy()).once("close", () => resume(Effect.undefined))
+    if (socket.destroyed) resume(Effect.undefined)
+    socket.resume()
+    return Effect.sync(() => socket.off("data", listen))
+  })
+
+/** The one who has hold of it, and how much output there was when that began. */
+export interface Hand {
+  readonly name: string
+  readonly socket: NodeNet.Socket
+  readonly stdout: number
+  readonly stderr: number
+}
+
+export const make = Effect.fnUntraced(function*(
+  host: ProcessHost["Service"],
+  held: HolderSchema.Held,
+  hand: Hand | undefined,
+  options: AttachOptions & { readonly fromStart: boolean }
+): Effect.fn.Return<HeldProcess, never, Scope.Scope> {
+  const { directory } = options
+  const { child: identity, mark } = held
+  const { pid } = identity
+  const killScope: KillScope = held.cgroup === null
+    ? { _tag: "Group", pgid: pid, reason: "held" }
+    : { _tag: "CGroup", path: held.cgroup, reason: "asked for" }
+
+  const told = Deferred.makeUnsafe<ExitStatus.ExitStatus>()
+  // It had its pid at least until then.
+  let lastSeen = 0
+  const look = Effect.gen(function*() {
+    const now = yield* host.ticks
+    const info = yield* find(host, identity)
+    if (info !== undefined) lastSeen = now
+    return info
+  })
+  const readEnd = Effect.sync(() => Client.readEnded(directory))
+  const settle = Effect.gen(function*() {
+    const status = hand === undefined ? undefined : yield* heard(hand.socket)
+    if (status !== undefined) return status
+    const before = yield* readEnd
+    if (before !== undefined) return statusOf(before)
+    yield* pollUntil(Effect.map(look, (info) => info === undefined), { longest: 500 })
+    const after = yield* readEnd
+    if (after !== undefined) return statusOf(after)
+    return identity.bootId === host.bootId
+      ? ExitStatus.lost("its holder was killed", "identity")
+      : ExitStatus.lost("the host was started anew since", "identity")
+  })
+  yield* Effect.flatMap(settle, (status) => Deferred.succeed(told, status)).pipe(
+    Effect.forkScoped({ startImmediately: true })
+  )
+  const exit = Deferred.await(told)
+  const poll = Effect.flatMap(Deferred.poll(told), Effect.transposeOption)
+
+  const signal: HeldProcess["signal"] = (name) =>
+    Effect.flatMap(look, (info) => info === undefined ? Effect.void : Effect.asVoid(host.kill(pid, name)))
+  const shutdown = yield* Shutdown.make(
+    Target.make(
+      host,
+      {
+        pid,
+        startTime: identity.startTime,
+        poll,
+        exit,
+        signal,
+        pinnedUntil: () => Deferred.isDoneUnsafe(told) ? lastSeen : undefined
+      },
+      killScope,
+      mark
+    ),
+    options.policy ?? ShutdownPolicy.defaults,
+    { onEvent: options.onShutdown }
+  )
+
+  const output = (stream: Protocol.StreamName) => {
+    const from = options.fromStart || hand === undefined ? 0 : hand[stream]
+    return Stream.map(follow({ directory, stream, from }), ({ bytes }) => bytes)
+  }
+  return {
+    identity,
+    pid,
+    killScope,
+    note: held.note,
+    exit,
+    poll,
+    stdout: output("stdout"),
+    stderr: output("stderr"),
+    tail: Effect.all({ stdout: tailOf(directory, "stdout"), stderr: tailOf(directory, "stderr") }, { concurrency: 2 }),
+    channel: (fd) =>
+      held.channels.includes(fd)
+        ? fromDuplex(openChannel(directory, fd, hand?.name))
+        : Effect.fail(fromReason(ProcessErrorReason.NoSuchDescriptor({ fd, available: held.channels }))),
+    signal,
+    shutdown: shutdown.run,
+    extendShutdown: shutdown.extend
+  }
+})

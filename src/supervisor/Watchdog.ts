@@ -1,0 +1,130 @@
+/**
+ * Notices a machine that hangs, and says so or ends it.
+ *
+ * A monitor that hangs is one that does not answer `Machine.ping`; a guest that hangs is one whose agent does not answer. What
+ * nobody looks at hangs unseen: there is no event for it.
+ *
+ * @since 0.1.0
+ */
+import * as Clock from "effect/Clock"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Result from "effect/Result"
+import type * as Machine from "../microvm/Machine.ts"
+
+/**
+ * Something that answers soon while it does not hang.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Check<E = unknown> {
+  /** For people: `"agent"`. */
+  readonly name: string
+  readonly check: Effect.Effect<unknown, E>
+}
+
+/**
+ * What does not answer.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Hang {
+  readonly id: string
+  /** The name of the check. */
+  readonly what: string
+  /** How long it has not answered. */
+  readonly silentFor: Duration.Duration
+  /** What it last said, if anything. */
+  readonly why?: string
+}
+
+/**
+ * @category options
+ * @since 0.1.0
+ */
+export interface Options {
+  /** Beside the monitor itself, as `monitor`. Default none. */
+  readonly checks?: ReadonlyArray<Check> | undefined
+  /** How often each is made. Default 5 seconds. */
+  readonly every?: Duration.Input | undefined
+  /** How long an answer may take. Default 5 seconds. */
+  readonly within?: Duration.Input | undefined
+  /** How many in a row have to fail. Default 3: with the other defaults, a hang is noticed after half a minute at most. */
+  readonly failures?: number | undefined
+  /** Told of each hang, once until it answers again. Default: a warning in the log. */
+  readonly onHang?: ((hang: Hang) => Effect.Effect<void>) | undefined
+  /** `report`, the default, only tells. `end` ends the machine: one that hangs hears nothing, so by SIGKILL. */
+  readonly policy?: "report" | "end" | undefined
+}
+
+const describe = ({ id, silentFor, what, why }: Hang): string =>
+  `machine ${id}: its ${what} has not answered for ${Duration.format(silentFor)}${why === undefined ? "" : `: ${why}`}`
+
+/**
+ * Watches a machine until it has ended, and does not end before. A machine that is paused, or not started, is not asked: its guest
+ * cannot answer, and its monitor has been told so by us.
+ *
+ * ```ts import.meta.vitest
+ * import { Machine, MachineSpec, MemoryDriver, MemoryProvider } from "effect-microvm-runtime/microvm"
+ * import { Watchdog } from "effect-microvm-runtime/supervisor"
+ * import * as Effect from "effect/Effect"
+ * const program = Effect.scoped(Effect.gen(function*() {
+ *   const driver = yield* MemoryDriver.MemoryDriver
+ *   yield* driver.script("*", { ping: Effect.never })
+ *   const machine = yield* Machine.launch(yield* MachineSpec.decode({ id: "web-1", kernel: "/boot/vmlinux" }))
+ *   yield* machine.start
+ *   const policy = { every: "1 millis", within: "1 millis", policy: "end", onHang: () => Effect.void } as const
+ *   yield* Watchdog.watch(machine, policy)
+ *   return (yield* machine.ended)._tag
+ * }))
+ * await Effect.runPromise(program.pipe(Effect.provide(MemoryProvider.layer))) // => "Killed"
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const watch: (machine: Machine.Machine, options?: Options) => Effect.Effect<void> = Effect.fn("Watchdog.watch")(
+  function*(machine: Machine.Machine, options: Options = {}) {
+    const { id } = machine
+    const { failures = 3, policy = "report" } = options
+    const every = Duration.fromInputUnsafe(options.every ?? "5 seconds")
+    const within = Duration.fromInputUnsafe(options.within ?? "5 seconds")
+    const onHang = options.onHang ?? ((hang: Hang) => Effect.logWarning(describe(hang)))
+
+    const watchOne = Effect.fnUntraced(function*({ check, name }: Check) {
+      let failed = 0
+      let since = yield* Clock.currentTimeMillis
+      while (true) {
+        yield* Effect.sleep(every)
+        if ((yield* machine.state) !== "running") {
+          failed = 0
+          since = yield* Clock.currentTimeMillis
+          continue
+        }
+        const answer = yield* Effect.result(Effect.timeoutOrElse(check, {
+          duration: within,
+          orElse: () => Effect.fail(undefined)
+        }))
+        const now = yield* Clock.currentTimeMillis
+        if (Result.isSuccess(answer)) {
+          failed = 0
+          since = now
+          continue
+        }
+        failed++
+        if (failed !== failures) continue
+        const why = answer.failure instanceof Error ? { why: answer.failure.message } : {}
+        yield* onHang({ id, what: name, silentFor: Duration.millis(now - since), ...why })
+        if (policy === "end") yield* Effect.ignore(machine.shutdown({ request: { atLeast: "SIGKILL" } }))
+      }
+    })
+
+    const checks: ReadonlyArray<Check> = [{ name: "monitor", check: machine.ping }, ...options.checks ?? []]
+    yield* Effect.raceFirst(
+      Effect.forEach(checks, watchOne, { concurrency: "unbounded", discard: true }),
+      machine.ended
+    )
+  }
+)

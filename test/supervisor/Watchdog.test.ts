@@ -1,0 +1,90 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as TestClock from "effect/testing/TestClock"
+import * as Machine from "../../src/microvm/Machine.ts"
+import * as MachineSpec from "../../src/microvm/MachineSpec.ts"
+import { MemoryDriver, type Script } from "../../src/microvm/MemoryDriver.ts"
+import * as MemoryProvider from "../../src/microvm/MemoryProvider.ts"
+import * as Watchdog from "../../src/supervisor/Watchdog.ts"
+
+const launch = Effect.fnUntraced(function*(script: Script) {
+  const driver = yield* MemoryDriver
+  yield* driver.script("*", script)
+  return yield* Machine.launch(yield* MachineSpec.decode({ id: "a", kernel: "/kernel" }))
+})
+
+const told = () => {
+  const hangs: Array<Watchdog.Hang> = []
+  const onHang = (hang: Watchdog.Hang) => Effect.sync(() => void hangs.push(hang))
+  return { hangs, onHang }
+}
+
+describe("a machine is watched", () => {
+  it.effect("and nothing is told of one that answers", () =>
+    Effect.gen(function*() {
+      const machine = yield* launch({})
+      const { hangs, onHang } = told()
+      yield* machine.start
+      yield* Effect.forkChild(Watchdog.watch(machine, { onHang }), { startImmediately: true })
+      yield* TestClock.adjust("1 hour")
+      assert.deepStrictEqual(hangs, [])
+    }).pipe(Effect.scoped, Effect.provide(MemoryProvider.layer)))
+
+  it.effect("a monitor that hangs is told of, once", () =>
+    Effect.gen(function*() {
+      let hung = false
+      const machine = yield* launch({ ping: Effect.suspend(() => hung ? Effect.never : Effect.void) })
+      const { hangs, onHang } = told()
+      yield* machine.start
+      yield* Effect.forkChild(Watchdog.watch(machine, { onHang }), { startImmediately: true })
+      yield* TestClock.adjust("10 seconds")
+      hung = true
+      yield* TestClock.adjust("29 seconds")
+      assert.deepStrictEqual(hangs, [])
+      yield* TestClock.adjust("1 second")
+      assert.deepStrictEqual(hangs, [{ id: "a", what: "monitor", silentFor: Duration.seconds(30) }])
+      yield* TestClock.adjust("10 minutes")
+      assert.lengthOf(hangs, 1)
+      assert.strictEqual(yield* machine.state, "running")
+      // It answers again, and hangs again.
+      hung = false
+      yield* TestClock.adjust("1 minute")
+      hung = true
+      yield* TestClock.adjust("1 minute")
+      assert.lengthOf(hangs, 2)
+    }).pipe(Effect.scoped, Effect.provide(MemoryProvider.layer)))
+
+  it.effect("one that hangs is ended where that is the policy, and then nobody watches", () =>
+    Effect.gen(function*() {
+      const machine = yield* launch({
+        request: (request, guest) => request === "Kill" ? guest.kill("SIGKILL") : Effect.never
+      })
+      const { hangs, onHang } = told()
+      yield* machine.start
+      const agent = { name: "agent", check: Effect.fail(new Error("no answer")) }
+      const fiber = yield* Effect.forkChild(
+        Watchdog.watch(machine, { checks: [agent], onHang, policy: "end" }),
+        { startImmediately: true }
+      )
+      yield* TestClock.adjust("15 seconds")
+      yield* Fiber.join(fiber)
+      assert.deepStrictEqual(hangs, [{ id: "a", what: "agent", silentFor: Duration.seconds(15), why: "no answer" }])
+      assert.strictEqual((yield* machine.ended)._tag, "Killed")
+    }).pipe(Effect.scoped, Effect.provide(MemoryProvider.layer)))
+
+  it.effect("one that is paused is not asked", () =>
+    Effect.gen(function*() {
+      const machine = yield* launch({ ping: Effect.never })
+      const { hangs, onHang } = told()
+      yield* machine.start
+      yield* machine.pause
+      yield* Effect.forkChild(Watchdog.watch(machine, { onHang }), { startImmediately: true })
+      yield* TestClock.adjust("1 hour")
+      assert.deepStrictEqual(hangs, [])
+      yield* machine.resume
+      yield* TestClock.adjust("1 minute")
+      assert.lengthOf(hangs, 1)
+    }).pipe(Effect.scoped, Effect.provide(MemoryProvider.layer)))
+})
