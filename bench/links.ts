@@ -7,7 +7,7 @@ import { median, ms, type Section, table, times, verdict } from "./measure.ts"
 
 const Samples = Schema.Record(
   Schema.String,
-  Schema.Struct({ create: Schema.Array(Schema.Number), destroy: Schema.Array(Schema.Number) })
+  Schema.Struct({ create: Schema.Array(Schema.Finite), destroy: Schema.Array(Schema.Finite) })
 )
 
 const decode = Schema.decodeUnknownSync(Schema.fromJsonString(Samples))
@@ -65,10 +65,12 @@ export const links = async (rounds: number): Promise<Section> => {
         iptables ?? "not run here: there is no iptables"
       }), and 8 to remove it. In removing a link, ` +
       "most of the time is the kernel's: it waits until no processor looks at it any more, once for each removal, be that " +
-      "of one link or of a hundred.",
+      "of one link or of a hundred. nft(8) waits likewise.",
     tables: [
-      ...parts.map(({ part, samples }) => `${part === "both" ? "Created and destroyed" : part}:\n\n${table(samples)}`),
-      `Links alone, addresses allocated:\n\n${table(bare)}`
+      ...parts.map(({ part, samples: each }) =>
+        `${part === "both" ? "Created and destroyed" : part}:\n\n${table(each)}`
+      ),
+      `Links alone:\n\n${table(bare)}`
     ],
     verdicts: [
       ...(iptables === undefined ? [] : [

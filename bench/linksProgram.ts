@@ -29,23 +29,33 @@ interface Made {
   readonly claimant: { readonly id: string; readonly token: string; readonly bootId: string }
 }
 
-/** Addresses, rules and link of as many machines, for IPv4 and IPv6. */
-const create = (count: number, withRules: boolean) =>
+type Placed = Made & { readonly allocation: Addresses.Allocation }
+
+const allocate = (count: number) =>
   Effect.gen(function*() {
-    const { allocate } = yield* Addresses.Addresses
-    const made: Array<Made & { readonly allocation: Addresses.Allocation }> = []
+    const addresses = yield* Addresses.Addresses
+    const made: Array<Placed> = []
     for (let index = 0; index < count; index++) {
       const owner = { id: `m-${index}`, token: randomBytes(8).toString("hex") }
-      const allocation = yield* allocate(owner)
-      const addresses = [allocation.v4, allocation.v6].map(({ host, prefix }) => ({ address: host, prefix }))
+      const allocation = yield* addresses.allocate(owner)
+      const hosts = [allocation.v4, allocation.v6].map(({ host, prefix }) => ({ address: host, prefix }))
       made.push({
         allocation,
         claimant: { ...owner, bootId: "this" },
-        spec: { name: allocation.tap, owner, addresses, user: 65_534 }
+        spec: { name: allocation.tap, owner, addresses: hosts, user: 65_534 }
       })
     }
-    if (withRules) {
-      yield* (yield* Firewall.Firewall).install(made.map(({ allocation: { mac, tap, v4, v6 }, claimant }) => ({
+    return made
+  })
+
+const free = (made: ReadonlyArray<Made>) =>
+  Addresses.kind.reclaim(made.map(({ claimant: owner }) => ({ owner, data: { directory } })), { dryRun: false })
+
+const install = (made: ReadonlyArray<Placed>) =>
+  Effect.flatMap(
+    Firewall.Firewall,
+    (firewall) =>
+      firewall.install(made.map(({ allocation: { mac, tap, v4, v6 }, claimant }) => ({
         id: claimant.id,
         token: claimant.token,
         link: tap,
@@ -54,23 +64,34 @@ const create = (count: number, withRules: boolean) =>
         v6: { guest: v6.guest, gateway: v6.host },
         rules: []
       })))
-    }
-    yield* (yield* Links.Links).make(made.map(({ spec }) => spec))
+  )
+
+const makeLinks = (made: ReadonlyArray<Made>) =>
+  Effect.flatMap(Links.Links, (links) => links.make(made.map(({ spec }) => spec)))
+
+const removeLinks = (made: ReadonlyArray<Made>) =>
+  Effect.flatMap(
+    Links.kind.reclaim(
+      made.map(({ claimant: owner, spec: { name } }) => ({ owner, data: { name, netns: false } })),
+      { dryRun: false }
+    ),
+    (gone) => gone.every(({ _tag }) => _tag === "Released") ? Effect.void : Effect.die(gone)
+  )
+
+/** Addresses, rules and links of as many machines, for IPv4 and IPv6. */
+const create = (count: number) =>
+  Effect.gen(function*() {
+    const made = yield* allocate(count)
+    yield* install(made)
+    yield* makeLinks(made)
     return made
   })
 
-const destroy = (made: ReadonlyArray<Made>, withRules: boolean) =>
+const destroy = (made: ReadonlyArray<Made>) =>
   Effect.gen(function*() {
-    const gone = yield* Links.kind.reclaim(
-      made.map(({ claimant: owner, spec: { name } }) => ({ owner, data: { name, netns: false } })),
-      { dryRun: false }
-    )
-    if (gone.some(({ _tag }) => _tag !== "Released")) return yield* Effect.die(gone)
-    if (withRules) yield* (yield* Firewall.Firewall).uninstall(made.map(({ claimant }) => claimant))
-    yield* Addresses.kind.reclaim(
-      made.map(({ claimant: owner }) => ({ owner, data: { directory } })),
-      { dryRun: false }
-    )
+    yield* removeLinks(made)
+    yield* (yield* Firewall.Firewall).uninstall(made.map(({ claimant }) => claimant))
+    yield* free(made)
   })
 
 const fork = (line: string): Promise<boolean> => {
@@ -138,13 +159,13 @@ const crateDestroy = [
 const samples: Record<string, { create: Array<number>; destroy: Array<number> }> = {}
 
 /** A round is both, of which each is told too. */
-const contestant = <A>(name: string, create: () => Promise<A>, destroy: (made: A) => Promise<unknown>) => ({
+const contestant = <A>(name: string, make: () => Promise<A>, remove: (made: A) => Promise<unknown>) => ({
   name,
   run: async () => {
     const start = now()
-    const made = await create()
+    const made = await make()
     const between = now()
-    await destroy(made)
+    await remove(made)
     const end = now()
     const kept = samples[name] ??= { create: [], destroy: [] }
     kept.create.push(between - start)
@@ -153,23 +174,36 @@ const contestant = <A>(name: string, create: () => Promise<A>, destroy: (made: A
   }
 })
 
-const our = (name: string, count: number, withRules: boolean) =>
-  contestant(
-    name,
-    () => runtime.runPromise(create(count, withRules)),
-    (made) => runtime.runPromise(destroy(made, withRules))
-  )
+const our = (name: string, count: number) =>
+  contestant(name, () => runtime.runPromise(create(count)), (made) => runtime.runPromise(destroy(made)))
+
+const bare = (name: string, count: number) => ({
+  name,
+  run: async () => {
+    const placed = await runtime.runPromise(allocate(count))
+    const took = await contestant(
+      name,
+      () => runtime.runPromise(makeLinks(placed)),
+      () => runtime.runPromise(removeLinks(placed))
+    ).run()
+    await runtime.runPromise(free(placed))
+    return took
+  }
+})
 
 try {
   if (iptables !== "") await forks(crateHost)
+  // Others are there already: the first machine on a host makes the table, and the last one removes it.
+  const standing = await runtime.runPromise(create(1))
   const contestants = [
-    our("one", 1, true),
-    our("hundred", 100, true),
-    our("one link", 1, false),
-    our("hundred links", 100, false),
+    our("one", 1),
+    our("hundred", 100),
+    bare("one link", 1),
+    bare("hundred links", 100),
     ...(iptables === "" ? [] : [contestant("crate", () => forks(crateCreate), () => forks(crateDestroy))])
   ]
   await interleaved(Number(rounds), contestants)
+  await runtime.runPromise(destroy(standing))
   process.stdout.write(JSON.stringify(samples))
 } finally {
   await runtime.dispose()

@@ -275,7 +275,8 @@ const logs = Command.make(
     if (lines !== undefined && lines < 0) return yield* usage([`--tail ${lines} is not possible: give 0 or more`])
     yield* Effect.gen(function*() {
       const state = yield* RunDirectory.stateDirectory
-      const { id, paths } = yield* RunDirectory.find(state, given)
+      const { id, info, paths } = yield* RunDirectory.find(state, given)
+      if (!info.detached) yield* reporter.line(`machine ${id} is not in the background: what it writes is not kept`)
       const stdio = yield* Stdio.Stdio
       const isUp = Effect.map(RunDirectory.find(state, id), (run) => run.state === "up")
       const services = yield* Effect.context<Effect.Services<typeof isUp>>()
@@ -293,7 +294,7 @@ const logs = Command.make(
       }).pipe(Stream.run(stdio.stdout()))
       const run = yield* Effect.option(RunDirectory.find(state, id))
       if (follow && Option.isSome(run) && run.value.state === "left behind") {
-        yield* RunDirectory.fail(new RunDirectory.LeftBehind({ id }))
+        return yield* RunDirectory.fail(new RunDirectory.LeftBehind({ id }))
       }
     }).pipe(Effect.catch(fail), untilSignal)
   })
@@ -373,17 +374,18 @@ const stop = Command.make(
       if (state === "over") return 0
       if (state === "left behind") return yield* RunDirectory.fail(new RunDirectory.LeftBehind({ id }))
       const request = { _tag: "Stop", force, ...(Option.isSome(grace) ? { grace: grace.value } : {}) } as const
+      // What it has said is whole then, and it can be removed.
+      const over = Effect.timeoutOption(untilOver(id), concludeWithin)
       const outcome = yield* control.ask(id, request).pipe(
-        Effect.map((answer) => answer.outcome),
-        // It has come to its end by itself.
-        Effect.catchIf(
-          ({ reason }) => reason._tag === "Gone" || reason._tag === "NoSuchMachine",
-          (error) =>
-            Effect.flatMap(find(id), (run) => run.state === "over" ? Effect.succeed(undefined) : Effect.fail(error))
-        )
+        Effect.matchEffect({
+          onSuccess: (answer) => Effect.as(over, answer.outcome),
+          // One that does not listen any more may be coming to its end by itself.
+          onFailure: (error) =>
+            error.reason._tag === "Gone" || error.reason._tag === "NoSuchMachine"
+              ? Effect.flatMap(over, (run) => Option.isSome(run) ? Effect.undefined : Effect.fail(error))
+              : Effect.fail(error)
+        })
       )
-      // What it has said is whole, and it can be removed.
-      yield* Effect.timeoutOption(untilOver(id), concludeWithin)
       if (outcome !== undefined && !ShutdownOutcome.isComplete(outcome)) {
         yield* reporter.line(`machine ${id} could not be ended: ${ShutdownOutcome.format(outcome)}`)
         return ExitCode.run.runtimeFailed

@@ -28,6 +28,7 @@ import * as Stream from "effect/Stream"
 import * as GuestCommand from "../guest/GuestCommand.ts"
 import { ImageError } from "../image/ImageError.ts"
 import type { ImageStore } from "../image/ImageStore.ts"
+import type { Entry } from "../journal/Journal.ts"
 import * as ExitCode from "../lifecycle/ExitCode.ts"
 import type { MachineStart, Phase, RunEnd, RunReport } from "../lifecycle/RunReport.ts"
 import type { ShutdownOutcome } from "../lifecycle/ShutdownOutcome.ts"
@@ -44,7 +45,7 @@ import * as Backend from "./Backend.ts"
 import { Control } from "./Control.ts"
 import type { Answer } from "./ControlRequest.ts"
 import { HostSignals } from "./HostSignals.ts"
-import { launch, remember, resume, type Up } from "./internal/comeUp.ts"
+import { launch, remember, rememberVisitor, resume, type Up } from "./internal/comeUp.ts"
 import { saveMachine } from "./internal/saveMachine.ts"
 import { serveMachine } from "./internal/serveMachine.ts"
 import { formatTook, Reporter } from "./Reporter.ts"
@@ -205,6 +206,7 @@ export const run = Effect.fn("Run.run")(function*(
     let up: Up["ready"] | undefined
     let streams: Fiber.Fiber<unknown, unknown> | undefined
     let isStopping = false
+    let entry: Entry | undefined
     let stopGrace: Duration.Duration | undefined
 
     yield* Effect.gen(function*() {
@@ -228,6 +230,8 @@ export const run = Effect.fn("Run.run")(function*(
       look: () => up,
       phase: () => isStopping ? "stopping" : up === undefined ? "starting" : "running",
       save: saveMachine(() => up),
+      onCommand: (description) =>
+        options.detach && entry !== undefined ? rememberVisitor(entry, description) : Effect.void,
       stop: ({ force, grace }) =>
         Effect.gen(function*() {
           stopGrace = grace
@@ -268,7 +272,9 @@ export const run = Effect.fn("Run.run")(function*(
       )
       place = opened
       const coming = { id, options, place: opened, phase, onMachine }
-      const { command: left, entry, ready, start } = yield* context.resume === true ? resume(coming) : launch(coming)
+      const found = yield* context.resume === true ? resume(coming) : launch(coming)
+      const { command: left, ready, start } = found
+      entry = found.entry
       up = ready
       if (start !== undefined) cameUp = toStart(start)
       if (start?._tag === "Restored") yield* reporter.line(`restored in ${formatTook(start.took)}`)
@@ -277,7 +283,7 @@ export const run = Effect.fn("Run.run")(function*(
         const started = left === undefined
           ? yield* GuestCommand.run(ready.agent, ready.slots, { command: program, args, env: options.env })
           : yield* GuestCommand.attach(ready.agent, ready.slots, left)
-        if (left === undefined && options.detach) yield* remember(entry, started)
+        if (left === undefined && options.detach) yield* remember(found.entry, started)
         yield* context.onStarted ?? Effect.void
         const stderr = reporter.beside("stderr")(stdio.stderr())
         // In a fiber of its own, which goes on when this is called off: a command that is ended has last words.

@@ -18,7 +18,7 @@ import * as Exit from "effect/Exit"
 import * as FileSystem from "effect/FileSystem"
 import * as Option from "effect/Option"
 import * as Path from "effect/Path"
-import * as PlatformError from "effect/PlatformError"
+import type * as PlatformError from "effect/PlatformError"
 import * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import * as Sink from "effect/Sink"
@@ -235,7 +235,7 @@ export const read = (
         const first = all[0]?.start ?? position
         const at = Math.max(first, position)
         if (at > position) yield* onDropped(at - position)
-        const part = all.find(({ size, start }) => start <= at && at < start + size)
+        const part = all.find((one) => one.start <= at && at < one.start + one.size)
         const bytes = part === undefined ? new Uint8Array(0) : yield* readAt(part, at - part.start, block)
         if (bytes.length > 0) return [[bytes], Option.some(at + bytes.length)] as const
         if (part === undefined && isAll) return [[], Option.none()] as const

@@ -91,8 +91,6 @@ export interface Options {
  * @since 0.1.0
  */
 export interface DirectoryOptions {
-  /** Where it is made. It and those above it are made too, open to this user alone. Default: see `NodeFirecrackerHost`. */
-  readonly parent: string | undefined
   /** Symbolic links: the name of each, and where it leads. */
   readonly links: ReadonlyMap<string, string>
   /** Empty files. */
@@ -104,10 +102,15 @@ export interface DirectoryOptions {
  * - `inspect`: opens a file, also for writing if it is to be `writable` (default false), and changes nothing of it.
  * - `makeDirectory`: a directory for one machine, with a name of its own that nobody can guess, that only this user can look
  *   into (mode 0700). It is removed with all that is in it when the scope closes, and when we are killed: by the guard, or
- *   by whoever makes the next one.
+ *   by whoever makes the next one. `parent` is where it is made: that and those above it are made too, open to this user alone;
+ *   for its default see `NodeFirecrackerHost`.
+ * - `keepDirectory`: makes this very directory (mode 0700), which must not be there yet, and stays.
+ * - `empty`: removes all that is in a directory.
  * - `connect`: to the API at a socket.
  * - `copy`: copies a file into a new one that all can read. An interruption waits until the copy is through.
  * - `makeReadable`: lets all read a file, those that are jailed too. Keep it in a directory that is open to its owner alone.
+ * - `write`: a file of this text that only this user can read. It is there as a whole, or not at all.
+ * - `read`: the text of a file of 1 MiB at most; nothing when there is none.
  * - `remove`: removes files. One that is not there is no failure.
  * - `tail`: the whole lines of the last 64 KiB of a file; empty when it cannot be read.
  * - `trim`: gives back the room of a log that has more than 1 MiB on the disk. Who writes it goes on where it was, so that
@@ -124,10 +127,16 @@ export class FirecrackerHost extends Context.Service<FirecrackerHost, {
     path: string,
     options?: { readonly writable?: boolean | undefined }
   ) => Effect.Effect<FileFacts>
-  readonly makeDirectory: (options: DirectoryOptions) => Effect.Effect<string, FirecrackerError, Scope.Scope>
+  readonly makeDirectory: (
+    options: DirectoryOptions & { readonly parent: string | undefined }
+  ) => Effect.Effect<string, FirecrackerError, Scope.Scope>
+  readonly keepDirectory: (directory: string, options: DirectoryOptions) => Effect.Effect<void, FirecrackerError>
+  readonly empty: (directory: string) => Effect.Effect<void, FirecrackerError>
   readonly connect: (socket: string) => Effect.Effect<ApiTransport, FirecrackerError, Scope.Scope>
   readonly copy: (from: string, to: string) => Effect.Effect<void, FirecrackerError>
   readonly makeReadable: (path: string) => Effect.Effect<void, FirecrackerError>
+  readonly write: (path: string, text: string) => Effect.Effect<void, FirecrackerError>
+  readonly read: (path: string) => Effect.Effect<string | undefined, FirecrackerError>
   readonly remove: (paths: ReadonlyArray<string>) => Effect.Effect<void, FirecrackerError>
   readonly tail: (path: string) => Effect.Effect<string>
   readonly trim: (path: string) => Effect.Effect<void>

@@ -19,6 +19,8 @@
  * - Connections over a channel end when the machine is saved (`Vsock`); a new run of its socket connects again.
  * - A guest that powers off does not end an x86_64 machine (Firecracker's docs/api_requests/actions.md), so it is told to
  *   restart instead (`microvm.off=reboot`), and both are a power-off to us.
+ * - A machine that is kept writes its log, and its metrics if it has any, also while nobody has hold of it; whoever gets hold
+ *   of it gives that room back. In a jail, and with its memory served page by page (`memoryBackend: "uffd"`), none is kept.
  * - SIGTERM ends Firecracker at once, and the guest with it: only Ctrl-Alt-Del, the power button of x86_64, asks the guest.
  *
  * @since 0.1.0
@@ -36,10 +38,12 @@ import type { MachineSpec } from "../microvm/MachineSpec.ts"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
 import { type Capabilities, type LaunchOptions, MicroVmProvider } from "../microvm/MicroVmProvider.ts"
 import type * as Snapshot from "../microvm/Snapshot.ts"
+import { ProcessHolder } from "../process/ProcessHolder.ts"
 import { ProcessHost } from "../process/ProcessHost.ts"
 import { ProcessSpawner } from "../process/ProcessSpawner.ts"
 import type { Deadlines } from "./FirecrackerApi.ts"
 import * as FirecrackerHost from "./FirecrackerHost.ts"
+import { attach } from "./internal/attach.ts"
 import { type Beside, bringUp } from "./internal/bringUp.ts"
 import { kernelFault, refusedClock } from "./internal/verdicts.ts"
 import { Jail } from "./Jail.ts"
@@ -66,7 +70,7 @@ export interface Options extends Omit<FirecrackerHost.Options, "jailer">, Omit<L
   readonly jail?: JailOptions | undefined
   /**
    * What else is to be there before a machine's Firecracker starts, and until it has ended: listeners for what the guest
-   * connects to, for one. Default: nothing.
+   * connects to, for one. For a machine that is kept it is there as long as somebody has hold of that. Default: nothing.
    *
    * ```ts
    * import { FirecrackerProvider, NodeVsock, Vsock } from "effect-microvm-runtime/firecracker"
@@ -109,6 +113,7 @@ export type Requirements =
   | Jail
   | MetricsFiles
   | PageServer
+  | ProcessHolder
   | ProcessHost
   | ProcessSpawner
   | Vsock
@@ -136,7 +141,8 @@ export const capabilities = (
   powerButton: architecture === "x86_64",
   panicDetection: false,
   saveKeepsChannels: false,
-  keep: false
+  // Nobody but who has made a jail knows how to take it away.
+  keep: options.jail === undefined
 })
 
 /** Looks at all that Firecracker is going to open. */
@@ -188,10 +194,44 @@ const jailing = Effect.fnUntraced(function*(
   return { sample: planFor("take" in user ? anyUser : user), take: Effect.map(take, planFor) }
 })
 
+/** Refuses what would be sure to end other than it was meant. */
+const possible = (
+  plan: LaunchPlan.LaunchPlan,
+  { cgroup, keep }: LaunchOptions
+): Result.Result<LaunchPlan.LaunchPlan, MicroVmError.MicroVmError> => {
+  const refuse = (operation: string, remedy: string) =>
+    Result.fail(MicroVmError.make(new MicroVmError.Unsupported({ operation, backend: "firecracker", remedy })))
+  if (keep !== undefined && plan.jail !== undefined) {
+    return refuse("machines that are kept in jails", "leave out the jail, or let the machine end with us")
+  }
+  if (keep !== undefined && plan.served !== undefined) {
+    const remedy = "set MICROVM_MEM_BACKEND=file: the guest would stand still without us, at its next page"
+    return refuse("machines that are kept and have their memory served", remedy)
+  }
+  if (cgroup !== undefined && plan.jail !== undefined) {
+    const remedy = "a jail has a control group of its own: give the limits to the jail (`cgroup`), or leave it out"
+    return refuse("a control group for a machine in a jail", remedy)
+  }
+  return Result.succeed(plan)
+}
+
+/** In a scope of its own, which a failure closes at once. */
+const allOrNothing = <A, E>(effect: Effect.Effect<A, E, Scope.Scope>): Effect.Effect<A, E, Scope.Scope> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.gen(function*() {
+      const scope = yield* Scope.fork(yield* Effect.scope)
+      return yield* restore(effect).pipe(
+        Scope.provide(scope),
+        Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
+      )
+    })
+  )
+
 const make = Effect.fnUntraced(function*({ jail: jailOptions, ...options }: Options) {
   const services = {
     host: yield* FirecrackerHost.FirecrackerHost,
     spawner: yield* ProcessSpawner,
+    holder: yield* ProcessHolder,
     processes: yield* ProcessHost,
     jails: yield* Jail,
     vsock: yield* Vsock,
@@ -205,11 +245,11 @@ const make = Effect.fnUntraced(function*({ jail: jailOptions, ...options }: Opti
   const { beside, deadlines = {}, stateDirectory } = options
   const readyWithin = Duration.fromInputUnsafe(options.readyWithin ?? "5 seconds")
   const sample: LaunchPlan.Options = { ...options, jail: jails?.sample }
-  const planOf = (spec: MachineSpec, { from, netns }: LaunchOptions, how: LaunchPlan.Options) =>
-    LaunchPlan.make(setup, spec, from === undefined ? { _tag: "Boot" } : { _tag: "Restore", snapshot: from }, {
-      ...how,
-      netns
-    })
+  const planOf = (spec: MachineSpec, how: LaunchOptions, options: LaunchPlan.Options) => {
+    const { from, netns } = how
+    const origin: LaunchPlan.Origin = from === undefined ? { _tag: "Boot" } : { _tag: "Restore", snapshot: from }
+    return Result.flatMap(LaunchPlan.make(setup, spec, origin, { ...options, netns }), (plan) => possible(plan, how))
+  }
   const platformOf = (spec: Snapshot.Inventory) => LaunchPlan.platform(setup, spec, options)
 
   const claim = Effect.fnUntraced(function*(spec: MachineSpec, how: LaunchOptions, adjustClock: boolean | undefined) {
@@ -225,34 +265,31 @@ const make = Effect.fnUntraced(function*({ jail: jailOptions, ...options }: Opti
       ))
     const plan = yield* Effect.fromResult(planOf(spec, how, { ...options, adjustClock, jail }))
     const platform = platformOf(spec)
-    return yield* bringUp({ spec, plan, setup, stateDirectory, deadlines, readyWithin, platform, beside }, services)
-  })
-  /** All of it, or nothing. */
-  const attempt = (spec: MachineSpec, how: LaunchOptions, adjustClock: boolean | undefined) =>
-    Effect.uninterruptibleMask((restore) =>
-      Effect.gen(function*() {
-        const scope = yield* Scope.fork(yield* Effect.scope)
-        return yield* restore(claim(spec, how, adjustClock)).pipe(
-          Scope.provide(scope),
-          Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
-        )
-      })
+    return yield* bringUp(
+      { spec, plan, how, setup, stateDirectory, deadlines, readyWithin, platform, beside },
+      services
     )
+  })
   return MicroVmProvider.of({
     backend: "firecracker",
     capabilities: capabilities(setup.architecture, { jail: jailOptions }),
     plan: (spec, how = {}) => planOf(spec, how, sample),
     platform: (spec) => Result.succeed(platformOf(spec)),
-    attach: ({ id }) =>
-      MicroVmError.fail(new MicroVmError.AttachFailed({ id, isHeld: false, why: "no machine is kept" })),
+    attach: Effect.fn("FirecrackerProvider.attach")((spec, { directory }) =>
+      allOrNothing(attach({ spec, directory, deadlines, beside }, services))
+    ),
     launch: Effect.fn("FirecrackerProvider.launch")(function*(spec, how = {}) {
       yield* checkFiles(yield* Effect.fromResult(planOf(spec, how, sample)), setup, host, how.from)
       const { adjustClock } = options
       // A host whose clocks are not in step saves no time that could be gone on from, and that ends Firecracker.
       return yield* Effect.catchIf(
-        attempt(spec, how, adjustClock),
+        allOrNothing(claim(spec, how, adjustClock)),
         (error) => adjustClock === undefined && refusedClock(error),
-        () => attempt(spec, how, false)
+        (error) =>
+          // Where one was held, no other can be.
+          (how.keep === undefined ? Effect.void : Effect.mapError(host.empty(how.keep.directory), () => error)).pipe(
+            Effect.andThen(allOrNothing(claim(spec, how, false)))
+          )
       )
     })
   })

@@ -20,7 +20,14 @@ import { ProcessError } from "../process/ProcessError.ts"
 import { ProcessHost } from "../process/ProcessHost.ts"
 import { ProcessSpawner } from "../process/ProcessSpawner.ts"
 import { SupervisorGuard, Watched } from "../process/SupervisorGuard.ts"
-import { type Architecture, type FileFacts, FirecrackerHost, type Kvm, parseSnapshotFormat } from "./FirecrackerHost.ts"
+import {
+  type Architecture,
+  type DirectoryOptions,
+  type FileFacts,
+  FirecrackerHost,
+  type Kvm,
+  parseSnapshotFormat
+} from "./FirecrackerHost.ts"
 import * as FirecrackerVersion from "./FirecrackerVersion.ts"
 import { attempt, codeOf, hostFailed } from "./internal/NodeAttempt.ts"
 import * as NodeApiTransport from "./NodeApiTransport.ts"
@@ -100,6 +107,57 @@ const copy: FirecrackerHost["Service"]["copy"] = (from, to) => {
     makeReadable(to)
   )
 }
+
+const write: FirecrackerHost["Service"]["write"] = (path, text) =>
+  attempt("write", path, async () => {
+    const made = `${path}.new`
+    await NodeFs.writeFile(made, text, { flag: "wx", mode: 0o600 })
+    await NodeFs.rename(made, path)
+  })
+
+const longestText = 2 ** 20
+
+const read: FirecrackerHost["Service"]["read"] = (path) =>
+  attempt("read", path, async () => {
+    const { O_NOFOLLOW, O_NONBLOCK, O_RDONLY } = NodeFs.constants
+    const handle = await NodeFs.open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK).catch((error: unknown) => {
+      if (codeOf(error) === "ENOENT") return undefined
+      throw error
+    })
+    if (handle === undefined) return undefined
+    await using file = handle
+    const stat = await file.stat()
+    if (stat.isFile() && stat.size <= longestText) return await file.readFile("utf8")
+    throw new Error(`it is no file of ${longestText} bytes at most`)
+  })
+
+/** What a directory of a machine has in it from the start. */
+const fill = (directory: string, { files, links }: DirectoryOptions) =>
+  attempt("fill", directory, () =>
+    Promise.all([
+      ...Array.from(links, ([name, target]) => NodeFs.symlink(target, join(directory, name))),
+      ...files.map((name) => NodeFs.writeFile(join(directory, name), "", { mode: 0o600 }))
+    ]))
+
+const keepDirectory: FirecrackerHost["Service"]["keepDirectory"] = Effect.fn("FirecrackerHost.keepDirectory")(
+  function*(directory, options) {
+    yield* attempt("make", directory, () => NodeFs.mkdir(directory, { mode: 0o700 })).pipe(
+      Effect.mapError((error) =>
+        error.reason._tag === "HostFailed" && error.reason.why === "EEXIST"
+          ? hostFailed("make", directory, "there is, or was, a machine in it: give an empty one", error)
+          : error
+      )
+    )
+    yield* fill(directory, options)
+  }
+)
+
+const empty: FirecrackerHost["Service"]["empty"] = (directory) =>
+  attempt("empty", directory, async () => {
+    for (const name of await NodeFs.readdir(directory)) {
+      await NodeFs.rm(join(directory, name), { recursive: true, force: true })
+    }
+  })
 
 const remove: FirecrackerHost["Service"]["remove"] = (paths) =>
   // All of them, also after a failure.
@@ -283,11 +341,7 @@ export const layer: Layer.Layer<
           guard.watch(Watched.Directory({ path: directory })),
           (cause) => hostFailed("guard", directory, cause.message, cause)
         )
-        yield* attempt("fill", directory, () =>
-          Promise.all([
-            ...Array.from(options.links, ([name, target]) => NodeFs.symlink(target, join(directory, name))),
-            ...options.files.map((name) => NodeFs.writeFile(join(directory, name), "", { mode: 0o600 }))
-          ]))
+        yield* fill(directory, options)
         return directory
       },
       Effect.provide(files)
@@ -297,9 +351,13 @@ export const layer: Layer.Layer<
       observe,
       inspect: (path, { writable = false } = {}) => Effect.promise(() => lookAtFile(path, writable)),
       makeDirectory,
+      keepDirectory,
+      empty,
       connect: (socketPath) => NodeApiTransport.make({ socketPath }),
       copy,
       makeReadable,
+      write,
+      read,
       remove,
       tail,
       trim

@@ -133,6 +133,7 @@ const protocolOf = (text: string | undefined): Result.Result<Protocol | undefine
 
 /** Target, length of the prefix, ports, protocol. An IPv6 target is in brackets, with its length. */
 const bracketed = /^\[([^\]/]*)(?:\/([^\]]*))?\](?::([^/]*))?(?:\/(.*))?$/
+const bareIpv6 = /^([0-9a-f.]*:[0-9a-f.]*:[0-9a-f:.]*)(\/\d+)?(.*)$/i
 const plain = /^([^:/[\]]+)(?:\/(\d+))?(?::([^/]*))?(?:\/(.*))?$/
 
 /**
@@ -152,15 +153,10 @@ export const parse = (text: string): Result.Result<EgressRule, string> => {
   if (text.length > longest) return Result.fail(`a rule has ${longest} letters at most`)
   if (/\s/.test(text) || text === "") return Result.fail(`give a rule without spaces: ${example}`)
   const inBrackets = bracketed.exec(text)
+  const bare = inBrackets === null ? bareIpv6.exec(text) : null
+  if (bare !== null) return Result.fail(`give IPv6 in brackets: [${bare[1]}${bare[2] ?? ""}]${bare[3]}`)
   const [, name, prefix, portText, protocolText] = inBrackets ?? plain.exec(text) ?? []
-  if (name === undefined) {
-    const bare = /^([0-9a-f:.]*:[0-9a-f:.]*:[0-9a-f:.]*)(\/\d+)?(.*)$/i.exec(text)
-    return Result.fail(
-      bare === null
-        ? `give TARGET[:PORT[-PORT]][/PROTOCOL]: ${example}`
-        : `give IPv6 in brackets: [${bare[1] ?? ""}${bare[2] ?? ""}]${bare[3] ?? ""}`
-    )
-  }
+  if (name === undefined) return Result.fail(`give TARGET[:PORT[-PORT]][/PROTOCOL]: ${example}`)
   const target = targetOf(name, prefix, inBrackets !== null)
   const ports = portText === undefined ? undefined : portsOf(portText)
   const protocol = protocolOf(protocolText)
@@ -212,28 +208,23 @@ const carries = (one: EgressRule, other: EgressRule): boolean => {
 /** Does a `*.name` stand for this name? `*.a.com` stands for `*.b.a.com` too. */
 const isBelow = (name: string, pattern: string): boolean => pattern.startsWith("*.") && name.endsWith(pattern.slice(1))
 
-/** The targets that have all of this one in them, itself first. */
-const above = function*(target: Target): Generator<string> {
-  if (target._tag === "Network") {
-    const { family, first } = target.cidr
-    for (let prefix = target.cidr.prefix; prefix >= 0; prefix--) {
-      yield formatTarget({ _tag: "Network", cidr: Cidr.network({ family, value: first }, prefix) })
-    }
-    return
-  }
-  yield target.name
+/** The targets that stand for all of this one, itself first. */
+const above = (target: Target): ReadonlyArray<string> => {
+  // A network within another one may be what opens something that the wider one does not: see `Firewall`.
+  if (target._tag === "Network") return [formatTarget(target)]
   const labels = target.name.replace(/^\*\./, "").split(".")
-  for (let from = 1; from < labels.length; from++) yield `*.${labels.slice(from).join(".")}`
+  return [target.name, ...labels.keys().drop(1).map((from) => `*.${labels.slice(from).join(".")}`)]
 }
 
 /**
- * The same without rules that others have in them, in the order given.
+ * The same without rules that others have in them, in the order given. Networks within others stay: a rule for a network can open
+ * what a wider one does not.
  *
  * ```ts import.meta.vitest
  * import { EgressRule } from "effect-microvm-runtime/host"
  * import * as Result from "effect/Result"
- * const rules = EgressRule.parseAll(["a.com:443/tcp", "10.1.0.0/16:443/tcp", "10.0.0.0/8/tcp", "a.com:443/tcp"])
- * Result.map(rules, (all) => all.map(EgressRule.format)) // => Result.succeed(["a.com:443/tcp", "10.0.0.0/8/tcp"])
+ * const rules = EgressRule.parseAll(["api.a.com:443/tcp", "10.0.0.0/8:443/tcp", "10.0.0.0/8/tcp", "*.a.com"])
+ * Result.map(rules, (all) => all.map(EgressRule.format)) // => Result.succeed(["10.0.0.0/8/tcp", "*.a.com"])
  * ```
  *
  * @category combinators

@@ -140,7 +140,7 @@ export interface Learned {
 export class Firewall extends Context.Service<Firewall, {
   readonly table: string
   /** What to write into the journal before. */
-  readonly claim: Claim
+  readonly claim: (machine: Machine) => Claim
   /** Closes these links but for the rules, all at once. Doing it again brings back what somebody has removed. */
   readonly install: (machines: ReadonlyArray<Machine>) => Effect.Effect<void, HostError.HostError>
   /** Other rules and offers, without a gap. What is open by both goes on; addresses of names that stay are known still. */
@@ -150,7 +150,7 @@ export class Firewall extends Context.Service<Firewall, {
   /** Opens addresses that a name was found to have, from when this succeeds. Those that may not be learned are left out. */
   readonly learn: (machine: Machine, learned: Learned) => Effect.Effect<void, HostError.HostError>
   /** Removes all of them at once, and the table with the last machine. What is not there is passed over. */
-  readonly uninstall: (machines: ReadonlyArray<Pick<Machine, "token">>) => Effect.Effect<void, HostError.HostError>
+  readonly uninstall: (machines: ReadonlyArray<Machine>) => Effect.Effect<void, HostError.HostError>
   /** By token, of all machines in the table. */
   readonly counters: Effect.Effect<ReadonlyMap<string, Counters>, HostError.HostError>
   /** All machines in the table. */
@@ -196,13 +196,15 @@ const inner: ReadonlyArray<Cidr.Cidr> = [
 /** A machine's bits by which a rule is for one address. */
 const isSingle = (cidr: Cidr.Cidr): boolean => cidr.prefix === (cidr.family === 4 ? 32 : 128)
 
-const maxTable = 48
+const tablePattern = /^[a-z][a-z0-9-]{0,47}$/
+const linkPattern = /^[A-Za-z0-9][A-Za-z0-9._-]{0,14}$/
+const macPattern = /^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$/
 
 const checkOptions = ({ prefix, table = "effect-microvm" }: Options): ReadonlyArray<HostError.Fault> => [
-  ...(/^[a-z][a-z0-9-]*$/.test(table) && table.length <= maxTable ? [] : [{
+  ...(tablePattern.test(table) ? [] : [{
     field: "table",
     value: table,
-    remedy: `give 1 to ${maxTable} small letters, digits and hyphens, a letter first`
+    remedy: "give 1 to 48 small letters, digits and hyphens, a letter first"
   }]),
   ...(prefix === undefined || /^[A-Za-z0-9][A-Za-z0-9._-]{0,13}$/.test(prefix) ? [] : [{
     field: "prefix",
@@ -219,13 +221,13 @@ const checkMachine = (machine: Machine): ReadonlyArray<HostError.Fault> => {
   const { link, mac, offers = [], token, v4, v6 } = machine
   check(/^[0-9a-f]{16}$/.test(token), "token", token, "give sixteen hexadecimal digits, as the journal does")
   check(
-    /^[A-Za-z0-9][A-Za-z0-9._-]{0,14}$/.test(link),
+    linkPattern.test(link),
     "link",
     link,
     "give 1 to 15 letters, digits, dots, underscores and hyphens (netdevice(7): 16 bytes with the last zero)"
   )
   check(
-    /^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$/.test(mac),
+    macPattern.test(mac),
     "mac",
     mac,
     "give one of a single card, in small letters: 02:00:00:00:00:01"
@@ -260,9 +262,16 @@ const nearRules = ({ rules }: Machine, shut: ReadonlyArray<Cidr.Cidr>): Readonly
     target._tag === "Network" && (isSingle(target.cidr) || shut.some((one) => Cidr.contains(one, target.cidr)))
   )
 
+/** The text of the addresses. */
+const know = ({ link, mac, masquerade = true, token, v4, v6 }: Machine): Text.Known => {
+  const ends = ({ gateway, guest }: Side): Text.Side => ({
+    guest: Cidr.formatAddress(guest),
+    gateway: Cidr.formatAddress(gateway)
+  })
+  return { token, link, mac, masquerade, ...(v4 && { v4: ends(v4) }), ...(v6 && { v6: ends(v6) }) }
+}
+
 const see = (machine: Machine, { pool = [] }: Options): Result.Result<Text.Seen, HostError.HostError> => {
-  const side = (one: Side | undefined): Text.Side | undefined =>
-    one && { guest: Cidr.formatAddress(one.guest), gateway: Cidr.formatAddress(one.gateway) }
   const shut = [...closed, ...pool]
   const near = nearRules(machine, shut)
   const sets = Result.all([
@@ -287,12 +296,7 @@ const see = (machine: Machine, { pool = [] }: Options): Result.Result<Text.Seen,
   }
   const [outside4, outside6, near4, near6] = sets.success
   return Result.succeed({
-    token: machine.token,
-    link: machine.link,
-    mac: machine.mac,
-    v4: side(machine.v4),
-    v6: side(machine.v6),
-    masquerade: machine.masquerade ?? true,
+    ...know(machine),
     offers: machine.offers ?? [],
     outside: { 4: outside4, 6: outside6 },
     near: { 4: near4, 6: near6 },
@@ -347,10 +351,10 @@ const seeAll = (
  *   },
  *   rules: Result.getOrThrow(EgressRule.parseAll(["10.0.0.0/8:443/tcp"]))
  * }]))
- * text.match(/add element inet .* outside-tcp4.*|.*@outside-tcp4.*|.* sources4 .{9}mv.*|.* outside [^]*? }/g)
- * // => [
- * // =>   'map outside { type ifname : verdict; }',
- * // => ]
+ * const lines = text.slice(text.indexOf("  chain outside-00000000000000aa {")).split("\n").map((line) => line.trim())
+ * lines[1] // => "meta l4proto tcp ct reply ip saddr 10.0.0.0/8 ct reply proto-src 443 goto allow"
+ * lines[2] // => "goto deny"
+ * lines.at(-3) // => 'add element arp effect-microvm senders { "mv-1" . 02:00:00:00:00:01 . 172.30.0.1 }'
  * ```
  *
  * @category constructors
@@ -362,7 +366,10 @@ export const plan = (
 ): Result.Result<string, HostError.HostError> =>
   Result.map(seeAll(machines, options), (all) => {
     const { pool = [], prefix, table = "effect-microvm" } = options
-    return [Text.shared(table, prefix, [...closed, ...pool]), ...all.map((machine) => Text.machine(table, machine))]
+    return [
+      Text.shared(table, prefix, [...closed, ...pool]),
+      ...all.map((machine) => Text.fill(table, machine) + Text.enact(table, machine))
+    ]
       .join("")
   })
 
@@ -420,53 +427,71 @@ const people = (count: number): string => count === 1 ? "one machine" : `${count
 /** How often it is tried anew when somebody else has changed the table meanwhile. */
 const attempts = 3
 
+const busy = ["resource busy", "No such file or directory"]
+
 /** Releasing and reclaiming. Gives the tokens that were there. */
-const remove = Effect.fnUntraced(function*(table: string, tokens: ReadonlySet<string>, dryRun: boolean) {
+const remove = Effect.fnUntraced(function*(table: string, wanted: ReadonlyArray<Text.Known>, dryRun: boolean) {
   const what = `looking for rules in table ${table}`
-  const look = query(table, what, List.shared.map(({ name, what }) => `list ${what} inet ${table} ${name}`).join("; "))
-  const names = query(table, what, "-t", "list sets inet")
+  const look = query(table, what, `list map inet ${table} outside`)
   const once = Effect.gen(function*() {
     const listing = yield* look
-    const there: ReadonlySet<string> = new Set(
-      List.machines(listing).flatMap(({ token }) => tokens.has(token) ? [token] : [])
-    )
+    const links = new Map(List.machines(listing).map(({ link, token }) => [token, link]))
+    const there = wanted.flatMap((machine) => {
+      const link = links.get(machine.token)
+      return link === undefined ? [] : [{ ...machine, link }]
+    })
     if (dryRun || listing.nftables.length === 0) return there
-    const found = there.size === 0 ? [] : List.find(listing, yield* names, tokens)
-    if (found.length > 0) {
+    if (there.length > 0) {
+      const sets = List.ownSets(table, yield* query(table, what, "-t", "list sets inet"))
+      const found = there.map((machine) => ({ machine, sets: sets.get(machine.token) ?? [] }))
       yield* apply(table, `removing the rules of ${people(found.length)}`, Text.remove(table, found))
     }
-    if (List.machines(listing).length === found.length) {
+    // Of two that go at the same time, the later one finds nobody.
+    if (links.size === 0 || List.machines(yield* look).length === 0) {
       yield* apply(table, `removing table ${table}`, Text.removeUnused(table)).pipe(
         // Somebody has come, or has removed it before us.
-        Effect.catchIf(
-          (error) => stderrHas(error, "resource busy") || stderrHas(error, "No such file or directory"),
-          () => Effect.void
-        )
+        Effect.catchIf((error) => busy.some((words) => stderrHas(error, words)), () => Effect.void)
       )
     }
     return there
   })
-  return yield* Effect.retry(once, { times: attempts - 1, while: ({ reason }) => reason._tag === "CommandFailed" })
+  const there = yield* Effect.retry(once, {
+    times: attempts - 1,
+    while: ({ reason }) => reason._tag === "CommandFailed"
+  })
+  return new Set(there.map(({ token }) => token))
 })
 
-const Data = Schema.Struct({ table: Schema.String.check(Schema.isPattern(/^[a-z][a-z0-9-]{0,47}$/)) })
+const Address = Schema.String.check(Schema.isPattern(/^[0-9a-f.:]{2,39}$/))
+const Ends = Schema.Struct({ guest: Address, gateway: Address })
+
+const Data = Schema.Struct({
+  table: Schema.String.check(Schema.isPattern(tablePattern)),
+  link: Schema.String.check(Schema.isPattern(linkPattern)),
+  mac: Schema.String.check(Schema.isPattern(macPattern)),
+  v4: Schema.optionalKey(Ends),
+  v6: Schema.optionalKey(Ends),
+  masquerade: Schema.Boolean
+})
 
 /**
- * What a machine has in a table: found by the token that its chains, sets and counters have in their names.
+ * What a machine has in a table: found by the token that its chains and sets have in their names, and to which the table leads
+ * from its link. What else the claim says of the link is removed only then.
  *
  * @category resources
  * @since 0.1.0
  */
-export const rules: ResourceKind<typeof Data.Type, HostCommands> = {
+export const rules: ResourceKind<typeof Data.Encoded, HostCommands> = {
   kind: "rules",
   data: Data,
-  describe: ({ table }) => `firewall rules in table ${table}`,
+  describe: ({ link, table }) => `firewall rules of ${link} in table ${table}`,
   reclaim: Effect.fn("Firewall.reclaim")(function*(claims, { dryRun }) {
     const verdicts = new Map<string, Verdict>()
     for (const [table, group] of Map.groupBy(claims, ({ data }) => data.table)) {
-      const tokens = new Set(group.map(({ owner }) => owner.token))
-      const there = yield* Effect.result(remove(table, tokens, dryRun))
-      for (const token of tokens) {
+      const there = yield* Effect.result(
+        remove(table, group.map(({ data, owner: { token } }) => ({ ...data, token })), dryRun)
+      )
+      for (const { owner: { token } } of group) {
         verdicts.set(
           `${table} ${token}`,
           Result.isFailure(there)
@@ -502,6 +527,8 @@ const mayLearn = (options: Options) => {
     )
 }
 
+const none: Count = { packets: 0, bytes: 0 }
+
 /**
  * The firewall of this host. Nothing is looked at or done before the first `install`. Fails with `InvalidArgument`.
  *
@@ -520,7 +547,10 @@ export const layer = (options: Options = {}): Layer.Layer<Firewall, HostError.Ho
       const provide = Effect.provideService(HostCommands, commands)
       return Firewall.of({
         table,
-        claim: { kind: rules.kind, data: { table } },
+        claim: (machine) => {
+          const { token: _, ...data } = know(machine)
+          return { kind: rules.kind, data: { table, ...data } }
+        },
         install: Effect.fn("Firewall.install")(function*(machines) {
           if (machines.length === 0) return
           const text = yield* Effect.fromResult(plan(machines, options))
@@ -549,29 +579,23 @@ export const layer = (options: Options = {}): Layer.Layer<Firewall, HostError.Ho
           yield* apply(table, `addresses of ${ours.join(", ")} for machine ${machine.id}`, text)
         }, provide),
         uninstall: Effect.fn("Firewall.uninstall")(function*(machines) {
-          yield* remove(table, new Set(machines.map(({ token }) => token)), false)
+          yield* remove(table, machines.map(know), false)
         }, provide),
-        counters: query(
-          table,
-          "reading the counters",
-          [
-            `list map inet ${table} outside`,
-            ...Text.counters.map((counter) => `list set inet ${table} ${counter}`)
-          ].join("; ")
-        ).pipe(
-          Effect.map((listing) => {
-            const counts = List.counts(listing)
-            const of = (which: Text.Counter, link: string): Count =>
-              counts.get(which)?.get(link) ?? { packets: 0, bytes: 0 }
-            return new Map(
-              List.machines(listing).map(({ link, token }) => [token, {
-                allowedOut: of("allowed-out", link),
-                allowedIn: of("allowed-in", link),
-                deniedOut: of("denied-out", link),
-                deniedIn: of("denied-in", link)
-              }])
-            )
-          }),
+        counters: Effect.gen(function*() {
+          const read = (which: Text.Counter) =>
+            Effect.map(query(table, "reading the counters", `list set inet ${table} ${which}`), List.counts)
+          const allowedOut = yield* read("allowed-out")
+          const allowedIn = yield* read("allowed-in")
+          const deniedOut = yield* read("denied-out")
+          const deniedIn = yield* read("denied-in")
+          const machines = List.machines(yield* query(table, "listing machines", `list map inet ${table} outside`))
+          return new Map(machines.map(({ link, token }) => [token, {
+            allowedOut: allowedOut.get(link) ?? none,
+            allowedIn: allowedIn.get(link) ?? none,
+            deniedOut: deniedOut.get(link) ?? none,
+            deniedIn: deniedIn.get(link) ?? none
+          }]))
+        }).pipe(
           Effect.withSpan("Firewall.counters"),
           provide
         ),

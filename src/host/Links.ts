@@ -155,10 +155,7 @@ const isThere = ({ links, netns }: { readonly links: ReadonlyArray<string>; read
 
 /** A group of links that has no member yet. */
 const freeGroup = (groups: ReadonlySet<string | undefined>): Effect.Effect<number> =>
-  Effect.flatMap(
-    Random.nextIntBetween(2 ** 16, 2 ** 31 - 1),
-    (group) => groups.has(String(group)) ? freeGroup(groups) : Effect.succeed(group)
-  )
+  Effect.repeat(Random.nextIntBetween(2 ** 16, 2 ** 31 - 1), { while: (group) => groups.has(String(group)) })
 
 const reclaim = Effect.fn("Links.reclaim")(function*(
   claims: ReadonlyArray<Wanted>,
@@ -284,7 +281,7 @@ const make = Effect.gen(function*() {
  * const owner = { id: "web-1", token: "00f1e2d3c4b5a697" }
  * const program = Links.Links.use((links) => links.make([{ name: "mv3fa2-1", owner, topology: LinkSpec.Topology.Namespace() }]))
  * const [link] = await Effect.runPromise(program.pipe(Effect.provide(Links.layer.pipe(Layer.provide(host)))))
- * link.enter // => ["nsenter", "--net=/run/netns/effect-microvm-00f1e2d3c4b5a697", "--"]
+ * link?.enter // => ["nsenter", "--net=/run/netns/effect-microvm-00f1e2d3c4b5a697", "--"]
  * ```
  *
  * @category layers

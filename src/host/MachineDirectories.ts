@@ -121,10 +121,16 @@ export const kind: ResourceKind<Data, FileSystem.FileSystem | Path.Path> = {
   describe: ({ path }) => `directory ${path}`,
   reclaim: Effect.fnUntraced(function*(claims, { dryRun }) {
     const mounts = yield* readMounts
-    return yield* Effect.forEach(claims, (claim) =>
-      Effect.catch(reclaimOne(claim, mounts, dryRun), ({ message }) =>
-        Effect.succeed(Verdict.Stuck({ why: message, remedy: `remove ${claim.data.path} by hand` }))), {
-      concurrency: 16
-    })
+    return yield* Effect.forEach(
+      claims,
+      (claim) =>
+        Effect.catch(
+          reclaimOne(claim, mounts, dryRun),
+          ({ message }) => Effect.succeed(Verdict.Stuck({ why: message, remedy: `remove ${claim.data.path} by hand` }))
+        ),
+      {
+        concurrency: 16
+      }
+    )
   })
 }

@@ -150,11 +150,12 @@ const make = Effect.fnUntraced(function*(settings: Settings) {
       })
       const mtu = options.mtu ?? facts.mtu
       yield* entry.update({
-        claim: [addresses.claim, firewall.claim],
+        claim: [addresses.claim],
         labels: { [allowLabel]: JSON.stringify(allow.map(EgressRule.format)) }
       })
       const allocation = yield* addresses.allocate(entry)
       const { tap, v4, v6 } = allocation
+      const machine = toMachine(entry, allocation, allow)
       const spec = {
         name: tap,
         owner: entry,
@@ -164,11 +165,11 @@ const make = Effect.fnUntraced(function*(settings: Settings) {
         topology
       }
       yield* entry.update({
-        claim: [Links.claim(spec)],
+        claim: [firewall.claim(machine), Links.claim(spec)],
         labels: { address: Addresses.toNetwork(allocation).address }
       })
       // Before the link is up, so that there is no moment in which it is open.
-      yield* firewall.install([toMachine(entry, allocation, allow)])
+      yield* firewall.install([machine])
       const [link] = yield* links.make([spec])
       const control = yield* serve(entry, allocation, allow)
       return {

@@ -73,17 +73,14 @@ const settingsBy = (run: ReturnType<typeof CommandRunner.make>): KernelSettings[
 const make = (netns: string | undefined) =>
   Effect.map(ProcessHost, (host) => {
     const run = CommandRunner.make(host, netns === undefined ? [] : ["nsenter", `--net=${netns}`, "--"])
-    return Context.make(HostCommands, {
-      run: Effect.fn("HostCommands.run")((command) =>
-        run({
-          program: command.program,
-          args: command.args,
-          input: command.input,
-          what: command.what,
-          within: command.within ?? defaultTime
-        })
+    const commands = HostCommands.of({
+      run: Effect.fn("HostCommands.run")(({ args, input, program, what, within = defaultTime }) =>
+        run({ program, args, input, what, within })
       )
-    }).pipe(Context.add(KernelSettings, netns === undefined ? ownSettings : settingsBy(run)))
+    })
+    return Context.make(HostCommands, commands).pipe(
+      Context.add(KernelSettings, netns === undefined ? ownSettings : settingsBy(run))
+    )
   })
 
 /**

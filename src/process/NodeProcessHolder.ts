@@ -26,7 +26,13 @@ import * as Client from "./internal/NodeHolderClient.ts"
 import { pollUntil } from "./internal/reach.ts"
 import * as Mark from "./Mark.ts"
 import { fromReason, ProcessError, ProcessErrorReason } from "./ProcessError.ts"
-import { type AttachOptions, type Destruction, type HeldProcess, type HoldOptions, ProcessHolder } from "./ProcessHolder.ts"
+import {
+  type AttachOptions,
+  type Destruction,
+  type HeldProcess,
+  type HoldOptions,
+  ProcessHolder
+} from "./ProcessHolder.ts"
 import { isAlive, ProcessHost } from "./ProcessHost.ts"
 
 /** From any place that this module is bundled into, as from where it is written, it is one way to the program. */
@@ -95,8 +101,12 @@ const startHolder = (order: Protocol.Order): Effect.Effect<void, ProcessError> =
         const why = "there is, or was, a process in it: give an empty directory"
         return resume(Effect.fail(fromReason(ProcessErrorReason.InvalidArgument({ field: "directory", why }))))
       }
-      const said = attempt(() => NodeFs.readFileSync(NodePath.join(directory, Protocol.files.log), "utf8").slice(0, 4096))
-      const why = started?._tag === "Refused" ? `it cannot write there: ${started.code}` : `it ended at once\n${said ?? ""}`
+      const said = attempt(() =>
+        NodeFs.readFileSync(NodePath.join(directory, Protocol.files.log), "utf8").slice(0, 4096)
+      )
+      const why = started?._tag === "Refused"
+        ? `it cannot write there: ${started.code}`
+        : `it ended at once\n${said ?? ""}`
       resume(Effect.fail(holderFailed(directory, why.trimEnd())))
     }
     holder.once("error", (cause) => spawnFailed(process.execPath, errnoName(cause), withoutArguments(cause)))
@@ -323,7 +333,10 @@ const make = Effect.gen(function*() {
         yield* Effect.timeoutOption(pollUntil(holderGone), dyingTime)
       }
       if (Option.isSome(isKilled) && (yield* holderGone)) return { _tag: "Destroyed" }
-      return { _tag: "Stuck", why: `it was killed, and did not end within ${dyingTime}: does it wait for a device (D)?` }
+      return {
+        _tag: "Stuck",
+        why: `it was killed, and did not end within ${dyingTime}: does it wait for a device (D)?`
+      }
     }
   )
 

@@ -57,5 +57,4 @@ export const layer: Layer.Layer<Services> = ProcessSpawner.layer.pipe(Layer.prov
  */
 export const layerWith = (
   defaults: SpawnOptions
-): Layer.Layer<Services> =>
-  ProcessSpawner.layerWith(defaults).pipe(Layer.provideMerge(services))
+): Layer.Layer<Services> => ProcessSpawner.layerWith(defaults).pipe(Layer.provideMerge(services))

@@ -203,8 +203,11 @@ export const layerWith = (
  * @category layers
  * @since 0.1.0
  */
-export const layer: Layer.Layer<MicroVmProvider, MicroVmError.MicroVmError, QemuHost.QemuHost | ProcessHolder | ProcessSpawner> =
-  layerWith({})
+export const layer: Layer.Layer<
+  MicroVmProvider,
+  MicroVmError.MicroVmError,
+  QemuHost.QemuHost | ProcessHolder | ProcessSpawner
+> = layerWith({})
 
 /**
  * The options from configuration: `MICROVM_QEMU_BIN`, `MICROVM_QEMU_ACCELERATOR` (`auto`, `kvm`, `tcg`) and

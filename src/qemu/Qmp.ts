@@ -188,8 +188,8 @@ const connect = Effect.fnUntraced(function*(
 
   const pull = yield* Effect.mapError(Socket.readerBytes(socket), fromSocketError)
   const writer = yield* socket.writer
-  const bytes = Stream.fromPull(Effect.succeed(Effect.mapError(pull, fromSocketError)))
-  yield* (greets ? bytes : fromWholeLine(bytes, maxLineBytes)).pipe(
+  const incoming = Stream.fromPull(Effect.succeed(Effect.mapError(pull, fromSocketError)))
+  yield* (greets ? incoming : fromWholeLine(incoming, maxLineBytes)).pipe(
     Stream.pipeThroughChannel(Ndjson.decode<QmpError>({ maxLineBytes, ignoreEmptyLines: true })),
     Stream.mapError((error) => error._tag === "NdjsonError" ? fromNdjsonError(error, maxLineBytes) : error),
     Stream.runForEach(onLine),

@@ -5,7 +5,7 @@
  */
 import * as Effect from "effect/Effect"
 import type { HostError } from "../host/HostError.ts"
-import type * as MachineNetworks from "../host/MachineNetworks.ts"
+import * as MachineNetworks from "../host/MachineNetworks.ts"
 import type { JournalError } from "../journal/JournalError.ts"
 import type { Resource } from "./Supervisor.ts"
 
@@ -16,11 +16,10 @@ import type { Resource } from "./Supervisor.ts"
  * @since 0.1.0
  */
 export const network = (
-  networks: MachineNetworks.MachineNetworks["Service"],
   options: MachineNetworks.Options
-): Resource<HostError | JournalError> => ({
+): Resource<HostError | JournalError, MachineNetworks.MachineNetworks> => ({
   acquire: Effect.fnUntraced(function*(entry) {
-    const { netns, network: card } = yield* networks.attach(entry, options)
+    const { netns, network: card } = yield* MachineNetworks.MachineNetworks.use(({ attach }) => attach(entry, options))
     return { networks: [card], netns }
   })
 })

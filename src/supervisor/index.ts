@@ -3,5 +3,7 @@
  *
  * @since 0.1.0
  */
+export * as NodeSupervisor from "./NodeSupervisor.ts"
+export * as Resources from "./Resources.ts"
 export * as Supervisor from "./Supervisor.ts"
 export * as Watchdog from "./Watchdog.ts"

@@ -6,6 +6,7 @@ import * as Layer from "effect/Layer"
 import * as Backend from "../../src/cli/Backend.ts"
 import type * as FirecrackerHost from "../../src/firecracker/FirecrackerHost.ts"
 import { MicroVmProvider } from "../../src/microvm/MicroVmProvider.ts"
+import * as NodeProcessHolder from "../../src/process/NodeProcessHolder.ts"
 import * as QemuHost from "../../src/qemu/QemuHost.ts"
 import * as ScriptedProcess from "../../src/testing/ScriptedProcess.ts"
 import { firecracker as firecrackerOf, observations, qemuHost } from "./world.ts"
@@ -32,7 +33,7 @@ const took = (
       Backend.layer(choice).pipe(
         Layer.provide(Layer.succeed(QemuHost.QemuHost, { ...qemuHost(), observe })),
         Layer.provide(firecrackerOf(firecracker)),
-        Layer.provide(ScriptedProcess.layer({ script: () => ({}) })),
+        Layer.provide(Layer.provideMerge(NodeProcessHolder.layer, ScriptedProcess.layer({ script: () => ({}) }))),
         Layer.provide(ConfigProvider.layer(ConfigProvider.fromEnv({ env })))
       )
     ))

@@ -134,7 +134,11 @@ describe("a command of a visitor", () => {
         }))
       const written: Record<string, string> = { out: "", err: "" }
       const into = (name: string) =>
-        Sink.forEach((chunk: Uint8Array) => Effect.sync(() => written[name] += new TextDecoder().decode(chunk)))
+        Sink.forEach((chunk: Uint8Array) =>
+          Effect.sync(() => {
+            written[name] = `${written[name]}${new TextDecoder().decode(chunk)}`
+          })
+        )
       const status = yield* control.exec("m", command, {
         ...noStreams,
         stdin: Stream.encodeText(Stream.make("a", "b")),
@@ -225,8 +229,9 @@ describe("a command of a visitor", () => {
           Effect.andThen(Effect.never),
           Effect.onInterrupt(() => Effect.sync(() => void interrupted.push(request._tag)))
         ))
-      for (const asked of [control.exec("m", command, noStreams), control.ask("m", { _tag: "Save", name: "s" })]) {
-        const asking = yield* background(asked)
+      const save: ControlRequest.Request = { _tag: "Save", name: "s" }
+      for (const asked of [control.exec("m", command, noStreams), control.ask("m", save)]) {
+        const asking = yield* background(Effect.asVoid<unknown, ControlError, never>(asked))
         yield* Queue.take(begun)
         yield* Fiber.interrupt(asking)
         yield* settled
@@ -314,7 +319,7 @@ describe("a command of a visitor", () => {
           stdin: Stream.fromIterable(chunks.map((chunk) => Uint8Array.from(chunk))),
           stdout: Sink.forEach((chunk: Uint8Array) => Effect.sync(() => got.push(chunk)))
         })
-        assert.deepStrictEqual([...Buffer.concat(got)], chunks.flat())
+        assert.deepStrictEqual(Array.from(Buffer.concat(got)), chunks.flat())
       }).pipe(Effect.scoped, Effect.provide(Control.layerMemory))
   )
 })

@@ -125,12 +125,12 @@ describe("flags", () => {
       command: []
     })
     assert.deepStrictEqual(faults.toSorted(), [
+      `--allow "tcp:443" is not possible: say by which protocol: tcp:443/tcp or tcp:443/udp`,
       "--env A has no value: write A=VALUE",
       "--env C holds a NUL byte: remove it",
       `--env name "1B" is not valid: use letters, digits and _, no digit first`,
       `--grace "soon" is no duration above zero: write 500ms, 30s, 5m or 2h`,
       "--memory 1 is not possible: give a whole number of MiB from 96 to 1048576",
-      `--allow "tcp:443" is not possible: say by which protocol: tcp:443/tcp or tcp:443/udp`,
       `--name "bad_" is not possible: give 1 to 64 letters, digits and "-", the first and the last no "-"`,
       `--timeout "0s" is no duration above zero: write 500ms, 30s, 5m or 2h`,
       "--vcpus 99 is not possible: give a whole number from 1 to 32",

@@ -3,6 +3,7 @@ import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
 import * as TestClock from "effect/testing/TestClock"
 import * as Control from "../../src/cli/Control.ts"
+import type * as ControlRequest from "../../src/cli/ControlRequest.ts"
 import * as Snapshots from "../../src/cli/Snapshots.ts"
 import * as MicroVmError from "../../src/microvm/MicroVmError.ts"
 import type * as Snapshot from "../../src/microvm/Snapshot.ts"
@@ -198,9 +199,12 @@ describe("snapshot verify", () => {
 })
 
 describe("snapshot save", () => {
-  const controlWith = (ask: Control.Control["Service"]["ask"]): Control.Control["Service"] => ({
+  const controlWith = (
+    answer: (id: string, request: ControlRequest.Request) => Effect.Effect<ControlRequest.Answer, Control.ControlError>
+  ): Control.Control["Service"] => ({
     listen: () => Effect.void,
-    ask
+    ask: (id, request) => Effect.flatMap(answer(id, request), (one) => Control.toAnswer(id, request, one)),
+    exec: () => Effect.die(new Error("a command is run"))
   })
   const unasked = controlWith(() => Effect.die(new Error("a run was asked")))
 

@@ -12,6 +12,7 @@ import * as Stream from "effect/Stream"
 import * as TestConsole from "effect/testing/TestConsole"
 import * as Commands from "../../src/cli/Commands.ts"
 import { Control } from "../../src/cli/Control.ts"
+import { Detach } from "../../src/cli/NodeDetach.ts"
 import { Reporter } from "../../src/cli/Reporter.ts"
 import type { Observations } from "../../src/firecracker/FirecrackerHost.ts"
 import { ImageStore } from "../../src/image/ImageStore.ts"
@@ -19,10 +20,12 @@ import * as NodeHasher from "../../src/image/NodeHasher.ts"
 import type { Signal } from "../../src/lifecycle/Signal.ts"
 import * as MicroVmError from "../../src/microvm/MicroVmError.ts"
 import { SnapshotStore } from "../../src/microvm/SnapshotStore.ts"
+import * as NodeProcessHolder from "../../src/process/NodeProcessHolder.ts"
 import type { ProcessHost } from "../../src/process/ProcessHost.ts"
 import * as QemuHost from "../../src/qemu/QemuHost.ts"
 import * as ScriptedProcess from "../../src/testing/ScriptedProcess.ts"
 import { layerHostFacts } from "../host/hostFacts.ts"
+import * as MemoryRunHost from "./memoryRunHost.ts"
 import { firecracker, image, imageStore, makeSignals, qemuHost, Written } from "./world.ts"
 
 export interface Host {
@@ -80,15 +83,19 @@ export const microvm = Effect.fnUntraced(function*(args: ReadonlyArray<string>, 
         layerHostFacts(host.facts),
         Layer.succeed(SnapshotStore, host.snapshots ?? noSnapshots),
         host.control === undefined ? Control.layerMemory : Layer.succeed(Control, host.control),
+        Detach.layerNone,
+        MemoryRunHost.layer,
         NodeHasher.layer,
         SecureRandom.layerWebCrypto,
-        ScriptedProcess.layer({
-          cgroups: true,
-          script: ({ executable }) => {
-            started.push(executable)
-            return host.qemu?.process ?? { exitAfter: 0 }
-          }
-        }).pipe(Layer.tap((context) => host.qemu?.onHost(context) ?? Effect.void)),
+        NodeProcessHolder.layer.pipe(Layer.provideMerge(
+          ScriptedProcess.layer({
+            cgroups: true,
+            script: ({ executable }) => {
+              started.push(executable)
+              return host.qemu?.process ?? { exitAfter: 0 }
+            }
+          }).pipe(Layer.tap((context) => host.qemu?.onHost(context) ?? Effect.void))
+        )),
         ConfigProvider.layer(ConfigProvider.fromEnv({ env: { HOME: "/nonexistent", ...host.env } })),
         Stdio.layerTest({ stdout: stdout.sink, stdin: Stream.encodeText(Stream.make(host.stdin ?? "")) })
       ).pipe(Layer.provideMerge(NodeServices.layer))

@@ -207,7 +207,9 @@ layer(host, { excludeTestServices: true })("a log", (it) => {
 })
 
 layer(host, { excludeTestServices: true })("a directory", (it) => {
-  const make = (options: Partial<FirecrackerHost.DirectoryOptions> = {}) =>
+  const make = (
+    options: Partial<FirecrackerHost.DirectoryOptions & { readonly parent: string | undefined }> = {}
+  ) =>
     FirecrackerHost.FirecrackerHost.use(({ makeDirectory }) =>
       makeDirectory({ parent: join(work, "a", "b"), links: new Map(), files: [], ...options })
     )
@@ -265,5 +267,39 @@ layer(host, { excludeTestServices: true })("a directory", (it) => {
       vi.stubEnv("XDG_RUNTIME_DIR", work)
       NodeFs.chownSync(work, 65534, 65534)
       assert.strictEqual(yield* where, join(work, "home/.local/state/effect-microvm-runtime/firecracker"))
+    }))
+})
+
+layer(host, { excludeTestServices: true })("a directory that is kept", (it) => {
+  it.effect("is this very one, stays, and is made once", () =>
+    Effect.gen(function*() {
+      const path = join(work, "kept")
+      const make = use(({ keepDirectory }) =>
+        keepDirectory(path, { links: new Map([["drive-a", "/dev/null"]]), files: ["log"] })
+      )
+      yield* make
+      assert.strictEqual(NodeFs.statSync(path).mode & 0o777, 0o700)
+      assert.deepStrictEqual(NodeFs.readdirSync(path).toSorted(), ["drive-a", "log"])
+      assert.include((yield* Effect.flip(make)).message, "there is, or was, a machine in it: give an empty one")
+      NodeFs.mkdirSync(join(path, "below"))
+      yield* use(({ empty }) => empty(path))
+      assert.deepStrictEqual(NodeFs.readdirSync(path), [])
+      assert.isTrue(NodeFs.statSync("/dev/null").isCharacterDevice())
+      assert.include((yield* Effect.flip(use(({ empty }) => empty(join(work, "none"))))).message, "ENOENT")
+    }))
+
+  it.effect("has texts that are whole, for this user alone", () =>
+    Effect.gen(function*() {
+      const path = join(work, "text")
+      const read = (file: string) => use((one) => one.read(file))
+      assert.isUndefined(yield* read(path))
+      yield* use((one) => one.write(path, "caf\u00e9"))
+      assert.strictEqual(yield* read(path), "caf\u00e9")
+      assert.strictEqual(NodeFs.statSync(path).mode & 0o777, 0o600)
+      assert.isFalse(NodeFs.existsSync(`${path}.new`))
+      NodeFs.symlinkSync(path, join(work, "text-link"))
+      assert.include((yield* Effect.flip(read(join(work, "text-link")))).message, "ELOOP")
+      assert.include((yield* Effect.flip(read(work))).message, "it is no file of")
+      assert.include((yield* Effect.flip(read(write("large", "x".repeat(2 ** 20 + 1))))).message, "it is no file of")
     }))
 })

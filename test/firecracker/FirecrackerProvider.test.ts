@@ -12,6 +12,7 @@ import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import * as Scope from "effect/Scope"
 import * as Socket from "effect/socket/Socket"
+import * as Stream from "effect/Stream"
 import * as TestClock from "effect/testing/TestClock"
 import { setImmediate } from "node:timers/promises"
 import type { ApiRequest, ApiResponse } from "../../src/firecracker/ApiTransport.ts"
@@ -26,7 +27,10 @@ import * as Machine from "../../src/microvm/Machine.ts"
 import * as MachineSpec from "../../src/microvm/MachineSpec.ts"
 import { MicroVmProvider } from "../../src/microvm/MicroVmProvider.ts"
 import type { Snapshot } from "../../src/microvm/Snapshot.ts"
+import { fromReason, ProcessErrorReason } from "../../src/process/ProcessError.ts"
+import { type HeldProcess, ProcessHolder } from "../../src/process/ProcessHolder.ts"
 import { ProcessHost } from "../../src/process/ProcessHost.ts"
+import { ProcessSpawner } from "../../src/process/ProcessSpawner.ts"
 import * as ScriptedProcess from "../../src/testing/ScriptedProcess.ts"
 
 const observations: FirecrackerHost.Observations = {
@@ -52,6 +56,8 @@ interface Script {
   readonly observed?: Partial<FirecrackerHost.Observations>
   readonly inspect?: (path: string, writable: boolean) => Partial<FirecrackerHost.FileFacts>
   readonly log?: string
+  /** Why nobody can get hold of one that is kept. */
+  readonly holdFault?: ProcessErrorReason
   /** How the server of its pages ends. */
   readonly pagesEnd?: PageServer.Serving["ended"]
   /** How it answers; 204 otherwise, and its version to `GET /version`. */
@@ -83,10 +89,11 @@ const reactions = { SIGUSR1: { exitAfter: "1 millis" } } as const
 const unused = () => Effect.die("not expected")
 
 const host = (
-  { answer, inspect, log = "", observed, options = {}, pagesEnd = Effect.never, process }: Script,
+  { answer, holdFault, inspect, log = "", observed, options = {}, pagesEnd = Effect.never, process }: Script,
   { calls, files }: Seen
 ) => {
   const note = (what: string) => Effect.sync(() => void files.push(what))
+  const texts = new Map<string, string>()
   const facts = Layer.succeed(FirecrackerHost.FirecrackerHost, {
     observe: () => Effect.succeed({ ...observations, ...observed }),
     inspect: (path, { writable = false } = {}) => Effect.succeed({ path, ...inspect?.(path, writable) }),
@@ -111,6 +118,15 @@ const host = (
             }))
           })
       }),
+    keepDirectory: (directory, { files: empty, links }) =>
+      note([`${directory} kept`, ...Array.from(links, ([name, to]) => `${name} to ${to}`), ...empty].join(", ")),
+    empty: (directory) => note(`${directory} emptied`),
+    write: (path, text) =>
+      Effect.andThen(
+        note(`${path} written`),
+        Effect.sync(() => void texts.set(path, text))
+      ),
+    read: (path) => Effect.sync(() => texts.get(path)),
     copy: (from, to) => note(`${from} to ${to}`),
     makeReadable: (path) => note(`${path} for all`),
     remove: (paths) => note(`removed ${paths.join(", ")}`),
@@ -168,7 +184,11 @@ const host = (
         Effect.acquireRelease(note(`${path} made`), () => note(`${path} removed`)),
         { read: Effect.succeed(new Uint8Array()) }
       ),
-    open: unused
+    open: (path) =>
+      Effect.as(
+        Effect.acquireRelease(note(`${path} opened`), () => note(`${path} closed`)),
+        { read: Effect.succeed(new Uint8Array()) }
+      )
   })
   const pages = Layer.succeed(PageServer.PageServer, {
     start: ({ memory, socket }) =>
@@ -181,9 +201,43 @@ const host = (
         })
       )
   })
+  /** One that holds processes by not letting go of them. */
+  const holder = Layer.effect(
+    ProcessHolder,
+    Effect.gen(function*() {
+      const spawner = yield* ProcessSpawner
+      const scope = yield* Effect.scope
+      const held = new Map<string, HeldProcess>()
+      const notHeld = (directory: string) =>
+        fromReason(ProcessErrorReason.NotHeld({ directory, why: "it holds no process" }))
+      return ProcessHolder.of({
+        spawn: (command, { cgroup, directory, policy }) =>
+          note(`held in ${directory}, of ${cgroup}`).pipe(
+            Effect.andThen(Scope.provide(spawner.spawn(command, { policy, killScope: "group" }), scope)),
+            Effect.map((process) => ({ ...process, note: "" })),
+            Effect.tap((process) => Effect.sync(() => void held.set(directory, process)))
+          ),
+        attach: ({ directory }) =>
+          Effect.suspend(() => {
+            const process = held.get(directory)
+            if (holdFault !== undefined) return Effect.fail(fromReason(holdFault))
+            return process === undefined ? Effect.fail(notHeld(directory)) : Effect.succeed(process)
+          }),
+        follow: () => Stream.die("not expected"),
+        destroy: ({ directory }) =>
+          Effect.suspend(() => {
+            const process = held.get(directory)
+            return process === undefined ? Effect.void : Effect.ignore(process.shutdown({ atLeast: "SIGKILL" }))
+          }).pipe(
+            Effect.andThen(note(`destroyed in ${directory}`)),
+            Effect.as({ _tag: "Destroyed" })
+          )
+      })
+    })
+  )
   const processes = ScriptedProcess.layer({ script: () => ({ on: reactions, ...process }) })
   return FirecrackerProvider.layerWith(options).pipe(
-    Layer.provide([facts, vsock, jail, metrics, pages]),
+    Layer.provide([facts, vsock, jail, metrics, pages, holder]),
     Layer.provideMerge(processes)
   )
 }
@@ -793,6 +847,171 @@ describe("restoring", () => {
         assert.strictEqual(calls.at(-1), `PATCH /vm {"state":"Resumed"}`)
         assert.strictEqual((yield* vmm.save("/out")).form, "full")
       })))
+})
+
+describe("a machine that is kept", () => {
+  const keep = { directory: "/keep" }
+  const keeping = MicroVmProvider.use((provider) => provider.launch(spec, { keep, cgroup: "/cg" }))
+  const attach = MicroVmProvider.use((provider) => provider.attach(spec, keep))
+  const saying = (state: string) => ({ method, path }: ApiRequest): Answer | undefined =>
+    method === "GET" && path === "/"
+      ? Effect.succeed({
+        status: 200,
+        body: JSON.stringify({ app_name: "Firecracker", id: "a", state, vmm_version: "1.16.1" })
+      })
+      : undefined
+
+  it.effect("is in the directory that it is given, is written down when it is whole, and stays", () =>
+    onHost({ options: { metrics: true }, answer: saying("Not started") }, ({ files }) =>
+      Effect.gen(function*() {
+        yield* Effect.scoped(keeping)
+        assert.deepStrictEqual(files, [
+          "/keep/machine kept, kernel to /k, initramfs to /i, firecracker.log, firecracker.metrics",
+          "/keep/machine/firecracker.metrics opened",
+          "held in /keep, of /cg",
+          "/keep/machine/kept.json written",
+          "/keep/machine/firecracker.metrics closed"
+        ])
+        assert.strictEqual(yield* alive, 1)
+        assert.deepStrictEqual(yield* signals, [])
+      })))
+
+  it.effect.each([["Not started", "created"], ["Running", "running"], ["Paused", "paused"]] as const)(
+    "that says it is %s is found %s",
+    ([said, found]) =>
+      onHost({ answer: saying(said) }, ({ calls }) =>
+        Effect.gen(function*() {
+          yield* Effect.scoped(keeping)
+          const { state, vmm } = yield* attach
+          assert.strictEqual(state, found)
+          calls.length = 0
+          yield* vmm.resume
+          assert.deepStrictEqual(calls, [
+            found === "created" ? `PUT /actions {"action_type":"InstanceStart"}` : `PATCH /vm {"state":"Resumed"}`
+          ])
+          assert.isTrue(Option.isSome(vmm.pid))
+          assert.strictEqual(yield* messageOf(vmm.channel("none")), noChannel)
+          yield* through(vmm.request("Kill"))
+          assert.strictEqual((yield* through(vmm.ended))._tag, "Killed")
+        }))
+  )
+
+  const noChannel = `Machine "a" has no channel "none": it has agent; name it in the spec's channels`
+
+  it.effect("has a plan that follows it, whoever saves it", () =>
+    onHost({ answer: saying("Not started") }, ({ files }) =>
+      Effect.gen(function*() {
+        yield* Effect.scoped(keeping)
+        const { vmm } = yield* attach
+        const saved = yield* vmm.save("/to")
+        assert.strictEqual(saved.form, "unstarted")
+        assert.strictEqual(saved.madeBy, "Firecracker 1.16.1")
+        const { platform } = yield* MicroVmProvider
+        assert.deepStrictEqual(saved.platform, yield* Effect.fromResult(platform(spec)))
+        assert.deepStrictEqual(files.slice(-2), ["/k to /to/kernel", "/i to /to/initramfs"])
+      })))
+
+  it.effect("that gives no answer is not waited for for ever, and is not ended", () =>
+    onHost({ answer: (request) => request.path === "/" ? slow(request) : undefined }, () =>
+      Effect.gen(function*() {
+        yield* Effect.scoped(keeping)
+        const asking = yield* Effect.forkChild(Effect.flip(attach), { startImmediately: true })
+        yield* TestClock.adjust("29 seconds")
+        assert.isUndefined(asking.pollUnsafe())
+        const error = yield* through(Fiber.join(asking))
+        assert.deepInclude(error.reason, { _tag: "AttachFailed", isHeld: false })
+        assert.include(error.message, "its Firecracker gave no answer within 30 seconds")
+        assert.deepStrictEqual(yield* signals, [])
+      })))
+
+  it.effect("that has ended tells its end, and everything else how it ended", () => {
+    let isGone = false
+    return onHost({ answer: (request) => isGone ? disconnected(request) : undefined }, () =>
+      Effect.gen(function*() {
+        yield* Effect.scoped(keeping)
+        yield* exit
+        isGone = true
+        const { vmm } = yield* attach
+        assert.strictEqual((yield* through(vmm.ended))._tag, "PoweredOff")
+        assert.include(yield* through(messageOf(vmm.pause)), "pause failed: Firecracker exited with code 0")
+      }))
+  })
+
+  const held = ProcessErrorReason.HandTaken({ directory: "/keep" })
+  const broken = ProcessErrorReason.HolderFailed({ directory: "/keep", why: "it makes no sense" })
+  it.effect.each([[held, true], [broken, false]] as const)(
+    "is not to be had: %o",
+    ([holdFault, isHeld]) =>
+      onHost({ holdFault }, () =>
+        Effect.gen(function*() {
+          const { reason } = yield* Effect.flip(attach)
+          assert.deepInclude(reason, { _tag: "AttachFailed", isHeld })
+        }))
+  )
+
+  it.effect("is attached to as itself only, and when it is whole", () =>
+    onHost({ answer: saying("Halted") }, () =>
+      Effect.gen(function*() {
+        assert.include(yield* messageOf(attach), "it holds no process")
+        yield* Effect.scoped(keeping)
+        assert.include(yield* messageOf(attach), `its Firecracker says that it is "Halted"`)
+        const other = { ...spec, id: Result.getOrThrow(MachineSpec.make({ id: "b", kernel: "/k" })).id }
+        const provider = yield* MicroVmProvider
+        assert.include(yield* messageOf(provider.attach(other, keep)), `the one in /keep is "a"`)
+      })))
+
+  it.effect("is destroyed when it does not come up, and when its launch is interrupted", () =>
+    onHost({
+      answer: (request) => request.path === "/vsock" ? Effect.never : undefined
+    }, ({ files }) =>
+      Effect.gen(function*() {
+        const launching = yield* Effect.forkChild(keeping, { startImmediately: true })
+        yield* through(Fiber.interrupt(launching))
+        assert.deepStrictEqual(files.slice(-2), ["held in /keep, of /cg", "destroyed in /keep"])
+        assert.strictEqual(yield* alive, 0)
+        assert.include(yield* messageOf(attach), "its launch was broken off")
+      })))
+
+  const user = { uid: 1001, gid: 1001 }
+  const observed = { jailer: { binary: "/bin/jailer", version: observations.version } }
+  it.effect.each(
+    [
+      [
+        "in a jail",
+        { jail: { user } },
+        { keep },
+        /does not support machines that are kept in jails: leave out the jail/
+      ],
+      [
+        "in a jail, in a control group",
+        { jail: { user } },
+        { cgroup: "/cg" },
+        /a control group for a machine in a jail/
+      ],
+      [
+        "with its memory served",
+        { memoryBackend: "uffd" },
+        { keep, from: snapshot("full") },
+        /MICROVM_MEM_BACKEND=file/
+      ]
+    ] as const
+  )(
+    "is refused before anything is done: %s",
+    ([_, options, how, why]) =>
+      onHost({ observed, options }, ({ files }) =>
+        Effect.gen(function*() {
+          const provider = yield* MicroVmProvider
+          const error = yield* Effect.flip(provider.launch(spec, how))
+          assert.strictEqual(error.reason._tag, "Unsupported")
+          assert.match(error.message, why)
+          assert.deepStrictEqual(Result.getFailure(provider.plan(spec, how)), Option.some(error))
+          assert.deepStrictEqual(files, [])
+          assert.strictEqual(provider.capabilities.keep, !("jail" in options))
+        }))
+  )
+
+  it.effect("boots, where only the memory of a restored one would be served", () =>
+    onHost({ options: { memoryBackend: "uffd" } }, () => Effect.asVoid(Effect.scoped(keeping))))
 })
 
 describe("a jailed machine", () => {

@@ -42,6 +42,8 @@ afterAll(() => rmSync(work, { recursive: true }))
 const stateDirectory = join(work, "state")
 const jails = join(work, "jails")
 mkdirSync(jails)
+const kept = join(work, "kept")
+mkdirSync(kept)
 const kernel = join(work, "vmlinux")
 writeFileSync(kernel, haltingKernel())
 
@@ -81,6 +83,7 @@ const isOurs = (pid: string): boolean => {
 /** Directories of machines, jails and their mounts, and Firecrackers that run there. */
 const left = Effect.sync((): ReadonlyArray<string> => [
   ...(existsSync(stateDirectory) ? readdirSync(stateDirectory) : []),
+  ...readdirSync(kept),
   ...readdirSync(jails, { encoding: "utf8", recursive: true }).filter((name) => name.includes("/")),
   ...readFileSync("/proc/self/mountinfo", "utf8").split("\n").filter((line) => line.includes(work)),
   ...readdirSync("/proc").filter((name) => /^\d+$/.test(name) && isOurs(name))
@@ -123,6 +126,10 @@ const conformance = (title: string, prefix: string, how: How, chosen: RegExp = /
         kill: (machine: Machine.Machine) => Effect.sync(() => process.kill(pidOf(machine), "SIGKILL"))
       }),
       left,
+      directory: Effect.acquireRelease(
+        Effect.sync(() => mkdtempSync(join(kept, "machine-"))),
+        (directory) => Effect.sync(() => rmSync(directory, { recursive: true }))
+      ),
       ...(how.real !== undefined ? {} : how.guest === "agent" ? agentRig : { echo: GuestAgent.channelName })
     })
     for (const { name, run, skip } of scenarios.filter((one) => chosen.test(one.name))) {

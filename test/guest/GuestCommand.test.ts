@@ -642,24 +642,27 @@ const twoProcesses = Effect.fnUntraced(function*(options: FakeGuestAgent.Options
   const death = yield* Deferred.make<void>()
   // Nothing of what is killed is closed in order.
   const never = yield* Scope.make()
-  const count = options.slots ?? 1
+  const slotCount = options.slots ?? 1
   const first = yield* Effect.gen(function*() {
     const agent = yield* GuestAgent.make(mortal(guest.socket, death))
     const slots = yield* GuestSlots.fromChannels(
-      count,
+      slotCount,
       (name) => Effect.map(guest.channel(name), (socket) => mortal(socket, death))
     )
     return { agent, slots }
   }).pipe(Scope.provide(never))
   return {
     guest,
-    first: { ...first, start: (command: string, ...args: ReadonlyArray<string>) =>
-      Scope.provide(GuestCommand.run(first.agent, first.slots, { command, args }), never) },
+    first: {
+      ...first,
+      start: (command: string, ...args: ReadonlyArray<string>) =>
+        Scope.provide(GuestCommand.run(first.agent, first.slots, { command, args }), never)
+    },
     kill: Effect.andThen(Deferred.succeed(death, undefined), settled),
     second: Effect.gen(function*() {
       return {
         agent: yield* GuestAgent.make(guest.socket),
-        slots: yield* GuestSlots.fromChannels(count, guest.channel)
+        slots: yield* GuestSlots.fromChannels(slotCount, guest.channel)
       }
     })
   }
@@ -737,7 +740,9 @@ describe("a command of a process that was killed", () => {
   it.effect("that the dead one has hardly started begins with its first byte", () =>
     Effect.gen(function*() {
       const { guest, kill, second } = yield* twoProcesses({
-        programs: { both: ({ write }) => Effect.as(Effect.andThen(write("stdout", "READY or not"), write("stderr", "e")), 0) }
+        programs: {
+          both: ({ write }) => Effect.as(Effect.andThen(write("stdout", "READY or not"), write("stderr", "e")), 0)
+        }
       })
       yield* kill
       const { agent, slots } = yield* second
@@ -804,7 +809,7 @@ describe("a command of a process that was killed", () => {
       const { start } = yield* setUp()
       const { description } = yield* inTime(Effect.scoped(start("true")))
       const Text = Schema.fromJsonString(GuestCommand.Description)
-      const text = yield* Schema.encodeEffect(Text)(description)
-      expect(yield* Schema.decodeEffect(Text)(text)).toEqual(description)
+      const label = yield* Schema.encodeEffect(Text)(description)
+      expect(yield* Schema.decodeEffect(Text)(label)).toEqual(description)
     }))
 })

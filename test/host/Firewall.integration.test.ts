@@ -3,6 +3,7 @@ import { Cidr, EgressRule, Firewall, type HostCommands, NodeHostCommands } from 
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Result from "effect/Result"
+import * as Schema from "effect/Schema"
 import { setTimeout as sleep } from "node:timers/promises"
 import { farSide, guest, hostSide, make, missing, type World } from "./packetWorld.ts"
 
@@ -21,7 +22,7 @@ const far = {
   }
 } as const
 
-const ports = [80, 81, 443, 5353]
+const ports = [80, 81, 82, 443, 5353]
 
 const rulesOf = (...texts: ReadonlyArray<string>) => Result.getOrThrow(EgressRule.parseAll(texts))
 
@@ -152,15 +153,10 @@ const datagram = (from: Uint8Array, to: Uint8Array, port: number, mark: Uint8Arr
 const passes = async (world: World, hope: number, frame: (mac: string) => { hex: string; mark: Uint8Array }) => {
   const toMac = world.run(world.host, "cat", `/sys/class/net/${guest(1).link}/address`).trim()
   const { hex, mark } = frame(toMac)
-  const seen = world.agents.internet.ask({
-    op: "sniff",
-    device: "net0",
-    hex: Buffer.from(mark).toString("hex"),
-    within: hope
-  })
-  await sleep(20)
+  await world.agents.internet.ask({ op: "watch", device: "net0" })
   await world.agents.guests[0]?.ask({ op: "frame", device: "eth0", hex })
-  return await seen === 0 ? "silent" : "open"
+  const seen = await world.agents.internet.ask({ op: "seen", hex: Buffer.from(mark).toString("hex"), within: hope })
+  return seen === true ? "open" : "silent"
 }
 
 const one = (world: World) => world.agents.guests[0] ?? world.agents.host
@@ -210,6 +206,7 @@ const rowsOf = (family: 4 | 6): ReadonlyArray<Row> => {
     { what: "UDP to the port that TCP has", probe: udp(allowed, 443), open: false },
     { what: "TCP to that port elsewhere", probe: tcp(other, 443), open: false },
     { what: "TCP anywhere, by a wide rule", probe: tcp(other, 80), open: true },
+    { what: "UDP by a rule that is wide in IPv6 only", probe: udp(other, 82), open: family === 6 },
     { what: "TCP to a whole target", probe: tcp(whole, 81), open: true },
     { what: "UDP to a whole target", probe: udp(whole, 81), open: true },
     { what: "a ping to a whole target", probe: ping(whole), open: true },
@@ -348,16 +345,10 @@ describe.skipIf(why !== undefined)("the firewall, with packets", () => {
       const request = [...u16(1), ...u16(0x0800), 6, 4, ...u16(1), ...macBytes(mac), ...toBytes(sender)]
       const frame = [...macBytes("ff:ff:ff:ff:ff:ff"), ...macBytes(mac), ...u16(0x0806), ...request]
       const answer = [...u16(2), ...macBytes(device), ...toBytes(wanted), ...macBytes(mac)]
-      const seen = one(world).ask({
-        op: "sniff",
-        device: "eth0",
-        hex: Buffer.from(answer).toString("hex"),
-        within: hope
-      })
-      await sleep(20)
+      await one(world).ask({ op: "watch", device: "eth0" })
       const hex = Buffer.from([...frame, ...new Uint8Array(6), ...toBytes(wanted)]).toString("hex")
       await one(world).ask({ op: "frame", device: "eth0", hex })
-      return await seen !== 0
+      return await one(world).ask({ op: "seen", hex: Buffer.from(answer).toString("hex"), within: hope }) === true
     }
     assert.isTrue(await answered(guest(1).v4, guest(1).gateway4, 4000))
     assert.isFalse(await answered(guest(1).v4, hostSide.v4, 250))
@@ -480,7 +471,11 @@ describe.skipIf(why !== undefined)("the firewall, with packets", () => {
     await firewall(({ install }) => install(many))
     assert.lengthOf(await firewall(({ list }) => list), 1000)
     await check(world, ({ open }) => open)
-    const claims = many.map(({ id, token }) => ({ owner: { id, token, bootId: "this" }, data: { table: "packets" } }))
+    const claim = await firewall((service) => Effect.succeed(service.claim))
+    const claims = many.map((one) => ({
+      owner: { id: one.id, token: one.token, bootId: "this" },
+      data: Schema.decodeUnknownSync(Firewall.rules.data)(claim(one).data)
+    }))
     const dry = await run(Firewall.rules.reclaim(claims, { dryRun: true }))
     assert.deepStrictEqual(new Set(dry.map(({ _tag }) => _tag)), new Set(["Released"]))
     assert.lengthOf(await firewall(({ list }) => list), 1000)

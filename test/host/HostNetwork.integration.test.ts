@@ -5,7 +5,7 @@ import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
-import { Addresses, HostCommands, KernelSettings, Links, NodeHostCommands, Routes } from "../../src/host/index.ts"
+import { Addresses, type HostCommands, KernelSettings, Links, NodeHostCommands, Routes } from "../../src/host/index.ts"
 import * as Netns from "./netns.ts"
 
 const inNetns = <A, E>(

@@ -114,10 +114,8 @@ describe.skipIf(Netns.skipReason !== undefined)("Links", () => {
         const others = linkOf(ownerOf("web-1"), 1)
         netns.ip("tuntap", "add", "dev", link.name, "mode", "tap")
         const error = yield* Effect.flip(make(linkOf(link.owner, 2), link))
-        expect(error.reason).toMatchObject({
-          _tag: "Conflict",
-          what: `"link set dev ${Plan.temporaryName(link.owner.token)} name mv3fa2-1 mtu 1400 addrgenmode none"`
-        })
+        expect(error.message).toContain("collides with an interface of this host")
+        expect(error.message).toContain(`name ${link.name} mtu 1400`)
         // What was made of the other link until then is undone.
         expect(netns.links()).toEqual([link.name])
         expect(yield* reclaim([link])).toEqual(["Foreign"])
@@ -152,9 +150,10 @@ describe.skipIf(Netns.skipReason !== undefined)("Links", () => {
         ]
         for (const topology of topologies) {
           const owner = ownerOf("web-1")
-          const links = [1, 2].map((index): LinkSpec.LinkSpec => ({
-            ...linkOf(owner, index),
-            ...(topology._tag === "Port" ? { addresses: [] } : {}),
+          const links = [linkOf(owner, 1), linkOf(owner, 2)].map(({ addresses, name }): LinkSpec.LinkSpec => ({
+            name,
+            owner,
+            addresses: topology._tag === "Port" ? [] : addresses,
             topology
           }))
           const lines = Plan.outside(links)

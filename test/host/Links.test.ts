@@ -222,10 +222,9 @@ describe("Links", () => {
     const addresses = [{ address: Result.getOrThrow(Cidr.parseAddress("fd00::2")), prefix: 127 }]
     expect(Plan.outside([{ ...linkOf(1), user: 65_534, group: 5, addresses }])).toEqual([
       "tuntap add dev mvabc0000100000 mode tap user 65534 group 5",
-      "link set dev mvabc0000100000 alias \"effect-microvm abc0000100000000 web-1 mv3fa2-1\"",
-      "link set dev mvabc0000100000 name mv3fa2-1 mtu 1500 addrgenmode none",
-      "addr add fd00::2/127 dev mv3fa2-1 nodad",
-      "link set dev mv3fa2-1 up"
+      "link set dev mvabc0000100000 alias \"effect-microvm abc0000100000000 web-1 mv3fa2-1\" name mv3fa2-1 mtu 1500 " +
+      "addrgenmode none up",
+      "addr add fd00::2/127 dev mv3fa2-1 nodad"
     ])
   })
 })

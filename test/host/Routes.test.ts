@@ -52,7 +52,7 @@ describe("Routes", () => {
           source: { family: 4, value: 0xc0000202n }
         })
       })
-      expect(Option.map(ipv6.egress, ({ mtu }) => mtu)).toEqual(Option.some(1_280))
+      expect(Option.map(ipv6.egress, (egress) => egress.mtu)).toEqual(Option.some(1_280))
       expect(mtu).toBe(1_280)
     }))
 

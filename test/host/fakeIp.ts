@@ -1,6 +1,6 @@
 /** As much of ip(8) as `Links` uses, over links in memory. */
 import * as Effect from "effect/Effect"
-import { HostCommands, HostError } from "../../src/host/index.ts"
+import { type HostCommands, HostError } from "../../src/host/index.ts"
 
 interface FakeLink {
   alias?: string
@@ -34,13 +34,13 @@ const apply = (host: FakeHost, line: string): string | undefined => {
     case "link set": {
       const link = links.get(name)
       if (link === undefined) return "Cannot find device"
-      if (words.includes("alias")) link.alias = after("alias").replaceAll("\"", "")
       if (words.includes("group")) link.group = after("group")
       if (words.includes("name")) {
         if (links.has(after("name"))) return "File exists"
         links.delete(name)
         links.set(after("name"), link)
       }
+      if (words.includes("alias")) link.alias = after("alias").replaceAll("\"", "")
       return undefined
     }
     case "link del": {
@@ -68,7 +68,7 @@ export const run = (host: FakeHost) => (command: HostCommands.HostCommand) =>
     const show = [...host.links].map(([ifname, { alias, group, kind }]) => ({
       ifname,
       group,
-      ...(alias === undefined ? {} : { ifalias: alias }),
+      ifalias: alias,
       kind
     }))
     if (args === "-j link show") return Effect.succeed(JSON.stringify(show))

@@ -127,7 +127,10 @@ layer(qemu, { excludeTestServices: true, timeout: "1 minute" })("a machine that 
       const pid = yield* Effect.scoped(Effect.gen(function*() {
         const machine = yield* attach(at)
         assert.strictEqual(yield* machine.state, "running")
-        assert.strictEqual(yield* run(machine, "echo from inside; echo word | tee /tmp/word /dev/console >/dev/null"), "from inside")
+        assert.strictEqual(
+          yield* run(machine, "echo from inside; echo word | tee /tmp/word /dev/console >/dev/null"),
+          "from inside"
+        )
         assert.include(yield* machine.consoleTail, "word")
         yield* machine.pause
         return Option.getOrThrow(machine.pid)
@@ -249,7 +252,10 @@ layer(qemu, { excludeTestServices: true, timeout: "1 minute" })("a machine that 
         const at = yield* place(`cgroup-${kept}`)
         const scope = yield* Scope.make()
         const spec = yield* MachineSpec.decode(optionsOf(at.id))
-        const machine = yield* Scope.provide(Machine.launch(spec, { cgroup, ...(kept ? { keep: at.keep } : {}) }), scope)
+        const machine = yield* Scope.provide(
+          Machine.launch(spec, { cgroup, ...(kept ? { keep: at.keep } : {}) }),
+          scope
+        )
         const pid = Option.getOrThrow(machine.pid)
         assert.include(readFileSync(`${cgroup}/cgroup.procs`, "utf8").split("\n"), String(pid))
         yield* machine.shutdown({ request: { atLeast: "SIGKILL" } })

@@ -23,7 +23,7 @@ export interface Netns {
 let made = 0
 
 export const makeNetns = Effect.gen(function*() {
-  const name = `h7-${process.pid}-${made++}`
+  const name = `microvm-test-${process.pid}-${made++}`
   const path = `/run/netns/${name}`
   const ip: Netns["ip"] = (...batch) =>
     Effect.promise(async () => {

@@ -5,6 +5,7 @@ import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as ChildProcess from "effect/process/ChildProcess"
+import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import * as Socket from "effect/socket/Socket"
 import * as Stream from "effect/Stream"
@@ -21,6 +22,7 @@ import {
   rmSync,
   writeFileSync
 } from "node:fs"
+import { connect } from "node:net"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import * as ExitStatus from "../../src/lifecycle/ExitStatus.ts"
@@ -28,10 +30,9 @@ import * as ShutdownPolicy from "../../src/lifecycle/ShutdownPolicy.ts"
 import * as NodeProcessHolder from "../../src/process/NodeProcessHolder.ts"
 import * as NodeProcessHost from "../../src/process/NodeProcessHost.ts"
 import { type HeldProcess, type HoldOptions, ProcessHolder } from "../../src/process/ProcessHolder.ts"
-import { ProcessHost } from "../../src/process/ProcessHost.ts"
-import * as Schema from "effect/Schema"
+import type { ProcessHost } from "../../src/process/ProcessHost.ts"
 import * as ProcessIdentity from "../../src/process/ProcessIdentity.ts"
-import { cgroupSupport, clearUp, eventually, fixture, hasCGroups, trial, type Trial } from "./support.ts"
+import { cgroupSupport, clearUp, eventually, fixture, hasCGroups, type Trial, trial } from "./support.ts"
 
 const layer = Layer.provideMerge(NodeProcessHolder.layer, NodeProcessHost.layer)
 
@@ -58,7 +59,10 @@ const isThere = (pid: number): boolean => {
 }
 
 /** A directory of its own, and nothing left of it at the end. */
-const world = (name: string, run: (world: World) => Effect.Effect<void, unknown, ProcessHolder | ProcessHost | Scope.Scope>) =>
+const world = (
+  name: string,
+  run: (world: World) => Effect.Effect<void, unknown, ProcessHolder | ProcessHost | Scope.Scope>
+) =>
   it.live(name, () =>
     Effect.gen(function*() {
       const own = trial()
@@ -76,8 +80,7 @@ const world = (name: string, run: (world: World) => Effect.Effect<void, unknown,
         own,
         sh,
         spawn: (script, options) => ProcessHolder.use((holder) => holder.spawn(sh(script), { directory, ...options })),
-        holder: () =>
-          Schema.decodeUnknownSync(Written)(readFileSync(join(directory, "holder.json"), "utf8")).holder.pid
+        holder: () => Schema.decodeSync(Written)(readFileSync(join(directory, "holder.json"), "utf8")).holder.pid
       })))
       const destruction = yield* ProcessHolder.use((holder) => holder.destroy({ directory }))
       const isClear = yield* clearUp(own)
@@ -130,24 +133,27 @@ const supervisor = (directory: string, own: Trial, script: string, what = "") =>
 }
 
 describe("a process that is held", () => {
-  world("tells its output from the start, and its status; its holder ends after it", ({ directory, holder, spawn }) =>
-    Effect.gen(function*() {
-      const held = yield* spawn("echo one; echo two >&2; exit 7")
-      const pid = holder()
-      expect(yield* held.exit).toEqual(ExitStatus.exited(7))
-      expect(yield* text(held.stdout)).toBe("one\n")
-      expect(yield* held.tail).toEqual({
-        stdout: { text: "one\n", omittedBytes: 0 },
-        stderr: { text: "two\n", omittedBytes: 0 }
+  world(
+    "tells its output from the start, and its status; its holder ends after it",
+    ({ directory, holder, spawn }) =>
+      Effect.gen(function*() {
+        const held = yield* spawn("echo one; echo two >&2; exit 7")
+        const pid = holder()
+        expect(yield* held.exit).toEqual(ExitStatus.exited(7))
+        expect(yield* text(held.stdout)).toBe("one\n")
+        expect(yield* held.tail).toEqual({
+          stdout: { text: "one\n", omittedBytes: 0 },
+          stderr: { text: "two\n", omittedBytes: 0 }
+        })
+        expect(yield* eventually(() => !isThere(pid) && !existsSync(join(directory, "holder.sock")))).toBe(true)
+        // Still held by us, and now from the files.
+        expect((yield* held.tail).stderr.text).toBe("two\n")
+        expect(yield* text(held.stderr)).toBe("two\n")
+        expect(Option.isSome(yield* held.poll)).toBe(true)
+        expect(yield* held.signal("SIGTERM")).toBeUndefined()
+        expect((yield* held.shutdown())._tag).toBe("AlreadyExited")
       })
-      expect(yield* eventually(() => !isThere(pid) && !existsSync(join(directory, "holder.sock")))).toBe(true)
-      // Still held by us, and now from the files.
-      expect((yield* held.tail).stderr.text).toBe("two\n")
-      expect(yield* text(held.stderr)).toBe("two\n")
-      expect(Option.isSome(yield* held.poll)).toBe(true)
-      expect(yield* held.signal("SIGTERM")).toBeUndefined()
-      expect((yield* held.shutdown())._tag).toBe("AlreadyExited")
-    }))
+  )
 
   world("is told from its files once it has ended", ({ directory, spawn }) =>
     Effect.gen(function*() {
@@ -161,22 +167,25 @@ describe("a process that is held", () => {
       expect((yield* (yield* attach(directory)).tail).stdout.text).toBe("one\n")
     }))
 
-  world("outlives the kill of its supervisor, and goes on where it was", ({ directory, own }) =>
-    Effect.gen(function*() {
-      const first = supervisor(directory, own, "echo up; cat <&3 >&3; echo over; exit 3", "channel")
-      yield* first.says("held")
-      const taken = yield* Effect.flip(attach(directory))
-      expect(taken).toMatchObject({ reason: { _tag: "HandTaken", directory } })
-      yield* first.kill
-      // At once, not some time later.
-      const held = yield* attach(directory)
-      expect((yield* held.tail).stdout.text).toBe("up\n")
-      const channel = yield* held.channel(3)
-      expect(yield* talk(channel, "ne\n", 3)).toContain("ne\n")
-      expect(yield* held.poll).toEqual(Option.none())
-      expect((yield* held.shutdown())._tag).toBe("Graceful")
-      expect(yield* held.exit).toMatchObject({ _tag: "Signaled", signal: "SIGTERM", observedBy: "wait" })
-    }))
+  world(
+    "outlives the kill of its supervisor, and goes on where it was",
+    ({ directory, own }) =>
+      Effect.gen(function*() {
+        const first = supervisor(directory, own, "echo up; cat <&3 >&3; echo over; exit 3", "channel")
+        yield* first.says("held")
+        const taken = yield* Effect.flip(attach(directory))
+        expect(taken).toMatchObject({ reason: { _tag: "HandTaken", directory } })
+        yield* first.kill
+        // At once, not some time later.
+        const held = yield* attach(directory)
+        expect((yield* held.tail).stdout.text).toBe("up\n")
+        const channel = yield* held.channel(3)
+        expect(yield* talk(channel, "ne\n", 3)).toContain("ne\n")
+        expect(yield* held.poll).toEqual(Option.none())
+        expect((yield* held.shutdown())._tag).toBe("Graceful")
+        expect(yield* held.exit).toMatchObject({ _tag: "Signaled", signal: "SIGTERM", observedBy: "wait" })
+      })
+  )
 
   world("is let go of by its scope, and can be taken again at once", ({ directory, spawn }) =>
     Effect.gen(function*() {
@@ -189,62 +198,86 @@ describe("a process that is held", () => {
       }
     }))
 
-  world("writes as much as it likes: the oldest is dropped, and it says how much", ({ spawn }) =>
-    Effect.gen(function*() {
-      const held = yield* spawn("head -c 50000000 /dev/zero; printf end", { tailBytes: 1000 })
-      expect(yield* Effect.timeout(held.exit, "20 seconds")).toEqual(ExitStatus.exited(0))
-      const { stdout } = yield* held.tail
-      expect(stdout.omittedBytes).toBe(50_000_003 - 1000)
-      expect(stdout.text).toBe(`${"\0".repeat(997)}end`)
-    }))
-
-  world("is followed by many, also without the hand, who know where something is missing", ({ directory, spawn }) =>
-    Effect.gen(function*() {
-      const holder = yield* ProcessHolder
-      const held = yield* spawn("i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done; head -c 300000 /dev/zero")
-      const follow = Effect.gen(function*() {
-        let expected = 0
-        let missing = 0
-        let seen = 0
-        yield* Stream.runForEach(holder.follow({ directory, stream: "stdout" }), ({ bytes, position }) =>
-          Effect.sync(() => {
-            missing += position - expected
-            expected = position + bytes.length
-            seen += bytes.length
-          }))
-        return { all: expected, sum: missing + seen }
+  world(
+    "writes as much as it likes: the oldest is dropped, and it says how much",
+    ({ spawn }) =>
+      Effect.gen(function*() {
+        const held = yield* spawn("head -c 50000000 /dev/zero; printf end", { tailBytes: 1000 })
+        expect(yield* Effect.timeout(held.exit, "20 seconds")).toEqual(ExitStatus.exited(0))
+        const { stdout } = yield* held.tail
+        expect(stdout.omittedBytes).toBe(50_000_003 - 1000)
+        expect(stdout.text).toBe(`${"\0".repeat(997)}end`)
       })
-      const followers = yield* Effect.all([follow, follow, follow], { concurrency: 3 })
-      expect(new Set(followers.map(({ all, sum }) => all - sum))).toEqual(new Set([0]))
-      const [one] = followers
-      expect(one.all).toBe(300_000 + Array.from({ length: 2000 }, (_, n) => `line ${n}\n`).join("").length)
-      yield* held.exit
-    }))
+  )
 
-  world("keeps what it writes to a channel until somebody takes it, and waits when that is much", ({ directory, spawn }) =>
-    Effect.gen(function*() {
-      const bytes = 4_000_000
-      yield* Effect.scoped(spawn(`seq 1000000 | head -c ${bytes} >&3; cat <&3`))
-      yield* Effect.sleep("200 millis")
-      const held = yield* attach(directory)
-      const all = yield* read(yield* held.channel(3), bytes)
-      const numbers = all.toString("utf8").split("\n").slice(0, -1)
-      expect(all.length).toBe(bytes)
-      expect(numbers.every((number, at) => number === String(at + 1))).toBe(true)
-    }))
+  world(
+    "is followed by many, also without the hand, who know where something is missing",
+    ({ directory, spawn }) =>
+      Effect.gen(function*() {
+        const holder = yield* ProcessHolder
+        const held = yield* spawn(
+          "i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done; head -c 300000 /dev/zero"
+        )
+        const follow = Effect.gen(function*() {
+          let expected = 0
+          let missing = 0
+          let seen = 0
+          yield* Stream.runForEach(holder.follow({ directory, stream: "stdout" }), ({ bytes, position }) =>
+            Effect.sync(() => {
+              missing += position - expected
+              expected = position + bytes.length
+              seen += bytes.length
+            }))
+          return { all: expected, sum: missing + seen }
+        })
+        const followers = yield* Effect.all([follow, follow, follow], { concurrency: 3 })
+        expect(
+          new Set(followers.map(({ all, sum }) =>
+            all - sum
+          ))
+        ).toEqual(new Set([0]))
+        const [one] = followers
+        expect(one.all).toBe(
+          300_000 + Array.from({ length: 2000 }, (_, n) => `line ${n}\n`).join("").length
+        )
+        yield* held.exit
+      })
+  )
 
-  world("has one user of a channel at a time, and the next has the replay first", ({ spawn }) =>
-    Effect.gen(function*() {
-      const held = yield* spawn(`echo hello >&3; while read -r line <&3; do echo "got $line" >&3; done`, { replay: [3] })
-      const socket = yield* held.channel(3)
-      yield* Effect.scoped(Effect.gen(function*() {
-        const pull = yield* Socket.readerBytes(socket)
-        yield* pull
-        expect(yield* Effect.flip(read(yield* held.channel(3), 1))).toMatchObject({ reason: { _tag: "SocketOpenError" } })
-      }))
-      expect(yield* talk(socket, "it\n", 13)).toBe("hello\ngot it\n")
-      expect((yield* read(socket, 13)).toString("utf8")).toBe("hello\ngot it\n")
-    }))
+  world(
+    "keeps what it writes to a channel until somebody takes it, and waits when that is much",
+    ({ directory, spawn }) =>
+      Effect.gen(function*() {
+        const bytes = 4_000_000
+        yield* Effect.scoped(spawn(`seq 1000000 | head -c ${bytes} >&3; cat <&3`))
+        yield* Effect.sleep("200 millis")
+        const held = yield* attach(directory)
+        const all = yield* read(yield* held.channel(3), bytes)
+        const numbers = all.toString("utf8").split("\n").slice(0, -1)
+        expect(all.length).toBe(bytes)
+        expect(numbers.every((number, at) => number === String(at + 1))).toBe(true)
+      })
+  )
+
+  world(
+    "has one user of a channel at a time, and the next has the replay first",
+    ({ spawn }) =>
+      Effect.gen(function*() {
+        const held = yield* spawn(`echo hello >&3; while read -r line <&3; do echo "got $line" >&3; done`, {
+          replay: [3]
+        })
+        const socket = yield* held.channel(3)
+        yield* Effect.scoped(Effect.gen(function*() {
+          const pull = yield* Socket.readerBytes(socket)
+          yield* pull
+          expect(yield* Effect.flip(read(yield* held.channel(3), 1))).toMatchObject({
+            reason: { _tag: "SocketOpenError" }
+          })
+        }))
+        expect(yield* talk(socket, "it\n", 13)).toBe("hello\ngot it\n")
+        expect((yield* read(socket, 13)).toString("utf8")).toBe("hello\ngot it\n")
+      })
+  )
 
   world("dies with its holder, and its status is lost", ({ directory, holder, own, spawn }) =>
     Effect.gen(function*() {
@@ -262,15 +295,67 @@ describe("a process that is held", () => {
       expect(own.alive()).toEqual([])
     }))
 
-  world("is ended as any other process, with more time when it asks for it", ({ directory, spawn }) =>
-    Effect.gen(function*() {
-      const policy = ShutdownPolicy.signals({ grace: "50 millis" })
-      const script = "trap '' TERM; echo up; while :; do sleep 0.05; done"
-      yield* Effect.scoped(Effect.flatMap(spawn(script), (first) => Stream.runHead(first.stdout)))
-      const held = yield* ProcessHolder.use((holder) => holder.attach({ directory, policy }))
-      expect((yield* held.shutdown())._tag).toBe("Forced")
-      expect(yield* held.exit).toMatchObject({ _tag: "Signaled", signal: "SIGKILL" })
-    }))
+  world(
+    "is ended as any other process, with more time when it asks for it",
+    ({ directory, spawn }) =>
+      Effect.gen(function*() {
+        const policy = ShutdownPolicy.signals({ grace: "50 millis" })
+        const script = "trap '' TERM; echo up; while :; do sleep 0.05; done"
+        yield* Effect.scoped(Effect.flatMap(spawn(script), (first) => Stream.runHead(first.stdout)))
+        const held = yield* ProcessHolder.use((holder) => holder.attach({ directory, policy }))
+        expect((yield* held.shutdown())._tag).toBe("Forced")
+        expect(yield* held.exit).toMatchObject({ _tag: "Signaled", signal: "SIGKILL" })
+      })
+  )
+
+  world(
+    "is not harmed by those who speak nonsense to its holder",
+    ({ directory, holder, spawn }) =>
+      Effect.gen(function*() {
+        const held = yield* spawn("echo up; cat <&3 >&3", { replay: [3] })
+        const nonsense = [
+          "",
+          "\n",
+          "{\n",
+          "null\n",
+          "x".repeat(100_000),
+          `{"version":1,"op":"hold"`,
+          ...[
+            { version: 2, op: "hold" },
+            { op: "hold" },
+            { version: 1, op: "end" },
+            { version: 1, op: "channel", fd: 3, hand: "mine" },
+            { version: 1, op: "channel", fd: "3" },
+            ...[1.5, -1, 1e300, null, "0"].map((from) => ({
+              version: 1,
+              op: "output",
+              stream: "stdin",
+              from,
+              follow: true
+            }))
+          ].map((request) => `${JSON.stringify(request)}\n`)
+        ]
+        yield* Effect.forEach(nonsense, (words) =>
+          Effect.promise(async () => {
+            const socket = connect({ path: join(directory, "holder.sock") })
+            socket.on("error", () => {})
+            await once(socket, "connect")
+            socket.write(words)
+            setTimeout(() => socket.destroy(), 100)
+            await once(socket, "close")
+          }), { concurrency: "unbounded" })
+        // And by more of them than it takes.
+        const many = Array.from({ length: 200 }, () => connect({ path: join(directory, "holder.sock") }))
+        many.forEach((socket) => socket.on("error", () => {}))
+        yield* Effect.sleep("100 millis")
+        many.forEach((socket) => socket.destroy())
+        expect(yield* held.poll).toEqual(Option.none())
+        expect(isThere(holder())).toBe(true)
+        expect((yield* held.tail).stdout.text).toBe("up\n")
+        expect(yield* talk(yield* held.channel(3), "ping", 4)).toBe("ping")
+        expect(readFileSync(join(directory, "holder.log"), "utf8")).toBe("")
+      })
+  )
 
   world("starts in a directory of any length", ({ directory, own, sh }) =>
     Effect.gen(function*() {
@@ -315,21 +400,24 @@ describe("a process that is held", () => {
       const places = Array.from({ length: 100 }, (_, n) => join(directory, `${n}`))
       places.forEach((place) => mkdirSync(place, { mode: 0o700 }))
       const [spawned] = yield* Effect.timed(
-        Effect.forEach(places, (place) => Effect.scoped(holder.spawn(sh("echo up; exec cat <&3"), { directory: place })), {
+        Effect.forEach(places, (place) =>
+          Effect.scoped(holder.spawn(sh("echo up; exec cat <&3"), { directory: place })), {
           concurrency: 4,
           discard: true
         })
       )
       const [attached, held] = yield* Effect.timed(
-        Effect.forEach(places, (place) => holder.attach({ directory: place }), { concurrency: "unbounded" })
+        Effect.forEach(places, (place) =>
+          holder.attach({ directory: place }), { concurrency: "unbounded" })
       )
       const kept = places.reduce((sum, place) => {
-        const { pid } = Schema.decodeUnknownSync(Written)(readFileSync(join(place, "holder.json"), "utf8")).holder
+        const { pid } = Schema.decodeSync(Written)(readFileSync(join(place, "holder.json"), "utf8")).holder
         const rollup = readFileSync(`/proc/${pid}/smaps_rollup`, "utf8")
         return sum + Number(/^Pss: +(\d+)/m.exec(rollup)?.[1])
       }, 0)
       const [destroyed, fates] = yield* Effect.timed(
-        Effect.forEach(places, (place) => holder.destroy({ directory: place }), { concurrency: "unbounded" })
+        Effect.forEach(places, (place) =>
+          holder.destroy({ directory: place }), { concurrency: "unbounded" })
       )
       console.info(
         `100 held: spawned in ${Duration.format(spawned)}, attached in ${Duration.format(attached)}, destroyed in ` +
@@ -351,9 +439,12 @@ describe("what cannot be held", () => {
       const error = yield* Effect.flip(
         holder.spawn(command, { directory, tailBytes: -1, cgroup: "/nowhere/cgroup", replay: [3] })
       )
-      expect(error._tag === "ProcessError" && [error.reason, ...error.others ?? []].map((reason) =>
-        reason._tag === "InvalidArgument" ? reason.field : reason._tag
-      )).toEqual(["tailBytes", "directory", "cgroup", "NotFound"])
+      expect(
+        error._tag === "ProcessError" &&
+          [error.reason, ...error.others ?? []].map((reason) =>
+            reason._tag === "InvalidArgument" ? reason.field : reason._tag
+          )
+      ).toEqual(["tailBytes", "directory", "cgroup", "NotFound"])
       const other = yield* Effect.flip(
         holder.spawn(ChildProcess.make("sh", [], { stdin: "pipe", stdout: "inherit" }), { directory: "x", replay: [3] })
       )

@@ -94,6 +94,61 @@ describe("connecting", () => {
     }))
 })
 
+describe("going on where somebody else has stopped", () => {
+  const longAgo = { greeting: "long ago" } as const
+
+  it.effect("takes the events, and none of the answers, that came meanwhile", () =>
+    Effect.gen(function*() {
+      for (const chunkBytes of [1, 7, undefined]) {
+        const fake = yield* FakeQmp.make({ ...longAgo, chunkBytes })
+        yield* fake.send(`"running": true}, "id": 1}\r\n`)
+        for (let id = 0; id < 5; id++) yield* fake.reply(id, { error: { class: "GenericError", desc: "stale" } })
+        yield* fake.emit("SHUTDOWN", { guest: true, reason: "guest-shutdown" })
+        const qmp = yield* Qmp.resume(fake.socket)
+        assert.strictEqual(qmp.version.micro, 22)
+        assert.strictEqual((yield* qmp.execute(QmpSchema.queryStatus)).status, "prelaunch")
+        assert.isTrue(Option.isSome(yield* qmp.last("SHUTDOWN")))
+      }
+    }))
+
+  it.effect("negotiates where the other one has not, and passes over its greeting", () =>
+    Effect.gen(function*() {
+      const fake = yield* FakeQmp.make()
+      const qmp = yield* Qmp.resume(fake.socket)
+      yield* qmp.execute(QmpSchema.cont)
+      assert.strictEqual(yield* fake.status, "running")
+      const ids = (yield* fake.received).map(({ id }) => id)
+      assert.strictEqual(new Set(ids).size, ids.length)
+      // Those of a client from the start are small.
+      assert.isTrue(ids.every((id) => typeof id === "number" && id >= 2 ** 32))
+    }))
+
+  it.effect("gives up on a first line without an end, and on no answer", () =>
+    Effect.gen(function*() {
+      const fake = yield* FakeQmp.make({ ...longAgo, answer: () => "nothing" })
+      yield* fake.send("x".repeat(2000))
+      const endless = yield* Effect.flip(Qmp.resume(fake.socket, { maxLineBytes: 1000 }))
+      assert.strictEqual(reasonOf(endless), "ProtocolViolation")
+      const mute = yield* FakeQmp.make({ ...longAgo, answer: () => "nothing" })
+      const waiting = yield* Effect.forkChild(Effect.flip(Qmp.resume(mute.socket, { within: "2 seconds" })), {
+        startImmediately: true
+      })
+      yield* until(mute.received, (all) => all.length > 0)
+      yield* TestClock.adjust("2 seconds")
+      assert.strictEqual(reasonOf(yield* Fiber.join(waiting)), "NoReply")
+    }))
+
+  it.effect("knows the last words of one that is gone", () =>
+    Effect.gen(function*() {
+      const fake = yield* FakeQmp.make(longAgo)
+      yield* fake.emit("GUEST_PANICKED")
+      yield* fake.close
+      const said = yield* Qmp.overhear(fake.socket)
+      assert.strictEqual(reasonOf(yield* said.disconnected), "Disconnected")
+      assert.isTrue(Option.isSome(yield* said.last("GUEST_PANICKED")))
+    }))
+})
+
 describe("execute", () => {
   it.effect("keeps the server's words when a command is rejected", () =>
     Effect.gen(function*() {

@@ -17,6 +17,8 @@ import * as Snapshots from "../Snapshots.ts"
 /** The label of a record that says which command in the guest is the run's. */
 const commandLabel = "guest-command"
 const CommandLabel = Schema.fromJsonString(GuestCommand.Description)
+/** The labels of those that visitors have started, with the slot of each. */
+const visitorLabel = "visitor-command-"
 /** What people are shown of a command. */
 const shownCommand = 256
 
@@ -97,9 +99,27 @@ export const resume = Effect.fnUntraced(function*({ id, onMachine, place }: Comi
   // It may have started, and is not to run twice.
   if (Option.isNone(command)) return yield* refuse("its command was about to start, and nobody knows whether it did")
   const ready = yield* WarmMachine.fromMachine(machine, { labels })
+  // What visitors of the one who is gone have started there is nobody's any more; its slots are to be free again.
+  const strays = Object.entries(labels).flatMap(([name, text]) =>
+    name.startsWith(visitorLabel) ? Option.toArray(Schema.decodeUnknownOption(CommandLabel)(text)) : []
+  )
+  yield* Effect.forEach(
+    strays,
+    (stray) => Effect.ignore(Effect.scoped(GuestCommand.attach(ready.agent, ready.slots, stray))),
+    { concurrency: "unbounded", discard: true }
+  )
   const up: Up = { ready, entry, command: command.value }
   return up
 })
+
+/** Writes down which command a visitor has started, until the scope closes. */
+export const rememberVisitor = (entry: Entry, description: GuestCommand.Description) => {
+  const label = `${visitorLabel}${description.slot}`
+  return Effect.ignore(Effect.acquireRelease(
+    entry.label({ [label]: JSON.stringify(description) }),
+    () => Effect.ignore(entry.label({ [label]: "" }))
+  ))
+}
 
 /** Writes down which command is the run's, for whoever resumes it. */
 export const remember = (entry: Entry, { description }: GuestCommand.GuestCommand) =>

@@ -23,7 +23,7 @@ const kinds = { credit: 3, endOfInput: 4, signal: 5, message: 6 } as const
 const encoder = new TextEncoder()
 const decoder = new TextDecoder()
 
-const frame = (kind: number, payload: Uint8Array): ReadonlyArray<Uint8Array> => {
+const whole = (kind: number, payload: Uint8Array): ReadonlyArray<Uint8Array> => {
   const header = new Uint8Array(headerBytes)
   header[0] = kind
   new DataView(header.buffer).setUint32(1, payload.length)
@@ -34,19 +34,19 @@ const frame = (kind: number, payload: Uint8Array): ReadonlyArray<Uint8Array> => 
 export const encode = (one: Frame): ReadonlyArray<Uint8Array> => {
   switch (one._tag) {
     case "Bytes":
-      return frame(one.stream, one.bytes)
+      return whole(one.stream, one.bytes)
     case "Credit": {
       const payload = new Uint8Array(5)
       payload[0] = one.stream
       new DataView(payload.buffer).setUint32(1, one.bytes)
-      return frame(kinds.credit, payload)
+      return whole(kinds.credit, payload)
     }
     case "EndOfInput":
-      return frame(kinds.endOfInput, new Uint8Array(0))
+      return whole(kinds.endOfInput, new Uint8Array(0))
     case "Signal":
-      return frame(kinds.signal, encoder.encode(one.signal))
+      return whole(kinds.signal, encoder.encode(one.signal))
     case "Message":
-      return frame(kinds.message, encoder.encode(one.text))
+      return whole(kinds.message, encoder.encode(one.text))
   }
 }
 

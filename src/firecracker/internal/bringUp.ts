@@ -1,17 +1,11 @@
-import * as Deferred from "effect/Deferred"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
-import * as PubSub from "effect/PubSub"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
-import * as Stream from "effect/Stream"
-import type * as Take from "effect/Take"
-import { MachineEnd } from "../../microvm/MachineEnd.ts"
 import type { MachineSpec } from "../../microvm/MachineSpec.ts"
 import * as MicroVmError from "../../microvm/MicroVmError.ts"
-import type { MachineRequest, Vmm } from "../../microvm/MicroVmProvider.ts"
+import type { Vmm } from "../../microvm/MicroVmProvider.ts"
 import type { Platform } from "../../microvm/Snapshot.ts"
 import type { ApiTransport } from "../ApiTransport.ts"
 import * as FirecrackerApi from "../FirecrackerApi.ts"
@@ -21,22 +15,18 @@ import type { Setup } from "../FirecrackerHost.ts"
 import type * as FirecrackerSchema from "../FirecrackerSchema.ts"
 import * as FirecrackerVersion from "../FirecrackerVersion.ts"
 import { type LaunchPlan, names } from "../LaunchPlan.ts"
-import * as LogLine from "../LogLine.ts"
 import * as MachineConfig from "../MachineConfig.ts"
 import * as MetricsCollector from "../MetricsCollector.ts"
 import * as PageServer from "../PageServer.ts"
 import type { Vsock } from "../Vsock.ts"
+import * as Kept from "./kept.ts"
 import { faultsOf } from "./planFaults.ts"
+import { tend, type Tended } from "./tending.ts"
 import { makeVmm, settling } from "./vmm.ts"
-import { type Arrange, enter, type Services as PlaceServices } from "./workplace.ts"
-
-/** How many pieces of console output a watcher may be behind; a piece has 64 KiB at most, as a pipe has. */
-const consoleWindow = 64
+import { type Arrange, enter, type How, type Services as PlaceServices, type Workplace } from "./workplace.ts"
 
 /** Mostly it is there within 10 ms. */
 const untilReady = Schedule.min([Schedule.exponential("2 millis"), Schedule.spaced("100 millis")])
-
-const trimming = Schedule.spaced("1 minute")
 
 export interface Services extends PlaceServices {
   readonly vsock: Vsock["Service"]
@@ -45,7 +35,7 @@ export interface Services extends PlaceServices {
 }
 
 /**
- * Acquires for a machine what its scope then releases. `vsock` is the path of the machine's vsock as we see it, for `Vsock`;
+ * Acquires for a machine what its scope then releases, and for one that is kept, each time that somebody has got hold of it. `vsock` is the path of the machine's vsock as we see it, for `Vsock`;
  * there is one when its spec names a channel. `owner` is whom Firecracker runs as, if not as we do.
  *
  * @category options
@@ -60,6 +50,7 @@ export type Beside = (place: {
 export interface Bringing {
   readonly spec: MachineSpec
   readonly plan: LaunchPlan
+  readonly how: How
   readonly setup: Setup
   /** What a snapshot of this machine counts on. */
   readonly platform: Platform
@@ -119,25 +110,28 @@ const restore = Effect.fnUntraced(function*(
 
 /** Starts Firecracker and tells it what the machine is. What is acquired is the scope's, also after a failure. */
 export const bringUp = Effect.fnUntraced(function*(
-  { beside, deadlines, plan, platform, readyWithin, setup, spec, stateDirectory }: Bringing,
+  bringing: Bringing,
   services: Services
 ): Effect.fn.Return<Vmm, MicroVmError.MicroVmError, Scope.Scope> {
+  const { beside, how: { keep }, how, plan, platform, setup, spec, stateDirectory } = bringing
   const { id } = spec
-  const { host, metricsFiles, pageServer, vsock } = services
+  const { holder, host, metricsFiles, pageServer } = services
   const scope = yield* Effect.scope
-  const launchFailed = (stage: string) => (cause: unknown) =>
-    MicroVmError.make(new MicroVmError.LaunchFailed({ id, stage, stderrTail: "", consoleTail: "", cause }))
 
   // Closed after the process is gone: what it says on its way out is still heard.
   const ears = yield* Scope.fork(scope)
-  const end = yield* Deferred.make<MachineEnd>()
-  let isWatched = false
+  let tended: Tended | undefined
   let serving: PageServer.Serving | undefined
   const arrange: Arrange = Effect.fnUntraced(function*({ directory, owner }) {
-    // Its log goes with its directory.
-    yield* Effect.addFinalizer(() => isWatched ? Effect.timeoutOption(Deferred.await(end), settling) : Effect.void)
+    if (keep === undefined) {
+      // Its log goes with its directory.
+      yield* Effect.addFinalizer(() =>
+        tended === undefined ? Effect.void : Effect.timeoutOption(tended.ended, settling)
+      )
+    }
     if (plan.config.metrics !== undefined) {
-      const source = yield* metricsFiles.create(`${directory}/${names.metrics}`, { owner })
+      const file = `${directory}/${names.metrics}`
+      const source = yield* keep === undefined ? metricsFiles.create(file, { owner }) : metricsFiles.open(file)
       yield* MetricsCollector.make(source, { machine: id })
     }
     if (plan.served !== undefined) {
@@ -146,60 +140,45 @@ export const bringUp = Effect.fnUntraced(function*(
     }
     if (beside !== undefined) yield* beside({ spec, vsock: `${directory}/${names.vsock}`, owner })
   })
-  const place = yield* enter(plan, stateDirectory, services, arrange).pipe(
-    Effect.mapError((error) =>
-      error._tag === "FirecrackerError" && error.reason._tag === "InvalidRequest"
-        ? MicroVmError.make(new MicroVmError.InvalidSpec({ faults: faultsOf("jail")(error) }))
-        : launchFailed("starting Firecracker")(error)
-    )
-  )
-  const { directory, monitor } = place
-  const log = `${directory}/${names.log}`
-  // Requests are logged with their bodies, and what is told here is shown to others.
-  const logTail = Effect.map(host.tail(log), LogLine.withoutBodies)
-
-  let asked: MachineRequest | undefined
-  let unserved: Failure | undefined
-  isWatched = true
-  // Detached, so that whoever waits for the end learns of it also when it comes by the scope's close.
-  yield* Effect.gen(function*() {
-    const status = yield* monitor.exit
-    const wasAsked = asked
-    const { stderr, stdout } = yield* monitor.tail
-    const evidence = {
-      ...setup,
-      status,
-      asked: wasAsked,
-      consoleTail: stdout.text,
-      stderrTail: stderr.text,
-      logTail: yield* logTail,
-      restartIsOff: plan.facts.restartIsOff
-    }
-    const seen = FirecrackerExit.toEnd(evidence)
-    // We have killed it, but not because anybody asked for that.
-    const { consoleTail, stderrTail } = seen
-    yield* Deferred.succeed(
-      end,
-      unserved === undefined
-        ? seen
-        : MachineEnd.cases.Failed.make({ status, consoleTail, stderrTail, why: unserved.message })
-    )
-  }).pipe(Effect.forkDetach({ startImmediately: true }))
-  yield* Scope.addFinalizer(
-    scope,
-    Effect.sync(() => {
-      asked ??= "Terminate"
+  return yield* Effect.uninterruptibleMask((unmask) =>
+    Effect.gen(function*() {
+      const place = yield* unmask(enter(plan, stateDirectory, how, services, arrange)).pipe(
+        Effect.mapError((error) =>
+          error._tag === "FirecrackerError" && error.reason._tag === "InvalidRequest"
+            ? MicroVmError.make(new MicroVmError.InvalidSpec({ faults: faultsOf("jail")(error) }))
+            : launchFailed(id, "starting Firecracker", error)
+        )
+      )
+      const lasting = Kept.lastingOf(spec, plan, setup, platform)
+      const listening = yield* tend(lasting, place, host, ears)
+      tended = listening
+      return yield* unmask(instruct({ ...bringing, place, lasting, tended: listening, serving, ears }, services)).pipe(
+        // The scope lets go of one that is kept, and does not end it.
+        Effect.onError(() => keep === undefined ? Effect.void : holder.destroy(keep))
+      )
     })
   )
-  yield* Effect.forkIn(Effect.repeat(host.trim(log), trimming), ears)
+})
 
-  const console = yield* PubSub.sliding<Take.Take<Uint8Array>>(consoleWindow)
-  yield* monitor.stdout.pipe(
-    Stream.runForEach((bytes) => PubSub.publish(console, [bytes])),
-    Effect.ignore,
-    Effect.ensuring(PubSub.end(console, Exit.void)),
-    Effect.forkIn(ears, { startImmediately: true })
-  )
+const launchFailed = (id: string, stage: string, cause: unknown) =>
+  MicroVmError.make(new MicroVmError.LaunchFailed({ id, stage, stderrTail: "", consoleTail: "", cause }))
+
+interface Instructing extends Bringing {
+  readonly place: Workplace
+  readonly lasting: Kept.Lasting
+  readonly tended: Tended
+  readonly serving: PageServer.Serving | undefined
+  readonly ears: Scope.Scope
+}
+
+/** Tells a Firecracker that was just started what the machine is. */
+const instruct = Effect.fnUntraced(function*(
+  { deadlines, ears, how: { keep }, lasting, place, plan, readyWithin, serving, setup, spec, tended }: Instructing,
+  { host, vsock }: Services
+): Effect.fn.Return<Vmm, MicroVmError.MicroVmError, Scope.Scope> {
+  const { id } = spec
+  const { directory, monitor } = place
+  const scope = yield* Effect.scope
 
   /** Fails with what Firecracker itself has to say, and how it ended, if it has. */
   const explain = Effect.fnUntraced(function*(
@@ -216,7 +195,7 @@ export const bringUp = Effect.fnUntraced(function*(
       new MicroVmError.LaunchFailed({
         id,
         stage,
-        stderrTail: `${stderr.text}${yield* logTail}`,
+        stderrTail: `${stderr.text}${yield* tended.logTail}`,
         consoleTail: stdout.text,
         ...(Option.isSome(status) ? { status: status.value } : {}),
         cause: isLost ? Option.getOrElse(meaning, () => cause) : cause
@@ -226,9 +205,9 @@ export const bringUp = Effect.fnUntraced(function*(
 
   const transport = yield* Effect.mapError(
     Scope.provide(host.connect(`${directory}/${names.api}`), ears),
-    launchFailed("connecting")
+    (error) => launchFailed(id, "connecting", error)
   )
-  const api = FirecrackerApi.make(transport, { ...setup, pci: plan.argv.includes("--enable-pci"), deadlines })
+  const api = FirecrackerApi.make(transport, { ...lasting.target, deadlines })
   const load = Effect.fnUntraced(function*(params: FirecrackerSchema.SnapshotLoadParams) {
     const loading = restore(api, plan.config, params)
     if (serving === undefined) return yield* loading
@@ -240,9 +219,8 @@ export const bringUp = Effect.fnUntraced(function*(
       Effect.fnUntraced(function*(error) {
         // It may be the end of the machine that the server has stumbled over.
         if (Option.isSome(yield* monitor.poll)) return
-        unserved = error
         yield* Effect.logError(`machine "${id}" is killed: ${error.message}`)
-        yield* Effect.ignore(monitor.shutdown({ atLeast: "SIGKILL" }))
+        yield* tended.condemn(error)
       })
     ).pipe(Effect.ignore, Effect.forkIn(scope, { startImmediately: true }))
   })
@@ -258,31 +236,11 @@ export const bringUp = Effect.fnUntraced(function*(
   const left = monitor.exit.pipe(Effect.andThen(Effect.sleep(settling)), Effect.andThen(Effect.fail(undefined)))
   yield* Effect.catch(Effect.raceFirst(step, left), (error) => explain(last, error))
 
-  return makeVmm({
-    spec,
-    plan,
-    place,
-    api,
-    host,
-    vsock,
-    saved: { platform, madeBy: `Firecracker ${FirecrackerVersion.format(setup.version)}` },
-    ended: Deferred.await(end),
-    poll: Effect.flatMap(Deferred.poll(end), Effect.transposeOption),
-    died: Effect.fnUntraced(function*(stage: string) {
-      const status = yield* monitor.exit
-      const { stderr } = yield* monitor.tail
-      const { meaning } = FirecrackerExit.describe(status, setup)
-      return FirecrackerError.make(
-        new FirecrackerError.ProcessEnded({ stage, status, meaning, stderrTail: stderr.text, logTail: yield* logTail })
-      )
-    }),
-    console: Stream.fromPubSubTake(console),
-    onAsk: (request) => {
-      const before = asked
-      asked = request
-      return () => {
-        asked = before
-      }
-    }
-  })
+  if (keep !== undefined) {
+    yield* Effect.mapError(
+      host.write(`${directory}/${Kept.fileName}`, Kept.write(lasting)),
+      (error) => launchFailed(id, "writing down what it is", error)
+    )
+  }
+  return makeVmm({ spec, lasting, hasStarted: plan.load !== undefined, place, api, host, vsock, tended })
 })

@@ -5,13 +5,15 @@ import * as Option from "effect/Option"
 import type { MachineSpec } from "../../microvm/MachineSpec.ts"
 import * as MicroVmError from "../../microvm/MicroVmError.ts"
 import type { MachineRequest, Vmm } from "../../microvm/MicroVmProvider.ts"
-import type { Saved } from "../../microvm/Snapshot.ts"
 import type { FirecrackerApi } from "../FirecrackerApi.ts"
 import type { FirecrackerError } from "../FirecrackerError.ts"
 import type { FirecrackerHost } from "../FirecrackerHost.ts"
-import { type Form, type LaunchPlan, names } from "../LaunchPlan.ts"
+import * as FirecrackerVersion from "../FirecrackerVersion.ts"
+import { type Form, names } from "../LaunchPlan.ts"
 import * as Vsock from "../Vsock.ts"
 import { guestChannel } from "./guestChannel.ts"
+import type { Lasting } from "./kept.ts"
+import type { Tended } from "./tending.ts"
 import type { Workplace } from "./workplace.ts"
 
 /** How far apart may come what belongs together: the end of a process, of its connections and of its pipes. */
@@ -20,26 +22,25 @@ export const settling = "1 second"
 /** How long a save may take beyond its deadline. */
 const patience = "5 minutes"
 
-interface Parts extends Pick<Vmm, "ended" | "poll" | "console"> {
+interface Parts {
   readonly spec: MachineSpec
-  readonly plan: LaunchPlan
+  readonly lasting: Lasting
+  /** Was it started once, or does it go on from a snapshot? */
+  readonly hasStarted: boolean
   readonly place: Workplace
   readonly api: FirecrackerApi
   readonly host: FirecrackerHost["Service"]
   readonly vsock: Vsock.Vsock["Service"]
-  readonly saved: Omit<Saved, "form">
-  /** Waits for the end of the process, and says what it was. */
-  readonly died: (stage: string) => Effect.Effect<FirecrackerError>
-  /** Told what is asked of the machine, before it is. Gives what takes that back. */
-  readonly onAsk: (request: MachineRequest) => () => void
+  readonly tended: Tended
 }
 
 /** What can be done with a machine that is up. */
 export const makeVmm = (
-  { api, console, died, ended, host, onAsk, place, plan, poll, saved, spec, vsock }: Parts
+  { api, hasStarted: hadStarted, host, lasting, place, spec, tended, vsock }: Parts
 ): Vmm => {
   const { id } = spec
   const { directory, ignoresTermination, monitor, write } = place
+  const { console, died, ended, onAsk, poll } = tended
   const failed = (operation: string) => (cause: unknown) =>
     MicroVmError.make(new MicroVmError.OperationFailed({ id, operation, cause }))
   /** That the connection ended with the process says less than how that ended. */
@@ -50,13 +51,13 @@ export const makeVmm = (
         (told) => Effect.fail(failed(operation)(Option.getOrElse(told, () => error)))
       ))
 
-  let hasStarted = plan.load !== undefined
+  let hasStarted = hadStarted
   const start = Effect.tap(api.putAction({ action_type: "InstanceStart" }), () =>
     Effect.sync(() => {
       hasStarted = true
     }))
 
-  const { noCtrlAltDel } = plan.facts
+  const { noCtrlAltDel } = lasting.facts
   const ctrlAltDel = noCtrlAltDel.length > 0
     ? Effect.fail(`Ctrl-Alt-Del does not reach the guest: ${noCtrlAltDel.join("; ")}`)
     : Effect.catchReason(
@@ -108,7 +109,7 @@ export const makeVmm = (
       ? Effect.uninterruptible(write(to, create))
       // Those that it would boot, which are a snapshot's when it was restored from one.
       : Effect.forEach(
-        plan.entries.filter(({ field }) => field === "kernel" || field === "initramfs"),
+        lasting.boots,
         ({ name, path }) => host.copy(path, `${to}/${name}`),
         { discard: true }
       )
@@ -125,7 +126,9 @@ export const makeVmm = (
     save: (to) =>
       Effect.suspend(() => {
         const form: Form = hasStarted ? "full" : "unstarted"
-        return Effect.as(Effect.mapError(saveAs(form, to), failed("snapshot")), { ...saved, form })
+        const { platform, target } = lasting
+        const madeBy = `Firecracker ${FirecrackerVersion.format(target.version)}`
+        return Effect.as(Effect.mapError(saveAs(form, to), failed("snapshot")), { platform, madeBy, form })
       }),
     request: (request) =>
       Effect.suspend(() => {
@@ -141,7 +144,7 @@ export const makeVmm = (
       return { status, survivors: outcome._tag === "Survivors" ? outcome.survivors : [] }
     }),
     channel: (channel) => {
-      const port = plan.channels.get(channel)
+      const port = lasting.channels.get(channel)
       return port === undefined
         ? Effect.fail(MicroVmError.make(new MicroVmError.ChannelUnavailable({ id, channel, known: spec.channels })))
         : Vsock.socket(`${directory}/${names.vsock}`, port, { within: Duration.infinity }).pipe(

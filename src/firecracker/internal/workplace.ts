@@ -6,9 +6,11 @@ import * as ChildProcess from "effect/process/ChildProcess"
 import type * as Scope from "effect/Scope"
 import * as ExitStatus from "../../lifecycle/ExitStatus.ts"
 import * as ShutdownPolicy from "../../lifecycle/ShutdownPolicy.ts"
+import type { LaunchOptions } from "../../microvm/MicroVmProvider.ts"
 import * as AdoptedProcess from "../../process/AdoptedProcess.ts"
 import type { Process } from "../../process/Process.ts"
 import type { ProcessError } from "../../process/ProcessError.ts"
+import type { ProcessHolder } from "../../process/ProcessHolder.ts"
 import { ProcessHost } from "../../process/ProcessHost.ts"
 import type { ProcessSpawner } from "../../process/ProcessSpawner.ts"
 import * as FirecrackerError from "../FirecrackerError.ts"
@@ -16,14 +18,18 @@ import type { FirecrackerHost } from "../FirecrackerHost.ts"
 import type { Jail, PreparedJail } from "../Jail.ts"
 import * as JailPlan from "../JailPlan.ts"
 import { type LaunchPlan, names, snapshotFiles } from "../LaunchPlan.ts"
+import * as Kept from "./kept.ts"
 
 type Failure = FirecrackerError.FirecrackerError
 
 /** The files of a snapshot, as Firecracker is told them. */
 type Create = (state: string, memory: string) => Effect.Effect<void, Failure>
 
+/** Firecracker's process, whoever owns it. */
+export type Monitor = Pick<Process, "pid" | "exit" | "poll" | "signal" | "shutdown" | "tail" | "stdout">
+
 export interface Workplace {
-  readonly monitor: Pick<Process, "pid" | "exit" | "poll" | "signal" | "shutdown" | "tail" | "stdout">
+  readonly monitor: Monitor
   /** The directory that it works in, by the path that we have for it. */
   readonly directory: string
   /** Who owns its files, if not we. */
@@ -37,6 +43,7 @@ export interface Workplace {
 export interface Services {
   readonly host: FirecrackerHost["Service"]
   readonly spawner: ProcessSpawner["Service"]
+  readonly holder: ProcessHolder["Service"]
   readonly processes: ProcessHost["Service"]
   readonly jails: Jail["Service"]
 }
@@ -44,45 +51,65 @@ export interface Services {
 /** What else is to be there before Firecracker starts, and is there until it has ended. */
 export type Arrange = (place: Pick<Workplace, "directory" | "owner">) => Effect.Effect<void, Failure, Scope.Scope>
 
+/** How a machine is to be run that is not in a jail. */
+export type How = Pick<LaunchOptions, "cgroup" | "keep">
+
 /** Firecracker has no handler for SIGTERM, and ends by it at once. */
-const policy = ShutdownPolicy.signals({ grace: "1 second" })
+export const policy = ShutdownPolicy.signals({ grace: "1 second" })
 const killPolicy = ShutdownPolicy.signals({ signal: "SIGKILL" })
 
-const start = ({ argv: [program, ...args] }: LaunchPlan, spawner: ProcessSpawner["Service"], cwd?: string) =>
-  spawner.spawn(
-    // Nothing of our environment is for it.
-    ChildProcess.make(program, args, { env: {}, stdin: "ignore", ...(cwd !== undefined && { cwd }) }),
-    // It starts nothing, so its group is all there is of it. To enter a cgroup takes some 15 ms.
-    { policy, killScope: "group" }
-  )
+const commandOf = ({ argv: [program, ...args] }: LaunchPlan, cwd?: string) =>
+  // Nothing of our environment is for it.
+  ChildProcess.make(program, args, { env: {}, stdin: "ignore", ...(cwd !== undefined && { cwd }) })
+
+// It starts nothing, so its group is all there is of it. To enter a cgroup takes some 15 ms.
+const spawning = { policy, killScope: "group" } as const
+
+/** Where one is at work that is in no jail. */
+export const unjailed = (monitor: Monitor, directory: string, host: FirecrackerHost["Service"]): Workplace => ({
+  monitor,
+  directory,
+  owner: undefined,
+  ignoresTermination: false,
+  write: (to, create) => {
+    const files = [`${to}/${snapshotFiles.state}`, `${to}/${snapshotFiles.memory}`] as const
+    return create(...files).pipe(
+      Effect.andThen(host.makeReadable(files[1])),
+      Effect.tapError(() => Effect.ignore(host.remove(files)))
+    )
+  }
+})
 
 const inDirectory = Effect.fnUntraced(function*(
   plan: LaunchPlan,
   stateDirectory: string | undefined,
-  { host, spawner }: Services,
+  { cgroup, keep }: How,
+  { holder, host, spawner }: Services,
   arrange: Arrange
 ): Effect.fn.Return<Workplace, Failure | ProcessError, Scope.Scope> {
-  const directory = yield* host.makeDirectory({
-    parent: stateDirectory,
+  const contents = {
     links: new Map(plan.entries.map(({ name, path }) => [name, path])),
     // Before 1.14, Firecracker makes none.
     files: [names.log]
-  })
-  const owner = undefined
-  yield* arrange({ directory, owner })
-  return {
-    monitor: yield* start(plan, spawner, directory),
-    directory,
-    owner,
-    ignoresTermination: false,
-    write: (to, create) => {
-      const files = [`${to}/${snapshotFiles.state}`, `${to}/${snapshotFiles.memory}`] as const
-      return create(...files).pipe(
-        Effect.andThen(host.makeReadable(files[1])),
-        Effect.tapError(() => Effect.ignore(host.remove(files)))
-      )
-    }
   }
+  if (keep === undefined) {
+    const directory = yield* host.makeDirectory({ ...contents, parent: stateDirectory })
+    yield* arrange({ directory, owner: undefined })
+    const monitor = yield* spawner.spawn(commandOf(plan, directory), { ...spawning, cgroup })
+    return unjailed(monitor, directory, host)
+  }
+  const directory = Kept.directoryIn(keep.directory)
+  const { metrics } = plan.config
+  yield* host.keepDirectory(
+    directory,
+    metrics === undefined ? contents : {
+      ...contents,
+      files: [...contents.files, names.metrics]
+    }
+  )
+  yield* arrange({ directory, owner: undefined })
+  const monitor = yield* holder.spawn(commandOf(plan, directory), { directory: keep.directory, cgroup, policy })
+  return unjailed(monitor, directory, host)
 })
 
 /** The jailer leaves behind a process that is not ours. Its pipes are still those of the jailer. */
@@ -117,7 +144,7 @@ const inJail = Effect.fnUntraced(function*(
   const jail = yield* jails.prepare(jailPlan)
   const { ignoresTermination, leavesJailer, root: directory, user: owner } = jailPlan
   yield* arrange({ directory, owner })
-  const jailer = yield* start(plan, spawner)
+  const jailer = yield* spawner.spawn(commandOf(plan), spawning)
   return {
     monitor: leavesJailer ? yield* adopt(jailer, jail, processes) : jailer,
     directory,
@@ -140,9 +167,10 @@ const inJail = Effect.fnUntraced(function*(
 export const enter = (
   plan: LaunchPlan,
   stateDirectory: string | undefined,
+  how: How,
   services: Services,
   arrange: Arrange
 ): Effect.Effect<Workplace, Failure | ProcessError, Scope.Scope> =>
   plan.jail === undefined
-    ? inDirectory(plan, stateDirectory, services, arrange)
+    ? inDirectory(plan, stateDirectory, how, services, arrange)
     : inJail(plan, plan.jail, services, arrange)

@@ -119,8 +119,9 @@ export const make = (host: ProcessHost["Service"], prefix: ReadonlyArray<string>
       stdio: [input === undefined ? "ignore" : "pipe", "pipe", "pipe"],
       detached: true,
       cgroup: undefined,
-      // What a dead supervisor has half done is undone by the next one, which must not meet it at work.
-      dieWithParent: true
+      // What a dead supervisor has half done is undone by the next one, which must not meet it at work. What only looks (JSON is
+      // for that) may go on: to bind it to us takes as long again.
+      dieWithParent: !args.includes("-j")
     }).pipe(
       Effect.mapError((error) =>
         HostError.make(

@@ -16,7 +16,7 @@ export type Elements = Readonly<Record<Protocol | "any", ReadonlyArray<Element>>
 export const most = 50_000
 
 /** Looks at a rule while its elements are found: ranges of ports that overlap each other by the thousand end here. */
-const mostLooks = 5_000_000
+const mostLooks = 2_000_000
 
 const tooMany = Result.fail(undefined)
 

@@ -19,8 +19,8 @@ export const keyOfAlias = (alias: string | undefined): string | undefined => {
 export const keyOf = (token: string, name: string): string => `${token} ${name}`
 
 /**
- * A link has this name until it has its alias: whoever is killed in between leaves one that names its owner all the same, by 52
- * of the token's 64 random bits. Only then it gets the name that others could have given to theirs.
+ * A link is made under this name, since a TAP cannot be made with an alias: whoever is killed then leaves one that names its owner
+ * all the same, by 52 of the token's 64 random bits. With its alias it gets the name that others could have given to theirs.
  */
 export const temporaryName = (token: string): string => `mv${token.slice(0, 13)}`
 
@@ -90,19 +90,24 @@ export const outside = (links: ReadonlyArray<LinkSpec>): ReadonlyArray<string> =
     } else {
       lines.push(tap(link, temporary))
     }
-    lines.push(`link set dev ${temporary} alias "${aliasOf(link)}"`)
-    // No address of its own accord, hence no router solicitations: only what the lines below say.
-    lines.push(`link set dev ${temporary} name ${name} ${mtuOf(link)} addrgenmode none`)
-    if (topology?._tag === "Port") {
+    const isPort = topology?._tag === "Port"
+    // One message to the kernel, so that nobody sees the name without the alias. No address of its own accord, hence no router
+    // solicitations: only those of the lines below.
+    lines.push(
+      `link set dev ${temporary} alias "${aliasOf(link)}" name ${name} ${mtuOf(link)} addrgenmode none${
+        isPort ? "" : " up"
+      }`
+    )
+    if (isPort) {
       lines.push(`link set dev ${name} master ${topology.bridge}`)
       lines.push(`link set dev ${name} type bridge_slave isolated on`)
+      lines.push(`link set dev ${name} up`)
     }
     for (const { address, prefix } of addresses) {
       // There is nobody else at this link whose address it could be.
       const nodad = address.family === 6 ? " nodad" : ""
       lines.push(`addr add ${Cidr.formatAddress(address)}/${prefix} dev ${name}${nodad}`)
     }
-    lines.push(`link set dev ${name} up`)
     return lines
   })
 }

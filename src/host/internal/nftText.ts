@@ -11,14 +11,18 @@ import * as Cidr from "../Cidr.ts"
 import type { EgressRule, Protocol } from "../EgressRule.ts"
 import { aggregate, type Element, type Elements } from "./egressSets.ts"
 
-/** A machine as the rules see it. */
-export interface Seen {
+/** By what a machine's packets are known. */
+export interface Known {
   readonly token: string
   readonly link: string
   readonly mac: string
-  readonly v4: Side | undefined
-  readonly v6: Side | undefined
+  readonly v4?: Side
+  readonly v6?: Side
   readonly masquerade: boolean
+}
+
+/** A machine as the rules see it. */
+export interface Seen extends Known {
   readonly offers: ReadonlyArray<{ readonly protocol: Protocol; readonly port: number }>
   /** What it may reach, and what of that is meant for the host itself, another machine, or what is closed. */
   readonly outside: Readonly<Record<Cidr.Family, Elements>>
@@ -28,7 +32,7 @@ export interface Seen {
   readonly wide: Readonly<Record<Cidr.Family, boolean>>
 }
 
-export interface Side {
+export type Side = {
   readonly guest: string
   readonly gateway: string
 }
@@ -85,7 +89,6 @@ ${
       `  set closed${family} { type ${address[family]} . nf_proto; flags interval; }
   set sources${family} { type ifname . ether_addr . ${address[family]}; }
   set gateways${family} { type ifname . ${address[family]}; }
-  set offered${family} { type ifname . ${address[family]} . inet_proto . inet_service; }
   set masqueraded${family} { type ${address[family]}; }
 `
     ).join("")
@@ -138,8 +141,6 @@ ${unknown("oifname")}  }
     icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
     iifname . ip daddr @gateways4 icmp type echo-request goto allow
     iifname . ip6 daddr @gateways6 icmpv6 type echo-request goto allow
-    iifname . ip daddr . meta l4proto . th dport @offered4 goto allow
-    iifname . ip6 daddr . meta l4proto . th dport @offered6 goto allow
     ct direction original iifname vmap @near
     goto deny
   }
@@ -151,8 +152,6 @@ ${unknown("oifname")}  }
     icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
     ct direction reply oifname . ip saddr @gateways4 icmp type echo-reply goto allow
     ct direction reply oifname . ip6 saddr @gateways6 icmpv6 type echo-reply goto allow
-    ct direction reply oifname . ip saddr . meta l4proto . th sport @offered4 goto allow
-    ct direction reply oifname . ip6 saddr . meta l4proto . th sport @offered6 goto allow
     ct direction reply oifname vmap @near
     oifname @denied-in drop
   }
@@ -200,37 +199,52 @@ const hash = (text: string): string => {
   return value.toString(16).padStart(16, "0")
 }
 
-const elementText = (family: Cidr.Family, { cidr, ports }: Element): string => {
-  const { first, last } = ports ?? { first: nfproto[family], last: nfproto[family] }
-  return `${Cidr.format(cidr)} . ${first}${last === first ? "" : `-${last}`}`
-}
+const portText = (ports: NonNullable<Element["ports"]>): string =>
+  ports.first === ports.last ? String(ports.first) : `${ports.first}-${ports.last}`
+
+const elementText = (family: Cidr.Family, { cidr, ports }: Element): string =>
+  `${Cidr.format(cidr)} . ${ports === undefined ? nfproto[family] : portText(ports)}`
 
 /** A set that only one machine has. What is in it is in its name too, or is never said here. */
 interface Own {
   readonly name: string
   readonly head: string
   readonly elements: string
-  /** What looks it up. */
-  readonly match: string
 }
 
-const present = (machine: Seen): ReadonlyArray<Cidr.Family> =>
-  families.filter((family) => (family === 4 ? machine.v4 : machine.v6) !== undefined)
+/** What a machine may reach: how a packet is found to lead there, and the set for that, if there is one. */
+interface Way {
+  readonly match: string
+  readonly set?: Own
+}
 
-const networkSets = (machine: Seen, place: "outside" | "near"): ReadonlyArray<Own> =>
+/**
+ * So many networks of a protocol are looked at one by one. A set for them takes longer to make, and the kernel goes through all
+ * sets of the table to find one.
+ */
+const few = 4
+
+const side = (machine: Known, family: Cidr.Family): Side | undefined => family === 4 ? machine.v4 : machine.v6
+
+const present = (machine: Known): ReadonlyArray<Cidr.Family> =>
+  families.filter((family) => side(machine, family) !== undefined)
+
+const networkWays = (machine: Seen, place: "outside" | "near"): ReadonlyArray<Way> =>
   present(machine).flatMap((family) =>
-    protocols.flatMap((protocol) => {
+    protocols.flatMap((protocol): ReadonlyArray<Way> => {
       const all = machine[place][family][protocol]
-      if (all.length === 0) return []
+      const by = protocol === "any" ? peer(family) : `meta l4proto ${protocol} ${peer(family)}`
+      if (all.length <= few) {
+        return all.map(({ cidr, ports }) => ({
+          match: `${by} ${Cidr.format(cidr)}${ports === undefined ? "" : ` ct reply proto-src ${portText(ports)}`}`
+        }))
+      }
       const elements = all.map((element) => elementText(family, element)).join(",\n  ")
       const name = `${place}-${protocol}${family}-${hash(elements)}-${machine.token}`
+      const head = `type ${address[family]} . ${protocol === "any" ? "nf_proto" : "inet_service"}; flags interval;`
       return [{
-        name,
-        elements,
-        head: `type ${address[family]} . ${protocol === "any" ? "nf_proto" : "inet_service"}; flags interval;`,
-        match: protocol === "any"
-          ? `${peer(family)} . meta nfproto @${name}`
-          : `meta l4proto ${protocol} ${peer(family)} . ct reply proto-src @${name}`
+        match: `${by} . ${protocol === "any" ? "meta nfproto" : "ct reply proto-src"} @${name}`,
+        set: { name, head, elements }
       }]
     })
   )
@@ -242,7 +256,7 @@ const used = (family: Cidr.Family, name: string, token: string): string => `used
  * By name: to an address that was learned and is not yet stale, or on a connection that was opened when it was so. Without
  * the second every connection would end with the TTL of the answer that led to it.
  */
-const nameSets = (machine: Seen): ReadonlyArray<Own> =>
+const nameWays = (machine: Seen): ReadonlyArray<Way> =>
   machine.names.flatMap(({ ports, protocol, target }) =>
     target._tag === "Network" ? [] : present(machine).flatMap((family) => {
       const [fresh, open] = [learned(family, target.name, machine.token), used(family, target.name, machine.token)]
@@ -250,49 +264,65 @@ const nameSets = (machine: Seen): ReadonlyArray<Own> =>
       const comment = `comment "${target.name.slice(0, 100)}";`
       const how = [
         ...(protocol === undefined ? [] : [`meta l4proto ${protocol} `]),
-        ...(ports === undefined ? [] : [`ct reply proto-src ${ports.first}-${ports.last} `])
+        ...(ports === undefined ? [] : [`ct reply proto-src ${portText(ports)} `])
       ].join("")
       const pass = `update @${open} { ${peer(family)} }`
       return [
-        { name: fresh, head: `${head} ${comment}`, elements: "", match: `${how}${peer(family)} @${fresh} ${pass}` },
         {
-          name: open,
-          head: `${head} timeout ${idle}; ${comment}`,
-          elements: "",
-          match: `${how}ct state established ${peer(family)} @${open} ${pass}`
+          match: `${how}${peer(family)} @${fresh} ${pass}`,
+          set: { name: fresh, head: `${head} ${comment}`, elements: "" }
+        },
+        {
+          match: `${how}ct state established ${peer(family)} @${open} ${pass}`,
+          set: { name: open, head: `${head} timeout ${idle}; ${comment}`, elements: "" }
         }
       ]
     })
   )
 
+/** What the host serves, on the addresses of the machine's gateway. */
+const offerWays = (machine: Seen): ReadonlyArray<Way> =>
+  machine.offers.flatMap(({ port, protocol }) =>
+    present(machine).map((family) => ({
+      match: `meta l4proto ${protocol} ${peer(family)} ${side(machine, family)?.gateway} ct reply proto-src ${port}`
+    }))
+  )
+
+const ways = (machine: Seen, place: "outside" | "near"): ReadonlyArray<Way> => [
+  ...networkWays(machine, place),
+  ...(place === "outside" ? nameWays(machine) : offerWays(machine))
+]
+
 const ownSets = (machine: Seen): ReadonlyArray<Own> => [
   ...new Map(
-    [...networkSets(machine, "outside"), ...networkSets(machine, "near"), ...nameSets(machine)]
-      .map((set) => [set.name, set])
+    [...ways(machine, "outside"), ...ways(machine, "near")].flatMap(({ set }) =>
+      set === undefined ? [] : [[set.name, set] as const]
+    )
   ).values()
 ]
 
-/** An element of a shared set or map: what was added can be removed by the same words. */
-export interface Member {
+/** An element of a shared set or map. */
+interface Member {
   readonly family: "inet" | "arp"
   readonly set: string
   readonly key: string
   readonly value?: string
 }
 
-/** Those that stay as they are for as long as the machine has its link. */
-const fixedMembers = ({ link, mac, masquerade, token, v4, v6 }: Seen): ReadonlyArray<Member> => {
+const members = (machine: Known): ReadonlyArray<Member> => {
+  const { link, mac, masquerade, token, v4 } = machine
   const name = `"${link}"`
   return [
     ...[...counters, "covered"].map((set) => ({ family: "inet", set, key: name }) as const),
     { family: "inet", set: "outside", key: name, value: `goto ${chains.outside(token)}` },
+    { family: "inet", set: "near", key: name, value: `goto ${chains.near(token)}` },
     { family: "arp", set: "covered", key: name },
     ...families.flatMap((family): ReadonlyArray<Member> => {
-      const side = family === 4 ? v4 : v6
-      return side === undefined ? [] : [
-        { family: "inet", set: `sources${family}`, key: `${name} . ${mac} . ${side.guest}` },
-        { family: "inet", set: `gateways${family}`, key: `${name} . ${side.gateway}` },
-        ...(masquerade ? [{ family: "inet", set: `masqueraded${family}`, key: side.guest } as const] : [])
+      const ends = side(machine, family)
+      return ends === undefined ? [] : [
+        { family: "inet", set: `sources${family}`, key: `${name} . ${mac} . ${ends.guest}` },
+        { family: "inet", set: `gateways${family}`, key: `${name} . ${ends.gateway}` },
+        ...(masquerade ? [{ family: "inet", set: `masqueraded${family}`, key: ends.guest } as const] : [])
       ]
     }),
     ...(v4 === undefined ? [] : [
@@ -302,29 +332,12 @@ const fixedMembers = ({ link, mac, masquerade, token, v4, v6 }: Seen): ReadonlyA
   ]
 }
 
-const hasNear = (machine: Seen): boolean => networkSets(machine, "near").length > 0
-
-const nearMember = ({ link, token }: Seen): Member => ({
-  family: "inet",
-  set: "near",
-  key: `"${link}"`,
-  value: `goto ${chains.near(token)}`
-})
-
-/** Those that other rules and offers change. */
-const changingMembers = (machine: Seen): ReadonlyArray<Member> => [
-  ...machine.offers.flatMap(({ port, protocol }) =>
-    families.flatMap((family): ReadonlyArray<Member> => {
-      const side = family === 4 ? machine.v4 : machine.v6
-      const key = `"${machine.link}" . ${side?.gateway} . ${protocol} . ${port}`
-      return side === undefined ? [] : [{ family: "inet", set: `offered${family}`, key }]
-    })
-  ),
-  ...(hasNear(machine) ? [nearMember(machine)] : [])
-]
-
-const elementOf = (table: string, { family, key, set, value }: Member): string =>
-  `element ${family} ${table} ${set} { ${key}${value === undefined ? "" : ` : ${value}`} }\n`
+/** In one statement for each set: nft takes longer over many. */
+const elementsOf = (verb: "add" | "delete", table: string, all: ReadonlyArray<Member>): string =>
+  [...Map.groupBy(all, ({ family, set }) => `${family} ${table} ${set}`)].map(([set, group]) => {
+    const elements = group.map(({ key, value }) => value === undefined ? key : `${key} : ${value}`)
+    return `${verb} element ${set} { ${[...new Set(elements)].join(", ")} }\n`
+  }).join("")
 
 /** What is to be there before the rules that speak of it. Nothing looks at it yet. */
 export const fill = (table: string, machine: Seen): string =>
@@ -341,34 +354,25 @@ export const fill = (table: string, machine: Seen): string =>
 export const enact = (table: string, now: Seen, before: Seen = now): string => {
   const inet = `inet ${table}`
   const [outside, near] = [chains.outside(now.token), chains.near(now.token)]
-  const isNear = hasNear(now)
-  const members = changingMembers(now)
-  const keys = new Set(members.map((member) => elementOf(table, member)))
   const names = new Set(ownSets(now).map(({ name }) => name))
-  const away = changingMembers(before).map((member) => elementOf(table, member)).filter((text) => !keys.has(text))
   const sets = ownSets(before).filter(({ name }) => !names.has(name))
   const rules = (place: "outside" | "near"): string =>
     [
       // What is closed to wide rules is open to those that are as narrow as is asked of near ones.
       ...present(now).flatMap((family) =>
         place === "outside" && now.wide[family]
-          ? [`${peer(family)} . meta nfproto @closed${family} goto ${isNear ? near : "deny"}`]
+          ? [`${peer(family)} . meta nfproto @closed${family} goto ${near}`]
           : []
       ),
-      ...[...networkSets(now, place), ...(place === "outside" ? nameSets(now) : [])].map(({ match }) =>
-        `${match} goto allow`
-      ),
+      ...ways(now, place).map(({ match }) => `${match} goto allow`),
       "goto deny"
     ].map((line) => `    ${line}\n`).join("")
   return [
     `add chain ${inet} ${outside}\nadd chain ${inet} ${near}\nflush chain ${inet} ${outside}\nflush chain ${inet} ${near}\n`,
-    `table ${inet} {\n  chain ${outside} {\n${rules("outside")}  }\n`,
-    isNear ? `  chain ${near} {\n${rules("near")}  }\n}\n` : "}\n",
-    ...[...fixedMembers(now), ...members].map((member) => `add ${elementOf(table, member)}`),
-    // It cannot be told whether that is there, and what is not cannot be deleted.
-    ...away.map((text) => `add ${text}delete ${text}`),
-    ...sets.map(({ head, name }) => `add set ${inet} ${name} { ${head} }\ndelete set ${inet} ${name}\n`),
-    isNear ? "" : `delete chain ${inet} ${near}\n`
+    `table ${inet} {\n  chain ${outside} {\n${rules("outside")}  }\n  chain ${near} {\n${rules("near")}  }\n}\n`,
+    elementsOf("add", table, members(now)),
+    // It cannot be told whether they are there, and what is not cannot be deleted.
+    ...sets.map(({ head, name }) => `add set ${inet} ${name} { ${head} }\ndelete set ${inet} ${name}\n`)
   ].join("")
 }
 
@@ -394,23 +398,21 @@ export const learn = (
 
 /** What of a machine was found in the table. */
 export interface Found {
-  readonly token: string
-  readonly link: string
-  readonly chains: ReadonlyArray<string>
-  /** The elements of shared sets that are its own. */
-  readonly members: ReadonlyArray<Member>
+  readonly machine: Known
+  /** Those that it has for itself. */
   readonly sets: ReadonlyArray<string>
 }
 
+/** What of it is not there is added first, so that there is something to delete. */
 export const remove = (table: string, found: ReadonlyArray<Found>): string => {
   const inet = `inet ${table}`
-  const chains = found.flatMap((one) => one.chains)
-  const members = found.flatMap((one) => one.members)
+  const own = found.flatMap(({ machine: { token } }) => [chains.outside(token), chains.near(token)])
+  const all = found.flatMap(({ machine }) => members(machine))
   return [
-    ...[...Map.groupBy(members, ({ family, set }) => `${family} ${table} ${set}`)]
-      .map(([set, group]) => `delete element ${set} { ${group.map(({ key }) => key).join(", ")} }\n`),
-    ...chains.map((chain) => `flush chain ${inet} ${chain}\n`),
-    ...chains.map((chain) => `delete chain ${inet} ${chain}\n`),
+    elementsOf("add", table, all),
+    elementsOf("delete", table, all),
+    ...own.map((chain) => `flush chain ${inet} ${chain}\n`),
+    ...own.map((chain) => `delete chain ${inet} ${chain}\n`),
     ...found.flatMap(({ sets }) => sets.map((set) => `delete set ${inet} ${set}\n`))
   ].join("")
 }

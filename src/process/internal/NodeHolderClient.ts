@@ -94,7 +94,8 @@ export const ask = (
     const text = yield* readLine(socket)
     const answer = yield* Effect.mapError(
       decodeAnswer(text),
-      () => new Unreachable({ isGone: false, why: `it answers ${JSON.stringify(text.slice(0, 100))}: another version?` })
+      () =>
+        new Unreachable({ isGone: false, why: `it answers ${JSON.stringify(text.slice(0, 100))}: another version?` })
     )
     return { socket, answer }
   }).pipe(Effect.timeoutOrElse({
@@ -154,7 +155,9 @@ export const faultOf = (directory: string): { readonly isThere: boolean; readonl
   const stat = attempt(() => NodeFs.statSync(directory))
   if (stat === undefined) return { isThere: false, why: "there is no such directory" }
   if (!stat.isDirectory()) return { isThere: true, why: "it is not a directory" }
-  if (stat.uid !== process.getuid?.()) return { isThere: true, why: `it belongs to uid ${stat.uid}: use one of our own` }
+  if (stat.uid !== process.getuid?.()) {
+    return { isThere: true, why: `it belongs to uid ${stat.uid}: use one of our own` }
+  }
   return (stat.mode & 0o077) === 0 ? undefined : { isThere: true, why: "others may look into it: chmod 0700 it" }
 }
 

@@ -22,6 +22,9 @@ const replayedBytes = 16 * 1024
 /** Connections at a time; more than that are closed. */
 const mostConnections = 64
 
+/** That are written to the log. */
+const mostFaults = 16
+
 /** Milliseconds. How long the pipes of a child that has ended are still read, when others hold them open. */
 const lastWords = 100
 
@@ -35,6 +38,41 @@ const codeOf = (cause: unknown): string =>
   cause instanceof Error
     ? ("code" in cause && typeof cause.code === "string" ? cause.code : cause.message)
     : String(cause)
+
+const parse = (text: string): unknown => {
+  try {
+    return JSON.parse(text)
+  } catch {
+    return undefined
+  }
+}
+
+/** It comes from the process that has started us, whole or cut off. */
+const isOrder = (value: unknown): value is Protocol.Order =>
+  typeof value === "object" && value !== null && "version" in value && value.version === Protocol.version
+
+const requestOf = (text: string): Protocol.Request | undefined => {
+  const value = parse(text)
+  if (typeof value !== "object" || value === null || !("version" in value) || !("op" in value)) return undefined
+  const { version } = Protocol
+  if (value.version !== version) return undefined
+  if (value.op === "hold") return { version, op: "hold" }
+  if (value.op === "output") {
+    const stream = "stream" in value && value.stream === "stderr" ? "stderr" : "stdout"
+    const from = "from" in value && typeof value.from === "number" && Number.isSafeInteger(value.from) ? value.from : 0
+    return {
+      version,
+      op: "output",
+      stream,
+      from: Math.max(0, from),
+      follow: "follow" in value && value.follow === true
+    }
+  }
+  return value.op === "channel" && "fd" in value && typeof value.fd === "number" &&
+      "hand" in value && typeof value.hand === "string"
+    ? { version, op: "channel", fd: value.fd, hand: value.hand }
+    : undefined
+}
 
 const identify = (bootId: string, pid: number) => {
   const startTime = ProcStat.parse(NodeFs.readFileSync(`/proc/${pid}/stat`, "utf8"))?.startTime
@@ -69,7 +107,7 @@ const line = (value: unknown): string => `${JSON.stringify(value)}\n`
 
 interface Output {
   readonly tail: ByteTail.ByteTail
-  readonly serve: (client: NodeNet.Socket, from: number | undefined, follow: boolean) => void
+  readonly serve: (client: NodeNet.Socket, from: number, follow: boolean) => void
   readonly end: () => void
 }
 
@@ -90,22 +128,23 @@ const makeOutput = (readable: Readable | null, limit: number): Output => {
     tail,
     end,
     serve: (client, from, follow) => {
-      let position = from ?? tail.total()
+      let position = from
       let isFull = false
-      const frame = (bytes: Uint8Array): void => {
+      /** Is there room for more? */
+      const frame = (bytes: Uint8Array): boolean => {
         const header = Buffer.alloc(Protocol.frameHeader)
         header.writeBigUInt64BE(BigInt(position))
         header.writeUInt32BE(bytes.length, 8)
-        client.write(header)
-        isFull = bytes.length > 0 && !client.write(bytes)
+        const hasRoom = client.write(bytes.length === 0 ? header : Buffer.concat([header, bytes]))
         position += bytes.length
+        return hasRoom
       }
       const pump = (): void => {
         while (!isFull && position < tail.total()) {
           // What has been overwritten is passed over, and the position says so.
           position = Math.max(position, tail.total() - tail.held())
           if (tail.held() === 0) break
-          frame(tail.since(position))
+          isFull = !frame(tail.since(position))
         }
         if (isFull || (follow && !hasEnded)) return
         followers.delete(pump)
@@ -306,25 +345,19 @@ const keep = ({ child, clients, order, server }: Keeping) => {
     const refuse = (why: "busy" | "unknown"): void => {
       socket.end(line({ _tag: "Refused", why } satisfies Protocol.Answer))
     }
-    let request: Partial<Protocol.Request>
-    try {
-      request = JSON.parse(text)
-    } catch {
-      return refuse("unknown")
-    }
-    if (request.version !== Protocol.version) return refuse("unknown")
+    const request = requestOf(text)
+    if (request === undefined) return refuse("unknown")
     if (request.op === "hold") {
       // One who has just been killed may come after the one who comes because of that: its end is there already.
       setImmediate(() => setImmediate(hold, socket))
     } else if (request.op === "output") {
-      const output = request.stream === "stderr" ? outputs.stderr : outputs.stdout
       socket.write(line({ _tag: "Output" } satisfies Protocol.Answer))
-      output.serve(socket, request.from, request.follow === true)
-    } else if (request.op === "channel") {
-      const channel = channels.get(request.fd ?? 0)
+      outputs[request.stream].serve(socket, request.from, request.follow)
+    } else {
+      const channel = channels.get(request.fd)
       if (channel === undefined || hand === undefined || hand.name !== request.hand) return refuse("unknown")
       if (channel.serve(socket, hand.name, rest) === "busy") refuse("busy")
-    } else refuse("unknown")
+    }
   }
 }
 
@@ -362,17 +395,27 @@ const answer = (started: Protocol.Started): void => {
 }
 
 const main = (): void => {
-  const order: Protocol.Order = JSON.parse(NodeFs.readFileSync(0, "utf8"))
+  const order = parse(NodeFs.readFileSync(0, "utf8"))
+  // Whoever began it was killed.
+  if (!isOrder(order)) return
+  // What goes wrong with one connection is not to cost the process its life.
+  let faults = 0
+  process.on("uncaughtException", (cause) => {
+    if (++faults <= mostFaults) NodeFs.writeSync(2, `${String(cause.stack)}\n`)
+  })
   const { bootId, launch, mark, setpriv } = order
   // What ends a whole session or a service is for the child, and we end after it.
   for (const signal of ["SIGHUP", "SIGINT", "SIGTERM", "SIGPIPE"]) process.on(signal, () => {})
   let isClaimed = false
   const refuse = (cause: unknown): void => {
-    if (isClaimed) for (const name of [Protocol.files.held, Protocol.files.socket]) NodeFs.rmSync(name, { force: true })
+    if (isClaimed) {
+      for (const name of [Protocol.files.held, Protocol.files.socket]) NodeFs.rmSync(name, { force: true })
+    }
     answer({ _tag: "Refused", code: codeOf(cause), step: isClaimed ? "start" : "claim" })
   }
 
   const clients = new Set<NodeNet.Socket>()
+  let child: NodeChildProcess.ChildProcess | undefined
   let serve: ReturnType<typeof keep> | undefined
   const server = NodeNet.createServer({ allowHalfOpen: true }, (socket) => {
     clients.add(socket)
@@ -395,7 +438,7 @@ const main = (): void => {
     if (!server.listening) throw new Error(`${Protocol.files.socket} cannot be listened on`)
     const [file, args] = commandLine(launch, { setpriv, parent: process.pid, isUnguarded: true })
     const { env, stdio } = launch
-    const child = NodeChildProcess.spawn(file, args, { env, cwd: launch.cwd ?? "/", stdio: [...stdio], detached: true })
+    child = NodeChildProcess.spawn(file, args, { env, cwd: launch.cwd ?? "/", stdio: [...stdio], detached: true })
     if (child.pid === undefined) {
       server.close()
       child.once("error", (cause) => refuse(cause))
@@ -412,15 +455,11 @@ const main = (): void => {
       channels: stdio.flatMap((kind, fd) => fd >= 3 && kind === "pipe" ? [fd] : []),
       note: order.note
     }
-    try {
-      writeDurably(Protocol.files.held, JSON.stringify(held))
-      syncDirectory()
-    } catch (cause) {
-      child.kill("SIGKILL")
-      return refuse(cause)
-    }
+    writeDurably(Protocol.files.held, JSON.stringify(held))
+    syncDirectory()
     answer({ _tag: "Started" })
   } catch (cause) {
+    child?.kill("SIGKILL")
     server.close()
     refuse(cause)
   }

@@ -87,8 +87,7 @@ export type Request =
     readonly version: number
     readonly op: "output"
     readonly stream: StreamName
-    /** Default: from the next byte on. */
-    readonly from?: number
+    readonly from: number
     readonly follow: boolean
   }
   /** Becomes the channel, for the one who has the hand. */

@@ -102,7 +102,9 @@ export const attach = Effect.fnUntraced(function*(
   const scope = yield* Effect.scope
   const ears = yield* Scope.fork(scope)
   const refuse = (why: string, cause?: unknown) =>
-    MicroVmError.make(new MicroVmError.AttachFailed({ id, isHeld: false, why, ...(cause === undefined ? {} : { cause }) }))
+    MicroVmError.make(
+      new MicroVmError.AttachFailed({ id, isHeld: false, why, ...(cause === undefined ? {} : { cause }) })
+    )
   const child = yield* Effect.mapError(holder.attach({ directory, policy }), (error) =>
     MicroVmError.make(
       new MicroVmError.AttachFailed({
@@ -147,7 +149,8 @@ export const attach = Effect.fnUntraced(function*(
 
 /** Nothing was left of what it has said. */
 const mute: Omit<Qmp.Qmp, "version"> = {
-  execute: ({ execute }) => Effect.fail(new QmpError({ reason: new Disconnected({ why: `${execute} comes too late` }) })),
+  execute: ({ execute }) =>
+    Effect.fail(new QmpError({ reason: new Disconnected({ why: `${execute} comes too late` }) })),
   events: Stream.empty,
   last: () => Effect.succeedNone,
   disconnected: Effect.succeed(new QmpError({ reason: new Disconnected({ why: "it is gone" }) }))

@@ -39,7 +39,7 @@ export const write = (id: string, { fds, files }: Lasting, setup: Setup): string
 export const read = (
   note: string
 ): { readonly id: string; readonly plan: Lasting; readonly setup: Setup } | undefined => {
-  const kept = Schema.decodeUnknownOption(Note)(note)
+  const kept = Schema.decodeOption(Note)(note)
   if (kept._tag === "None") return undefined
   const { channels, files, id, qmp, setup } = kept.value
   return { id, plan: { fds: { qmp, channels: new Map(channels) }, files }, setup }

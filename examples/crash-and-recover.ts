@@ -1,0 +1,87 @@
+/**
+ * A supervisor is killed, and the next one goes on: with the machine, its console, and in the end its exit status.
+ *
+ *     node examples/crash-and-recover.ts
+ *
+ * Boots a machine with QEMU (or restores one), and leaves nothing.
+ */
+import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
+import * as NodeServices from "@effect/platform-node/NodeServices"
+import { NodeHasher, NodeImageStore } from "effect-microvm-runtime/image"
+import { ExitStatus } from "effect-microvm-runtime/lifecycle"
+import { NodeProcessSpawner } from "effect-microvm-runtime/process"
+import { NodeQemuHost, QemuProvider } from "effect-microvm-runtime/qemu"
+import { NodeSupervisor, Supervisor } from "effect-microvm-runtime/supervisor"
+import { GoldenMachines, NodeDiskSnapshotStore, WarmMachine } from "effect-microvm-runtime/warm"
+import * as Console from "effect/Console"
+import * as SecureRandom from "effect/crypto/SecureRandom"
+import * as Effect from "effect/Effect"
+import * as FileSystem from "effect/FileSystem"
+import * as Layer from "effect/Layer"
+import * as ChildProcess from "effect/process/ChildProcess"
+import * as ChildProcessSpawner from "effect/process/ChildProcessSpawner"
+import * as Stream from "effect/Stream"
+
+const backend = QemuProvider.layer.pipe(Layer.provide(NodeQemuHost.layer), Layer.provide(NodeProcessSpawner.layer))
+
+const machines = GoldenMachines.layer.pipe(
+  Layer.provideMerge(Layer.mergeAll(
+    backend,
+    NodeImageStore.layer,
+    NodeDiskSnapshotStore.layer,
+    NodeHasher.layer,
+    SecureRandom.layerWebCrypto
+  ))
+)
+
+/** The first one launches a machine that is to outlive it, and does not come to an end by itself. */
+const first = Effect.scoped(Effect.gen(function*() {
+  const supervisor = yield* Supervisor.Supervisor
+  const { agent, machine } = yield* supervisor.launch({
+    id: "tenant-1",
+    keep: true,
+    bring: ({ before }) => WarmMachine.launch({ id: "tenant-1", before })
+  })
+  yield* agent.exec({ path: "sh", args: ["-c", "echo a line from before the crash >/dev/console"] })
+  yield* Console.log(`supervisor ${process.pid} has machine ${machine.id}`)
+  return yield* Effect.never
+}))
+
+/** The next one finds what the journal says, and gets hold of the machine. */
+const second = Effect.scoped(Effect.gen(function*() {
+  const supervisor = yield* Supervisor.Supervisor
+  for (const { action, id, why } of yield* supervisor.recover()) yield* Console.log(`${id}: ${action}, ${why}`)
+  for (const { machine, released } of yield* supervisor.machines) {
+    yield* Console.log(`its console: ${(yield* machine.consoleTail).trimEnd().split("\n").at(-1)}`)
+    const { agent } = yield* WarmMachine.fromMachine(machine)
+    const { stdout } = yield* agent.exec({ path: "uptime" })
+    yield* Console.log(`its guest: ${new TextDecoder().decode(stdout).trim()}`)
+    yield* machine.shutdown({ leading: [{ name: "guest power-off", request: agent.powerOff, grace: "5 seconds" }] })
+    const { _tag, status } = yield* machine.ended
+    const { left } = yield* released
+    yield* Console.log(`its end: ${_tag}, its monitor ${ExitStatus.format(status)}, ${left} resources left`)
+  }
+}))
+
+const program = Effect.gen(function*() {
+  const fs = yield* FileSystem.FileSystem
+  const [role, given] = process.argv.slice(2)
+  const directory = given ?? `${yield* fs.makeTempDirectoryScoped()}/state`
+  const supervised = Effect.provide(
+    NodeSupervisor.layer({ directory }).pipe(Layer.provideMerge(machines), Layer.provideMerge(NodeProcessSpawner.layer))
+  )
+  if (role === "first") return yield* supervised(first)
+
+  const spawner = yield* ChildProcessSpawner.ChildProcessSpawner
+  const child = yield* spawner.spawn(
+    ChildProcess.make(process.execPath, [...process.execArgv, process.argv[1] ?? "", "first", directory], {
+      stderr: "inherit"
+    })
+  )
+  yield* child.stdout.pipe(Stream.decodeText, Stream.splitLines, Stream.take(1), Stream.runForEach(Console.log))
+  yield* Console.log("kill -9")
+  yield* child.kill({ killSignal: "SIGKILL" })
+  yield* supervised(second)
+}).pipe(Effect.scoped, Effect.provide(NodeServices.layer))
+
+NodeRuntime.runMain(program)

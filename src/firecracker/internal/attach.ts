@@ -1,0 +1,95 @@
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import * as Scope from "effect/Scope"
+import type { MachineSpec } from "../../microvm/MachineSpec.ts"
+import * as MicroVmError from "../../microvm/MicroVmError.ts"
+import type { Attached } from "../../microvm/MicroVmProvider.ts"
+import * as FirecrackerApi from "../FirecrackerApi.ts"
+import type { FirecrackerError } from "../FirecrackerError.ts"
+import { names } from "../LaunchPlan.ts"
+import * as MetricsCollector from "../MetricsCollector.ts"
+import type { Beside, Services } from "./bringUp.ts"
+import * as Kept from "./kept.ts"
+import { tend } from "./tending.ts"
+import { makeVmm, settling } from "./vmm.ts"
+import { policy, unjailed } from "./workplace.ts"
+
+/** One whose last supervisor died while it was saved writes all of that before it answers. */
+const patience = "30 seconds"
+
+/** What `GET /` calls the states. */
+const states: { readonly [state: string]: Attached["state"] } = {
+  "Not started": "created",
+  Running: "running",
+  Paused: "paused"
+}
+
+/** Gets hold of a Firecracker that is kept. */
+export const attach = Effect.fnUntraced(function*(
+  { beside, deadlines, directory, spec }: {
+    readonly spec: MachineSpec
+    readonly directory: string
+    readonly deadlines: FirecrackerApi.Deadlines
+    readonly beside: Beside | undefined
+  },
+  { holder, host, metricsFiles, vsock }: Services
+): Effect.fn.Return<Attached, MicroVmError.MicroVmError, Scope.Scope> {
+  const { id } = spec
+  const scope = yield* Effect.scope
+  const ears = yield* Scope.fork(scope)
+  const failed = (why: string, cause?: unknown, isHeld = false) =>
+    MicroVmError.make(new MicroVmError.AttachFailed({ id, isHeld, why, ...(cause === undefined ? {} : { cause }) }))
+  const withCause = (cause: FirecrackerError) => failed(cause.message, cause)
+
+  const monitor = yield* Effect.mapError(
+    holder.attach({ directory, policy }),
+    (error) => failed(error.message, error, error.reason._tag === "HandTaken")
+  )
+  const place = unjailed(monitor, Kept.directoryIn(directory), host)
+  const kept = Kept.read(yield* Effect.mapError(host.read(`${place.directory}/${Kept.fileName}`), withCause))
+  if (kept === undefined) {
+    const why =
+      `what is kept in ${directory} is no machine of Firecracker's of this version, or its launch was broken off`
+    return yield* failed(`${why}: end it`)
+  }
+  if (kept.id !== id) return yield* failed(`the one in ${directory} is "${kept.id}"`)
+
+  const transport = yield* Effect.mapError(
+    Scope.provide(host.connect(`${place.directory}/${names.api}`), ears),
+    withCause
+  )
+  const api = FirecrackerApi.make(transport, { ...kept.target, deadlines })
+  const tended = yield* tend(kept, place, host, ears)
+  const attached = (state: Attached["state"]): Attached => ({
+    state,
+    vmm: makeVmm({ spec, lasting: kept, hasStarted: state !== "created", place, api, host, vsock, tended })
+  })
+  /** Of one that has ended, what it has left is all that there is. */
+  const ended = attached("running")
+  if (Option.isSome(yield* monitor.poll)) return ended
+
+  const answer = yield* api.getInstance().pipe(
+    Effect.retry({ while: ({ reason }) => reason._tag === "NoReply" }),
+    Effect.mapError(withCause),
+    Effect.timeoutOrElse({
+      duration: patience,
+      orElse: () => Effect.fail(failed(`its Firecracker gave no answer within ${patience}`))
+    }),
+    Effect.result
+  )
+  if (answer._tag === "Failure") {
+    // It may be about to end.
+    return Option.isSome(yield* Effect.timeoutOption(monitor.exit, settling)) ? ended : yield* answer.failure
+  }
+  const state = states[answer.success.state]
+  if (state === undefined) return yield* failed(`its Firecracker says that it is "${answer.success.state}"`)
+  const { directory: own } = place
+  yield* Effect.gen(function*() {
+    if (kept.metrics) {
+      const source = yield* Scope.provide(metricsFiles.open(`${own}/${names.metrics}`), ears)
+      yield* Scope.provide(MetricsCollector.make(source, { machine: id }), ears)
+    }
+    if (beside !== undefined) yield* beside({ spec, vsock: `${own}/${names.vsock}`, owner: undefined })
+  }).pipe(Effect.mapError(withCause))
+  return attached(state)
+})

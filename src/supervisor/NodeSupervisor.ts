@@ -1,0 +1,88 @@
+/**
+ * The supervisor of this host's machines, with all kinds of resources that this package knows.
+ *
+ * @since 0.1.0
+ */
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import type * as FileSystem from "effect/FileSystem"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import type * as Path from "effect/Path"
+import * as Schema from "effect/Schema"
+import * as Addresses from "../host/Addresses.ts"
+import * as DiskClones from "../host/DiskClones.ts"
+import type { DiskFiles } from "../host/DiskFiles.ts"
+import * as Firewall from "../host/Firewall.ts"
+import type { HostCommands } from "../host/HostCommands.ts"
+import * as Limits from "../host/Limits.ts"
+import * as Links from "../host/Links.ts"
+import { MachineNetworks } from "../host/MachineNetworks.ts"
+import * as NodeDiskFiles from "../host/NodeDiskFiles.ts"
+import * as NodeHostCommands from "../host/NodeHostCommands.ts"
+import * as NodeMachineNetworks from "../host/NodeMachineNetworks.ts"
+import type { Entry } from "../journal/Journal.ts"
+import type { JournalError } from "../journal/JournalError.ts"
+import * as NodeJournal from "../journal/NodeJournal.ts"
+import * as Reclaimer from "../journal/Reclaimer.ts"
+import type { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
+import * as NodeProcessSpawner from "../process/NodeProcessSpawner.ts"
+import type { ProcessHost } from "../process/ProcessHost.ts"
+import * as Supervisor from "./Supervisor.ts"
+
+/**
+ * @category options
+ * @since 0.1.0
+ */
+export interface Options extends Pick<Supervisor.Options, "onReleased"> {
+  /** The state directory: see `Journal.Options`. */
+  readonly directory: string
+  /** Kinds of your own, whose resources are acquired after those of this package. Default none. */
+  readonly kinds?: ReadonlyArray<Reclaimer.Reclaimer> | undefined
+}
+
+type Needs = DiskFiles | FileSystem.FileSystem | HostCommands | Path.Path | ProcessHost
+
+const standard = (context: Context.Context<Needs>): ReadonlyArray<Reclaimer.Reclaimer> => [
+  Supervisor.provided(Reclaimer.make(DiskClones.kind), context),
+  Supervisor.provided(Reclaimer.make(Addresses.kind), context),
+  Supervisor.provided(Reclaimer.make(Firewall.rules), context),
+  Supervisor.provided(Reclaimer.make(Links.kind), context),
+  Supervisor.provided(Reclaimer.make(Limits.kind), context)
+]
+
+const decodeAddresses = Schema.decodeUnknownOption(Addresses.Data)
+
+/** Serves the network of an adopted machine again, from the pool that its claim names. */
+const resume = (context: Context.Context<FileSystem.FileSystem>) =>
+  Effect.fnUntraced(function*(entry: Entry) {
+    const { claims } = yield* entry.record
+    const [pool] = claims.flatMap(({ data, kind }) =>
+      kind === Addresses.kind.kind ? Option.toArray(decodeAddresses(data)) : []
+    )
+    if (pool === undefined) return
+    const networks = yield* Layer.build(NodeMachineNetworks.layer(pool)).pipe(Effect.provideContext(context))
+    yield* Context.get(networks, MachineNetworks).resume(entry)
+  })
+
+/**
+ * A supervisor over a state directory, which is its own until the layer closes: fails with `LeaseHeld` when another one has it.
+ * What others have left there is seen to by `Supervisor.recover`.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer = (
+  { directory, kinds = [], onReleased }: Options
+): Layer.Layer<Supervisor.Supervisor, JournalError, FileSystem.FileSystem | MicroVmProvider | Path.Path> =>
+  Layer.unwrap(Effect.gen(function*() {
+    const context = yield* Effect.context<Needs>()
+    return Supervisor.layerWith({ kinds: [...standard(context), ...kinds], resume: resume(context), onReleased })
+  })).pipe(
+    Layer.provide([
+      NodeJournal.layer({ directory }),
+      NodeDiskFiles.layer,
+      NodeHostCommands.layer,
+      NodeProcessSpawner.layer
+    ])
+  )

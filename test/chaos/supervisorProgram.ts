@@ -1,0 +1,328 @@
+/**
+ * A supervisor with all that there is for machines, which does what it is told on stdin (see `orders.ts`), one order after the
+ * other, and may kill itself at any step of it: `node supervisorProgram.ts DIRECTORY`, where DIRECTORY has the templates, and
+ * gets the disks and the addresses.
+ */
+import * as SecureRandom from "effect/crypto/SecureRandom"
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type * as FileSystem from "effect/FileSystem"
+import * as Layer from "effect/Layer"
+import type * as Path from "effect/Path"
+import * as Scope from "effect/Scope"
+import * as Socket from "effect/socket/Socket"
+import { writeSync } from "node:fs"
+import { createInterface } from "node:readline"
+import * as GuestAgent from "../../src/guest/GuestAgent.ts"
+import * as Addresses from "../../src/host/Addresses.ts"
+import * as DiskClones from "../../src/host/DiskClones.ts"
+import type { DiskFiles } from "../../src/host/DiskFiles.ts"
+import * as DnsRelay from "../../src/host/DnsRelay.ts"
+import * as EgressRule from "../../src/host/EgressRule.ts"
+import * as Firewall from "../../src/host/Firewall.ts"
+import type { HostCommands } from "../../src/host/HostCommands.ts"
+import type { HostError } from "../../src/host/HostError.ts"
+import type { KernelSettings } from "../../src/host/KernelSettings.ts"
+import * as Limits from "../../src/host/Limits.ts"
+import * as Links from "../../src/host/Links.ts"
+import * as MachineNetworks from "../../src/host/MachineNetworks.ts"
+import * as NodeDiskFiles from "../../src/host/NodeDiskFiles.ts"
+import * as NodeDnsTransport from "../../src/host/NodeDnsTransport.ts"
+import * as Routes from "../../src/host/Routes.ts"
+import * as Templates from "../../src/host/Templates.ts"
+import * as Journal from "../../src/journal/Journal.ts"
+import type { JournalError } from "../../src/journal/JournalError.ts"
+import * as NodeLease from "../../src/journal/NodeLease.ts"
+import * as Reclaimer from "../../src/journal/Reclaimer.ts"
+import { format, type Released } from "../../src/journal/Reconcile.ts"
+import * as ResourceKind from "../../src/journal/ResourceKind.ts"
+import * as Machine from "../../src/microvm/Machine.ts"
+import * as MachineEnd from "../../src/microvm/MachineEnd.ts"
+import * as MachineSpec from "../../src/microvm/MachineSpec.ts"
+import type { ProcessHolder } from "../../src/process/ProcessHolder.ts"
+import type { ProcessHost } from "../../src/process/ProcessHost.ts"
+import type { ProcessSpawner } from "../../src/process/ProcessSpawner.ts"
+import * as Resources from "../../src/supervisor/Resources.ts"
+import * as Supervisor from "../../src/supervisor/Supervisor.ts"
+import type { Answer, Fate, Launch, Order, Recover, Used } from "./orders.ts"
+import * as ScriptBackend from "./scriptBackend.ts"
+import { jumping, layer as steppedHost, Steps } from "./steps.ts"
+
+const [directory = ""] = process.argv.slice(2)
+
+const say = (answer: Answer): void => void writeSync(1, `${JSON.stringify(answer)}\n`)
+
+const steps = new Steps()
+
+type Host =
+  | DiskFiles
+  | FileSystem.FileSystem
+  | HostCommands
+  | KernelSettings
+  | Path.Path
+  | ProcessHolder
+  | ProcessHost
+  | ProcessSpawner
+
+const allow = ["10.0.0.0/8:443/tcp", "example.com:443/tcp"]
+
+/** All machines share a pool of addresses, whatever their state directory. */
+const networks = Layer.unwrap(
+  Addresses.Addresses.use(({ pool }) =>
+    Effect.succeed(
+      MachineNetworks.layer().pipe(
+        Layer.provide([
+          Firewall.layer({ prefix: `mv${pool.id}-`, pool: [pool.ipv4, pool.ipv6] }),
+          Links.layer,
+          Routes.layer,
+          DnsRelay.layer().pipe(Layer.provide([NodeDnsTransport.layer, SecureRandom.layerWebCrypto]))
+        ])
+      )
+    )
+  )
+).pipe(
+  Layer.provide(
+    Addresses.layer({ directory: `${directory}/addresses`, ipv4: "172.29.0.0/16", ipv6: "fdcc::/64" })
+  )
+)
+
+const clones = DiskClones.layerAt(`${directory}/disks`).pipe(Layer.provide(Templates.layerAt(`${directory}/templates`)))
+
+const backends = {
+  script: Effect.succeed(ScriptBackend.layer),
+  // Loaded by those who need it.
+  qemu: Effect.promise(() => import("./qemuBackend.ts")).pipe(Effect.map(({ layer }) => layer))
+}
+
+const kinds = (context: Context.Context<Host>): ReadonlyArray<Reclaimer.Reclaimer> => [
+  Supervisor.provided(Reclaimer.make(Addresses.kind), context),
+  Supervisor.provided(Reclaimer.make(Firewall.rules), context),
+  Supervisor.provided(Reclaimer.make(Links.kind), context),
+  Supervisor.provided(Reclaimer.make(DiskClones.kind), context),
+  Supervisor.provided(Reclaimer.make(Limits.kind), context)
+]
+
+const left = (released: Released | undefined): ReadonlyArray<string> =>
+  released === undefined || released.left === 0 && released.trouble === undefined ? [] : [format([released])]
+
+interface Told {
+  readonly fates: Array<Fate>
+  readonly used: Array<Used>
+  readonly left: Array<string>
+  readonly records: Array<string>
+  millis: number
+}
+
+/** What a supervisor has, until the scope closes. */
+const supervise = Effect.fnUntraced(function*({ backend, state }: Order, told: Told) {
+  const context = yield* Effect.context<Host>()
+  const scope = yield* Effect.scope
+  const networking = yield* Effect.cached(
+    Layer.build(networks).pipe(
+      Scope.provide(scope),
+      Effect.map(Context.get(MachineNetworks.MachineNetworks)),
+      Effect.provideContext(context)
+    )
+  )
+  const provider = yield* Layer.build(yield* backends[backend])
+  const services = yield* Layer.build(
+    Supervisor.layerWith({
+      kinds: kinds(context),
+      resume: (entry) => Effect.asVoid(Effect.flatMap(networking, (one) => one.resume(entry))).pipe(Effect.provideContext(context)),
+      onReleased: (released) => Effect.sync(() => void told.left.push(...left(released)))
+    }).pipe(
+      Layer.provideMerge(Journal.layer({ directory: state }).pipe(Layer.provide(NodeLease.layer))),
+      Layer.provideMerge(Layer.succeedContext(provider))
+    )
+  )
+  /** Writes down what is in the journal now. */
+  const count = Effect.map(
+    Context.get(services, Journal.Journal).entries,
+    (entries) => void told.records.push(...entries.map(({ id }) => id))
+  )
+  return { services, networking, count }
+})
+
+type Supervision = Effect.Success<ReturnType<typeof supervise>>
+
+type Needed = Supervisor.Resource<HostError | JournalError, Host | MachineNetworks.MachineNetworks>
+
+const limits = (given: { enter: ReadonlyArray<string> }): Needed => ({
+  acquire: Effect.fnUntraced(function*(entry) {
+    const plan = yield* Limits.plan(entry, { memoryMib: 1024, pids: 256 })
+    yield* entry.claim(ResourceKind.claim(Limits.kind, plan.data))
+    yield* Limits.make(plan)
+    given.enter = plan.data.v1
+    return { cgroup: plan.data.path }
+  })
+})
+
+const disk: Needed = {
+  acquire: (entry) =>
+    DiskClones.DiskClones.use(Effect.fnUntraced(function*(disks) {
+      yield* entry.claim(ResourceKind.claim(DiskClones.kind, disks.disk(entry.id)))
+      const { path } = yield* disks.clone({ owner: entry, stack: "small" })
+      return { drives: [{ name: "root", path, readOnly: false }] }
+    })).pipe(Effect.provide(clones, { local: true }))
+}
+
+const launchOne = Effect.fnUntraced(function*({ services, networking }: Supervision, order: Launch, id: string) {
+  const { launch } = Context.get(services, Supervisor.Supervisor)
+  const entered: { enter: ReadonlyArray<string> } = { enter: [] }
+  const rules = yield* Effect.fromResult(EgressRule.parseAll(allow))
+  const resources: ReadonlyArray<Needed> = [Resources.network({ allow: rules }), disk, limits(entered)]
+  return yield* launch({
+    id,
+    keep: order.keep,
+    resources,
+    bring: Effect.fnUntraced(function*(provision) {
+      const base = order.backend === "script"
+        ? { kernel: "/none", kernelArgs: ScriptBackend.entering(entered.enter), channels: [ScriptBackend.channel] }
+        : yield* Effect.promise(() => import("./qemuBackend.ts")).pipe(Effect.flatMap(({ image }) => image))
+      const spec = yield* MachineSpec.decode({ ...base, id, networks: provision.networks, drives: provision.drives })
+      const machine = yield* Machine.launch(spec, yield* provision.before(spec))
+      yield* machine.start
+      return { machine }
+    }, Effect.provideContext(services))
+  }).pipe(Effect.provideServiceEffect(MachineNetworks.MachineNetworks, networking))
+})
+
+/** Waits for the word `go`. */
+let go = (): void => {}
+const untilGo = Effect.callback<void>((resume) => {
+  go = () => resume(Effect.void)
+})
+
+const launch = Effect.fnUntraced(function*(order: Launch, told: Told) {
+  const supervision = yield* supervise(order, told)
+  const scope = yield* Scope.make()
+  yield* Effect.gen(function*() {
+    const all = yield* Effect.forEach(order.ids, (id) => launchOne(supervision, order, id), { concurrency: 8 })
+    say({ _tag: "Up" })
+    if (order.then === "wait") yield* untilGo
+    if (order.then === "kill") {
+      yield* Effect.forEach(all, ({ machine }) => machine.shutdown({ request: { atLeast: "SIGKILL" } }), {
+        concurrency: "unbounded"
+      })
+      yield* Effect.forEach(all, ({ supervised }) => supervised.released)
+    }
+  }).pipe(Scope.provide(scope), Effect.onExit((exit) => Scope.close(scope, exit)))
+  yield* supervision.count
+})
+
+/** Has it answer, and then end by itself. */
+const useUp = Effect.fnUntraced(function*(machine: Machine.Machine) {
+  const socket = yield* machine.channel(ScriptBackend.channel)
+  return yield* Effect.scoped(Effect.gen(function*() {
+    const pull = yield* Socket.readerBytes(socket)
+    const { write } = yield* socket.writer
+    yield* write("ask 7\n")
+    const [piece] = yield* pull
+    yield* write("exit 7\n")
+    yield* machine.ended
+    return Buffer.from(piece ?? []).toString().trim()
+  })).pipe(Effect.timeout("10 seconds"))
+})
+
+/** Uses a machine of an earlier supervisor, to its end. */
+const use = Effect.fnUntraced(function*(backend: Order["backend"], { entry: { id }, machine, released }: Supervisor.Supervised) {
+  let answer = ""
+  if (backend === "script") {
+    answer = yield* useUp(machine)
+  } else {
+    const agent = yield* Effect.flatMap(
+      machine.channel(GuestAgent.channelName),
+      (socket) => GuestAgent.make(socket, { within: "2 minutes" })
+    )
+    const { stdout } = yield* agent.exec({ path: "sh", args: ["-c", "echo answer $((3 + 4))"] })
+    answer = new TextDecoder().decode(stdout).trim()
+    yield* machine.shutdown({ request: { atLeast: "SIGKILL" } })
+  }
+  const end = yield* machine.ended
+  const told: Used = {
+    id,
+    answer,
+    console: yield* machine.consoleTail,
+    end: MachineEnd.format(end),
+    left: (yield* released).left
+  }
+  return told
+}, Effect.scoped)
+
+const recover = Effect.fnUntraced(function*(order: Recover, told: Told) {
+  const began = performance.now()
+  const supervision = yield* supervise(order, told)
+  const supervisor = Context.get(supervision.services, Supervisor.Supervisor)
+  const recovered = yield* supervisor.recover({ mode: order.mode })
+  told.millis = performance.now() - began
+  for (const { action, end, id, released, why } of recovered) {
+    told.fates.push({ id, action, why, ...(end === undefined ? {} : { end }) })
+    told.left.push(...left(released))
+  }
+  if (order.use === true) {
+    const machines = yield* supervisor.machines
+    told.used.push(...(yield* Effect.forEach(machines, (one) => use(order.backend, one), { concurrency: 8 })))
+  }
+  if (order.hold === true) {
+    say({ _tag: "Held" })
+    yield* untilGo
+  }
+  yield* supervision.count
+})
+
+const tagOf = (error: unknown): string =>
+  typeof error === "object" && error !== null && "_tag" in error
+    ? "reason" in error && typeof error.reason === "object" && error.reason !== null && "_tag" in error.reason
+      ? `${String(error._tag)}.${String(error.reason._tag)}`
+      : String(error._tag)
+    : "defect"
+
+const obey = (order: Order) =>
+  Effect.gen(function*() {
+    steps.begin(order)
+    const told: Told = { fates: [], used: [], left: [], records: [], millis: 0 }
+    const scope = yield* Scope.make()
+    const run: Effect.Effect<void, unknown, Host | Scope.Scope> = order.do === "launch"
+      ? launch(order, told)
+      : recover(order, told)
+    const exit = yield* Effect.exit(Scope.provide(run, scope))
+    yield* Scope.close(scope, Exit.void)
+    if (Exit.isSuccess(exit)) {
+      return say({ _tag: "Done", steps: steps.names, commands: steps.commands, ...told })
+    }
+    const [reason] = exit.cause.reasons
+    const error = reason?._tag === "Fail" ? reason.error : reason?._tag === "Die" ? reason.defect : "interrupted"
+    say({ _tag: "Failed", why: String(error), tag: tagOf(error), steps: steps.names })
+  }).pipe(
+    order.jumps === true
+      ? Effect.updateService(Clock.Clock, jumping)
+      : (effect) => effect
+  )
+
+const waiting: Array<Order> = []
+let wake = (): void => {}
+createInterface({ input: process.stdin }).on("line", (line) => {
+  if (line === "go") return go()
+  waiting.push(JSON.parse(line))
+  wake()
+}).on("close", () => process.kill(process.pid, "SIGTERM"))
+
+const next = Effect.callback<Order>((resume) => {
+  const take = (): void => {
+    const order = waiting.shift()
+    if (order !== undefined) resume(Effect.succeed(order))
+  }
+  wake = take
+  take()
+})
+
+const host = NodeDiskFiles.layer.pipe(Layer.provideMerge(steppedHost(steps)))
+
+Effect.runFork(
+  Effect.gen(function*() {
+    say({ _tag: "Ready" })
+    while (true) yield* obey(yield* next)
+  }).pipe(Effect.provide(host))
+)
