@@ -6,8 +6,11 @@ import { readFileSync, writeFileSync } from "node:fs"
 import { availableParallelism, cpus, release, totalmem } from "node:os"
 import { boot } from "./boot.ts"
 import { runtime } from "./contestants.ts"
+import { diskClones } from "./disks.ts"
 import { calls, crowd, listing, supervised } from "./firecracker.ts"
+import { packets, ruleChanges } from "./firewall.ts"
 import { ladders } from "./ladders.ts"
+import { links } from "./links.ts"
 import { render, type Section } from "./measure.ts"
 import { pageFaults } from "./pages.ts"
 import { killLatency, massStop, overshoot, treeKill } from "./processes.ts"
@@ -32,6 +35,10 @@ const benchmarks: Readonly<Record<string, () => Promise<Section>>> = {
   supervised: () => supervised(1, 200),
   listing: () => listing(1000, 50),
   pages: () => pageFaults(9),
+  links: () => links(15),
+  packets: () => packets(7),
+  rules: () => ruleChanges(7),
+  disks: () => diskClones(9),
   startup: () => startup(15),
   stop: () => stopLatency(7),
   rolling: () => rollingRestart(20),

@@ -48,6 +48,20 @@ const resources = Effect.fnUntraced(function*(state: string, { network }: RunOpt
 const supervise = (journal: string) =>
   Effect.map(Layer.build(NodeSupervisor.layer({ directory: journal })), Context.get(Supervisor.Supervisor))
 
+const recover = (journal: string, options: Supervisor.RecoverOptions) =>
+  Effect.scoped(Effect.flatMap(supervise(journal), (supervisor) => supervisor.recover(options)))
+
+/** What was to end with a run that was killed. Machines that are kept wait for whoever asks for them. */
+const reclaimDead = Effect.fnUntraced(function*(state: string) {
+  const dead = (yield* RunDirectory.all(state)).filter((run) =>
+    run.state === "left behind" && run.record?.keep === false
+  )
+  yield* Effect.forEach(dead, ({ paths }) => Effect.ignore(recover(paths.journal, {})), {
+    concurrency: 4,
+    discard: true
+  })
+})
+
 const open = Effect.fnUntraced(function*(id: string, options: RunOptions & { readonly resume?: boolean | undefined }) {
   const context = yield* Effect.context<Needs>()
   const { backend } = yield* MicroVmProvider
@@ -65,7 +79,7 @@ const open = Effect.fnUntraced(function*(id: string, options: RunOptions & { rea
       memoryMib: options.memoryMib
     })
   // Beside the run, as nobody waits for it.
-  yield* Effect.forkScoped(Effect.ignore(RunDirectory.prune(state)))
+  yield* Effect.forkScoped(Effect.ignore(Effect.andThen(reclaimDead(state), RunDirectory.prune(state))))
   const log = (name: "console" | "output") =>
     Effect.map(RunLog.open({ directory: paths.directory, name }), ({ sink }) => sink)
   const place: Place = {
@@ -90,11 +104,10 @@ export const layer: Layer.Layer<RunHost, never, Needs> = Layer.effect(
     return RunHost.of({
       open: Effect.fn("RunHost.open")((id, options) => Effect.provideContext(open(id, options), context)),
       recover: Effect.fn("RunHost.recover")((id, options) =>
-        Effect.scoped(Effect.gen(function*() {
+        Effect.gen(function*() {
           const { journal } = yield* RunDirectory.pathsOf(yield* RunDirectory.stateDirectory, id)
-          const { recover } = yield* supervise(journal)
-          return yield* recover(options)
-        })).pipe(Effect.provideContext(context))
+          return yield* recover(journal, options)
+        }).pipe(Effect.provideContext(context))
       )
     })
   })

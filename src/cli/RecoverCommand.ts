@@ -39,8 +39,9 @@ const recoverOne = Effect.fnUntraced(function*(run: RunDirectory.Run, options: S
   const { recover } = yield* RunHost
   const detach = yield* Detach
   const { dryRun = false, mode = "adopt" } = options
+  const mayGoOn = mode === "adopt" && !dryRun && run.record?.keep === true
   return yield* Effect.gen(function*() {
-    if (mode === "adopt" && !dryRun && run.record?.keep === true) {
+    if (mayGoOn) {
       const started = yield* detach.resume(run.id)
       if (started._tag === "Ready") {
         const adopted: Supervisor.Recovered = {
@@ -52,11 +53,19 @@ const recoverOne = Effect.fnUntraced(function*(run: RunDirectory.Run, options: S
       }
       // Whatever is left has been reclaimed there, or is so here.
     }
-    return yield* recover(run.id, options)
+    const recovered = yield* recover(run.id, options)
+    if (recovered.length > 0) return recovered
+    const found: Supervisor.Recovered = mayGoOn
+      ? { id: run.id, action: "Reclaimed", why: "nobody could go on with its machine" }
+      : { id: run.id, action: "Left", why: `what is written of its machine cannot be read: see ${run.paths.journal}` }
+    return [found]
   }).pipe(
     Effect.provide(Backend.layer(toChoice(run.info.backend))),
     Effect.catch((error) => {
-      const left: Supervisor.Recovered = { id: run.id, action: "Left", why: Backend.explain(error) }
+      const isHeld = error._tag === "JournalError" && error.reason._tag === "LeaseHeld"
+      const left: Supervisor.Recovered = isHeld
+        ? { id: run.id, action: "Kept", why: "another process sees to it" }
+        : { id: run.id, action: "Left", why: Backend.explain(error) }
       return Effect.succeed([left])
     })
   )

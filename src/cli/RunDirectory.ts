@@ -286,6 +286,17 @@ const modifiedAt = (file: string) =>
     Effect.orElseSucceed(() => undefined)
   )
 
+/** Is anything of its machine left, whether or not its record can be read? */
+const remains = Effect.fnUntraced(function*({ journal }: Paths) {
+  const fs = yield* FileSystem.FileSystem
+  const path = yield* Path.Path
+  const lists = yield* Effect.forEach(
+    ["machines", "held"],
+    (folder) => Effect.orElseSucceed(fs.readDirectory(path.join(journal, folder)), () => [])
+  )
+  return lists.flat().length > 0
+})
+
 /** None when there is nothing, or nothing that can be read. */
 const inspect: (
   state: string,
@@ -306,9 +317,9 @@ const inspect: (
   const common = { id, paths, info, record, report }
   if (report !== undefined) return { ...common, state: "over", endedAt }
   if (isAlive) return { ...common, state: "up", endedAt: undefined }
-  return record === undefined
-    ? { ...common, state: "over", endedAt }
-    : { ...common, state: "left behind", endedAt: undefined }
+  return record !== undefined || (yield* remains(paths))
+    ? { ...common, state: "left behind", endedAt: undefined }
+    : { ...common, state: "over", endedAt }
 })
 
 /** The ids of directories that are there. */
@@ -409,11 +420,9 @@ const isNew = Effect.fnUntraced(function*(directory: string) {
 /** What keeps a run from being removed. */
 const obstacle = Effect.fnUntraced(function*(state: string, id: string) {
   const run = yield* inspect(state, id)
-  if (run === undefined) {
-    return (yield* isNew((yield* pathsOf(state, id)).directory)) ? new StillUp({ id }) : undefined
-  }
-  if (run.state === "up") return new StillUp({ id })
-  return run.record === undefined ? undefined : new LeftBehind({ id })
+  const paths = yield* pathsOf(state, id)
+  if (run?.state === "up" || (run === undefined && (yield* isNew(paths.directory)))) return new StillUp({ id })
+  return (yield* remains(paths)) ? new LeftBehind({ id }) : undefined
 })
 
 /**
@@ -451,7 +460,7 @@ export const begin = Effect.fn("RunDirectory.begin")(function*(
       format: 1,
       supervisor: yield* ProcessIdentity.self,
       startedAt: new Date(yield* Clock.currentTimeMillis).toISOString()
-    })
+    }).pipe(Effect.onError(() => Effect.ignore(OwnedFiles.removeTree(paths.directory))))
     return paths
   }))
 })

@@ -20,7 +20,8 @@
  * - A guest that powers off does not end an x86_64 machine (Firecracker's docs/api_requests/actions.md), so it is told to
  *   restart instead (`microvm.off=reboot`), and both are a power-off to us.
  * - A machine that is kept writes its log, and its metrics if it has any, also while nobody has hold of it; whoever gets hold
- *   of it gives that room back. In a jail, and with its memory served page by page (`memoryBackend: "uffd"`), none is kept.
+ *   of it gives that room back. That somebody asked it to end by SIGTERM is known to that one only: to others it was killed. In a
+ *   jail, and with its memory served page by page (`memoryBackend: "uffd"`), no machine is kept.
  * - SIGTERM ends Firecracker at once, and the guest with it: only Ctrl-Alt-Del, the power button of x86_64, asks the guest.
  *
  * @since 0.1.0
@@ -245,10 +246,10 @@ const make = Effect.fnUntraced(function*({ jail: jailOptions, ...options }: Opti
   const { beside, deadlines = {}, stateDirectory } = options
   const readyWithin = Duration.fromInputUnsafe(options.readyWithin ?? "5 seconds")
   const sample: LaunchPlan.Options = { ...options, jail: jails?.sample }
-  const planOf = (spec: MachineSpec, how: LaunchOptions, options: LaunchPlan.Options) => {
+  const planOf = (spec: MachineSpec, how: LaunchOptions, planning: LaunchPlan.Options) => {
     const { from, netns } = how
     const origin: LaunchPlan.Origin = from === undefined ? { _tag: "Boot" } : { _tag: "Restore", snapshot: from }
-    return Result.flatMap(LaunchPlan.make(setup, spec, origin, { ...options, netns }), (plan) => possible(plan, how))
+    return Result.flatMap(LaunchPlan.make(setup, spec, origin, { ...planning, netns }), (plan) => possible(plan, how))
   }
   const platformOf = (spec: Snapshot.Inventory) => LaunchPlan.platform(setup, spec, options)
 

@@ -117,7 +117,7 @@ const write: FirecrackerHost["Service"]["write"] = (path, text) =>
 
 const longestText = 2 ** 20
 
-const read: FirecrackerHost["Service"]["read"] = (path) =>
+const readText: FirecrackerHost["Service"]["read"] = (path) =>
   attempt("read", path, async () => {
     const { O_NOFOLLOW, O_NONBLOCK, O_RDONLY } = NodeFs.constants
     const handle = await NodeFs.open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK).catch((error: unknown) => {
@@ -154,9 +154,8 @@ const keepDirectory: FirecrackerHost["Service"]["keepDirectory"] = Effect.fn("Fi
 
 const empty: FirecrackerHost["Service"]["empty"] = (directory) =>
   attempt("empty", directory, async () => {
-    for (const name of await NodeFs.readdir(directory)) {
-      await NodeFs.rm(join(directory, name), { recursive: true, force: true })
-    }
+    const names = await NodeFs.readdir(directory)
+    await Promise.all(names.map((name) => NodeFs.rm(join(directory, name), { recursive: true, force: true })))
   })
 
 const remove: FirecrackerHost["Service"]["remove"] = (paths) =>
@@ -357,7 +356,7 @@ export const layer: Layer.Layer<
       copy,
       makeReadable,
       write,
-      read,
+      read: readText,
       remove,
       tail,
       trim

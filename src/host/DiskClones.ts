@@ -323,7 +323,7 @@ const make = Effect.fnUntraced(function*(clones: string) {
  * import { NodeProcessHost } from "effect-microvm-runtime/process"
  * import * as Effect from "effect/Effect"
  * import * as Layer from "effect/Layer"
- * const host = [NodeDiskFiles.layer, NodeHostCommands.layer, NodeProcessHost.layer, NodeServices.layer] as const
+ * const host = Layer.mergeAll(NodeDiskFiles.layer, NodeHostCommands.layer, NodeProcessHost.layer, NodeServices.layer)
  * const program = DiskClones.DiskClones.use((clones) =>
  *   clones.clone({ owner: { id: "web-1", token: "0123456789abcdef" }, stack: "debian-12", size: 2 ** 30 })
  * )

@@ -213,7 +213,7 @@ const above = (target: Target): ReadonlyArray<string> => {
   // A network within another one may be what opens something that the wider one does not: see `Firewall`.
   if (target._tag === "Network") return [formatTarget(target)]
   const labels = target.name.replace(/^\*\./, "").split(".")
-  return [target.name, ...labels.keys().drop(1).map((from) => `*.${labels.slice(from).join(".")}`)]
+  return [target.name, ...labels.slice(1).map((_, index) => `*.${labels.slice(index + 1).join(".")}`)]
 }
 
 /**

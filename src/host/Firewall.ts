@@ -43,6 +43,7 @@ import { HostCommands } from "./HostCommands.ts"
 import * as HostError from "./HostError.ts"
 import * as Sets from "./internal/egressSets.ts"
 import * as List from "./internal/nftList.ts"
+import * as Nft from "./internal/nftRun.ts"
 import * as Text from "./internal/nftText.ts"
 
 /**
@@ -86,7 +87,10 @@ export interface Machine {
  * @since 0.1.0
  */
 export interface Options {
-  /** Of the table, for `inet` and `arp`. The same for all that share a pool. Default `effect-microvm`. */
+  /**
+   * The name of the table, of `inet` and of `arp`. Who shares it is to have the same `prefix` and `pool`, so the default has the
+   * prefix in it: `effect-microvm-mv1a2b`, or `effect-microvm`.
+   */
   readonly table?: string | undefined
   /** Links that begin with it are machines', and closed unless one is installed: `mv1a2b-`. Default: none are. */
   readonly prefix?: string | undefined
@@ -196,15 +200,19 @@ const inner: ReadonlyArray<Cidr.Cidr> = [
 /** A machine's bits by which a rule is for one address. */
 const isSingle = (cidr: Cidr.Cidr): boolean => cidr.prefix === (cidr.family === 4 ? 32 : 128)
 
-const tablePattern = /^[a-z][a-z0-9-]{0,47}$/
+const tablePattern = /^[A-Za-z][A-Za-z0-9._-]{0,47}$/
+
+const tableOf = ({ prefix = "", table }: Options): string =>
+  table ?? ["effect-microvm", ...prefix.split(/[^A-Za-z0-9]+/).filter((part) => part !== "")].join("-")
+
 const linkPattern = /^[A-Za-z0-9][A-Za-z0-9._-]{0,14}$/
 const macPattern = /^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$/
 
-const checkOptions = ({ prefix, table = "effect-microvm" }: Options): ReadonlyArray<HostError.Fault> => [
-  ...(tablePattern.test(table) ? [] : [{
+const checkOptions = ({ prefix, table }: Options): ReadonlyArray<HostError.Fault> => [
+  ...(table === undefined || tablePattern.test(table) ? [] : [{
     field: "table",
     value: table,
-    remedy: "give 1 to 48 small letters, digits and hyphens, a letter first"
+    remedy: "give 1 to 48 letters, digits, dots, underscores and hyphens, a letter first"
   }]),
   ...(prefix === undefined || /^[A-Za-z0-9][A-Za-z0-9._-]{0,13}$/.test(prefix) ? [] : [{
     field: "prefix",
@@ -352,7 +360,7 @@ const seeAll = (
  *   rules: Result.getOrThrow(EgressRule.parseAll(["10.0.0.0/8:443/tcp"]))
  * }]))
  * const lines = text.slice(text.indexOf("  chain outside-00000000000000aa {")).split("\n").map((line) => line.trim())
- * lines[1] // => "meta l4proto tcp ct reply ip saddr 10.0.0.0/8 ct reply proto-src 443 goto allow"
+ * lines[1] // => "meta l4proto tcp ct reply ip saddr 10.0.0.0/8 ct reply proto-src 443 accept"
  * lines[2] // => "goto deny"
  * lines.at(-3) // => 'add element arp effect-microvm senders { "mv-1" . 02:00:00:00:00:01 . 172.30.0.1 }'
  * ```
@@ -365,102 +373,14 @@ export const plan = (
   options: Options = {}
 ): Result.Result<string, HostError.HostError> =>
   Result.map(seeAll(machines, options), (all) => {
-    const { pool = [], prefix, table = "effect-microvm" } = options
+    const { pool = [], prefix } = options
+    const table = tableOf(options)
     return [
       Text.shared(table, prefix, [...closed, ...pool]),
       ...all.map((machine) => Text.fill(table, machine) + Text.enact(table, machine))
     ]
       .join("")
   })
-
-const stderrHas = (error: HostError.HostError, words: string): boolean =>
-  error.reason._tag === "CommandFailed" && error.reason.stderr.includes(words)
-
-const explain = (table: string) => (error: HostError.HostError): HostError.HostError => {
-  if (stderrHas(error, "Operation not permitted")) {
-    return HostError.make(
-      new HostError.Unavailable({
-        what: "the firewall",
-        why: "nft may not be used by us",
-        remedy: "run this as root, or with CAP_NET_ADMIN"
-      })
-    )
-  }
-  return stderrHas(error, "File exists")
-    ? HostError.make(
-      new HostError.Conflict({
-        what: "a link",
-        with: `what table ${table} has for it: ${error.message}`,
-        remedy: "recover the machine that has had it, or give this one another link"
-      })
-    )
-    : error
-}
-
-const within = "60 seconds"
-
-const apply = (table: string, what: string, input: string) =>
-  HostCommands.use(({ run }) => run({ program: "nft", args: ["-f", "-"], input, what, within })).pipe(
-    Effect.mapError(explain(table)),
-    Effect.asVoid
-  )
-
-/** What is in the table; nothing when there is none. */
-const query = Effect.fnUntraced(function*(table: string, what: string, ...args: ReadonlyArray<string>) {
-  const text = yield* HostCommands.use(({ run }) => run({ program: "nft", args: ["-j", ...args], what, within })).pipe(
-    Effect.catchIf((error) => stderrHas(error, "No such file or directory"), () => Effect.succeed(`{"nftables":[]}`)),
-    Effect.mapError(explain(table))
-  )
-  return yield* Effect.mapError(List.decode(text), (cause) =>
-    HostError.make(
-      new HostError.CommandFailed({
-        program: "nft",
-        what,
-        status: "told what we do not understand",
-        stderr: cause.message
-      })
-    ))
-})
-
-const people = (count: number): string => count === 1 ? "one machine" : `${count} machines`
-
-/** How often it is tried anew when somebody else has changed the table meanwhile. */
-const attempts = 3
-
-const busy = ["resource busy", "No such file or directory"]
-
-/** Releasing and reclaiming. Gives the tokens that were there. */
-const remove = Effect.fnUntraced(function*(table: string, wanted: ReadonlyArray<Text.Known>, dryRun: boolean) {
-  const what = `looking for rules in table ${table}`
-  const look = query(table, what, `list map inet ${table} outside`)
-  const once = Effect.gen(function*() {
-    const listing = yield* look
-    const links = new Map(List.machines(listing).map(({ link, token }) => [token, link]))
-    const there = wanted.flatMap((machine) => {
-      const link = links.get(machine.token)
-      return link === undefined ? [] : [{ ...machine, link }]
-    })
-    if (dryRun || listing.nftables.length === 0) return there
-    if (there.length > 0) {
-      const sets = List.ownSets(table, yield* query(table, what, "-t", "list sets inet"))
-      const found = there.map((machine) => ({ machine, sets: sets.get(machine.token) ?? [] }))
-      yield* apply(table, `removing the rules of ${people(found.length)}`, Text.remove(table, found))
-    }
-    // Of two that go at the same time, the later one finds nobody.
-    if (links.size === 0 || List.machines(yield* look).length === 0) {
-      yield* apply(table, `removing table ${table}`, Text.removeUnused(table)).pipe(
-        // Somebody has come, or has removed it before us.
-        Effect.catchIf((error) => busy.some((words) => stderrHas(error, words)), () => Effect.void)
-      )
-    }
-    return there
-  })
-  const there = yield* Effect.retry(once, {
-    times: attempts - 1,
-    while: ({ reason }) => reason._tag === "CommandFailed"
-  })
-  return new Set(there.map(({ token }) => token))
-})
 
 const Address = Schema.String.check(Schema.isPattern(/^[0-9a-f.:]{2,39}$/))
 const Ends = Schema.Struct({ guest: Address, gateway: Address })
@@ -489,7 +409,7 @@ export const rules: ResourceKind<typeof Data.Encoded, HostCommands> = {
     const verdicts = new Map<string, Verdict>()
     for (const [table, group] of Map.groupBy(claims, ({ data }) => data.table)) {
       const there = yield* Effect.result(
-        remove(table, group.map(({ data, owner: { token } }) => ({ ...data, token })), dryRun)
+        Nft.remove(table, group.map(({ data, owner: { token } }) => ({ ...data, token })), dryRun)
       )
       for (const { owner: { token } } of group) {
         verdicts.set(
@@ -518,16 +438,26 @@ const checkSame = (before: Machine, after: Machine): ReadonlyArray<HostError.Fau
 
 const mayLearn = (options: Options) => {
   const guarded = [...closed, ...inner, ...options.pool ?? []]
-  return ({ rules }: Machine, address: Cidr.Address): boolean =>
+  return (machine: Machine, address: Cidr.Address): boolean =>
     guarded.every((range) =>
       !Cidr.contains(range, address) ||
-      rules.some(({ target }) =>
+      machine.rules.some(({ target }) =>
         target._tag === "Network" && Cidr.contains(target.cidr, address) && Cidr.contains(range, target.cidr)
       )
     )
 }
 
 const none: Count = { packets: 0, bytes: 0 }
+
+const plus = (one: Count, other: Count): Count => ({
+  packets: one.packets + other.packets,
+  bytes: one.bytes + other.bytes
+})
+
+const minus = (all: Count, some: Count): Count => ({
+  packets: all.packets - some.packets,
+  bytes: all.bytes - some.bytes
+})
 
 /**
  * The firewall of this host. Nothing is looked at or done before the first `install`. Fails with `InvalidArgument`.
@@ -541,7 +471,7 @@ export const layer = (options: Options = {}): Layer.Layer<Firewall, HostError.Ho
     Effect.gen(function*() {
       const faults = checkOptions(options)
       if (faults.length > 0) return yield* HostError.fail(new HostError.InvalidArgument({ faults }))
-      const { table = "effect-microvm" } = options
+      const table = tableOf(options)
       const commands = yield* HostCommands
       const allowed = mayLearn(options)
       const provide = Effect.provideService(HostCommands, commands)
@@ -554,7 +484,7 @@ export const layer = (options: Options = {}): Layer.Layer<Firewall, HostError.Ho
         install: Effect.fn("Firewall.install")(function*(machines) {
           if (machines.length === 0) return
           const text = yield* Effect.fromResult(plan(machines, options))
-          yield* apply(table, `the rules of ${people(machines.length)}`, text)
+          yield* Nft.apply(table, `the rules of ${Nft.people(machines.length)}`, text)
         }, provide),
         replace: Effect.fn("Firewall.replace")(function*(before, after) {
           const changed = checkSame(before, after)
@@ -562,8 +492,8 @@ export const layer = (options: Options = {}): Layer.Layer<Firewall, HostError.Ho
           const [old, now] = yield* Effect.fromResult(Result.all([see(before, options), see(after, options)]))
           const what = `other rules for machine ${after.id}`
           // In one step there is a moment in which the new rules find their sets empty.
-          yield* apply(table, what, Text.fill(table, now))
-          yield* apply(table, what, Text.enact(table, now, old))
+          yield* Nft.apply(table, what, Text.fill(table, now))
+          yield* Nft.apply(table, what, Text.enact(table, now, old))
         }, provide),
         mayLearn: allowed,
         learn: Effect.fn("Firewall.learn")(function*(machine, { addresses, keep, rules: names }) {
@@ -576,30 +506,36 @@ export const layer = (options: Options = {}): Layer.Layer<Firewall, HostError.Ho
           ).slice(0, Text.mostLearned)
           if (ours.length === 0 || open.length === 0) return
           const text = Text.learn(table, machine.token, ours.map((name) => name.toLowerCase()), open, seconds)
-          yield* apply(table, `addresses of ${ours.join(", ")} for machine ${machine.id}`, text)
+          yield* Nft.apply(table, `addresses of ${ours.join(", ")} for machine ${machine.id}`, text)
         }, provide),
         uninstall: Effect.fn("Firewall.uninstall")(function*(machines) {
-          yield* remove(table, machines.map(know), false)
+          yield* Nft.remove(table, machines.map(know), false)
         }, provide),
         counters: Effect.gen(function*() {
-          const read = (which: Text.Counter) =>
-            Effect.map(query(table, "reading the counters", `list set inet ${table} ${which}`), List.counts)
-          const allowedOut = yield* read("allowed-out")
-          const allowedIn = yield* read("allowed-in")
+          const read = (set: string) =>
+            Effect.map(Nft.query(table, "reading the counters", `list set inet ${table} ${set}`), List.counts)
+          // What is denied first: of what has come since, nothing is to be missing from the sums.
+          const forged = yield* read("forged")
           const deniedOut = yield* read("denied-out")
           const deniedIn = yield* read("denied-in")
-          const machines = List.machines(yield* query(table, "listing machines", `list map inet ${table} outside`))
-          return new Map(machines.map(({ link, token }) => [token, {
-            allowedOut: allowedOut.get(link) ?? none,
-            allowedIn: allowedIn.get(link) ?? none,
-            deniedOut: deniedOut.get(link) ?? none,
-            deniedIn: deniedIn.get(link) ?? none
-          }]))
+          const from4 = yield* read("sources4")
+          const from6 = yield* read("sources6")
+          const to = yield* read("to")
+          const machines = List.machines(yield* Nft.query(table, "listing machines", `list map inet ${table} outside`))
+          return new Map(machines.map(({ link, token }) => {
+            const of = (counts: ReadonlyMap<string, Count>): Count => counts.get(link) ?? none
+            return [token, {
+              allowedOut: minus(plus(of(from4), of(from6)), of(deniedOut)),
+              allowedIn: minus(of(to), of(deniedIn)),
+              deniedOut: plus(of(deniedOut), of(forged)),
+              deniedIn: of(deniedIn)
+            }]
+          }))
         }).pipe(
           Effect.withSpan("Firewall.counters"),
           provide
         ),
-        list: query(table, "listing machines", `list map inet ${table} outside`).pipe(
+        list: Nft.query(table, "listing machines", `list map inet ${table} outside`).pipe(
           Effect.map(List.machines),
           Effect.withSpan("Firewall.list"),
           provide

@@ -10,13 +10,12 @@ import { type Destruction, ProcessHolder } from "../process/ProcessHolder.ts"
 import { isNamedAfter } from "./internal/ownName.ts"
 
 /**
- * The data of a claim of the kind `held-process`: where the process is held, and the cgroup that it was started in. The name of
- * the directory holds the owner's token.
+ * The data of a claim of the kind `held-process`: where the process is held. The name of the directory holds the owner's token.
  *
  * @category schemas
  * @since 0.1.0
  */
-export const Data = Schema.Struct({ directory: Schema.String, cgroup: Schema.optionalKey(Schema.String) })
+export const Data = Schema.Struct({ directory: Schema.String })
 
 /**
  * @category models

@@ -117,7 +117,7 @@ export interface Plan {
 }
 
 /**
- * What happened to a machine for its limits; `undefined` where that is not counted.
+ * What happened to a machine for its limits, and these; `undefined` where that is not counted, or there is none.
  *
  * @category models
  * @since 0.1.0
@@ -125,8 +125,12 @@ export interface Plan {
 export interface Events {
   /** Processes of it that were killed because it was out of memory. */
   readonly oomKills: number | undefined
+  /** What it may use of it, in MiB. */
+  readonly memoryMib: number | undefined
   /** Processes and threads of it that could not be started because it had too many. */
   readonly pidsRefused: number | undefined
+  /** How many it may have. */
+  readonly pids: number | undefined
 }
 
 /**
@@ -309,9 +313,38 @@ export const make = Effect.fn("Limits.make")(function*(
 
 const remove = (path: string) => ProcessHost.use((host) => host.cgroup(path).remove)
 
-const numberIn = (text: string | undefined, name: string): number | undefined => {
-  const found = text?.split("\n").find((line) => line.startsWith(`${name} `))
+const numberIn = (text: string, name: string): number | undefined => {
+  const found = text.split("\n").find((line) => line.startsWith(`${name} `))
   return found === undefined ? undefined : Number(found.slice(name.length + 1))
+}
+
+/** Version 1 says no word for no limit, but a number that nobody would give. */
+const limitIn = (text: string): number | undefined => {
+  const limit = Number(text)
+  return limit < 2 ** 62 ? limit : undefined
+}
+
+/**
+ * One phrase for people.
+ *
+ * ```ts import.meta.vitest
+ * import { Limits } from "effect-microvm-runtime/host"
+ * Limits.format([
+ *   { limit: "memory", value: "448 MiB", by: "/sys/fs/cgroup/m" },
+ *   { limit: "cpus", value: "2", unavailable: "no cgroup can be made", remedy: "have one delegated to this user" }
+ * ]) // => "memory 448 MiB; not here: cpus 2 (no cgroup can be made)"
+ * ```
+ *
+ * @category conversions
+ * @since 0.1.0
+ */
+export const format = (applied: ReadonlyArray<Applied>): string => {
+  const had = applied.flatMap((one) => "by" in one ? [`${one.limit} ${one.value}`] : [])
+  const missing = applied.flatMap((one) =>
+    "unavailable" in one ? [`${one.limit} ${one.value} (${one.unavailable})`] : []
+  )
+  return [had.join(", "), missing.length === 0 ? "" : `not here: ${missing.join(", ")}`]
+    .filter((part) => part !== "").join("; ")
 }
 
 /**
@@ -323,16 +356,21 @@ const numberIn = (text: string | undefined, name: string): number | undefined =>
 export const events = Effect.fn("Limits.events")(
   function*(data: Data): Effect.fn.Return<Events, never, FileSystem.FileSystem> {
     const fs = yield* FileSystem.FileSystem
-    const count = Effect.fnUntraced(function*(file: string, name: string) {
+    const look = Effect.fnUntraced(function*(file: string, read: (text: string) => number | undefined) {
       for (const path of directoriesOf(data)) {
-        const found = numberIn(yield* Effect.orElseSucceed(fs.readFileString(`${path}/${file}`), () => undefined), name)
+        const text = yield* Effect.orElseSucceed(fs.readFileString(`${path}/${file}`), () => undefined)
+        const found = text === undefined ? undefined : read(text)
         if (found !== undefined) return found
       }
       return undefined
     })
+    const bytes = (yield* look("memory.max", limitIn)) ?? (yield* look("memory.limit_in_bytes", limitIn))
+    const killed = (text: string) => numberIn(text, "oom_kill")
     return {
-      oomKills: (yield* count("memory.events", "oom_kill")) ?? (yield* count("memory.oom_control", "oom_kill")),
-      pidsRefused: yield* count("pids.events", "max")
+      oomKills: (yield* look("memory.events", killed)) ?? (yield* look("memory.oom_control", killed)),
+      memoryMib: bytes === undefined ? undefined : Math.floor(bytes / 2 ** 20),
+      pidsRefused: yield* look("pids.events", (text) => numberIn(text, "max")),
+      pids: yield* look("pids.max", limitIn)
     }
   }
 )

@@ -3,7 +3,7 @@
  * the order in which nothing is open before it is meant to be.
  *
  * ```
- *   route, forwarding ▸ address ▸ rules (closed) ▸ link ▸ relay for names
+ *   route, forwarding ▸ address ▸ rules and link ▸ relay for names ▸ the monitor opens the link
  * ```
  *
  * @since 0.1.0
@@ -168,9 +168,8 @@ const make = Effect.fnUntraced(function*(settings: Settings) {
         claim: [firewall.claim(machine), Links.claim(spec)],
         labels: { address: Addresses.toNetwork(allocation).address }
       })
-      // Before the link is up, so that there is no moment in which it is open.
-      yield* firewall.install([machine])
-      const [link] = yield* links.make([spec])
+      // Nothing comes by a link before the monitor opens it; each waits for the kernel, so they wait together.
+      const [[link]] = yield* Effect.all([links.make([spec]), firewall.install([machine])], { concurrency: 2 })
       const control = yield* serve(entry, allocation, allow)
       return {
         network: { ...Addresses.toNetwork(allocation), mtu },

@@ -85,7 +85,8 @@ const make = (netns: string | undefined) =>
 
 /**
  * In the network namespace that this process is in. A program ends with us, whatever kills us, so that nobody who cleans up
- * after us meets it at work. It is looked for in `PATH`, and then where distributions have programs for root.
+ * after us meets it at work. It is looked for in `PATH`, and then where distributions have programs for root;
+ * `MICROVM_RESIZE2FS_BIN` names another resize2fs.
  *
  * ```ts import.meta.vitest
  * import { HostCommands, NodeHostCommands } from "effect-microvm-runtime/host"

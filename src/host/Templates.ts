@@ -301,7 +301,7 @@ const make = Effect.fnUntraced(function*(directory: string) {
  * import { NodeProcessHost } from "effect-microvm-runtime/process"
  * import * as Effect from "effect/Effect"
  * import * as Layer from "effect/Layer"
- * const host = [NodeDiskFiles.layer, NodeHostCommands.layer, NodeProcessHost.layer, NodeServices.layer] as const
+ * const host = Layer.mergeAll(NodeDiskFiles.layer, NodeHostCommands.layer, NodeProcessHost.layer, NodeServices.layer)
  * const program = Templates.Templates.use((templates) => templates.find("debian-12"))
  * const layer = Templates.layerAt("/nonexistent").pipe(Layer.provide(host))
  * const found = await Effect.runPromise(program.pipe(Effect.provide(layer)))

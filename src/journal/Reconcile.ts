@@ -68,6 +68,8 @@ export type Released = typeof Released.Type
  */
 export interface Batch<R = never> {
   readonly reclaimer: Reclaimer.Reclaimer<R>
+  /** Those of one stage are released at the same time. */
+  readonly stage: number
   readonly claims: ReadonlyArray<{
     /** Which of the records. */
     readonly machine: number
@@ -75,6 +77,14 @@ export interface Batch<R = never> {
     readonly claim: Claim
   }>
 }
+
+/**
+ * Kinds of resources, in the order in which they are acquired. Those in a list of their own do not depend on each other.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Kinds<R = never> = ReadonlyArray<Reclaimer.Reclaimer<R> | ReadonlyArray<Reclaimer.Reclaimer<R>>>
 
 /** What has to be known of a record for that. */
 type Claiming = Pick<MachineRecord, "bootId" | "claims" | "id" | "token">
@@ -100,20 +110,23 @@ type Claiming = Pick<MachineRecord, "bootId" | "claims" | "id" | "token">
  */
 export const plan = <R>(
   records: ReadonlyArray<Claiming>,
-  kinds: ReadonlyArray<Reclaimer.Reclaimer<R>>
+  kinds: Kinds<R>
 ): ReadonlyArray<Batch<R>> => {
   const claimed = records.flatMap(({ bootId, claims, id, token }, machine) =>
     claims.toReversed().map((claim) => ({ machine, owner: { id, token, bootId }, claim }))
   )
-  const known = kinds.map(({ kind }) => kind)
+  const stages = kinds.map((one): ReadonlyArray<Reclaimer.Reclaimer<R>> => "kind" in one ? [one] : one)
+  const known = stages.flat().map(({ kind }) => kind)
   const twice = known.find((kind, index) => known.indexOf(kind) !== index)
   if (twice !== undefined) throw new Error(`two kinds of resources are called "${twice}"`)
   const unknown = Arr.dedupe(claimed.map(({ claim }) => claim.kind)).filter((kind) => !known.includes(kind))
-  const order: ReadonlyArray<Reclaimer.Reclaimer<R>> = [...kinds, ...unknown.map(Reclaimer.missing)]
-  return order.toReversed().flatMap((reclaimer) => {
-    const some = claimed.filter(({ claim }) => claim.kind === reclaimer.kind)
-    return some.length === 0 ? [] : [{ reclaimer, claims: some }]
-  })
+  const order = [...stages, ...unknown.map((kind): ReadonlyArray<Reclaimer.Reclaimer<R>> => [Reclaimer.missing(kind)])]
+  return order.toReversed().flatMap((reclaimers, stage) =>
+    reclaimers.toReversed().flatMap((reclaimer) => {
+      const some = claimed.filter(({ claim }) => claim.kind === reclaimer.kind)
+      return some.length === 0 ? [] : [{ reclaimer, stage, claims: some }]
+    })
+  )
 }
 
 /**
@@ -157,21 +170,27 @@ const settle = Effect.fnUntraced(function*(
  */
 export const reclaim = Effect.fn("Reconcile.reclaim")(function*<R>(
   entries: ReadonlyArray<Entry>,
-  kinds: ReadonlyArray<Reclaimer.Reclaimer<R>>,
+  kinds: Kinds<R>,
   options: Options = {}
 ): Effect.fn.Return<ReadonlyArray<Released>, never, R> {
   const { dryRun = false } = options
   const records = yield* Effect.forEach(entries, ({ record }) => record)
   const reports = records.map(() => ({ gone: new Array<Claim>(), claims: new Array<ClaimReport>() }))
-  for (const { claims, reclaimer } of plan(records, kinds)) {
-    const reclaimed = yield* reclaimer.reclaim(
-      claims.map(({ claim, owner }) => ({ owner, data: claim.data })),
-      { dryRun }
+  const batches = plan(records, kinds)
+  for (const stage of Arr.dedupe(batches.map((batch) => batch.stage))) {
+    const some = batches.filter((batch) => batch.stage === stage)
+    const reclaimed = yield* Effect.forEach(
+      some,
+      ({ claims, reclaimer }) =>
+        reclaimer.reclaim(claims.map(({ claim, owner }) => ({ owner, data: claim.data })), { dryRun }),
+      { concurrency: "unbounded" }
     )
-    for (const [{ claim, machine }, { verdict, what }] of Arr.zip(claims, reclaimed)) {
-      const report = reports[machine]
-      report?.claims.push({ kind: claim.kind, what, verdict })
-      if (verdict._tag !== "Stuck") report?.gone.push(claim)
+    for (const [{ claims }, answers] of Arr.zip(some, reclaimed)) {
+      for (const [{ claim, machine }, { verdict, what }] of Arr.zip(claims, answers)) {
+        const report = reports[machine]
+        report?.claims.push({ kind: claim.kind, what, verdict })
+        if (verdict._tag !== "Stuck") report?.gone.push(claim)
+      }
     }
   }
   return yield* Effect.forEach(entries, (entry, machine) =>
@@ -192,7 +211,7 @@ export const reclaim = Effect.fn("Reconcile.reclaim")(function*<R>(
  */
 export const release = <R>(
   entry: Entry,
-  kinds: ReadonlyArray<Reclaimer.Reclaimer<R>>,
+  kinds: Kinds<R>,
   options: Options = {}
 ): Effect.Effect<Released, never, R> =>
   Effect.map(

@@ -22,6 +22,7 @@ import * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import type * as Socket from "effect/socket/Socket"
 import type * as Stream from "effect/Stream"
+import type { ExitStatus } from "../lifecycle/ExitStatus.ts"
 import * as Shutdown from "../lifecycle/Shutdown.ts"
 import * as ShutdownOutcome from "../lifecycle/ShutdownOutcome.ts"
 import * as ShutdownPolicy from "../lifecycle/ShutdownPolicy.ts"
@@ -163,8 +164,13 @@ export interface LaunchOptions {
    * ends with its scope.
    */
   readonly keep?: { readonly directory: string } | undefined
-  /** A control group that the caller has made: see `MicroVmProvider.LaunchOptions`. Default: the backend's own choice. */
-  readonly cgroup?: string | undefined
+  /** Control groups that the caller has made: see `MicroVmProvider.LaunchOptions`. Default: the backend's own choice. */
+  readonly cgroup?: ProviderLaunchOptions["cgroup"]
+  /**
+   * Asked once a monitor was killed or has failed, before anybody is told: was there something that its host did not give it more
+   * of? Keep it short. Default: nobody is asked.
+   */
+  readonly shortage?: ((status: ExitStatus) => Effect.Effect<Option.Option<MachineEnd.Shortage>>) | undefined
   /** Path of the network namespace in which the TAP devices of the machine are. Default: ours. */
   readonly netns?: string | undefined
   /** How the machine ends when its scope closes, and when `shutdown` is given no other. Default `defaultPolicy`. */
@@ -291,12 +297,12 @@ export const restore: (
  */
 export const attach: (
   spec: MachineSpec.MachineSpec,
-  options: Omit<LaunchOptions, "keep" | "template"> & { readonly keep: { readonly directory: string } }
+  options: Pick<LaunchOptions, "policy" | "shortage"> & { readonly keep: { readonly directory: string } }
 ) => Effect.Effect<Machine, MicroVmError.MicroVmError, MicroVmProvider | Scope.Scope> = Effect.fn("Machine.attach")(
   function*(spec, options) {
     const provider = yield* MicroVmProvider
-    const { keep: { directory }, cgroup } = options
-    const get = provider.attach(yield* MachineSpec.decode(spec), { directory, cgroup })
+    const { keep: { directory } } = options
+    const get = provider.attach(yield* MachineSpec.decode(spec), { directory })
     return yield* asMachine(spec, provider, get, options)
   }
 )
@@ -306,9 +312,25 @@ const bringUp = Effect.fnUntraced(
     const provider = yield* MicroVmProvider
     yield* Effect.fromResult(provider.plan(spec, how))
     const state = how.from === undefined ? "created" : "paused"
-    return yield* asMachine(spec, provider, Effect.map(provider.launch(spec, how), (vmm) => ({ vmm, state })), options)
+    const get = Effect.map(provider.launch(spec, how), (vmm) => ({ vmm, state } as const))
+    return yield* asMachine(spec, provider, Effect.catch(get, nameShortage(options)), options)
   }
 )
+
+const askFor = ({ shortage }: LaunchOptions, status: ExitStatus) =>
+  Effect.map(shortage === undefined ? Effect.succeedNone : shortage(status), (found) =>
+    Option.isNone(found) ? {} : { shortage: found.value })
+
+/** The same failure, with what the host did not give. */
+const nameShortage = (options: LaunchOptions) =>
+  Effect.fnUntraced(function*(error: MicroVmError.MicroVmError): Effect.fn.Return<never, MicroVmError.MicroVmError> {
+    const { reason } = error
+    if (reason._tag !== "LaunchFailed" || reason.status === undefined) return yield* error
+    const { shortage } = yield* askFor(options, reason.status)
+    return yield* shortage === undefined
+      ? error
+      : MicroVmError.fail(new MicroVmError.LaunchFailed({ ...reason, shortage }))
+  })
 
 /** One that is kept goes on when its scope closes. */
 const asMachine = (
@@ -352,8 +374,20 @@ const fromVmm = Effect.fnUntraced(function*(
   launched: LaunchOptions
 ): Effect.fn.Return<Machine> {
   const { id } = spec
-  const ended = Effect.tap(vmm.ended, life.settle)
-  const poll = Effect.tap(vmm.poll, Option.match({ onNone: () => Effect.void, onSome: life.settle }))
+  // Of several who ask at once, the first to have an answer counts: all are told the same.
+  let known: MachineEnd.MachineEnd | undefined
+  const settle = (end: MachineEnd.MachineEnd) =>
+    Effect.gen(function*() {
+      if (known === undefined) {
+        const isOfInterest = end._tag === "Killed" || end._tag === "Failed"
+        const told = isOfInterest ? { ...end, ...(yield* askFor(launched, end.status)) } : end
+        known ??= told
+      }
+      yield* life.settle(known)
+      return known
+    })
+  const ended = Effect.flatMap(vmm.ended, settle)
+  const poll = Effect.flatMap(vmm.poll, (end) => Effect.transposeOption(Option.map(end, settle)))
   // What the guest does, whatever the state says: "stopping" hides whether it can hear.
   const first = life.state()
   let guest: "asleep" | "awake" | "paused" = first === "paused" ? first : first === "running" ? "awake" : "asleep"

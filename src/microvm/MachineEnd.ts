@@ -6,6 +6,26 @@
 import * as Schema from "effect/Schema"
 import * as ExitStatus from "../lifecycle/ExitStatus.ts"
 
+/**
+ * What a machine was not given more of by its host:
+ *
+ * - `Memory`: the kernel killed the monitor for want of memory. `limitMib` is what the machine could have, if that was limited.
+ * - `Tasks`: the monitor was refused a process or a thread. `limit` is how many it could have.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const Shortage = Schema.TaggedUnion({
+  Memory: { limitMib: Schema.optionalKey(Schema.Number) },
+  Tasks: { limit: Schema.optionalKey(Schema.Number) }
+})
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type Shortage = typeof Shortage.Type
+
 const common = {
   /** How the monitor's process ended. */
   status: ExitStatus.ExitStatus,
@@ -26,6 +46,8 @@ const common = {
  * - `Killed`: a signal killed the monitor; `status` says which.
  * - `Failed`: the monitor ended by itself, in a way that it should not.
  *
+ * `shortage` is there when it is what the last two came of, as far as its host was asked for that: see `LaunchOptions.shortage`.
+ *
  * @category models
  * @since 0.1.0
  */
@@ -34,8 +56,8 @@ export const MachineEnd = Schema.TaggedUnion({
   Reset: common,
   Panicked: common,
   Stopped: common,
-  Killed: common,
-  Failed: { ...common, why: Schema.String }
+  Killed: { ...common, shortage: Schema.optionalKey(Shortage) },
+  Failed: { ...common, why: Schema.String, shortage: Schema.optionalKey(Shortage) }
 })
 
 /**
@@ -51,6 +73,27 @@ export type MachineEnd = typeof MachineEnd.Type
  * @since 0.1.0
  */
 export const isByGuest = (self: MachineEnd): boolean => self._tag === "PoweredOff" || self._tag === "Reset"
+
+/**
+ * One phrase for people.
+ *
+ * ```ts import.meta.vitest
+ * import { MachineEnd } from "effect-microvm-runtime/microvm"
+ * MachineEnd.formatShortage({ _tag: "Memory", limitMib: 448 }) // => "out of memory (limit 448 MiB)"
+ * ```
+ *
+ * @category conversions
+ * @since 0.1.0
+ */
+export const formatShortage = (self: Shortage): string => {
+  const [what, limit] = self._tag === "Memory"
+    ? ["memory", self.limitMib === undefined ? undefined : `${self.limitMib} MiB`]
+    : ["processes and threads", self.limit]
+  return `out of ${what}${limit === undefined ? "" : ` (limit ${limit})`}`
+}
+
+const shortageOf = ({ shortage }: { readonly shortage?: Shortage }): string =>
+  shortage === undefined ? "" : `, ${formatShortage(shortage)}`
 
 /**
  * One phrase for people, without the tails.
@@ -80,8 +123,10 @@ export const format = (self: MachineEnd): string => {
     case "Stopped":
       return "the monitor was stopped by the host"
     case "Killed":
-      return `the monitor was ${ExitStatus.format(self.status)}`
+      return self.shortage === undefined
+        ? `the monitor was ${ExitStatus.format(self.status)}`
+        : `the monitor was killed by the kernel: ${formatShortage(self.shortage)}`
     case "Failed":
-      return `the monitor ${ExitStatus.format(self.status)}: ${self.why}`
+      return `the monitor ${ExitStatus.format(self.status)}: ${self.why}${shortageOf(self)}`
   }
 }

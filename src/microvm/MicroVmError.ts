@@ -16,6 +16,7 @@ import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Formatter from "effect/Formatter"
 import * as ExitStatus from "../lifecycle/ExitStatus.ts"
+import * as MachineEnd from "./MachineEnd.ts"
 import * as MachineState from "./MachineState.ts"
 
 /**
@@ -228,7 +229,7 @@ const tails = (self: { readonly stderrTail: string; readonly consoleTail: string
 
 /**
  * The machine could not be brought up. `stage` is the step that failed, in the backend's words; `status` is there when
- * the monitor's process had ended.
+ * the monitor's process had ended, and `shortage` when its host says that this is what it ended of.
  *
  * @category reasons
  * @since 0.1.0
@@ -239,10 +240,12 @@ export class LaunchFailed extends Data.TaggedError("LaunchFailed")<{
   readonly status?: ExitStatus.ExitStatus
   readonly stderrTail: string
   readonly consoleTail: string
+  readonly shortage?: MachineEnd.Shortage
   readonly cause?: unknown
 }> {
   override get message(): string {
-    const status = this.status === undefined ? "" : `; the monitor ${ExitStatus.format(this.status)}`
+    const shortage = this.shortage === undefined ? "" : `, ${MachineEnd.formatShortage(this.shortage)}`
+    const status = this.status === undefined ? "" : `; the monitor ${ExitStatus.format(this.status)}${shortage}`
     const cause = this.cause === undefined ? "" : `: ${why(this.cause)}`
     return `Machine "${this.id}" could not be launched, ${this.stage} failed${cause}${status}${tails(this)}`
   }

@@ -86,10 +86,11 @@ export interface LaunchOptions {
    */
   readonly keep?: { readonly directory: string } | undefined
   /**
-   * A control group (v2) that the caller has made, with its limits: the monitor starts in it, and `Kill` kills all that is
-   * in it. Removing it, once the machine has ended, is the caller's. Default: the backend's own choice.
+   * Control groups that the caller has made, with their limits: the monitor starts in all of them. `path` is of version 2, and
+   * `Kill` kills all that is in it; `v1` has one for each hierarchy of version 1 that has a controller. Removing them, once the
+   * machine has ended, is the caller's. Default: the backend's own choice.
    */
-  readonly cgroup?: string | undefined
+  readonly cgroup?: { readonly path?: string | undefined; readonly v1?: ReadonlyArray<string> | undefined } | undefined
   /**
    * Path of the network namespace in which the TAP devices of the spec are, `/run/netns/NAME`: the monitor runs in it. Default:
    * ours.
@@ -174,6 +175,6 @@ export class MicroVmProvider extends Context.Service<MicroVmProvider, {
    */
   readonly attach: (
     spec: MachineSpec,
-    options: Pick<LaunchOptions, "cgroup"> & { readonly directory: string }
+    options: { readonly directory: string }
   ) => Effect.Effect<Attached, MicroVmError, Scope.Scope>
 }>()("effect-microvm-runtime/microvm/MicroVmProvider") {}

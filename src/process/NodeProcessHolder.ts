@@ -17,6 +17,7 @@ import * as NodePath from "node:path"
 import { fileURLToPath } from "node:url"
 import * as ExitStatus from "../lifecycle/ExitStatus.ts"
 import { cachedSuccess } from "./internal/cachedSuccess.ts"
+import { directoriesOf } from "./internal/commandLine.ts"
 import * as CommandPlan from "./internal/commandPlan.ts"
 import * as Protocol from "./internal/holderProtocol.ts"
 import * as HolderSchema from "./internal/holderSchema.ts"
@@ -159,8 +160,10 @@ const make = Effect.gen(function*() {
     }
     const wrong = NodePath.isAbsolute(directory) ? Client.faultOf(directory) : { why: "it is not absolute" }
     if (wrong !== undefined) fault("directory", `${JSON.stringify(directory)}: ${wrong.why}`)
-    if (cgroup !== undefined && attempt(() => NodeFs.statSync(`${cgroup}/cgroup.procs`)) === undefined) {
-      fault("cgroup", `${JSON.stringify(cgroup)} is no cgroup (v2): make it first`)
+    for (const one of cgroup === undefined ? [] : directoriesOf(cgroup)) {
+      if (!NodePath.isAbsolute(one) || attempt(() => NodeFs.statSync(`${one}/cgroup.procs`)) === undefined) {
+        fault("cgroup", `${JSON.stringify(one)} is no cgroup: make it first`)
+      }
     }
     const planned = yield* Effect.result(CommandPlan.make(host, command))
     if (planned._tag === "Failure") faults.push(planned.failure.reason, ...planned.failure.others ?? [])

@@ -86,7 +86,7 @@ const make = Effect.gen(function*() {
       const path = `${root.path}/probe`
       const cgroup = yield* CGroup.make(path)
       const works = yield* Effect.ensuring(
-        run({ ...probe("/bin/sh", ["-c", "exit 0"]), cgroup: path }),
+        run({ ...probe("/bin/sh", ["-c", "exit 0"]), cgroup: { path } }),
         cgroup.remove
       )
       return works

@@ -23,6 +23,7 @@ import type { ShutdownPolicy } from "../lifecycle/ShutdownPolicy.ts"
 import type { Signal } from "../lifecycle/Signal.ts"
 import type { Process } from "./Process.ts"
 import type { ProcessError } from "./ProcessError.ts"
+import type { CGroups } from "./SpawnOptions.ts"
 
 /**
  * A process that is held. Closing the scope lets go of it, and ends nothing: call `shutdown` for that.
@@ -63,8 +64,8 @@ export interface AttachOptions {
  * @since 0.1.0
  */
 export interface HoldOptions extends AttachOptions {
-  /** An existing cgroup (v2), by its path, that it starts in and that is its kill scope. Default: its process group. */
-  readonly cgroup?: string | undefined
+  /** What it starts in; its holder does not. Default none. */
+  readonly cgroup?: CGroups | undefined
   /** How much of the end of stdout and of stderr is kept, in bytes. Default 64 KiB each. */
   readonly tailBytes?: number | undefined
   /** What others have to know to go on with it, in 16,384 characters at most; no secret. Default empty. */

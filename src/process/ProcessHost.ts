@@ -13,6 +13,7 @@ import type * as Socket from "effect/socket/Socket"
 import type { ExitStatus } from "../lifecycle/ExitStatus.ts"
 import type { Signal } from "../lifecycle/Signal.ts"
 import type { ProcessError, ProcessErrorReason } from "./ProcessError.ts"
+import type { CGroups } from "./SpawnOptions.ts"
 
 /**
  * A line of the process table (proc_pid_stat(5)).
@@ -72,8 +73,8 @@ export interface LaunchPlan {
   readonly stdio: ReadonlyArray<"pipe" | "inherit" | "ignore">
   /** A session and process group of its own. */
   readonly detached: boolean
-  /** The child starts inside this cgroup. */
-  readonly cgroup: string | undefined
+  /** The child starts inside these. */
+  readonly cgroup: CGroups | undefined
   /** The kernel is to kill it when we die, where it can. */
   readonly dieWithParent: boolean
 }

@@ -10,17 +10,28 @@ import type { Signal } from "../lifecycle/Signal.ts"
 import type { Choice } from "./KillScope.ts"
 
 /**
+ * Existing cgroups, by their paths in the file system. Whoever starts in them is in all of them before it runs its first
+ * instruction, and so is all that it starts; none is removed. One that cannot be entered is the end of it, with exit code 125.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface CGroups {
+  /** Of version 2: it is the kill scope, too. Default: none, and the process group is. */
+  readonly path?: string | undefined
+  /** Of version 1, one for each hierarchy that has a controller (cgroups(7)). Nothing can be killed by them. Default none. */
+  readonly v1?: ReadonlyArray<string> | undefined
+}
+
+/**
  * @category options
  * @since 0.1.0
  */
 export interface SpawnOptions {
   /** What dies with the process. Default `"auto"`: a cgroup where the host lets us make one, else the process group. */
   readonly killScope?: Choice | undefined
-  /**
-   * An existing cgroup (v2), by its path, that it starts in and that is its kill scope. It is not removed. Default: none, and
-   * `killScope` decides.
-   */
-  readonly cgroup?: string | undefined
+  /** What it starts in, instead of what `killScope` says. Default none. */
+  readonly cgroup?: CGroups | undefined
   /**
    * How it is asked to end. Default: the command's own `killSignal` and `forceKillAfter` if it has any, else
    * `ShutdownPolicy.defaults` (SIGTERM, 2 seconds, SIGKILL).

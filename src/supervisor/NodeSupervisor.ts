@@ -25,6 +25,7 @@ import type { Entry } from "../journal/Journal.ts"
 import type { JournalError } from "../journal/JournalError.ts"
 import * as NodeJournal from "../journal/NodeJournal.ts"
 import * as Reclaimer from "../journal/Reclaimer.ts"
+import type * as Reconcile from "../journal/Reconcile.ts"
 import type { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
 import * as NodeProcessSpawner from "../process/NodeProcessSpawner.ts"
 import type { ProcessHost } from "../process/ProcessHost.ts"
@@ -43,11 +44,14 @@ export interface Options extends Pick<Supervisor.Options, "onReleased"> {
 
 type Needs = DiskFiles | FileSystem.FileSystem | HostCommands | Path.Path | ProcessHost
 
-const standard = (context: Context.Context<Needs>): ReadonlyArray<Reclaimer.Reclaimer> => [
+const standard = (context: Context.Context<Needs>): Reconcile.Kinds => [
   Supervisor.provided(Reclaimer.make(DiskClones.kind), context),
   Supervisor.provided(Reclaimer.make(Addresses.kind), context),
-  Supervisor.provided(Reclaimer.make(Firewall.rules), context),
-  Supervisor.provided(Reclaimer.make(Links.kind), context),
+  // Each waits for the kernel. By then the process is gone, and with it all packets; without rules a link is closed.
+  [
+    Supervisor.provided(Reclaimer.make(Firewall.rules), context),
+    Supervisor.provided(Reclaimer.make(Links.kind), context)
+  ],
   Supervisor.provided(Reclaimer.make(Limits.kind), context)
 ]
 

@@ -22,8 +22,10 @@ import * as Path from "effect/Path"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
+import * as Semaphore from "effect/Semaphore"
 import * as HeldProcesses from "../host/HeldProcesses.ts"
 import type { HostError } from "../host/HostError.ts"
+import type { Events } from "../host/Limits.ts"
 import * as MachineDirectories from "../host/MachineDirectories.ts"
 import { type Entry, Journal } from "../journal/Journal.ts"
 import type { JournalError } from "../journal/JournalError.ts"
@@ -31,6 +33,7 @@ import type { MachineRecord } from "../journal/MachineRecord.ts"
 import * as Reclaimer from "../journal/Reclaimer.ts"
 import * as Reconcile from "../journal/Reconcile.ts"
 import * as ResourceKind from "../journal/ResourceKind.ts"
+import type { ExitStatus } from "../lifecycle/ExitStatus.ts"
 import * as Machine from "../microvm/Machine.ts"
 import * as MachineEnd from "../microvm/MachineEnd.ts"
 import * as MachineSpec from "../microvm/MachineSpec.ts"
@@ -38,6 +41,7 @@ import * as MicroVmError from "../microvm/MicroVmError.ts"
 import { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
 import { ProcessHolder } from "../process/ProcessHolder.ts"
 import { ProcessHost } from "../process/ProcessHost.ts"
+import * as Shortage from "./internal/shortage.ts"
 
 /**
  * What a machine gets of its host.
@@ -48,8 +52,8 @@ import { ProcessHost } from "../process/ProcessHost.ts"
 export interface Given {
   readonly networks?: ReadonlyArray<MachineSpec.Network> | undefined
   readonly drives?: ReadonlyArray<MachineSpec.Drive> | undefined
-  /** A control group for the monitor. One resource at most gives it. */
-  readonly cgroup?: string | undefined
+  /** Control groups for the monitor. One resource at most gives them. */
+  readonly cgroup?: Machine.LaunchOptions["cgroup"]
   /** The network namespace that its network cards are in, by its file. One resource at most gives it. */
   readonly netns?: string | undefined
 }
@@ -79,7 +83,7 @@ export interface Provision {
   /** Has to be run before each launch, with the spec of it; the answer is how to launch. */
   readonly before: (
     spec: MachineSpec.MachineSpec
-  ) => Effect.Effect<Pick<Machine.LaunchOptions, "cgroup" | "keep" | "netns">, MicroVmError.MicroVmError>
+  ) => Effect.Effect<Pick<Machine.LaunchOptions, "cgroup" | "keep" | "netns" | "shortage">, MicroVmError.MicroVmError>
 }
 
 /**
@@ -188,9 +192,9 @@ export class Supervisor extends Context.Service<Supervisor, {
 export interface Options {
   /**
    * The kinds of all that machines may have of the host, in the order in which they are acquired: what was acquired last is
-   * released first. Those of machines' directories and processes are known.
+   * released first, and those in a list of their own at the same time. Those of machines' directories and processes are known.
    */
-  readonly kinds?: ReadonlyArray<Reclaimer.Reclaimer> | undefined
+  readonly kinds?: Reconcile.Kinds | undefined
   /** What an adopted machine needs of us while it lives. Default nothing. */
   readonly resume?: ((entry: Entry) => Effect.Effect<void, HostError | JournalError, Scope.Scope>) | undefined
   /** Told of what was released, and of what could not be. By default, the latter goes to the log as a warning. */
@@ -229,7 +233,7 @@ const toAdopt = ({ claims, keep, phase, spec }: MachineRecord) => {
   ).at(-1)
   const decoded = decodeSpec(spec)
   if (!keep || phase._tag === "Over" || held === undefined || Result.isFailure(decoded)) return undefined
-  return { spec: decoded.success, directory: held.directory, cgroup: held.cgroup }
+  return { spec: decoded.success, directory: held.directory }
 }
 
 const make = Effect.fnUntraced(function*(options: Options) {
@@ -246,11 +250,16 @@ const make = Effect.fnUntraced(function*(options: Options) {
   ]
   const { onReleased = warn, resume = () => Effect.void } = options
   const ours = new Map<string, Supervised>()
+  /** Those whose records are not to be taken for a dead supervisor's: of machines that come up, are there, or are released. */
+  const busy = new Set<string>()
 
   const release = (entry: Entry) =>
     Reconcile.release(entry, kinds).pipe(
       Effect.tap(onReleased),
-      Effect.ensuring(Effect.sync(() => ours.delete(entry.id))),
+      Effect.ensuring(Effect.sync(() => {
+        ours.delete(entry.id)
+        busy.delete(entry.id)
+      })),
       Effect.withSpan("Supervisor.release", { attributes: { id: entry.id } })
     )
 
@@ -295,9 +304,21 @@ const make = Effect.fnUntraced(function*(options: Options) {
         watcher.interruptUnsafe()
         yield* Scope.close(how.inner, Exit.void)
         ours.delete(entry.id)
+        busy.delete(entry.id)
       }).pipe(Effect.ignore, Effect.uninterruptible)
     )
     return supervised
+  })
+
+  /** By what was counted since: others may have ended in the same cgroups before this one. */
+  const lacking = ({ claims }: MachineRecord, since?: Events) => (status: ExitStatus) =>
+    Shortage.count(claims).pipe(
+      Effect.map((now) => Shortage.find(status, now, since)),
+      Effect.provideContext(context)
+    )
+  const shortage = Effect.fnUntraced(function*(entry: Entry) {
+    const record = yield* entry.record
+    return lacking(record, yield* Effect.provideContext(Shortage.count(record.claims), context))
   })
 
   const provide = Effect.fnUntraced(function*<E, R>(
@@ -312,20 +333,21 @@ const make = Effect.fnUntraced(function*(options: Options) {
     let attempts = 0
     const before: Provision["before"] = (spec) =>
       Effect.gen(function*() {
+        const how = { cgroup, netns, shortage: yield* shortage(entry) }
         if (!keep) {
           yield* entry.respec(encodeSpec(spec))
-          return { cgroup, netns }
+          return how
         }
         const directory = path.join(journal.directory, "held", `${entry.id}-${entry.token}-${++attempts}`)
         yield* entry.update({
           spec: encodeSpec(spec),
           claim: [
             ResourceKind.claim(MachineDirectories.kind, { path: directory }),
-            ResourceKind.claim(HeldProcesses.kind, { directory, ...(cgroup === undefined ? {} : { cgroup }) })
+            ResourceKind.claim(HeldProcesses.kind, { directory })
           ]
         })
         yield* MachineDirectories.make(directory, entry)
-        return { cgroup, netns, keep: { directory } }
+        return { ...how, keep: { directory } }
       }).pipe(
         Effect.provideContext(context),
         Effect.mapError((cause) =>
@@ -353,7 +375,12 @@ const make = Effect.fnUntraced(function*(options: Options) {
     const scope = yield* Effect.scope
     return yield* Effect.uninterruptibleMask((restore) =>
       Effect.gen(function*() {
-        const entry = yield* journal.open({ id, keep, labels, spec: null })
+        const isFirst = !busy.has(id)
+        busy.add(id)
+        const entry = yield* Effect.onError(
+          journal.open({ id, keep, labels, spec: null }),
+          () => Effect.sync(() => isFirst && busy.delete(id))
+        )
         const inner = yield* Scope.make()
         const brought = yield* restore(Effect.flatMap(provide(entry, keep, resources), bring)).pipe(
           Scope.provide(inner),
@@ -382,8 +409,8 @@ const make = Effect.fnUntraced(function*(options: Options) {
     if (wanted === undefined) {
       return { _tag: "Gone", why: record.keep ? "it was not up yet" : "it was to end with its supervisor" } as const
     }
-    const { cgroup, directory, spec } = wanted
-    return yield* Machine.attach(spec, { keep: { directory }, cgroup }).pipe(
+    const { directory, spec } = wanted
+    return yield* Machine.attach(spec, { keep: { directory }, shortage: lacking(record) }).pipe(
       Effect.map((machine) => ({ _tag: "There", machine }) as const),
       Effect.catch((error) =>
         Effect.succeed(
@@ -398,6 +425,7 @@ const make = Effect.fnUntraced(function*(options: Options) {
   })
 
   const adopt = Effect.fnUntraced(function*(entry: Entry, machine: Machine.Machine, inner: Scope.Closeable) {
+    busy.add(entry.id)
     yield* entry.adopt
     yield* resume(entry).pipe(Scope.provide(inner))
     yield* lookAfter(machine, entry, { adopted: true, keep: true, releaseWhen: "ended", inner, scope: own })
@@ -429,12 +457,15 @@ const make = Effect.fnUntraced(function*(options: Options) {
     }
     return yield* adopt(entry, found.machine, inner).pipe(
       Effect.as({ id, action: "Adopted", why: "its machine answers" } as const),
-      Effect.catch((error) => Effect.as(letGo, { id, action: "Left", why: error.message } as const))
+      Effect.catch((error) => {
+        busy.delete(id)
+        return Effect.as(letGo, { id, action: "Left", why: error.message } as const)
+      })
     )
   })
 
-  const recover: Supervisor["Service"]["recover"] = Effect.fn("Supervisor.recover")(function*(options = {}) {
-    const entries = (yield* journal.entries).filter(({ id }) => !ours.has(id))
+  const recoverAll = Effect.fnUntraced(function*(options: RecoverOptions) {
+    const entries = (yield* journal.entries).filter(({ id }) => !busy.has(id))
     const found = yield* Effect.forEach(entries, (entry) => recoverOne(entry, options), { concurrency: 16 })
     const gone = entries.filter((_, index) => found[index]?.action === "Reclaimed")
     const released = yield* Reconcile.reclaim(gone, kinds, { dryRun: options.dryRun ?? false })
@@ -444,6 +475,11 @@ const make = Effect.fnUntraced(function*(options: Options) {
       return what.left === 0 ? { ...one, released: what } : { ...one, released: what, action: "Left" }
     })
   })
+
+  const turn = yield* Semaphore.make(1)
+  const recover: Supervisor["Service"]["recover"] = Effect.fn("Supervisor.recover")((options = {}) =>
+    Semaphore.withPermit(turn, recoverAll(options))
+  )
 
   return Supervisor.of({ launch, recover, machines: Effect.sync(() => [...ours.values()]) })
 })

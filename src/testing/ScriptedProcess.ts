@@ -298,7 +298,7 @@ const make = Effect.fnUntraced(function*(options: Options) {
         const clock = yield* Effect.clockWith(Effect.succeed)
         const own = plan.detached ? {} : { group: self, session: self }
         const { info } = yield* born(script, { parent: self, mark: plan.env[Mark.variable], ...own }, {
-          cgroup: plan.cgroup,
+          cgroup: plan.cgroup?.path,
           onDeath: (seen) => {
             status = seen
             reapedAt = Math.floor(clock.currentTimeMillisUnsafe() / 10)

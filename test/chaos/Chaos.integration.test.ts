@@ -1,7 +1,22 @@
 import { afterAll, assert, beforeAll, describe, it } from "@effect/vitest"
+import {
+  closeSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmdirSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+  writeSync
+} from "node:fs"
+import { dirname, join } from "node:path"
 import { isWhole, makeRandom, seed, some, upTo } from "./plan.ts"
 import type { Answer, Launch, Mishap, Recover } from "./orders.ts"
-import { type Done, missing, type Supervisor, World } from "./world.ts"
+import { type Done, missing, type Supervisor, tree, World } from "./world.ts"
 
 const reason = missing()
 if (reason !== undefined) console.warn(`skipped: ${reason}`)
@@ -51,10 +66,11 @@ const each = async <A>(cases: ReadonlyArray<A>, run: (one: A) => Promise<Readonl
   const wrong: Array<string> = []
   for (const one of cases) {
     runs++
-    const faults = await run(one)
+    const faults = await run(one).catch((error: unknown) => [String(error).slice(0, 2000)])
     if (faults.length === 0) continue
-    wrong.push(`${JSON.stringify(one)}:\n  ${faults.slice(0, 20).join("\n  ")}`)
-    before = world.traces()
+    const more = faults.length > 12 ? [`and ${faults.length - 12} more`] : []
+    wrong.push(`${JSON.stringify(one)}:\n  ${[...faults.slice(0, 12), ...more].join("\n  ")}`)
+    await world.restore(before)
   }
   assert.deepStrictEqual(wrong, [], `CHAOS_SEED=${seed}`)
 }
@@ -87,11 +103,27 @@ afterAll(async () => {
   console.log(`chaos: ${runs} runs, CHAOS_SEED=${seed}`)
 })
 
+/** Leaves so many pages of a file system free. */
+const fill = (path: string, pages: number): void => {
+  const page = Buffer.alloc(4096)
+  const file = openSync(path, "w")
+  try {
+    for (;;) writeSync(file, page)
+  } catch {
+    // There is no more room.
+  } finally {
+    closeSync(file)
+  }
+  truncateSync(path, Math.max(0, statSync(path).size - pages * 4096))
+}
+
+const modes = ["adopt", "kill"] as const
+
 describe.skipIf(reason !== undefined)("a supervisor that is killed", () => {
   for (const keep of [true, false]) {
     it(`at each step of a machine that is ${keep ? "" : "not "}kept leaves nothing that is not found`, async () => {
       const { length } = await stepsOf(keep)
-      await each(some(upTo(length), 8), async (dieAt) => {
+      await each(some(upTo(length), 6), async (dieAt) => {
         const state = world.state()
         const answer = await victim(launch(state, { keep, dieAt }))
         const done = await clean(state, dieAt % 2 === 0 ? "adopt" : "kill")
@@ -99,4 +131,325 @@ describe.skipIf(reason !== undefined)("a supervisor that is killed", () => {
       })
     }, 300_000)
   }
+
+  it("at any moment leaves nothing that is not found", async () => {
+    const random = makeRandom(seed)
+    const cases = upTo(isWhole ? 40 : 4).map(() => ({
+      keep: random() < 0.7,
+      after: Math.floor(random() * 400),
+      mode: modes[random() < 0.5 ? 0 : 1]
+    }))
+    await each(cases, async ({ after, keep, mode }) => {
+      const state = world.state()
+      await victim(launch(state, { keep, then: "wait" }), after)
+      return faultsOf(await clean(state, mode))
+    })
+  }, 300_000)
+
+  it("at each step of a recovery leaves all to the next one", async () => {
+    const cases: Array<{ readonly mode: Recover["mode"]; readonly dieAt: number }> = []
+    for (const mode of modes) {
+      const state = world.state()
+      await rescuer.do(launch(state, { then: "leave" }))
+      const { steps } = await rescuer.do(recover(state, { mode, use: mode === "adopt" }))
+      cases.push(...upTo(steps.length).map((dieAt) => ({ mode, dieAt })))
+    }
+    await each(some(cases, 6), async ({ dieAt, mode }) => {
+      const state = world.state()
+      await rescuer.do(launch(state, { then: "leave" }))
+      await victim(recover(state, { mode, use: mode === "adopt", dieAt }))
+      return faultsOf(await clean(state, mode))
+    })
+  }, 300_000)
+})
+
+describe.skipIf(reason !== undefined)("processes that are killed", () => {
+  const parts = { monitor: "hello from", holder: "NodeHolderProgram" } as const
+  const cases: ReadonlyArray<{ readonly keep: boolean; readonly killed: ReadonlyArray<"us" | "guard" | keyof typeof parts> }> = [
+    { keep: true, killed: ["us"] },
+    { keep: true, killed: ["monitor"] },
+    { keep: true, killed: ["holder"] },
+    { keep: true, killed: ["monitor", "holder"] },
+    { keep: true, killed: ["us", "monitor"] },
+    { keep: true, killed: ["us", "holder"] },
+    { keep: true, killed: ["us", "monitor", "holder"] },
+    { keep: false, killed: ["us"] },
+    { keep: false, killed: ["monitor"] },
+    { keep: false, killed: ["guard"] },
+    { keep: false, killed: ["us", "guard"] },
+    { keep: false, killed: ["us", "monitor"] },
+    { keep: false, killed: ["us", "guard", "monitor"] }
+  ]
+
+  it("the supervisor among them or not, leave nothing, and a machine tells how it ended", async () => {
+    await each(some(cases, 5), async ({ keep, killed }) => {
+      const state = world.state()
+      const one = await world.supervisor()
+      await one.start(launch(state, { keep, then: "wait" }), "Up")
+      const monitors = await world.pids(parts.monitor)
+      const pids: Array<number> = []
+      for (const who of killed) {
+        if (who === "us") continue
+        const found = who === "guard" ? world.guards(one) : await world.pids(parts[who])
+        if (found.length !== 1) throw new Error(`there is not one ${who}: ${found.join()}`)
+        pids.push(...found)
+      }
+      // At once: none has the time to see the other go.
+      for (const pid of killed.includes("us") ? [one.pid, ...pids] : pids) process.kill(pid, "SIGKILL")
+      const isOver = killed.includes("monitor") || killed.includes("holder")
+      if (isOver) await world.pids(parts.monitor, (found) => !found.some((pid) => monitors.includes(pid)))
+      const wrong: Array<string> = []
+      if (killed.includes("us")) await one.gone()
+      else {
+        one.say("go")
+        const answer = await one.answer()
+        if (answer?._tag !== "Done") wrong.push(`its supervisor: ${JSON.stringify(answer)}`)
+        else wrong.push(...answer.left, ...answer.records)
+        await one.end()
+      }
+      const done = await clean(state, "adopt")
+      const [fate] = done.fates
+      if (killed.includes("us") && keep) {
+        if (fate?.action !== (isOver ? "Reclaimed" : "Adopted")) wrong.push(JSON.stringify(done.fates))
+        if (killed.length === 2 && killed.includes("monitor") && fate?.end !== "the monitor was killed by SIGKILL") {
+          wrong.push(`it ended by ${fate?.end}`)
+        }
+      }
+      return [...wrong, ...await faultsOf(done)]
+    })
+  }, 300_000)
+})
+
+describe.skipIf(reason !== undefined)("a host on which things fail", () => {
+  const mishaps: ReadonlyArray<Mishap["how"]> = ["fails before", "fails after", "hangs before", "hangs after"]
+
+  it("ip, nft and cp that fail or hang, each time that they are run, leave nothing", async () => {
+    const cases: Array<{ readonly keep: boolean; readonly mishap: Mishap }> = []
+    for (const keep of [true, false]) {
+      const { commands } = await rescuer.do(launch(world.state(), { keep }))
+      cases.push(...upTo(commands).flatMap((at) => mishaps.map((how) => ({ keep, mishap: { at, how } }))))
+    }
+    await each(some(cases, 16), async ({ keep, mishap }) => {
+      const state = world.state()
+      const answer = await rescuer.obey(launch(state, { keep, mishap }))
+      const wrong = answer?._tag === "Failed" && !/^(HostError|JournalError|MicroVmError)\./.test(answer.tag)
+        ? [`it fails with ${answer.tag}: ${answer.why}`]
+        : []
+      // What could not be released is told, and is the only thing that may be left.
+      if ((answer?._tag === "Done" || answer?._tag === "Failed") && answer.left.length === 0) wrong.push(...await world.leftovers(before))
+      return [...wrong, ...await faultsOf(await clean(state, "kill"))]
+    })
+  }, 300_000)
+
+  it("that fail while a supervisor recovers leave it to the next one", async () => {
+    const state = world.state()
+    await rescuer.do(launch(state, { then: "leave" }))
+    const { commands } = await rescuer.do(recover(state))
+    const cases = upTo(commands).flatMap((at) => mishaps.map((how): Mishap => ({ at, how })))
+    await each(some(cases, 4), async (mishap) => {
+      const state = world.state()
+      await rescuer.do(launch(state, { then: "leave" }))
+      await rescuer.obey(recover(state, { mishap }))
+      return faultsOf(await clean(state, "kill"))
+    })
+  }, 300_000)
+
+  it("a disk that is full at any moment leaves nothing", async () => {
+    // In pages: all that is written there is less than this.
+    await each(some(upTo(16), 4), async (pages) => {
+      const place = world.mount(256)
+      const state = join(place, "state")
+      const filler = join(place, "filler")
+      const wrong: Array<string> = []
+      try {
+        fill(filler, pages)
+        const answer = await rescuer.obey(launch(state, { then: "leave" }))
+        if (answer?._tag === "Failed" && !/^(HostError|JournalError|MicroVmError)\./.test(answer.tag)) {
+          wrong.push(`it fails with ${answer.tag}: ${answer.why}`)
+        }
+        if (answer?._tag === "Failed" && answer.tag === "JournalError.DirectoryUnusable") {
+          rmSync(filler)
+        }
+        const done = await clean(state, "kill")
+        wrong.push(...done.left, ...done.records)
+        rmSync(filler, { force: true })
+        wrong.push(...tree(place).filter((path) => !/\/state\/($|(machines|quarantine|tmp|held)\/$|lease(\.json)? \()/.test(path)))
+      } finally {
+        world.unmount(place)
+        rmdirSync(place)
+      }
+      return [...wrong, ...await world.leftovers(before)]
+    })
+  }, 300_000)
+
+  it("a state directory that is read-only is said to be, and all is found once it is not", async () => {
+    await each(modes, async (mode) => {
+      const place = world.mount(1024)
+      const state = join(place, "state")
+      const wrong: Array<string> = []
+      const one = await world.supervisor()
+      try {
+        await one.start(launch(state, { keep: mode === "adopt", then: "wait" }), "Up")
+        world.protect(place)
+        try {
+          one.say("go")
+          const answer = await one.answer()
+          if (answer?._tag !== "Done") wrong.push(`it said ${JSON.stringify(answer)}`)
+          await one.end()
+          const refused = await rescuer.obey(recover(state))
+          if (refused?._tag !== "Failed" || refused.tag !== "JournalError.DirectoryUnusable") {
+            wrong.push(`read-only: ${JSON.stringify(refused)}`)
+          }
+        } finally {
+          world.unmount(place)
+        }
+        const done = await clean(state, mode)
+        wrong.push(...done.left, ...done.records)
+        if (mode === "adopt" && done.used[0]?.answer !== "answer 7") wrong.push(JSON.stringify(done))
+      } finally {
+        world.unmount(place)
+        rmdirSync(place)
+      }
+      return [...wrong, ...await world.leftovers(before)]
+    })
+  }, 300_000)
+
+  it("a clock that jumps by years changes nothing", async () => {
+    await each([true, false], async (keep) => {
+      const state = world.state()
+      const first = await rescuer.do(launch(state, { keep, jumps: true }))
+      const second = await rescuer.do(launch(state, { keep: true, then: "leave", jumps: true }))
+      const third = await rescuer.do(recover(state, { mode: keep ? "adopt" : "kill", use: keep, jumps: true }))
+      return [...first.left, ...first.records, ...second.left, ...await faultsOf(third)]
+    })
+  }, 300_000)
+})
+
+describe.skipIf(reason !== undefined)("what is not ours", () => {
+  it("another supervisor has no part of a state directory that is taken, and changes nothing there", async () => {
+    await each([true, false], async (keep) => {
+      const state = world.state()
+      const one = await world.supervisor()
+      await one.start(launch(state, { keep, then: "wait" }), "Up")
+      const during = world.traces()
+      const refused = [await rescuer.obey(launch(state, { ids: ["b"] })), await rescuer.obey(recover(state))]
+      const changed = world.traces().filter((line) => !during.includes(line))
+      one.say("go")
+      await one.answer()
+      await one.end()
+      const wrong = refused.filter((answer) => answer?._tag !== "Failed" || answer.tag !== "JournalError.LeaseHeld")
+      return [...wrong.map((answer) => JSON.stringify(answer)), ...changed, ...await faultsOf(await clean(state, "kill"))]
+    })
+  })
+
+  it("what stands beside ours, or has taken its place, is as it was", async () => {
+    await each([true, false], async (keep) => {
+      const state = world.state()
+      const one = await world.supervisor()
+      await one.start(launch(state, { keep, then: "wait" }), "Up")
+      const [tap = ""] = /\bmv[0-9a-f]{4}-\d+(?=:)/.exec(world.network().join("\n")) ?? []
+      const token = /alias effect-microvm ([0-9a-f]{16})/.exec(world.network().join("\n"))?.[1] ?? ""
+      await one.end()
+
+      const stranger = world.stranger()
+      // Beside ours: of the same names but for a number, with an alias like ours, and all that a name can look like.
+      const beside = tap.replace(/\d+$/, "9999")
+      const other = token.replace(/^./, (digit) => digit === "0" ? "1" : "0")
+      world.inside("ip", "tuntap", "add", "dev", beside, "mode", "tap")
+      world.inside("ip", "link", "set", "dev", beside, "alias", `effect-microvm ${other} a ${beside}`)
+      world.inside("nft", "add table inet effect-microvm-2; add chain inet effect-microvm-2 mine; add rule inet effect-microvm-2 mine accept")
+      // In its place: a TAP of the same name, and a directory where the disk was.
+      world.inside("ip", "link", "del", "dev", tap)
+      world.inside("ip", "tuntap", "add", "dev", tap, "mode", "tap")
+      const disk = join(world.directory, "disks", "a")
+      const files = [join(disk, "rootfs.ext4"), join(world.directory, "disks", "b", "rootfs.ext4")]
+      rmSync(disk, { recursive: true })
+      for (const file of [...files, join(state, "held", `a-${other}-1`, "holder.json")]) {
+        mkdirSync(dirname(file), { recursive: true })
+        writeFileSync(file, "of somebody else")
+      }
+      symlinkSync(`${other} b`, join(world.directory, "addresses", "slots", "9999"))
+      const removeCgroups = world.strangeCgroups(other, stranger.pid)
+      // Its process is gone, and its pid is somebody else's now.
+      if (keep) {
+        const [held = ""] = readdirSync(join(state, "held")).filter((name) => name.includes(token))
+        const file = join(state, "held", held, "holder.json")
+        const written: { readonly child: { readonly pid: number } } = JSON.parse(readFileSync(file, "utf8"))
+        process.kill(written.child.pid, "SIGKILL")
+        for (const part of ["hello from", "NodeHolderProgram"]) await world.pids(part, (pids) => pids.length === 0)
+        rmSync(join(state, "held", held, "exit.json"), { force: true })
+        writeFileSync(file, JSON.stringify({ ...written, child: { ...written.child, pid: stranger.pid } }))
+      }
+      const strange = (line: string) =>
+        [beside, "effect-microvm-2", "mine", "of somebody", other, "9999", "/b/"].some((part) => line.includes(part)) ||
+        /\/disks\/a\//.test(line) || line.startsWith(`${tap}:`)
+      const was = world.traces().filter(strange)
+      const done = await clean(state, "kill")
+      const is = world.traces().filter(strange)
+      const wrong = [
+        ...was.filter((line) => !is.includes(line)).map((line) => `- ${line}`),
+        ...is.filter((line) => !was.includes(line)).map((line) => `+ ${line}`),
+        ...(was.length > 8 ? [] : [`only ${was.join(", ")} were looked at`]),
+        ...(stranger.isAlive() ? [] : ["the stranger is dead"]),
+        ...files.filter((file) => readFileSync(file, "utf8") !== "of somebody else"),
+        ...done.left,
+        ...done.records
+      ]
+      stranger.end()
+      world.inside("ip", "link", "del", "dev", beside)
+      world.inside("ip", "link", "del", "dev", tap)
+      world.inside("nft", "delete table inet effect-microvm-2")
+      for (const file of files) rmSync(dirname(file), { recursive: true })
+      rmSync(join(state, "held", `a-${other}-1`), { recursive: true })
+      rmSync(join(world.directory, "addresses", "slots", "9999"))
+      await removeCgroups()
+      return [...wrong, ...await world.leftovers(before)]
+    })
+  })
+})
+
+describe.skipIf(reason !== undefined)("many machines", () => {
+  it("that a dead supervisor has left are gone soon", async () => {
+    for (const keep of isWhole ? [true, false] : [false]) {
+      runs++
+      const state = world.state()
+      const one = await world.supervisor(0)
+      await one.start(launch(state, { keep, ids: upTo(50).map((index) => `m-${index}`), then: "wait" }), "Up")
+      await one.end()
+      const done = await clean(state, "kill")
+      console.log(`chaos: 50 machines, ${keep ? "" : "not "}kept, are cleaned in ${Math.round(done.millis)} ms`)
+      assert.deepStrictEqual([...await faultsOf(done), done.fates.length], [50])
+      assert.isBelow(done.millis, 20_000)
+    }
+  }, 300_000)
+})
+
+describe.skipIf(reason !== undefined)("a supervisor of QEMU that is killed", () => {
+  it("leaves machines that go on when they are kept, and no others", async () => {
+    const cases = [
+      { keep: true, mode: "adopt" },
+      { keep: false, mode: "kill" },
+      { keep: true, mode: "kill" },
+      { keep: false, mode: "adopt" }
+    ] as const
+    await each(isWhole ? cases : cases.slice(0, 2), async ({ keep, mode }) => {
+      const state = world.state()
+      const one = await world.supervisor(0)
+      await one.start(launch(state, { backend: "qemu", keep, then: "wait" }), "Up")
+      await one.end()
+      const done = await rescuer.do(recover(state, { backend: "qemu", mode, use: mode === "adopt" }))
+      const [used] = done.used
+      return [
+        ...done.left,
+        ...done.records,
+        ...(done.fates.map(({ action }) => action).join() === (keep && mode === "adopt" ? "Adopted" : "Reclaimed")
+          ? []
+          : [JSON.stringify(done.fates)]),
+        ...(!keep || mode === "kill" || used?.answer === "answer 7" && used.left === 0 && used.console.includes("hello from 7")
+          ? []
+          : [JSON.stringify(done.used)]),
+        ...await world.leftovers(before)
+      ]
+    })
+  }, 300_000)
 })

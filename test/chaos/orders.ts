@@ -67,4 +67,10 @@ export type Answer =
     /** What is still in the journal. */
     readonly records: ReadonlyArray<string>
   }
-  | { readonly _tag: "Failed"; readonly why: string; readonly tag: string; readonly steps: ReadonlyArray<string> }
+  | {
+    readonly _tag: "Failed"
+    readonly why: string
+    readonly tag: string
+    readonly left: ReadonlyArray<string>
+    readonly steps: ReadonlyArray<string>
+  }

@@ -7,7 +7,6 @@ import * as ChildProcess from "effect/process/ChildProcess"
 import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import * as Limits from "../../src/host/Limits.ts"
 import * as ShutdownPolicy from "../../src/lifecycle/ShutdownPolicy.ts"
 import { MachineEnd } from "../../src/microvm/MachineEnd.ts"
 import type { MachineSpec } from "../../src/microvm/MachineSpec.ts"
@@ -34,18 +33,12 @@ sleep 1000`
 
 const policy = ShutdownPolicy.signals({ grace: "1 second" })
 
-/** cgroups (v1) that the monitor has to enter stand among the arguments of the kernel. */
-export const entering = (cgroups: ReadonlyArray<string>): ReadonlyArray<string> => cgroups.map((path) => `enter=${path}`)
-
-const commandOf = ({ id, kernelArgs }: MachineSpec) => {
-  const enter = kernelArgs.flatMap((text) => text.startsWith("enter=") ? [text.slice("enter=".length)] : [])
-  const [program = "", ...args] = [...Limits.prefix(enter), "/bin/sh", "-c", script, "sh", id]
-  return ChildProcess.make(program, args, {
+const commandOf = ({ id }: MachineSpec) =>
+  ChildProcess.make("/bin/sh", ["-c", script, "sh", id], {
     stdin: "ignore",
     extendEnv: true,
     additionalFds: { fd3: { type: "duplex" } }
   })
-}
 
 const handle = Effect.fnUntraced(function*({ id }: MachineSpec, child: Omit<Process, "stdin">) {
   const over = yield* Deferred.make<MachineEnd>()

@@ -130,11 +130,12 @@ export const jumping = (clock: Clock.Clock): Clock.Clock => {
   const millis = (): number => clock.currentTimeMillisUnsafe() + off()
   const nanos = (): bigint => clock.currentTimeNanosUnsafe() + BigInt(off()) * 1_000_000n
   return {
-    ...clock,
     currentTimeMillisUnsafe: millis,
     currentTimeNanosUnsafe: nanos,
     currentTimeMillis: Effect.sync(millis),
     currentTimeNanos: Effect.sync(nanos),
+    monotonicTimeNanosUnsafe: () => clock.monotonicTimeNanosUnsafe(),
+    monotonicTimeNanos: clock.monotonicTimeNanos,
     sleep: (duration) => clock.sleep(duration)
   }
 }

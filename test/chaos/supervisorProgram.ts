@@ -37,7 +37,6 @@ import type { JournalError } from "../../src/journal/JournalError.ts"
 import * as NodeLease from "../../src/journal/NodeLease.ts"
 import * as Reclaimer from "../../src/journal/Reclaimer.ts"
 import { format, type Released } from "../../src/journal/Reconcile.ts"
-import * as ResourceKind from "../../src/journal/ResourceKind.ts"
 import * as Machine from "../../src/microvm/Machine.ts"
 import * as MachineEnd from "../../src/microvm/MachineEnd.ts"
 import * as MachineSpec from "../../src/microvm/MachineSpec.ts"
@@ -147,46 +146,33 @@ const supervise = Effect.fnUntraced(function*({ backend, state }: Order, told: T
 
 type Supervision = Effect.Success<ReturnType<typeof supervise>>
 
-type Needed = Supervisor.Resource<HostError | JournalError, Host | MachineNetworks.MachineNetworks>
-
-const limits = (given: { enter: ReadonlyArray<string> }): Needed => ({
-  acquire: Effect.fnUntraced(function*(entry) {
-    const plan = yield* Limits.plan(entry, { memoryMib: 1024, pids: 256 })
-    yield* entry.claim(ResourceKind.claim(Limits.kind, plan.data))
-    yield* Limits.make(plan)
-    given.enter = plan.data.v1
-    return { cgroup: plan.data.path }
-  })
-})
-
-const disk: Needed = {
-  acquire: (entry) =>
-    DiskClones.DiskClones.use(Effect.fnUntraced(function*(disks) {
-      yield* entry.claim(ResourceKind.claim(DiskClones.kind, disks.disk(entry.id)))
-      const { path } = yield* disks.clone({ owner: entry, stack: "small" })
-      return { drives: [{ name: "root", path, readOnly: false }] }
-    })).pipe(Effect.provide(clones, { local: true }))
-}
+type Needed = Supervisor.Resource<
+  HostError | JournalError,
+  DiskClones.DiskClones | Host | MachineNetworks.MachineNetworks
+>
 
 const launchOne = Effect.fnUntraced(function*({ services, networking }: Supervision, order: Launch, id: string) {
   const { launch } = Context.get(services, Supervisor.Supervisor)
-  const entered: { enter: ReadonlyArray<string> } = { enter: [] }
   const rules = yield* Effect.fromResult(EgressRule.parseAll(allow))
-  const resources: ReadonlyArray<Needed> = [Resources.network({ allow: rules }), disk, limits(entered)]
+  const resources: ReadonlyArray<Needed> = [
+    Resources.network({ allow: rules }),
+    Resources.disk({ name: "root", stack: "small" }),
+    Resources.limits({ memoryMib: 1024, pids: 256 })
+  ]
   return yield* launch({
     id,
     keep: order.keep,
     resources,
     bring: Effect.fnUntraced(function*(provision) {
       const base = order.backend === "script"
-        ? { kernel: "/none", kernelArgs: ScriptBackend.entering(entered.enter), channels: [ScriptBackend.channel] }
+        ? { kernel: "/none", channels: [ScriptBackend.channel] }
         : yield* Effect.promise(() => import("./qemuBackend.ts")).pipe(Effect.flatMap(({ image }) => image))
       const spec = yield* MachineSpec.decode({ ...base, id, networks: provision.networks, drives: provision.drives })
       const machine = yield* Machine.launch(spec, yield* provision.before(spec))
       yield* machine.start
       return { machine }
     }, Effect.provideContext(services))
-  }).pipe(Effect.provideServiceEffect(MachineNetworks.MachineNetworks, networking))
+  }).pipe(Effect.provideServiceEffect(MachineNetworks.MachineNetworks, networking), Effect.provide(clones, { local: true }))
 })
 
 /** Waits for the word `go`. */
@@ -236,7 +222,7 @@ const use = Effect.fnUntraced(function*(backend: Order["backend"], { entry: { id
       machine.channel(GuestAgent.channelName),
       (socket) => GuestAgent.make(socket, { within: "2 minutes" })
     )
-    const { stdout } = yield* agent.exec({ path: "sh", args: ["-c", "echo answer $((3 + 4))"] })
+    const { stdout } = yield* agent.exec({ path: "sh", args: ["-c", "echo answer $((3 + 4)); echo hello from $((3 + 4)) >/dev/console"] })
     answer = new TextDecoder().decode(stdout).trim()
     yield* machine.shutdown({ request: { atLeast: "SIGKILL" } })
   }
@@ -294,7 +280,7 @@ const obey = (order: Order) =>
     }
     const [reason] = exit.cause.reasons
     const error = reason?._tag === "Fail" ? reason.error : reason?._tag === "Die" ? reason.defect : "interrupted"
-    say({ _tag: "Failed", why: String(error), tag: tagOf(error), steps: steps.names })
+    say({ _tag: "Failed", why: String(error), tag: tagOf(error), left: told.left, steps: steps.names })
   }).pipe(
     order.jumps === true
       ? Effect.updateService(Clock.Clock, jumping)

@@ -14,10 +14,11 @@ import {
   readFileSync,
   readlinkSync,
   rmdirSync,
-  rmSync
+  rmSync,
+  writeFileSync
 } from "node:fs"
 import { tmpdir } from "node:os"
-import { join } from "node:path"
+import { dirname, join } from "node:path"
 import { createInterface } from "node:readline"
 import { fileURLToPath } from "node:url"
 import * as Limits from "../../src/host/Limits.ts"
@@ -99,6 +100,8 @@ export class Supervisor {
     })
     if (child.stdout !== null) {
       createInterface({ input: child.stdout }).on("line", (line) => {
+        // What is logged goes there, too.
+        if (!line.startsWith("{")) return
         this.#answers.push(JSON.parse(line))
         this.#wake()
       }).on("close", () => {
@@ -140,14 +143,19 @@ export class Supervisor {
   async do(order: Order): Promise<Done> {
     const answer = await this.obey(order)
     if (answer?._tag === "Done") return answer
-    throw new Error(`${JSON.stringify(order)}: ${answer?._tag === "Failed" ? answer.why : "it died"}\n${this.stderr}`)
+    throw new Error(this.#story(order, answer))
   }
 
   /** Has it start something, and waits until it says so. */
   async start(order: Order, until: Answer["_tag"]): Promise<void> {
     this.say(JSON.stringify(order))
     const answer = await this.answer()
-    if (answer?._tag !== until) throw new Error(`${JSON.stringify(order)}: ${JSON.stringify(answer)}\n${this.stderr}`)
+    if (answer?._tag !== until) throw new Error(this.#story(order, answer))
+  }
+
+  #story(order: Order, answer: Answer | undefined): string {
+    const said = answer === undefined ? "it died" : answer._tag === "Failed" ? answer.why : answer._tag
+    return `${order.do} in ${order.state}: ${said}\n${this.stderr}`
   }
 
   async end(signal: NodeJS.Signals = "SIGKILL"): Promise<void> {
@@ -277,6 +285,14 @@ export class World {
     })
   }
 
+  /** Guards of a supervisor. */
+  guards(of: Supervisor): ReadonlyArray<number> {
+    return list("/proc").filter((name) => /^\d+$/.test(name)).map(Number).filter((pid) =>
+      readText(`/proc/${pid}/stat`).replace(/^.*\) . /s, "").startsWith(`${of.pid} `) &&
+      readText(`/proc/${pid}/cmdline`).includes("microvm-guard")
+    )
+  }
+
   /** Guards end by themselves once what they guard is gone; those of supervisors that are up stay. */
   #isGuard(process: string): boolean {
     return process.includes("microvm-guard")
@@ -315,8 +331,34 @@ export class World {
 
   /** What a journal has of its own, when no machine is in it, and where the next address is looked for first. */
   #isOfNobody(path: string): boolean {
-    return path.startsWith(join(this.directory, "addresses/next -> ")) ||
-      /\/states\/\d+\/($|(machines|quarantine|tmp|held)\/$|lease(\.json)? \()/.test(path)
+    return path.startsWith(join(this.directory, "addresses/next -> ")) || path === join(this.directory, "mounts/") ||
+      /\/states\/(\d+\/($|(machines|quarantine|tmp|held)\/$|lease(\.json)? \()|$)/.test(path)
+  }
+
+  /** Those whose command line has this in it, of which there is to be one soon. */
+  async pids(part: string, isGood = (found: ReadonlyArray<number>): boolean => found.length > 0): Promise<ReadonlyArray<number>> {
+    return eventually(
+      () => this.processes().filter((one) => one.includes(part)).map((one) => Number(/\d+/.exec(one)?.[0])),
+      isGood
+    )
+  }
+
+  /** A file system of so many KiB, empty, until `unmount`. */
+  mount(kib: number): string {
+    const path = join(this.directory, "mounts", String(this.#states++))
+    mkdirSync(path, { recursive: true })
+    execFileSync("mount", ["-t", "tmpfs", "-o", `size=${kib}k,mode=700`, "chaos", path])
+    return path
+  }
+
+  /** From now on nothing can be written at this path, except to files that are open already. */
+  protect(path: string): void {
+    execFileSync("mount", ["--bind", path, path])
+    execFileSync("mount", ["-o", "remount,ro,bind", path])
+  }
+
+  unmount(path: string): void {
+    execFileSync("umount", [path])
   }
 
   /** What is there that was not there before, and the other way round, once guards and dying processes are gone. */
@@ -333,16 +375,74 @@ export class World {
     ]
   }
 
+  /** A process that is nobody's. */
+  stranger(): { readonly pid: number; readonly isAlive: () => boolean; readonly end: () => void } {
+    const child = spawn("sleep", ["1000"], { stdio: "ignore" })
+    return {
+      pid: child.pid ?? 0,
+      isAlive: () => child.exitCode === null && child.signalCode === null,
+      end: () => void child.kill("SIGKILL")
+    }
+  }
+
+  /** cgroups of somebody else's machine, with a process in them, until it ends. */
+  strangeCgroups(token: string, pid: number): () => Promise<void> {
+    const paths = this.#cgroups.map((base) => join(base, "effect-microvm-machines", token))
+    for (const path of paths) {
+      mkdirSync(path, { recursive: true })
+      writeFileSync(join(path, "cgroup.procs"), String(pid))
+    }
+    return () => this.#removeCgroups(paths.flatMap((path) => [path, dirname(path)]))
+  }
+
+  /** After something went wrong, so that what comes next is not wrong for that. */
+  async restore(before: ReadonlyArray<string>): Promise<void> {
+    for (const one of this.processes().filter((one) => !this.#isGuard(one))) {
+      try {
+        process.kill(Number(/\d+/.exec(one)?.[0]), "SIGKILL")
+      } catch {
+        // It has gone meanwhile.
+      }
+    }
+    for (const line of this.network()) {
+      const [, link] = /^(mv\S+): </.exec(line) ?? []
+      if (link !== undefined && !before.includes(line)) this.inside("ip", "link", "del", "dev", link)
+    }
+    if (!before.some((line) => line.startsWith("table "))) this.inside("nft", "flush ruleset")
+    for (const path of this.mounts().map((line) => line.split(" ")[4] ?? "").toReversed()) execFileSync("umount", [path])
+    for (const name of ["disks", "states", "mounts", "addresses/slots"]) {
+      const path = join(this.directory, name)
+      for (const one of list(path)) if (one !== ".tmp") rmSync(join(path, one), { recursive: true, force: true })
+    }
+    await eventually(() => this.processes().filter((one) => !this.#isGuard(one)), (found) => found.length === 0, 3_000)
+    await this.#removeCgroups(this.cgroups().toReversed())
+  }
+
+  /** With all that is in them, which is ours. */
+  async #removeCgroups(paths: ReadonlyArray<string>): Promise<void> {
+    for (const path of paths) {
+      await eventually(() => readText(join(path, "cgroup.procs")).split("\n").filter((pid) => pid !== ""), (pids) => {
+        for (const pid of pids) {
+          try {
+            process.kill(Number(pid), "SIGKILL")
+          } catch {
+            // It has gone meanwhile.
+          }
+        }
+        return pids.length === 0
+      })
+      if (existsSync(path)) rmdirSync(path)
+    }
+  }
+
   async end(): Promise<void> {
     for (const one of this.#all) await one.end()
-    for (const path of this.mounts().map((line) => line.split(" ")[4] ?? "")) execFileSync("umount", [path])
+    for (const path of this.mounts().map((line) => line.split(" ")[4] ?? "").toReversed()) execFileSync("umount", [path])
     for (const one of await eventually(() => this.processes(), (found) => found.length === 0, 5_000)) {
       process.kill(Number(/\d+/.exec(one)?.[0]), "SIGKILL")
     }
     await eventually(() => this.processes(), (found) => found.length === 0, 5_000)
-    for (const path of [...this.cgroups().toReversed(), ...this.#cgroups]) {
-      if (existsSync(path)) rmdirSync(path)
-    }
+    await this.#removeCgroups([...this.cgroups().toReversed(), ...this.#cgroups])
     if (existsSync(`/run/netns/${this.name}`)) execFileSync("ip", ["netns", "del", this.name])
     rmSync(this.directory, { recursive: true, force: true })
   }

@@ -212,22 +212,22 @@ const host = (
         fromReason(ProcessErrorReason.NotHeld({ directory, why: "it holds no process" }))
       return ProcessHolder.of({
         spawn: (command, { cgroup, directory, policy }) =>
-          note(`held in ${directory}, of ${cgroup}`).pipe(
+          note(`held in ${directory}, of ${cgroup?.path}`).pipe(
             Effect.andThen(Scope.provide(spawner.spawn(command, { policy, killScope: "group" }), scope)),
-            Effect.map((process) => ({ ...process, note: "" })),
-            Effect.tap((process) => Effect.sync(() => void held.set(directory, process)))
+            Effect.map((child) => ({ ...child, note: "" })),
+            Effect.tap((child) => Effect.sync(() => void held.set(directory, child)))
           ),
         attach: ({ directory }) =>
           Effect.suspend(() => {
-            const process = held.get(directory)
+            const child = held.get(directory)
             if (holdFault !== undefined) return Effect.fail(fromReason(holdFault))
-            return process === undefined ? Effect.fail(notHeld(directory)) : Effect.succeed(process)
+            return child === undefined ? Effect.fail(notHeld(directory)) : Effect.succeed(child)
           }),
         follow: () => Stream.die("not expected"),
         destroy: ({ directory }) =>
           Effect.suspend(() => {
-            const process = held.get(directory)
-            return process === undefined ? Effect.void : Effect.ignore(process.shutdown({ atLeast: "SIGKILL" }))
+            const child = held.get(directory)
+            return child === undefined ? Effect.void : Effect.ignore(child.shutdown({ atLeast: "SIGKILL" }))
           }).pipe(
             Effect.andThen(note(`destroyed in ${directory}`)),
             Effect.as({ _tag: "Destroyed" })
@@ -851,7 +851,7 @@ describe("restoring", () => {
 
 describe("a machine that is kept", () => {
   const keep = { directory: "/keep" }
-  const keeping = MicroVmProvider.use((provider) => provider.launch(spec, { keep, cgroup: "/cg" }))
+  const keeping = MicroVmProvider.use((provider) => provider.launch(spec, { keep, cgroup: { path: "/cg" } }))
   const attach = MicroVmProvider.use((provider) => provider.attach(spec, keep))
   const saying = (state: string) => ({ method, path }: ApiRequest): Answer | undefined =>
     method === "GET" && path === "/"
@@ -933,7 +933,10 @@ describe("a machine that is kept", () => {
         isGone = true
         const { vmm } = yield* attach
         assert.strictEqual((yield* through(vmm.ended))._tag, "PoweredOff")
-        assert.include(yield* through(messageOf(vmm.pause)), "pause failed: Firecracker exited with code 0")
+        assert.include(
+          yield* through(messageOf(vmm.pause)),
+          "Firecracker ended at pause: exited with code 0 (the guest ended)"
+        )
       }))
   })
 
@@ -985,7 +988,7 @@ describe("a machine that is kept", () => {
       [
         "in a jail, in a control group",
         { jail: { user } },
-        { cgroup: "/cg" },
+        { cgroup: { path: "/cg" } },
         /a control group for a machine in a jail/
       ],
       [
@@ -997,7 +1000,7 @@ describe("a machine that is kept", () => {
     ] as const
   )(
     "is refused before anything is done: %s",
-    ([_, options, how, why]) =>
+    ([, options, how, why]) =>
       onHost({ observed, options }, ({ files }) =>
         Effect.gen(function*() {
           const provider = yield* MicroVmProvider

@@ -140,9 +140,9 @@ const until = (what: string, holds: () => boolean): Effect.Effect<void> =>
   )
 
 /** A supervisor in a process of its own. */
-const supervisor = ({ directory, fake, id }: Place, saveTo: ReadonlyArray<string> = []) => {
+const supervisor = ({ directory, id, options: { binary = "" } }: Place, saveTo: ReadonlyArray<string> = []) => {
   const fixture = new URL("fixtures/keeping.ts", import.meta.url).pathname
-  const args = [fixture, directory, fake.binary, JSON.stringify(optionsOf(id)), ...saveTo]
+  const args = [fixture, directory, binary, JSON.stringify(optionsOf(id)), ...saveTo]
   const child = spawn(process.execPath, args, { stdio: ["ignore", "pipe", "inherit"] })
   let said = ""
   child.stdout.setEncoding("utf8").on("data", (text: string) => {
@@ -176,6 +176,43 @@ const openSocket = ({ directory }: Place, name = "api.sock") => {
 
 const holderOf = ({ directory }: Place): number =>
   Number(/"holder":\{[^}]*"pid":(\d+)/.exec(readFileSync(join(directory, "holder.json"), "utf8"))?.[1])
+
+const real = process.env["FIRECRACKER_BIN"]
+if (real === undefined) console.warn("SKIPPED a real Firecracker: FIRECRACKER_BIN names none")
+
+layer(host, { excludeTestServices: true, timeout: "1 minute" })("a real Firecracker that is kept", (it) => {
+  it.effect.skipIf(real === undefined)(
+    "outlives the kill of its supervisor, is saved, and ends",
+    () =>
+      Effect.gen(function*() {
+        const at = yield* place("real", {}, { binary: real, metrics: true })
+        const first = supervisor(at)
+        yield* first.says("started")
+        yield* first.kill
+        const pid = yield* Effect.scoped(Effect.gen(function*() {
+          const machine = yield* attach(at)
+          assert.strictEqual(yield* machine.state, "running")
+          yield* machine.pause
+          return Option.getOrThrow(machine.pid)
+        }))
+        const directory = mkdtempSync(join(work, "real-"))
+        yield* Effect.scoped(Effect.gen(function*() {
+          const machine = yield* attach(at)
+          assert.strictEqual(yield* machine.state, "paused")
+          assert.strictEqual(Option.getOrThrow(machine.pid), pid)
+          yield* machine.save(directory)
+          yield* machine.resume
+          yield* machine.ping
+        }))
+        assert.deepStrictEqual(readdirSync(directory).toSorted(), ["memory", "state"])
+        process.kill(pid, "SIGKILL")
+        yield* until("it ends", () => existsSync(join(at.directory, "exit.json")))
+        const end = yield* (yield* attach(at)).ended
+        assert.strictEqual(end._tag, "Killed")
+        assert.deepInclude(end.status, { _tag: "Signaled", signal: "SIGKILL" })
+      })
+  )
+})
 
 layer(host, { excludeTestServices: true, timeout: "1 minute" })("a Firecracker that is kept", (it) => {
   it.effect("outlives the kill of its supervisor, with its console, its agent and its end", () =>
@@ -428,13 +465,15 @@ layer(host, { excludeTestServices: true, timeout: "1 minute" })("a Firecracker t
         const spec = yield* MachineSpec.decode(optionsOf(at.id))
         for (const keep of [undefined, { directory: at.directory }]) {
           yield* Effect.scoped(Effect.gen(function*() {
-            const machine = yield* on(at, Machine.launch(spec, { cgroup, keep }))
+            const machine = yield* on(at, Machine.launch(spec, { cgroup: { path: cgroup }, keep }))
             assert.deepStrictEqual(members(), [String(Option.getOrThrow(machine.pid))])
             yield* machine.shutdown({ request: { atLeast: "SIGKILL" } })
             assert.deepStrictEqual(members(), [])
           }))
         }
-        const missing = yield* Effect.flip(Effect.scoped(on(at, Machine.launch(spec, { cgroup: `${cgroup}/none` }))))
+        const missing = yield* Effect.flip(
+          Effect.scoped(on(at, Machine.launch(spec, { cgroup: { path: `${cgroup}/none` } })))
+        )
         assert.strictEqual(missing.reason._tag, "LaunchFailed")
         assert.include(missing.message, `${cgroup}/none`)
       })

@@ -157,12 +157,12 @@ const rule = Arbitrary.map(
   })
 )
 
-const rules = Arbitrary.map(
+const anyRules = Arbitrary.map(
   Arbitrary.all([rule, rule, rule, rule, rule, rule, rule, rule]),
   (all) => all.slice(0, Number((all[0].target._tag === "Network" ? all[0].target.cidr.first : 0n) % 9n))
 )
 
-const cidrs = Arbitrary.all(Array.from({ length: 24 }, () => cidr))
+const anyCidrs = Arbitrary.all(Array.from({ length: 24 }, () => cidr))
 
 const allows = (rules: ReadonlyArray<EgressRule.EgressRule>, value: bigint, protocol: string, port: number): boolean =>
   rules.some((one) =>
@@ -192,7 +192,7 @@ describe("the elements of sets", () => {
     assert.deepStrictEqual(Result.getOrThrow(EgressRule.parse(EgressRule.format(one))), one)
   })
 
-  it.prop("merged rules allow the same, and none is within another of its target", [rules], ([all]) => {
+  it.prop("merged rules allow the same, and none is within another of its target", [anyRules], ([all]) => {
     const merged = EgressRule.merge(all)
     for (const [value, protocol, port] of everything()) {
       assert.strictEqual(allows(merged, value, protocol, port), allows(all, value, protocol, port))
@@ -202,7 +202,7 @@ describe("the elements of sets", () => {
     }
   })
 
-  it.prop("allow what the rules do, and have nothing in common", [rules], ([all]) => {
+  it.prop("allow what the rules do, and have nothing in common", [anyRules], ([all]) => {
     const sets = Result.getOrThrow(elements(all, 4))
     for (const [value, protocol, port] of everything()) {
       const at = { family: 4, value } as const
@@ -218,7 +218,7 @@ describe("the elements of sets", () => {
     }
   })
 
-  it.prop("are as few networks as can be", [cidrs], ([cidrs]) => {
+  it.prop("are as few networks as can be", [anyCidrs], ([cidrs]) => {
     const found = aggregate(cidrs)
     for (const [index, one] of found.entries()) {
       for (const other of found.slice(index + 1)) {

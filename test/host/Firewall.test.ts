@@ -72,8 +72,8 @@ describe("what nft is told", () => {
     assert.deepStrictEqual(
       chainOf(textOf({ ...machine, rules: rulesOf("10.0.0.0/8/udp", "[fd00::/8]", "1.2.3.4") }), "outside"),
       [
-        "meta l4proto udp ct reply ip saddr 10.0.0.0/8 ct reply proto-src 0-65535 goto allow",
-        "ct reply ip saddr 1.2.3.4/32 goto allow",
+        "meta l4proto udp ct reply ip saddr 10.0.0.0/8 ct reply proto-src 0-65535 accept",
+        "ct reply ip saddr 1.2.3.4/32 accept",
         "goto deny"
       ]
     )
@@ -90,7 +90,7 @@ describe("what nft is told", () => {
     )
     assert.match(wide, /add element inet effect-microvm closed4 \{[^}]* 172\.30\.0\.0\/16 \. ipv4/)
     assert.deepStrictEqual(chainOf(wide, "near"), [
-      "meta l4proto tcp ct reply ip saddr 169.254.169.254/32 ct reply proto-src 80 goto allow",
+      "meta l4proto tcp ct reply ip saddr 169.254.169.254/32 ct reply proto-src 80 accept",
       "goto deny"
     ])
     // What is not wide is not looked up there.
@@ -106,8 +106,8 @@ describe("what nft is told", () => {
       offers: [{ protocol: "udp", port: 53 }]
     })
     assert.deepStrictEqual(chainOf(text, "near"), [
-      "meta l4proto udp ct reply ip saddr 172.30.0.0 ct reply proto-src 53 goto allow",
-      "meta l4proto udp ct reply ip6 saddr fd30:: ct reply proto-src 53 goto allow",
+      "meta l4proto udp ct reply ip saddr 172.30.0.0 ct reply proto-src 53 accept",
+      "meta l4proto udp ct reply ip6 saddr fd30:: ct reply proto-src 53 accept",
       "goto deny"
     ])
   })
@@ -118,7 +118,7 @@ describe("what nft is told", () => {
     const [rule = "", last] = chainOf(text, "outside")
     assert.match(
       rule,
-      /^meta l4proto tcp ct reply ip saddr \. ct reply proto-src @outside-tcp4-[0-9a-f]{16}-00000000000000aa goto allow$/
+      /^meta l4proto tcp ct reply ip saddr \. ct reply proto-src @outside-tcp4-[0-9a-f]{16}-00000000000000aa accept$/
     )
     assert.strictEqual(last, "goto deny")
     assert.match(text, /10\.0\.0\.0\/16 \. 443,\s+10\.2\.0\.0\/16 \. 443/)
@@ -234,11 +234,14 @@ describe("the firewall", () => {
     })
     return Effect.gen(function*() {
       const { claim } = yield* Firewall.Firewall
-      const decode = Schema.decodeUnknownSync(Firewall.rules.data)
-      const claims = [machine, { ...machine, token: "00000000000000cc" }].map((one) => ({
-        owner: { id: one.id, token: one.token, bootId: "this" },
-        data: decode(claim(one).data)
-      }))
+      const claims = yield* Effect.forEach(
+        [machine, { ...machine, token: "00000000000000cc" }],
+        (one) =>
+          Effect.map(Schema.decodeUnknownEffect(Firewall.rules.data)(claim(one).data), (data) => ({
+            owner: { id: one.id, token: one.token, bootId: "this" },
+            data
+          }))
+      )
       const dry = yield* Firewall.rules.reclaim(claims, { dryRun: true })
       assert.deepStrictEqual(dry.map(({ _tag }) => _tag), ["Released", "Absent"])
       assert.lengthOf(told, 1)

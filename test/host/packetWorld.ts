@@ -4,6 +4,7 @@
  * Links are pairs of virtual cards with the names that TAPs have on a host: to nftables both are cards by which Ethernet frames
  * arrive.
  */
+import * as Schema from "effect/Schema"
 import { execFileSync, spawn } from "node:child_process"
 import { once } from "node:events"
 import { createInterface } from "node:readline"
@@ -20,7 +21,7 @@ export const missing = (): string | undefined => {
     execFileSync("ip", ["netns", "exec", probe, "nft", "list", "ruleset"], { stdio: "pipe" })
     return undefined
   } catch (error) {
-    return `ip netns and nft are needed: ${error}`
+    return `ip netns and nft are needed: ${String(error)}`
   } finally {
     try {
       execFileSync("ip", ["netns", "del", probe], { stdio: "pipe" })
@@ -29,6 +30,10 @@ export const missing = (): string | undefined => {
     }
   }
 }
+
+const decode = Schema.decodeUnknownSync(
+  Schema.fromJsonString(Schema.Struct({ id: Schema.Int, answer: Schema.Unknown }))
+)
 
 export class Agent {
   readonly #child
@@ -41,7 +46,7 @@ export class Agent {
       stdio: ["pipe", "pipe", "inherit"]
     })
     createInterface({ input: this.#child.stdout }).on("line", (line) => {
-      const { answer, id }: { readonly answer: unknown; readonly id: number } = JSON.parse(line)
+      const { answer, id } = decode(line)
       this.#waiting.get(id)?.(answer)
       this.#waiting.delete(id)
     })
@@ -151,9 +156,11 @@ const connectAll = (
   batch(host, [`route add default via ${farSide.v4}`, `route add ::/0 via ${farSide.v6}`])
 }
 
-/** Guests are numbered from 1 on. The internet has `far` as addresses of its own, and knows a way to the guests. */
-export const make = async (count: number, far: ReadonlyArray<string>): Promise<World> => {
-  const name = (part: string): string => `packets-${process.pid}-${part}`
+/** Guests are numbered from 1 on. The internet has `far` as addresses of its own, and knows a way to the guests.
+ * `mark` tells the worlds of one process apart.
+ */
+export const make = async (count: number, far: ReadonlyArray<string>, mark = "test"): Promise<World> => {
+  const name = (part: string): string => `packets-${process.pid}-${mark}-${part}`
   const [host, internet] = [name("host"), name("internet")]
   const numbers = Array.from({ length: count }, (_, index) => index + 1)
   const guests = numbers.map((i) => name(`guest-${i}`))

@@ -10,7 +10,8 @@ import * as NodeFs from "node:fs"
 import * as NodeOs from "node:os"
 import * as NodePath from "node:path"
 import * as FakeFirecracker from "../../src/testing/FakeFirecracker.ts"
-import { Executable, makeCache, microvm, type Options, processes, until } from "../cli/executable.ts"
+import { bin, Executable, makeCache, microvm, type Options, processes, until } from "../cli/executable.ts"
+import { Runs } from "./background.ts"
 
 const longer = 300_000
 
@@ -118,6 +119,33 @@ describe("microvm run --backend firecracker, on a fake", () => {
       running.kill("SIGKILL")
     })
     assert.strictEqual(signal, "SIGKILL")
+  }, longer)
+
+  it("goes on in the background, whatever becomes of its supervisor", async () => {
+    await using runs = new Runs(bin)
+    const env = {
+      ...assume,
+      MICROVM_FIRECRACKER_BIN: fake.binary,
+      MICROVM_FIRECRACKER_STATE_DIR: place.state,
+      MICROVM_BACKEND: "firecracker",
+      MICROVM_CACHE_DIR: place.cache
+    }
+    const end = (...args: ReadonlyArray<string>) => runs.start(args, { env }).end
+    const id = runs.name()
+    const started = await end("run", "--detach", "--name", id, "--", "sleep", "60")
+    assert.deepInclude(started, { code: 0, stdout: `${id}\n` }, started.stderr)
+    assert.deepInclude(await end("exec", id, "--", "echo", "hello"), { code: 0, stdout: "hello\n" })
+
+    const supervisor = runs.supervisor(id)
+    process.kill(supervisor, "SIGKILL")
+    await until("its end", () => !runs.processes().some(({ pid }) => pid === supervisor))
+    const recovered = await end("recover")
+    assert.strictEqual(recovered.code, 0, recovered.stderr)
+    assert.notStrictEqual(runs.supervisor(id), supervisor)
+    assert.deepInclude(await end("exec", id, "--", "echo", "again"), { code: 0, stdout: "again\n" })
+    assert.deepInclude(await end("stop", "--force", id), { code: 0 })
+    await runs.nothingLeft()
+    assert.deepStrictEqual(place.left(), [])
   }, longer)
 
   it("does not wait for the guest of a Firecracker that has been killed", async () => {

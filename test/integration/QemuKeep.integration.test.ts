@@ -253,7 +253,7 @@ layer(qemu, { excludeTestServices: true, timeout: "1 minute" })("a machine that 
         const scope = yield* Scope.make()
         const spec = yield* MachineSpec.decode(optionsOf(at.id))
         const machine = yield* Scope.provide(
-          Machine.launch(spec, { cgroup, ...(kept ? { keep: at.keep } : {}) }),
+          Machine.launch(spec, { cgroup: { path: cgroup }, ...(kept ? { keep: at.keep } : {}) }),
           scope
         )
         const pid = Option.getOrThrow(machine.pid)

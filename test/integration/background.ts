@@ -225,10 +225,10 @@ export class Runs implements AsyncDisposable {
     }
   }
 
-  /** Of all that is in the state directory: where it is, what it is, and when it was written. */
+  /** Of all that is in the state directory but for who looked at it: where it is, what it is, and when it was written. */
   digest(): string {
     const hash = NodeCrypto.createHash("sha256")
-    for (const file of walk(this.state).toSorted()) {
+    for (const file of walk(this.state).filter((one) => !one.endsWith("/lease.json")).toSorted()) {
       const { mode, mtimeMs } = NodeFs.lstatSync(file)
       const isFile = NodeFs.lstatSync(file).isFile()
       hash.update(`${file} ${mode} ${isFile ? `${mtimeMs} ${text(file)}` : ""}\n`)

@@ -172,6 +172,37 @@ describe("reclaim", () => {
       })
     ))
 
+  it.effect("kinds that do not depend on each other go at the same time", () =>
+    journalled((journal) =>
+      Effect.gen(function*() {
+        const host = makeHost()
+        const entry = yield* journal.open(machine("web-1"))
+        for (const kind of ["directory", "tap", "rules"]) yield* acquire(host, entry, kind, "x")
+        const begun: Array<string> = []
+        const slow = (kind: string) => {
+          const { reclaim, ...one } = named(host, kind)
+          return Reclaimer.make({
+            ...one,
+            reclaim: (claims, options) =>
+              Effect.suspend(() => {
+                begun.push(kind)
+                return Effect.delay(reclaim(claims, options), "1 second")
+              })
+          })
+        }
+        const kinds = [slow("directory"), [slow("tap"), slow("rules")]]
+        const fiber = yield* Effect.forkChild(Reconcile.release(entry, kinds), { startImmediately: true })
+        yield* TestClock.adjust("500 millis")
+        expect(begun).toEqual(["rules", "tap"])
+        yield* TestClock.adjust("1500 millis")
+        expect(verdicts(yield* Fiber.join(fiber))).toEqual([
+          "rules x Released",
+          "tap x Released",
+          "directory x Released"
+        ])
+      })
+    ))
+
   it.effect("machines of one id in two journals are two", () =>
     journalled((one) =>
       journalled((other) =>

@@ -383,7 +383,7 @@ describe("a process that is held", () => {
             rmdirSync(root)
           })
         )
-        const held = yield* spawn("setsid sleep 1000 & sleep 1000 & wait", { cgroup })
+        const held = yield* spawn("setsid sleep 1000 & sleep 1000 & wait", { cgroup: { path: cgroup } })
         expect(held.killScope).toMatchObject({ _tag: "CGroup", path: cgroup })
         yield* eventually(() => own.alive().length >= 2)
         const members = readFileSync(`${cgroup}/cgroup.procs`, "utf8").trim().split("\n").map(Number)
@@ -437,7 +437,7 @@ describe("what cannot be held", () => {
       chmodSync(directory, 0o755)
       const command = ChildProcess.make("/nowhere/at-all", [], { stdin: "pipe", stdout: "inherit" })
       const error = yield* Effect.flip(
-        holder.spawn(command, { directory, tailBytes: -1, cgroup: "/nowhere/cgroup", replay: [3] })
+        holder.spawn(command, { directory, tailBytes: -1, cgroup: { v1: ["/nowhere/cgroup"] }, replay: [3] })
       )
       expect(
         error._tag === "ProcessError" &&

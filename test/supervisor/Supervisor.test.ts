@@ -208,6 +208,17 @@ describe("a machine", () => {
       }
     }).pipe(Effect.scoped, live))
 
+  it.effect("that comes up is not taken for a dead supervisor's", () =>
+    Effect.gen(function*() {
+      const { bring, ports, supervisor } = yield* makeWorld
+      const { launch, recover } = yield* supervisor()
+      const inTheMiddle: Supervisor.Resource = {
+        acquire: () => Effect.map(Effect.orDie(recover()), (recovered) => (assert.deepStrictEqual(recovered, []), {}))
+      }
+      yield* launch({ id: "a", resources: [ports.resource(1), inTheMiddle], bring: bring("a") })
+      assert.deepStrictEqual([...ports.taken], [1])
+    }).pipe(Effect.scoped, live))
+
   it.effect("has an id that no other has", () =>
     Effect.gen(function*() {
       const { bring, supervisor } = yield* makeWorld

@@ -35,6 +35,10 @@ export const reclaim = Effect.fnUntraced(function*(
     directoriesOf(data),
     (path) => Effect.orElseSucceed(fs.exists(`${path}/cgroup.procs`), () => false)
   )
+  if (!dryRun) {
+    // Whoever was killed before he made one may have made the directory above it, which goes with this.
+    for (const path of directoriesOf(data)) if (!there.includes(path)) yield* host.cgroup(path).remove
+  }
   if (there.length === 0) return Verdict.Absent()
   if (dryRun) return Verdict.Released()
   const deadline = (yield* Clock.currentTimeMillis) + Duration.toMillis(patience)

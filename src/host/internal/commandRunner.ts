@@ -35,6 +35,9 @@ const packages: Readonly<Record<string, string>> = {
   e2fsck: "e2fsprogs"
 }
 
+/** Variables that name a program to use instead. */
+const variables: Readonly<Record<string, string>> = { resize2fs: "MICROVM_RESIZE2FS_BIN" }
+
 /** Takes all that comes, and keeps the first `limit` bytes. */
 const collect = (source: OutputSource | undefined, limit: number) => {
   const chunks: Array<Uint8Array> = []
@@ -106,10 +109,12 @@ export const make = (host: ProcessHost["Service"], prefix: ReadonlyArray<string>
     })
 
   return Effect.fnUntraced(function*({ args, input, program, what, within }: Run) {
-    const inherited = (yield* host.env)["PATH"]
-    const path = inherited === undefined ? sbin : `${inherited}:${sbin}`
+    const env = yield* host.env
+    const path = env["PATH"] === undefined ? sbin : `${env["PATH"]}:${sbin}`
+    const variable = variables[program]
+    const command = (variable === undefined ? undefined : env[variable]) || program
     const [wrapper, ...rest] = prefix
-    const file = yield* locate(program, path, what)
+    const file = yield* locate(command, path, what)
     const outer = wrapper === undefined ? file : yield* locate(wrapper, path, what)
     const launch = host.launch({
       executable: outer,

@@ -25,8 +25,8 @@ const jump = Schema.decodeUnknownOption(
 )
 const counted = Schema.decodeUnknownOption(Schema.Struct({
   elem: Schema.Struct({
-    val: Schema.String,
-    counter: Schema.Struct({ packets: Schema.Number, bytes: Schema.Number })
+    val: Schema.Union([Schema.String, Schema.Struct({ concat: Schema.Array(Schema.String) })]),
+    counter: Schema.Struct({ packets: Schema.Finite, bytes: Schema.Finite })
   })
 }))
 
@@ -51,13 +51,15 @@ export interface Count {
   readonly bytes: number
 }
 
-/** By link, of a set that counts. */
+/** By link, of a set that counts: of links, or of something that begins with one. */
 export const counts = ({ nftables }: Listing): ReadonlyMap<string, Count> =>
   new Map(
     nftables.flatMap(({ set }) => set?.elem ?? []).flatMap((element) =>
       Option.match(counted(element), {
         onNone: () => [],
-        onSome: ({ elem }) => [[elem.val, elem.counter] as const]
+        onSome: (
+          { elem: { counter, val } }
+        ) => [[typeof val === "string" ? val : val.concat[0] ?? "", counter] as const]
       })
     )
   )

@@ -51,8 +51,11 @@ const nfproto = { 4: "ipv4", 6: "ipv6" } as const
 
 const chains = { outside: (token: string) => `outside-${token}`, near: (token: string) => `near-${token}` } as const
 
-/** Sets of links that count: what was allowed and denied, from machines and to them. */
-export const counters = ["allowed-out", "allowed-in", "denied-out", "denied-in"] as const
+/**
+ * What counts, by link: all that is sent to machines, and what of all is not let through, be it forged, from a machine or to one.
+ * What a machine sends is counted where its source is looked up, so that a packet that passes is not looked up for that alone.
+ */
+export const counters = ["to", "forged", "denied-out", "denied-in"] as const
 
 export type Counter = typeof counters[number]
 
@@ -83,16 +86,16 @@ export const shared = (table: string, prefix: string | undefined, closed: Readon
   })
   return `table ${inet} {
   comment "effect-microvm-runtime: links of machines"
-${counters.map((counter) => `  set ${counter} { type ifname; counter; }\n`).join("")}  set covered { type ifname; }
-${
+${counters.map((counter) => `  set ${counter} { type ifname; counter; }\n`).join("")}${
     families.map((family) =>
       `  set closed${family} { type ${address[family]} . nf_proto; flags interval; }
-  set sources${family} { type ifname . ether_addr . ${address[family]}; }
+  set sources${family} { type ifname . ether_addr . ${address[family]}; counter; }
   set gateways${family} { type ifname . ${address[family]}; }
   set masqueraded${family} { type ${address[family]}; }
 `
     ).join("")
-  }  map outside { type ifname : verdict; }
+  }  set covered { type ifname; }
+  map outside { type ifname : verdict; }
   map near { type ifname : verdict; }
   chain guard { type filter hook prerouting priority raw; policy accept; }
   chain forward { type filter hook forward priority filter; policy accept; }
@@ -103,7 +106,6 @@ ${
   chain between { }
   chain to-host { }
   chain from-host { }
-  chain allow { }
   chain deny { }
 }
 table arp ${table} {
@@ -112,15 +114,15 @@ table arp ${table} {
   set gateways { type ifname . ipv4_addr; }
   chain input { type filter hook input priority filter; policy accept; }
 }
-${[...callers, "allow", "deny"].map((chain) => `flush chain ${inet} ${chain}\n`).join("")}flush chain arp ${table} input
+${[...callers, "deny"].map((chain) => `flush chain ${inet} ${chain}\n`).join("")}flush chain arp ${table} input
 ${shut.join("")}table ${inet} {
   chain guard {
     iifname . ether saddr . ip saddr @sources4 accept
     iifname . ether saddr . ip6 saddr @sources6 accept
-    iifname @denied-out drop
+    iifname @forged drop
 ${unknown("iifname")}  }
   chain forward {
-    oifname @covered goto to-machine
+    oifname @to goto to-machine
     ct direction original iifname vmap @outside
     iifname @denied-out drop
 ${unknown("oifname")}  }
@@ -139,29 +141,25 @@ ${unknown("oifname")}  }
   }
   chain to-host {
     icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
-    iifname . ip daddr @gateways4 icmp type echo-request goto allow
-    iifname . ip6 daddr @gateways6 icmpv6 type echo-request goto allow
+    iifname . ip daddr @gateways4 icmp type echo-request accept
+    iifname . ip6 daddr @gateways6 icmpv6 type echo-request accept
     ct direction original iifname vmap @near
     goto deny
   }
   chain output {
-    oifname @covered goto from-host
+    oifname @to goto from-host
 ${unknown("oifname")}  }
   chain from-host {
     ct direction reply ct state related accept
     icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
-    ct direction reply oifname . ip saddr @gateways4 icmp type echo-reply goto allow
-    ct direction reply oifname . ip6 saddr @gateways6 icmpv6 type echo-reply goto allow
+    ct direction reply oifname . ip saddr @gateways4 icmp type echo-reply accept
+    ct direction reply oifname . ip6 saddr @gateways6 icmpv6 type echo-reply accept
     ct direction reply oifname vmap @near
     oifname @denied-in drop
   }
   chain postrouting {
     ip saddr @masqueraded4 oifname != @covered masquerade
     ip6 saddr @masqueraded6 oifname != @covered masquerade
-  }
-  chain allow {
-    ct direction original iifname @allowed-out accept
-    oifname @allowed-in accept
   }
   chain deny {
     ct direction reply oifname @denied-in drop
@@ -364,7 +362,7 @@ export const enact = (table: string, now: Seen, before: Seen = now): string => {
           ? [`${peer(family)} . meta nfproto @closed${family} goto ${near}`]
           : []
       ),
-      ...ways(now, place).map(({ match }) => `${match} goto allow`),
+      ...ways(now, place).map(({ match }) => `${match} accept`),
       "goto deny"
     ].map((line) => `    ${line}\n`).join("")
   return [

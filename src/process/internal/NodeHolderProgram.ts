@@ -450,7 +450,7 @@ const main = (): void => {
       ...claim,
       holder,
       child: identity,
-      cgroup: launch.cgroup ?? null,
+      cgroup: launch.cgroup?.path ?? null,
       executable: launch.executable,
       channels: stdio.flatMap((kind, fd) => fd >= 3 && kind === "pipe" ? [fd] : []),
       note: order.note

@@ -18,6 +18,7 @@ import type { SpawnOptions } from "../SpawnOptions.ts"
 import { type SupervisorGuard, Watched } from "../SupervisorGuard.ts"
 import { cachedSuccess } from "./cachedSuccess.ts"
 import { chooseScope } from "./chooseScope.ts"
+import { directoriesOf } from "./commandLine.ts"
 import * as CommandPlan from "./commandPlan.ts"
 import * as OutputPipe from "./outputPipe.ts"
 import { pollUntil } from "./reach.ts"
@@ -67,14 +68,16 @@ export const make = Effect.fnUntraced(function*(host: ProcessHost["Service"], gu
       const why = `is ${tailBytes}: give a whole number of bytes, 0 for none`
       return yield* fromReason(ProcessErrorReason.InvalidArgument({ field: "tailBytes", why }))
     }
-    if (options.cgroup?.startsWith("/") === false) {
-      const why = `is ${JSON.stringify(options.cgroup)}: give its path in the file system`
+    const given = options.cgroup === undefined ? [] : directoriesOf(options.cgroup)
+    const wrong = given.filter((path) => !path.startsWith("/"))
+    if (wrong.length > 0) {
+      const why = `is ${wrong.map((path) => JSON.stringify(path)).join(", ")}: give its path in the file system`
       return yield* fromReason(ProcessErrorReason.InvalidArgument({ field: "cgroup", why }))
     }
     const chosen = yield* chooseScope(
-      options.cgroup === undefined ? options.killScope ?? "auto" : "group",
+      given.length === 0 ? options.killScope ?? "auto" : "group",
       cgroupSupport,
-      plan.launch.detached || options.cgroup !== undefined
+      plan.launch.detached || given.length > 0
     )
     const dieWithParent = options.dieWithParent ?? true
     const id = ++spawned
@@ -97,7 +100,7 @@ export const make = Effect.fnUntraced(function*(host: ProcessHost["Service"], gu
         ))
       return cgroup.path
     })
-    const cgroup = options.cgroup ?? (chosen._tag === "CGroup" ? yield* enter(chosen.root) : undefined)
+    const cgroup = chosen._tag === "CGroup" ? { path: yield* enter(chosen.root) } : options.cgroup
 
     // Closed after the shutdown, which needs the pipes to be emptied meanwhile.
     const pipes = yield* Scope.fork(scope)
@@ -108,8 +111,8 @@ export const make = Effect.fnUntraced(function*(host: ProcessHost["Service"], gu
         cgroup,
         dieWithParent
       })
-      const killScope: KillScope = cgroup !== undefined
-        ? { _tag: "CGroup", path: cgroup, reason: chosen.reason }
+      const killScope: KillScope = cgroup?.path !== undefined
+        ? { _tag: "CGroup", path: cgroup.path, reason: chosen.reason }
         : chosen._tag === "Group"
         ? { _tag: "Group", pgid: child.pid, reason: chosen.reason }
         : { _tag: "Process", reason: chosen.reason }
@@ -155,7 +158,8 @@ export const make = Effect.fnUntraced(function*(host: ProcessHost["Service"], gu
           yield* child.release
         })
       )
-      if (killScope._tag === "Group") {
+      // Nobody watches a cgroup that the caller has made.
+      if (chosen._tag === "Group") {
         yield* watch(Watched.Group({ pgid: child.pid, startTime: child.startTime }))
       }
 

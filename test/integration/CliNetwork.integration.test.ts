@@ -1,0 +1,257 @@
+/**
+ * Machines with a network, by the executable as it is built, on a host of the test's own: what they reach, what they do not,
+ * and what is left of it.
+ */
+import { afterAll, assert, beforeAll, describe, it } from "@effect/vitest"
+import * as NodeChildProcess from "node:child_process"
+import * as NodeFs from "node:fs"
+import { once } from "node:events"
+import * as NodePath from "node:path"
+import { sleep, until } from "../cli/executable.ts"
+import { install, noRuns, Runs } from "./background.ts"
+import { noNetns } from "./network.ts"
+
+const reason = noRuns ?? noNetns
+if (reason !== undefined) console.warn(`SKIPPED tests of machines with a network: ${reason}`)
+
+const run = (...[file = "", ...args]: ReadonlyArray<string>): string =>
+  NodeChildProcess.execFileSync(file, args, { encoding: "utf8", stdio: "pipe" })
+
+/** Says on each port whom it sees, and answers for names: `web.test` is 10.9.9.9 and fd99::9, all others 11.9.9.9. */
+const serverProgram = `
+const say = (s) => { s.on("error", () => {}); s.end("from " + s.remoteAddress + "\\n") }
+let left = 3
+const up = () => { if (--left === 0) console.log("up") }
+for (const port of [443, 80]) require("net").createServer(say).listen(port, "::", up)
+const dns = require("dgram").createSocket("udp4", (query, from) => {
+  let at = 12
+  const labels = []
+  while (query[at] > 0) { labels.push(query.toString("ascii", at + 1, at + 1 + query[at])); at += query[at] + 1 }
+  const [name, type] = [labels.join(".").toLowerCase(), query.readUInt16BE(at + 1)]
+  console.log("asked " + name)
+  const data = type === 1 ? Buffer.from(name === "web.test" ? [10, 9, 9, 9] : [11, 9, 9, 9])
+    : type === 28 && name === "web.test" ? Buffer.from("fd990000000000000000000000000009", "hex") : undefined
+  const head = Buffer.from(query.subarray(0, 12))
+  head.writeUInt16BE(0x8180, 2); head.writeUInt16BE(data ? 1 : 0, 6); head.writeUInt32BE(0, 8)
+  const fixed = Buffer.alloc(12)
+  fixed.writeUInt16BE(0xc00c, 0); fixed.writeUInt16BE(type, 2); fixed.writeUInt16BE(1, 4); fixed.writeUInt32BE(60, 6)
+  fixed.writeUInt16BE(data ? data.length : 0, 10)
+  dns.send(Buffer.concat([head, query.subarray(12, at + 5), ...(data ? [fixed, data] : [])]), from.port, from.address)
+}).bind(53, "0.0.0.0", up)
+`
+
+/** A host with an internet behind it, in network namespaces of their own. */
+class Host implements AsyncDisposable {
+  readonly name = `mvh${process.pid}`
+  readonly internet = `mvi${process.pid}`
+  readonly within = ["ip", "netns", "exec", this.name]
+  asked = ""
+  private readonly servers: Array<NodeChildProcess.ChildProcess> = []
+
+  exec(...words: ReadonlyArray<string>): string {
+    return run(...this.within, ...words)
+  }
+
+  async open(): Promise<void> {
+    for (const name of [this.name, this.internet]) {
+      run("ip", "netns", "add", name)
+      run("ip", "-n", name, "link", "set", "lo", "up")
+    }
+    run("ip", "-n", this.name, "link", "add", "up0", "type", "veth", "peer", "name", "far0", "netns", this.internet)
+    const host = [
+      "addr add 192.168.77.1/24 dev up0",
+      "addr add fd77::1/64 dev up0 nodad",
+      "link set up0 up",
+      "route add default via 192.168.77.2",
+      "-6 route add default via fd77::2"
+    ]
+    const internet = [
+      "addr add 192.168.77.2/24 dev far0",
+      "addr add fd77::2/64 dev far0 nodad",
+      "link set far0 up",
+      ...["10.9.9.9/32", "10.9.9.10/32", "11.9.9.9/32", "169.254.169.254/32", "fd99::9/128", "fd98::9/128"].map((one) =>
+        `addr add ${one} dev lo`
+      )
+    ]
+    for (const line of host) run("ip", "-n", this.name, ...line.split(" "))
+    for (const line of internet) run("ip", "-n", this.internet, ...line.split(" "))
+    // The name server of a network namespace, as ip-netns(8) has it.
+    const etc = NodePath.join("/etc/netns", this.name)
+    NodeFs.mkdirSync(etc, { recursive: true })
+    NodeFs.writeFileSync(NodePath.join(etc, "resolv.conf"), "nameserver 192.168.77.2\n")
+    this.forwarding(true)
+    for (const name of [this.name, this.internet]) await this.serve(name)
+  }
+
+  forwarding(on: boolean): void {
+    const value = on ? "1" : "0"
+    this.exec("sysctl", "-qw", `net.ipv4.ip_forward=${value}`, `net.ipv6.conf.all.forwarding=${value}`)
+  }
+
+  private async serve(name: string): Promise<void> {
+    const server = NodeChildProcess.spawn("nsenter", [`--net=/run/netns/${name}`, process.execPath, "-e", serverProgram], {
+      stdio: ["ignore", "pipe", "inherit"]
+    })
+    this.servers.push(server)
+    let said = ""
+    server.stdout.on("data", (bytes: Buffer) => {
+      said += bytes.toString()
+      if (name === this.internet) this.asked = said
+    })
+    await until("the server", () => said.includes("up"), 10_000)
+  }
+
+  /** Links and rules, as they are told. */
+  state(): { readonly links: string; readonly rules: string; readonly routes: string } {
+    return {
+      links: this.exec("ip", "-oneline", "link"),
+      rules: this.exec("nft", "list", "ruleset"),
+      routes: this.exec("ip", "route", "show", "table", "all").replaceAll(/^.*(multicast|anycast|cache).*$/gm, "")
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const server of this.servers) {
+      const ended = once(server, "exit")
+      server.kill("SIGKILL")
+      await ended
+    }
+    for (const name of [this.name, this.internet]) NodeChildProcess.spawnSync("ip", ["netns", "del", name])
+    NodeFs.rmSync(NodePath.join("/etc/netns", this.name), { recursive: true, force: true })
+    try {
+      NodeFs.rmdirSync("/etc/netns")
+    } catch {
+      // It has others.
+    }
+  }
+}
+
+/** Tries them all at once; prints what each server has said, or nothing. */
+const probe = (...targets: ReadonlyArray<string>): string => [
+  `t() { printf '%s %s=%s;\\n' "$1" "$2" "$(nc -w 3 "$1" "$2" </dev/null 2>/dev/null)"; }`,
+  ...targets.map((target) => `t ${target} &`),
+  "wait"
+].join("\n")
+
+const probed = (output: string): Record<string, string> =>
+  Object.fromEntries([...output.matchAll(/^(\S+ \d+)=(.*?);$/gms)].map(([, target, answer]) => [target, answer]))
+
+const allow = ["--network", "nat", "--allow", "10.0.0.0/8:443/tcp", "--allow", "[fd99::/16]:443/tcp"]
+
+describe.skipIf(reason !== undefined)("microvm run --network nat", () => {
+  let bin = ""
+  let remove = () => {}
+  const host = new Host()
+  beforeAll(async () => {
+    ;({ bin, remove } = install())
+    await host.open()
+  }, 900_000)
+  afterAll(async () => {
+    await host[Symbol.asyncDispose]()
+    remove()
+  })
+
+  const reached = { v4: "from ::ffff:192.168.77.1", v6: "from fd77::1" }
+
+  it.each([["warm"], ["cold"]])("reaches what is allowed, and nothing else (%s)", async (start) => {
+    await using runs = new Runs(bin, { within: host.within })
+    const before = host.state()
+    const other = await runs.up([...allow, "--", "sh", "-c", "while :; do echo hello | nc -l -p 443; done"])
+    const [address = ""] = (await runs.look(other))?.address?.split("/") ?? []
+    assert.match(address, /^10\./)
+    const octets = address.split(".").map(Number)
+    const gateway = [...octets.slice(0, 3), (octets[3] ?? 0) - 1].join(".")
+    const targets = [
+      "10.9.9.9 443",
+      "10.9.9.10 443",
+      "10.9.9.9 80",
+      "11.9.9.9 443",
+      "169.254.169.254 80",
+      "192.168.77.1 443",
+      `${gateway} 443`,
+      `${address} 443`,
+      "fd99::9 443",
+      "fd99::9 80",
+      "fd98::9 443",
+      "fd77::1 443"
+    ]
+    const { code, stderr, stdout } = await runs.start(
+      ["run", ...allow, ...(start === "cold" ? ["--cold"] : []), "--", "sh", "-c", probe(...targets)]
+    ).end
+    assert.strictEqual(code, 0, stderr)
+    const open: Record<string, string> = {
+      "10.9.9.9 443": reached.v4,
+      "10.9.9.10 443": reached.v4,
+      "fd99::9 443": reached.v6
+    }
+    assert.deepStrictEqual(probed(stdout), Object.fromEntries(targets.map((target) => [target, open[target] ?? ""])))
+    assert.deepInclude(await runs.microvm("stop", other), { code: 0 })
+    await runs.nothingLeft()
+    assert.deepStrictEqual(host.state(), before)
+  })
+
+  it("reaches the names that are allowed, and goes on doing so after its supervisor was killed", async () => {
+    await using runs = new Runs(bin, { within: host.within })
+    const before = host.state()
+    const id = await runs.up(["--network", "nat", "--allow", "web.test:443/tcp", "--", "sleep", "300"])
+    const up = host.state()
+    const look = async (when: string) => {
+      const asked = host.asked.length
+      const { stdout } = await runs.microvm("exec", id, "--", "sh", "-c", probe("web.test 443", "web.test 80", "other.test 443"))
+      const answers = probed(stdout)
+      assert.include([reached.v4, reached.v6], answers["web.test 443"], `${when}: ${stdout}`)
+      assert.deepInclude(answers, { "web.test 80": "", "other.test 443": "" }, when)
+      const { stdout: told } = await runs.microvm("exec", id, "--", "sh", "-c", "nslookup other.test 2>&1; true")
+      assert.match(told, /REFUSED/i, when)
+      assert.notInclude(host.asked.slice(asked), "other.test", when)
+    }
+    await look("before")
+    assert.include(host.asked, "asked web.test")
+    process.kill(runs.supervisor(id), "SIGKILL")
+    await sleep(200)
+    assert.strictEqual(host.state().links, up.links)
+    const { recovered } = await runs.recover()
+    assert.deepStrictEqual(recovered.map(({ action }) => action), ["Adopted"])
+    await look("after")
+    assert.strictEqual(host.state().links, up.links)
+    assert.deepInclude(await runs.microvm("stop", id), { code: 0 })
+    await runs.nothingLeft()
+    assert.deepStrictEqual(host.state(), before)
+
+    // One whose run was in the foreground is removed with all that it had.
+    const name = runs.name()
+    const front = runs.start(["run", "--name", name, "--network", "nat", "--allow", "web.test:443/tcp", "--", "sh", "-c", "echo up; sleep 99"])
+    await front.says("up")
+    front.child.kill("SIGKILL")
+    process.kill(runs.supervisor(name), "SIGKILL")
+    await front.end
+    const removed = await runs.recover()
+    assert.deepStrictEqual(removed.recovered.map(({ action }) => action), ["Reclaimed"])
+    await runs.nothingLeft()
+    assert.deepStrictEqual(host.state(), before)
+    assert.deepStrictEqual((await runs.recover()).recovered, [])
+  })
+
+  it("a host that does not forward, and a user who may not, are told what to type", async () => {
+    await using runs = new Runs(bin, { within: host.within })
+    const before = host.state()
+    host.forwarding(false)
+    const closed = host.state()
+    for (const flags of [[], ["--detach"]]) {
+      const { code, stderr, stdout } = await runs.microvm("run", ...flags, ...allow, "--", "true")
+      assert.deepStrictEqual({ code, stdout }, { code: 125, stdout: "" }, stderr)
+      assert.match(stderr, /sysctl -w net\.ipv4\.ip_forward=1/)
+    }
+    await runs.nothingLeft()
+    assert.deepStrictEqual(host.state(), closed)
+    host.forwarding(true)
+    const nobody = [...host.within, "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    NodeFs.chmodSync(runs.directory, 0o777)
+    const env = { HOME: runs.temporary, XDG_CACHE_HOME: NodePath.join(runs.temporary, "cache") }
+    const { code, stderr } = await runs.start(["run", ...allow, "--", "true"], { env, within: nobody }).end
+    console.log(code, stderr)
+    assert.strictEqual(code, 125)
+    assert.match(stderr, /root|CAP_NET_ADMIN/)
+    assert.deepStrictEqual(host.state(), before)
+  })
+})

@@ -1,0 +1,248 @@
+/**
+ * The supervisor of a machine is killed, at any moment of its life; what is found later is adopted or removed, whole.
+ */
+import { afterAll, assert, beforeAll, describe, it } from "@effect/vitest"
+import * as NodeChildProcess from "node:child_process"
+import * as NodeFs from "node:fs"
+import * as NodeOs from "node:os"
+import * as NodePath from "node:path"
+import { descendants, sleep, until } from "../cli/executable.ts"
+import { install, noRuns, Runs } from "./background.ts"
+
+if (noRuns !== undefined) console.warn(`SKIPPED tests of recovery: ${noRuns}`)
+const isRoot = process.geteuid?.() === 0
+if (!isRoot) console.warn("SKIPPED tests of full and read-only state directories: only root may mount")
+
+const kill = (pid: number): void => {
+  try {
+    process.kill(pid, "SIGKILL")
+  } catch {
+    // It has ended by itself.
+  }
+}
+
+/** mulberry32: the same numbers for the same seed. */
+const numbers = (seed: number) => (): number => {
+  seed = (seed + 0x6d2b79f5) | 0
+  let t = Math.imul(seed ^ (seed >>> 15), 1 | seed)
+  t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t
+  return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32
+}
+
+const ticking = (ticks: number) => `i=0; while [ $i -lt ${ticks} ]; do echo tick $i; i=$((i+1)); sleep 0.1; done; exit 9`
+
+describe.skipIf(noRuns !== undefined)("microvm recover", () => {
+  let bin = ""
+  let remove = () => {}
+  beforeAll(() => {
+    ;({ bin, remove } = install())
+  }, 900_000)
+  afterAll(() => remove())
+
+  /** The numbers that a log has, which come in order and once each. */
+  const ticksOf = async (runs: Runs, id: string): Promise<ReadonlyArray<number>> => {
+    const { stdout } = await runs.microvm("logs", id)
+    const ticks = [...stdout.matchAll(/^tick (\d+)$/gm)].map(([, tick]) => Number(tick))
+    assert.deepStrictEqual(ticks, [...new Set(ticks)].toSorted((one, other) => one - other), stdout)
+    return ticks
+  }
+
+  it("gives a machine another supervisor: its output, its exit code and exec go on", async () => {
+    await using runs = new Runs(bin)
+    const id = await runs.sh(ticking(40))
+    await sleep(500)
+    kill(runs.supervisor(id))
+    await until("its end", () => !runs.processes().some(({ pid }) => pid === runs.supervisor(id)))
+    assert.deepInclude(await runs.look(id), { state: "left behind" })
+    for (const words of [["exec", id, "--", "true"], ["wait", id], ["stop", id], ["rm", id]]) {
+      const { code, stderr } = await runs.microvm(...words)
+      assert.deepStrictEqual({ code, stderr }, {
+        code: 1,
+        stderr: `microvm: machine ${id} was left behind by its supervisor: go on with it, or clean up, by microvm recover\n`
+      }, words[0])
+    }
+
+    // What would be done changes nothing.
+    const before = runs.digest()
+    const dry = await runs.recover("--dry-run")
+    assert.deepInclude(dry, { code: 0 })
+    assert.deepStrictEqual(dry.recovered.map(({ action, id }) => ({ action, id })), [{ action: "Adopted", id }])
+    assert.strictEqual(runs.digest(), before)
+    assert.deepInclude(await runs.look(id), { state: "left behind" })
+
+    // Two at once: one of them does it, and the other does no harm.
+    const two = await Promise.all([runs.recover(), runs.recover()])
+    assert.deepStrictEqual(two.map(({ code }) => code), [0, 0], JSON.stringify(two))
+    const actions = two.flatMap(({ recovered }) => recovered.map(({ action }) => action))
+    assert.lengthOf(actions.filter((action) => action === "Adopted"), 1, JSON.stringify(two))
+    assert.notInclude(actions, "Reclaimed")
+    assert.deepInclude(await runs.look(id), { state: "up" })
+    assert.deepInclude(await runs.microvm("exec", id, "--", "sh", "-c", "echo hello; exit 3"), { code: 3, stdout: "hello\n" })
+    const again = await runs.microvm("recover")
+    assert.deepStrictEqual(again, { code: 0, stdout: "", stderr: "microvm: nothing was left behind\n" })
+    assert.deepInclude(await runs.microvm("wait", id), { code: 9, stdout: "9\n" })
+    assert.lengthOf(await ticksOf(runs, id), 40)
+    await runs.nothingLeft()
+  })
+
+  it("ends and removes what is not to go on, or cannot", async () => {
+    await using runs = new Runs(bin)
+    const [unwanted, unheld, dead] = await Promise.all([runs.sh("sleep 99"), runs.sh("sleep 99"), runs.sh("sleep 99")])
+    const foreground = runs.name()
+    const front = runs.start(["run", "--name", foreground, "--", "sh", "-c", "echo up; sleep 99"])
+    await front.says("up")
+    kill(front.pid)
+    const holders = [unheld, dead].map((id) => runs.holder(id))
+    const [vmm] = descendants(runs.holder(dead)).filter(({ command }) => command.startsWith("qemu"))
+    assert.isDefined(vmm)
+    for (const id of [unwanted, unheld, dead]) kill(runs.supervisor(id))
+    kill(holders[0] ?? 0)
+    kill(vmm?.pid ?? 0)
+    await until("their end", () => [unwanted, unheld, dead, foreground].every((id) =>
+      !runs.processes().some(({ pid }) => pid === runs.supervisor(id))))
+    const dry = await runs.recover("--dry-run", "--kill")
+    assert.deepStrictEqual([...new Set(dry.recovered.map(({ action }) => action))], ["Reclaimed"])
+    assert.deepStrictEqual(
+      new Set((await runs.listed("--all")).map(({ state }) => state)),
+      new Set(["left behind"])
+    )
+    const others = await runs.recover(unheld, dead, foreground)
+    assert.deepInclude(others, { code: 0 }, JSON.stringify(others))
+    assert.deepStrictEqual(others.recovered.map(({ action }) => action), ["Reclaimed", "Reclaimed", "Reclaimed"])
+    const killed = await runs.recover("--kill", unwanted)
+    assert.deepInclude(killed, { code: 0 })
+    assert.deepStrictEqual(killed.recovered.map(({ action }) => action), ["Reclaimed"])
+    await runs.nothingLeft()
+    for (const id of [unwanted, unheld, dead, foreground]) {
+      assert.deepInclude(await runs.look(id), { state: "over", exitCode: 125 }, id)
+    }
+    assert.deepInclude(await runs.microvm("recover", "--adopt", "--kill"), { code: 64 })
+    assert.deepInclude(await runs.microvm("recover", "nonesuch"), { code: 1 })
+  })
+
+  const seed = Number(process.env["MICROVM_TEST_SEED"] ?? Date.now() % 1_000_000)
+  it(`whatever the moment of its supervisor's death (seed ${seed})`, async () => {
+    await using runs = new Runs(bin)
+    const next = numbers(seed)
+    const [kills, ticks, atATime] = [12, 20, 3]
+    const whole = Date.now()
+    assert.deepInclude(await runs.microvm("wait", await runs.sh(ticking(ticks))), { code: 9 })
+    // Half of them before its command runs, where most is done; the others up to its end.
+    const span = Date.now() - whole
+    const early = span - ticks * 100
+    const delays = Array.from({ length: kills }, (_, nth) =>
+      nth < kills / 2 ? (nth + next()) * early / (kills / 2) : early + (nth - kills / 2 + next()) * (span - early) / (kills / 2))
+    const told: Array<string> = []
+    const one = async (delay: number) => {
+      const id = runs.name()
+      const front = runs.start(["run", "--detach", "--name", id, "--", "sh", "-c", ticking(ticks)])
+      const victim = () =>
+        runs.processes().find(({ line, pid }) => pid !== front.pid && line.includes(`${id}\0`) && line.includes("--detach"))
+      await until("its supervisor", () => victim() !== undefined || front.child.exitCode !== null)
+      const { pid = 0 } = victim() ?? {}
+      await sleep(delay)
+      kill(pid)
+      const { code, stdout } = await front.end
+      const before = await runs.look(id)
+      const { code: recoverCode, recovered } = before === undefined
+        ? { code: 0, recovered: [] }
+        : await runs.recover(id)
+      const [own] = recovered
+      const tell = `killed after ${delay.toFixed(0)} ms: run ${code}, ${before?.state}, ${own?.action ?? "nothing"}`
+      assert.strictEqual(recoverCode, 0, `${tell}, ${JSON.stringify(recovered)}`)
+      if (code === 0) assert.strictEqual(stdout, `${id}\n`, tell)
+      else assert.strictEqual(code, 125, tell)
+      if (before === undefined) {
+        told.push(tell)
+        return
+      }
+      const { code: exitCode } = await runs.microvm("wait", id)
+      // It was adopted, or over before, or its end is not known.
+      assert.strictEqual(exitCode, own?.action === "Adopted" || before.exitCode === 9 ? 9 : 125, tell)
+      const seen = await ticksOf(runs, id)
+      // What the one who was killed had read and not written is lost.
+      if (exitCode === 9) assert.isAtLeast(seen.length, ticks - 1, `${tell}: ${seen.join(" ")}`)
+      told.push(`${tell}, exit code ${exitCode}, ${seen.length} of ${ticks} ticks`)
+    }
+    const left = [...delays]
+    await Promise.all(Array.from({ length: atATime }, async () => {
+      for (let delay = left.shift(); delay !== undefined; delay = left.shift()) await one(delay)
+    }))
+    console.log(told.join("\n"))
+    await runs.nothingLeft()
+  })
+
+  it("tells what was edited by hand, and breaks nothing else", async () => {
+    await using runs = new Runs(bin)
+    const [torn, garbage, report, whole] = await Promise.all([
+      runs.sh("sleep 99"),
+      runs.sh("true"),
+      runs.sh("exit 5"),
+      runs.sh("sleep 99")
+    ])
+    for (const id of [garbage, report]) await runs.microvm("wait", id)
+    await until("both ends", () => [garbage, report].every((id) =>
+      !runs.processes().some(({ pid }) => pid === runs.supervisor(id))))
+    NodeFs.writeFileSync(runs.file(garbage, "options.json"), "garbage{")
+    NodeFs.writeFileSync(runs.file(report, "report.json"), "\0\0\0")
+    kill(runs.supervisor(torn))
+    kill(runs.supervisor(whole))
+    await sleep(200)
+    const record = runs.file(torn, "journal", "machines", `${torn}.json`)
+    NodeFs.truncateSync(record, 100)
+
+    const listed = await runs.microvm("ps", "--all")
+    assert.strictEqual(listed.code, 0, listed.stderr)
+    assert.include(listed.stdout, whole)
+    // Nobody has seen its end.
+    assert.deepInclude(await runs.look(report), { state: "over", exitCode: 125 })
+    const recovered = await runs.microvm("recover")
+    assert.strictEqual(recovered.code, 1)
+    assert.include(recovered.stdout, `${torn}: left, what is written of its machine cannot be read: see ${runs.file(torn)}`)
+    assert.include(recovered.stdout, `${whole}: adopted`)
+    assert.lengthOf(NodeFs.readdirSync(runs.file(torn, "journal", "quarantine")), 2)
+    // The way to its machine is not removed.
+    assert.deepInclude(await runs.microvm("rm", torn), { code: 1 })
+    assert.deepInclude(await runs.microvm("stop", whole), { code: 0 })
+    kill(runs.holder(torn))
+  })
+
+  it.skipIf(!isRoot)("a state directory that is read-only, full, or no directory", async () => {
+    const mount = NodeFs.mkdtempSync(NodePath.join(NodeOs.tmpdir(), "microvm-mount-"))
+    const on = (...words: ReadonlyArray<string>) => NodeChildProcess.execFileSync("mount", words, { stdio: "pipe" })
+    on("-t", "tmpfs", "-o", "size=1m,mode=755", "tmpfs", mount)
+    try {
+      const state = NodePath.join(mount, "state")
+      await using runs = new Runs(bin, { state })
+      const refused = async (what: string, ...more: ReadonlyArray<string>) => {
+        for (const flags of [["--detach"], []]) {
+          const { code, stderr, stdout } = await runs.microvm("run", ...flags, ...more, "--", "true")
+          assert.deepStrictEqual({ code, stdout }, { code: 125, stdout: "" }, `${what}: ${stderr}`)
+          assert.match(stderr, /set MICROVM_STATE_DIR|ENOSPC|no space/i, what)
+          assert.notMatch(stderr, /^\s+at /m, what)
+        }
+        assert.deepStrictEqual(await runs.listed("--all"), [], what)
+        assert.deepStrictEqual(runs.processes(), [], what)
+      }
+      on("-o", "remount,ro", mount)
+      await refused("read-only")
+      on("-o", "remount,rw", mount)
+      NodeFs.writeFileSync(state, "")
+      const { code, stderr } = await runs.microvm("run", "-d", "--", "true")
+      assert.strictEqual(code, 125)
+      assert.include(stderr, "MICROVM_STATE_DIR")
+      NodeFs.rmSync(state)
+      const fill = NodePath.join(mount, "fill")
+      NodeChildProcess.spawnSync("dd", ["if=/dev/zero", `of=${fill}`, "bs=4k"], { stdio: "pipe" })
+      await refused("full")
+      // With room again, all is well again.
+      NodeFs.rmSync(fill)
+      const id = await runs.sh("yes | head -c 3000000; echo the end; exit 4")
+      assert.deepInclude(await runs.microvm("wait", id), { code: 4 })
+      await runs.nothingLeft()
+    } finally {
+      NodeChildProcess.execFileSync("umount", [mount], { stdio: "pipe" })
+      NodeFs.rmdirSync(mount)
+    }
+  })
+})
