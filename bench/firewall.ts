@@ -122,7 +122,7 @@ const firewallRate = async (rounds: number): Promise<Section> => {
       title: "Firewall: packets",
       text:
         `UDP from one guest through the host to the outside, ${allowList.length} rules for each machine, in packets for each ` +
-        "second of processor time. Masquerading alone has connections looked up, which takes the most of what there is to lose.",
+        "second of processor time. Masquerading alone has connections looked up too.",
       tables: [table(samples, "packets/s of processor")],
       verdicts: [
         verdict("1,000 machines' rules ≥ 0.95 × no rules", times(ratio("no rules")), ratio("no rules") >= 0.95),

@@ -51,20 +51,19 @@ const allocate = (count: number) =>
 const free = (made: ReadonlyArray<Made>) =>
   Addresses.kind.reclaim(made.map(({ claimant: owner }) => ({ owner, data: { directory } })), { dryRun: false })
 
+const machines = (made: ReadonlyArray<Placed>): ReadonlyArray<Firewall.Machine> =>
+  made.map(({ allocation: { mac, tap, v4, v6 }, claimant }) => ({
+    id: claimant.id,
+    token: claimant.token,
+    link: tap,
+    mac,
+    v4: { guest: v4.guest, gateway: v4.host },
+    v6: { guest: v6.guest, gateway: v6.host },
+    rules: []
+  }))
+
 const install = (made: ReadonlyArray<Placed>) =>
-  Effect.flatMap(
-    Firewall.Firewall,
-    (firewall) =>
-      firewall.install(made.map(({ allocation: { mac, tap, v4, v6 }, claimant }) => ({
-        id: claimant.id,
-        token: claimant.token,
-        link: tap,
-        mac,
-        v4: { guest: v4.guest, gateway: v4.host },
-        v6: { guest: v6.guest, gateway: v6.host },
-        rules: []
-      })))
-  )
+  Effect.flatMap(Firewall.Firewall, (firewall) => firewall.install(machines(made)))
 
 const makeLinks = (made: ReadonlyArray<Made>) =>
   Effect.flatMap(Links.Links, (links) => links.make(made.map(({ spec }) => spec)))
@@ -82,15 +81,15 @@ const removeLinks = (made: ReadonlyArray<Made>) =>
 const create = (count: number) =>
   Effect.gen(function*() {
     const made = yield* allocate(count)
-    yield* install(made)
-    yield* makeLinks(made)
+    yield* Effect.all([makeLinks(made), install(made)], { concurrency: 2 })
     return made
   })
 
-const destroy = (made: ReadonlyArray<Made>) =>
+// As `MachineNetworks` and `NodeSupervisor` do it: what waits for the kernel waits together.
+const destroy = (made: ReadonlyArray<Placed>) =>
   Effect.gen(function*() {
-    yield* removeLinks(made)
-    yield* (yield* Firewall.Firewall).uninstall(made.map(({ claimant }) => claimant))
+    const { uninstall } = yield* Firewall.Firewall
+    yield* Effect.all([removeLinks(made), uninstall(machines(made))], { concurrency: 2 })
     yield* free(made)
   })
 

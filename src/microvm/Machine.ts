@@ -318,8 +318,10 @@ const bringUp = Effect.fnUntraced(
 )
 
 const askFor = ({ shortage }: LaunchOptions, status: ExitStatus) =>
-  Effect.map(shortage === undefined ? Effect.succeedNone : shortage(status), (found) =>
-    Option.isNone(found) ? {} : { shortage: found.value })
+  Effect.map(
+    shortage === undefined ? Effect.succeedNone : shortage(status),
+    (found) => Option.isNone(found) ? {} : { shortage: found.value }
+  )
 
 /** The same failure, with what the host did not give. */
 const nameShortage = (options: LaunchOptions) =>
@@ -410,7 +412,10 @@ const fromVmm = Effect.fnUntraced(function*(
       return Effect.succeed(to.value)
     })
   /** Fails when the machine ends under it. */
-  const whileThere = <A>(operation: MachineState.Operation | "ping", action: Effect.Effect<A, MicroVmError.MicroVmError>) =>
+  const whileThere = <A>(
+    operation: MachineState.Operation | "ping",
+    action: Effect.Effect<A, MicroVmError.MicroVmError>
+  ) =>
     Effect.raceFirst(
       action,
       Effect.mapError(

@@ -114,7 +114,10 @@ export interface Options {
   readonly before?:
     | ((
       spec: MachineSpec.MachineSpec
-    ) => Effect.Effect<Pick<Machine.LaunchOptions, "keep" | "cgroup" | "netns" | "shortage">, MicroVmError.MicroVmError>)
+    ) => Effect.Effect<
+      Pick<Machine.LaunchOptions, "keep" | "cgroup" | "netns" | "shortage">,
+      MicroVmError.MicroVmError
+    >)
     | undefined
   /** Told of the machine as soon as there is one, for whoever may have to end it before its guest answers. */
   readonly onMachine?: ((machine: Machine.Machine) => Effect.Effect<void>) | undefined

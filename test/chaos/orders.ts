@@ -16,9 +16,11 @@ interface Conditions {
   readonly jumps?: boolean
 }
 
+export type BackendName = "script" | "memory" | "firecracker" | "qemu"
+
 export interface Launch extends Conditions {
   readonly do: "launch"
-  readonly backend: "script" | "qemu"
+  readonly backend: BackendName
   readonly ids: ReadonlyArray<string>
   readonly keep: boolean
   /** `kill` ends them at once, `leave` ends in order, and `wait` does so when it is told `go`. */
@@ -27,7 +29,7 @@ export interface Launch extends Conditions {
 
 export interface Recover extends Conditions {
   readonly do: "recover"
-  readonly backend: "script" | "qemu"
+  readonly backend: BackendName
   readonly mode: "adopt" | "kill"
   /** Those that are adopted are asked for an answer, and then to end with code 7. */
   readonly use?: boolean
@@ -35,7 +37,25 @@ export interface Recover extends Conditions {
   readonly hold?: boolean
 }
 
-export type Order = Launch | Recover
+/** Makes a machine and ends it, again and again. */
+export interface Rounds extends Conditions {
+  readonly do: "rounds"
+  readonly backend: BackendName
+  readonly rounds: number
+  /** With all that there is of the host, or without anything? */
+  readonly resources: boolean
+}
+
+export type Order = Launch | Recover | Rounds
+
+/** What a supervisor has, after so many rounds, and after its garbage was collected. */
+export interface Sample {
+  readonly round: number
+  readonly files: number
+  readonly heap: number
+  /** Timers, pipes, processes and sockets that are open. */
+  readonly handles: number
+}
 
 export interface Fate {
   readonly id: string
@@ -61,6 +81,7 @@ export type Answer =
     readonly commands: number
     readonly fates: ReadonlyArray<Fate>
     readonly used: ReadonlyArray<Used>
+    readonly samples: ReadonlyArray<Sample>
     /** What could not be released, for people. */
     readonly left: ReadonlyArray<string>
     readonly millis: number

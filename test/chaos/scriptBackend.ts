@@ -6,6 +6,7 @@ import * as Option from "effect/Option"
 import * as ChildProcess from "effect/process/ChildProcess"
 import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
+import * as Socket from "effect/socket/Socket"
 import * as Stream from "effect/Stream"
 import * as ShutdownPolicy from "../../src/lifecycle/ShutdownPolicy.ts"
 import { MachineEnd } from "../../src/microvm/MachineEnd.ts"
@@ -30,6 +31,17 @@ while read -r word argument <&3; do
   esac
 done
 sleep 1000`
+
+/** What it says to the first of these lines. */
+export const converse = (socket: Socket.Socket, [first = "", ...more]: ReadonlyArray<string>) =>
+  Effect.scoped(Effect.gen(function*() {
+    const pull = yield* Socket.readerBytes(socket)
+    const { write } = yield* socket.writer
+    yield* write(`${first}\n`)
+    const [piece] = yield* pull
+    for (const line of more) yield* write(`${line}\n`)
+    return Buffer.from(piece ?? []).toString().trim()
+  }))
 
 const policy = ShutdownPolicy.signals({ grace: "1 second" })
 
@@ -126,6 +138,13 @@ export const layer: Layer.Layer<MicroVmProvider, never, ProcessHolder | ProcessS
             )
           ),
           Effect.flatMap((child) => handle(spec, child)),
+          // One that does not answer has ended, or is about to.
+          Effect.tap((vmm) =>
+            Effect.flatMap(vmm.channel(channel), (socket) => converse(socket, ["ask 0"])).pipe(
+              Effect.timeout("5 seconds"),
+              Effect.catch(() => Effect.timeoutOption(vmm.ended, "5 seconds"))
+            )
+          ),
           Effect.map((vmm) => ({ vmm, state: "running" }) as const)
         )
     })

@@ -14,7 +14,6 @@ import * as NodeHostCommands from "../../src/host/NodeHostCommands.ts"
 import * as NodeProcessSpawner from "../../src/process/NodeProcessSpawner.ts"
 import { ProcessHolder } from "../../src/process/ProcessHolder.ts"
 import { ProcessHost } from "../../src/process/ProcessHost.ts"
-import { ProcessSpawner } from "../../src/process/ProcessSpawner.ts"
 import type { Mishap } from "./orders.ts"
 
 /** What has been done under one order. */
@@ -93,12 +92,12 @@ const commands = (steps: Steps): Layer.Layer<HostCommands | KernelSettings> =>
     }))
   ).pipe(Layer.provideMerge(NodeHostCommands.layer))
 
-const processes = (steps: Steps): Layer.Layer<ProcessHolder | ProcessHost | ProcessSpawner> =>
+const processes = (steps: Steps): Layer.Layer<NodeProcessSpawner.Services> =>
   Layer.effectContext(
     Effect.gen(function*() {
       const holder = yield* ProcessHolder
       const host = yield* ProcessHost
-      return Context.make(ProcessSpawner, yield* ProcessSpawner).pipe(
+      return (yield* Effect.context<NodeProcessSpawner.Services>()).pipe(
         Context.add(ProcessHolder, {
           ...holder,
           spawn: (command, options) =>

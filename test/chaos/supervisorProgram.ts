@@ -3,17 +3,16 @@
  * other, and may kill itself at any step of it: `node supervisorProgram.ts DIRECTORY`, where DIRECTORY has the templates, and
  * gets the disks and the addresses.
  */
-import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
+import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
 import type * as Path from "effect/Path"
 import * as Scope from "effect/Scope"
-import * as Socket from "effect/socket/Socket"
-import { writeSync } from "node:fs"
+import { readdirSync, writeSync } from "node:fs"
 import { createInterface } from "node:readline"
 import * as GuestAgent from "../../src/guest/GuestAgent.ts"
 import * as Addresses from "../../src/host/Addresses.ts"
@@ -40,12 +39,11 @@ import { format, type Released } from "../../src/journal/Reconcile.ts"
 import * as Machine from "../../src/microvm/Machine.ts"
 import * as MachineEnd from "../../src/microvm/MachineEnd.ts"
 import * as MachineSpec from "../../src/microvm/MachineSpec.ts"
-import type { ProcessHolder } from "../../src/process/ProcessHolder.ts"
-import type { ProcessHost } from "../../src/process/ProcessHost.ts"
-import type { ProcessSpawner } from "../../src/process/ProcessSpawner.ts"
+import type * as NodeProcessSpawner from "../../src/process/NodeProcessSpawner.ts"
 import * as Resources from "../../src/supervisor/Resources.ts"
 import * as Supervisor from "../../src/supervisor/Supervisor.ts"
-import type { Answer, Fate, Launch, Order, Recover, Used } from "./orders.ts"
+import { load } from "./backends.ts"
+import type { Answer, Fate, Launch, Order, Recover, Rounds, Sample, Used } from "./orders.ts"
 import * as ScriptBackend from "./scriptBackend.ts"
 import { jumping, layer as steppedHost, Steps } from "./steps.ts"
 
@@ -61,9 +59,7 @@ type Host =
   | HostCommands
   | KernelSettings
   | Path.Path
-  | ProcessHolder
-  | ProcessHost
-  | ProcessSpawner
+  | NodeProcessSpawner.Services
 
 const allow = ["10.0.0.0/8:443/tcp", "example.com:443/tcp"]
 
@@ -89,12 +85,6 @@ const networks = Layer.unwrap(
 
 const clones = DiskClones.layerAt(`${directory}/disks`).pipe(Layer.provide(Templates.layerAt(`${directory}/templates`)))
 
-const backends = {
-  script: Effect.succeed(ScriptBackend.layer),
-  // Loaded by those who need it.
-  qemu: Effect.promise(() => import("./qemuBackend.ts")).pipe(Effect.map(({ layer }) => layer))
-}
-
 const kinds = (context: Context.Context<Host>): ReadonlyArray<Reclaimer.Reclaimer> => [
   Supervisor.provided(Reclaimer.make(Addresses.kind), context),
   Supervisor.provided(Reclaimer.make(Firewall.rules), context),
@@ -109,6 +99,7 @@ const left = (released: Released | undefined): ReadonlyArray<string> =>
 interface Told {
   readonly fates: Array<Fate>
   readonly used: Array<Used>
+  readonly samples: Array<Sample>
   readonly left: Array<string>
   readonly records: Array<string>
   millis: number
@@ -125,11 +116,13 @@ const supervise = Effect.fnUntraced(function*({ backend, state }: Order, told: T
       Effect.provideContext(context)
     )
   )
-  const provider = yield* Layer.build(yield* backends[backend])
+  const { base, layer } = yield* load(backend, directory)
+  const provider = yield* Layer.build(layer)
   const services = yield* Layer.build(
     Supervisor.layerWith({
       kinds: kinds(context),
-      resume: (entry) => Effect.asVoid(Effect.flatMap(networking, (one) => one.resume(entry))).pipe(Effect.provideContext(context)),
+      resume: (entry) =>
+        Effect.asVoid(Effect.flatMap(networking, (one) => one.resume(entry))).pipe(Effect.provideContext(context)),
       onReleased: (released) => Effect.sync(() => void told.left.push(...left(released)))
     }).pipe(
       Layer.provideMerge(Journal.layer({ directory: state }).pipe(Layer.provide(NodeLease.layer))),
@@ -141,7 +134,7 @@ const supervise = Effect.fnUntraced(function*({ backend, state }: Order, told: T
     Context.get(services, Journal.Journal).entries,
     (entries) => void told.records.push(...entries.map(({ id }) => id))
   )
-  return { services, networking, count }
+  return { services, networking, base, count }
 })
 
 type Supervision = Effect.Success<ReturnType<typeof supervise>>
@@ -151,28 +144,31 @@ type Needed = Supervisor.Resource<
   DiskClones.DiskClones | Host | MachineNetworks.MachineNetworks
 >
 
-const launchOne = Effect.fnUntraced(function*({ services, networking }: Supervision, order: Launch, id: string) {
+const launchOne = Effect.fnUntraced(function*(
+  { base, networking, services }: Supervision,
+  { id, keep, resources }: { readonly id: string; readonly keep: boolean; readonly resources: boolean }
+) {
   const { launch } = Context.get(services, Supervisor.Supervisor)
   const rules = yield* Effect.fromResult(EgressRule.parseAll(allow))
-  const resources: ReadonlyArray<Needed> = [
+  const all: ReadonlyArray<Needed> = [
     Resources.network({ allow: rules }),
     Resources.disk({ name: "root", stack: "small" }),
     Resources.limits({ memoryMib: 1024, pids: 256 })
   ]
   return yield* launch({
     id,
-    keep: order.keep,
-    resources,
+    keep,
+    resources: resources ? all : [],
     bring: Effect.fnUntraced(function*(provision) {
-      const base = order.backend === "script"
-        ? { kernel: "/none", channels: [ScriptBackend.channel] }
-        : yield* Effect.promise(() => import("./qemuBackend.ts")).pipe(Effect.flatMap(({ image }) => image))
       const spec = yield* MachineSpec.decode({ ...base, id, networks: provision.networks, drives: provision.drives })
       const machine = yield* Machine.launch(spec, yield* provision.before(spec))
       yield* machine.start
       return { machine }
     }, Effect.provideContext(services))
-  }).pipe(Effect.provideServiceEffect(MachineNetworks.MachineNetworks, networking), Effect.provide(clones, { local: true }))
+  }).pipe(
+    Effect.provideServiceEffect(MachineNetworks.MachineNetworks, networking),
+    Effect.provide(clones, { local: true })
+  )
 })
 
 /** Waits for the word `go`. */
@@ -185,7 +181,11 @@ const launch = Effect.fnUntraced(function*(order: Launch, told: Told) {
   const supervision = yield* supervise(order, told)
   const scope = yield* Scope.make()
   yield* Effect.gen(function*() {
-    const all = yield* Effect.forEach(order.ids, (id) => launchOne(supervision, order, id), { concurrency: 8 })
+    const all = yield* Effect.forEach(
+      order.ids,
+      (id) => launchOne(supervision, { id, keep: order.keep, resources: true }),
+      { concurrency: 8 }
+    )
     say({ _tag: "Up" })
     if (order.then === "wait") yield* untilGo
     if (order.then === "kill") {
@@ -198,44 +198,72 @@ const launch = Effect.fnUntraced(function*(order: Launch, told: Told) {
   yield* supervision.count
 })
 
-/** Has it answer, and then end by itself. */
-const useUp = Effect.fnUntraced(function*(machine: Machine.Machine) {
-  const socket = yield* machine.channel(ScriptBackend.channel)
-  return yield* Effect.scoped(Effect.gen(function*() {
-    const pull = yield* Socket.readerBytes(socket)
-    const { write } = yield* socket.writer
-    yield* write("ask 7\n")
-    const [piece] = yield* pull
-    yield* write("exit 7\n")
-    yield* machine.ended
-    return Buffer.from(piece ?? []).toString().trim()
-  })).pipe(Effect.timeout("10 seconds"))
+const sample = (round: number): Effect.Effect<Sample> =>
+  Effect.gen(function*() {
+    // What has ended is seen to have ended by then.
+    yield* Effect.sleep("200 millis")
+    for (let times = 0; times < 4; times++) {
+      globalThis.gc?.()
+      yield* Effect.sleep("10 millis")
+    }
+    return {
+      round,
+      files: readdirSync("/proc/self/fd").length,
+      heap: process.memoryUsage().heapUsed,
+      handles: process.getActiveResourcesInfo().length
+    }
+  })
+
+const repeat = Effect.fnUntraced(function*(order: Rounds, told: Told) {
+  const { resources, rounds } = order
+  const supervision = yield* supervise(order, told)
+  for (let round = 0; round <= rounds; round++) {
+    // Names that are used once are not to be kept, either.
+    const id = `m-${round}`
+    // What is made once and for all is made by then.
+    if (round % Math.ceil(rounds / 4) === 0 && round > 0) told.samples.push(yield* sample(round))
+    if (round === rounds) break
+    yield* Effect.scoped(Effect.gen(function*() {
+      const { machine, supervised } = yield* launchOne(supervision, { id, keep: false, resources })
+      yield* machine.shutdown({ request: { atLeast: "SIGKILL" } })
+      yield* supervised.released
+    }))
+    steps.begin(order)
+  }
+  yield* supervision.count
 })
 
 /** Uses a machine of an earlier supervisor, to its end. */
-const use = Effect.fnUntraced(function*(backend: Order["backend"], { entry: { id }, machine, released }: Supervisor.Supervised) {
-  let answer = ""
-  if (backend === "script") {
-    answer = yield* useUp(machine)
-  } else {
-    const agent = yield* Effect.flatMap(
-      machine.channel(GuestAgent.channelName),
-      (socket) => GuestAgent.make(socket, { within: "2 minutes" })
-    )
-    const { stdout } = yield* agent.exec({ path: "sh", args: ["-c", "echo answer $((3 + 4)); echo hello from $((3 + 4)) >/dev/console"] })
-    answer = new TextDecoder().decode(stdout).trim()
-    yield* machine.shutdown({ request: { atLeast: "SIGKILL" } })
-  }
-  const end = yield* machine.ended
-  const told: Used = {
-    id,
-    answer,
-    console: yield* machine.consoleTail,
-    end: MachineEnd.format(end),
-    left: (yield* released).left
-  }
-  return told
-}, Effect.scoped)
+const use = Effect.fnUntraced(
+  function*(backend: Order["backend"], { entry: { id }, machine, released }: Supervisor.Supervised) {
+    let answer = ""
+    if (backend === "script") {
+      const socket = yield* machine.channel(ScriptBackend.channel)
+      answer = yield* ScriptBackend.converse(socket, ["ask 7", "exit 7"])
+    } else {
+      const agent = yield* Effect.flatMap(
+        machine.channel(GuestAgent.channelName),
+        (socket) => GuestAgent.make(socket, { within: "2 minutes" })
+      )
+      const { stdout } = yield* agent.exec({
+        path: "sh",
+        args: ["-c", "echo answer $((3 + 4)); echo hello from $((3 + 4)) >/dev/console"]
+      })
+      answer = new TextDecoder().decode(stdout).trim()
+      yield* machine.shutdown({ request: { atLeast: "SIGKILL" } })
+    }
+    const end = yield* Effect.timeout(machine.ended, "1 minute")
+    const told: Used = {
+      id,
+      answer,
+      console: yield* machine.consoleTail,
+      end: MachineEnd.format(end),
+      left: (yield* released).left
+    }
+    return told
+  },
+  Effect.scoped
+)
 
 const recover = Effect.fnUntraced(function*(order: Recover, told: Told) {
   const began = performance.now()
@@ -268,11 +296,13 @@ const tagOf = (error: unknown): string =>
 const obey = (order: Order) =>
   Effect.gen(function*() {
     steps.begin(order)
-    const told: Told = { fates: [], used: [], left: [], records: [], millis: 0 }
+    const told: Told = { fates: [], used: [], samples: [], left: [], records: [], millis: 0 }
     const scope = yield* Scope.make()
     const run: Effect.Effect<void, unknown, Host | Scope.Scope> = order.do === "launch"
       ? launch(order, told)
-      : recover(order, told)
+      : order.do === "recover"
+      ? recover(order, told)
+      : repeat(order, told)
     const exit = yield* Effect.exit(Scope.provide(run, scope))
     yield* Scope.close(scope, Exit.void)
     if (Exit.isSuccess(exit)) {

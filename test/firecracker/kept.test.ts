@@ -21,12 +21,12 @@ describe("what is written down of a machine that is kept", () => {
     // What is generated has no prototypes.
     const lasting: Kept.Lasting = {
       id,
-      target: { version: { ...version }, architecture: "aarch64", pci },
+      target: { version, architecture: "aarch64", pci },
       channels: new Map(channels),
-      boots: boots.map((one) => ({ ...one })),
+      boots,
       facts: { noCtrlAltDel, restartIsOff },
       metrics,
-      platform: { ...platform }
+      platform
     }
     const { format: _, ...read } = { format: 1, ...Kept.read(Kept.write(lasting)) }
     assert.deepStrictEqual(read, lasting)

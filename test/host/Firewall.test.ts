@@ -124,6 +124,12 @@ describe("what nft is told", () => {
     assert.match(text, /10\.0\.0\.0\/16 \. 443,\s+10\.2\.0\.0\/16 \. 443/)
   })
 
+  it("has a table for each prefix, so that one pool does not undo what another says", () => {
+    assert.include(textOf(machine), "table inet effect-microvm {")
+    assert.include(textOf(machine, { prefix: "mv1a2b-" }), "table inet effect-microvm-mv1a2b {")
+    assert.include(textOf(machine, { prefix: "mv-", table: "mine" }), "table arp mine {")
+  })
+
   it("refuses what cannot be, all of it at once", () => {
     assert.deepStrictEqual(
       faultsOf([
@@ -308,7 +314,7 @@ describe("the firewall", () => {
       const wrong = yield* Effect.flip(
         Firewall.Firewall.use(() => Effect.void).pipe(
           Effect.provide(
-            Firewall.layer({ table: "A" }).pipe(Layer.provide(HostCommands.layerScripted(() => Effect.succeed(""))))
+            Firewall.layer({ table: "A B" }).pipe(Layer.provide(HostCommands.layerScripted(() => Effect.succeed(""))))
           )
         )
       )

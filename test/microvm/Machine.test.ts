@@ -2,6 +2,7 @@ import { describe, expect, it } from "@effect/vitest"
 import { ShutdownOutcome, ShutdownPolicy } from "effect-microvm-runtime/lifecycle"
 import {
   Machine,
+  MachineEnd,
   MachineSpec,
   MachineState,
   MemoryDriver,
@@ -600,4 +601,35 @@ describe("a launch", () => {
       expect((yield* Effect.flip(launch)).reason).toMatchObject({ _tag: "InvalidSpec", faults })
       expect(yield* driver.events).toEqual([])
     }).pipe(host))
+})
+
+describe("a machine that its host gave too little", () => {
+  const shortage = { _tag: "Memory", limitMib: 448 } as const
+  it.effect("tells so at its end, the same to all, and asks only of one that was killed or has failed", () =>
+    Effect.gen(function*() {
+      let asked = 0
+      const options: Machine.LaunchOptions = {
+        // Of two who ask at once, one is answered later, and otherwise.
+        shortage: () =>
+          Effect.delay(Effect.sync(() => Option.some({ ...shortage, limitMib: 448 + asked++ })), "10 millis")
+      }
+      const { guest, machine } = yield* launched({}, options)
+      const early = yield* Effect.forkChild(machine.ended, { startImmediately: true })
+      yield* guest.kill("SIGKILL")
+      yield* TestClock.adjust("20 millis")
+      const end = yield* Fiber.join(early)
+      expect(end).toMatchObject({ _tag: "Killed", shortage })
+      expect(MachineEnd.format(end)).toBe("the monitor was killed by the kernel: out of memory (limit 448 MiB)")
+      expect(yield* machine.ended).toBe(end)
+      expect(yield* machine.poll).toEqual(Option.some(end))
+      expect(yield* machine.state).toBe("crashed")
+    }).pipe(Effect.scoped, Effect.provide(MemoryProvider.layer)))
+
+  it.effect("is not asked for when the guest has ended its life", () =>
+    Effect.gen(function*() {
+      const { machine } = yield* launched({}, { shortage: () => Effect.die("not to be asked") })
+      yield* machine.start
+      yield* machine.shutdown()
+      expect(yield* machine.ended).toMatchObject({ _tag: "PoweredOff" })
+    }).pipe(Effect.scoped, Effect.provide(MemoryProvider.layer)))
 })

@@ -1,6 +1,11 @@
 import { describe, expect, it } from "@effect/vitest"
 import * as Schema from "effect/Schema"
+import { execFileSync, spawnSync } from "node:child_process"
+import { mkdtempSync, readFileSync, rmSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
 import * as ByteTail from "../../src/process/internal/byteTail.ts"
+import { commandLine } from "../../src/process/internal/commandLine.ts"
 import * as ProcStat from "../../src/process/internal/procStat.ts"
 
 describe("a line of /proc/PID/stat", () => {
@@ -42,5 +47,45 @@ describe("a tail of bytes", () => {
     expect([...tail.since(0)]).toEqual(kept)
     const position = Math.max(0, all.length - back)
     expect([...tail.since(position)]).toEqual(all.slice(Math.max(position, all.length - kept.length)))
+  })
+})
+
+describe("a command line that enters cgroups", () => {
+  const line = (
+    cgroup: { readonly path?: string; readonly v1?: ReadonlyArray<string> } | undefined,
+    args = ["a b", ""]
+  ) =>
+    commandLine({
+      executable: "/usr/bin/printf",
+      args: ["<%s>", ...args],
+      env: { left: "mine", PATH: "/x" },
+      cgroup,
+      dieWithParent: false
+    }, {
+      setpriv: undefined,
+      parent: process.pid
+    })
+  it("has no shell where there is none to enter", () => {
+    expect(line(undefined)).toEqual(["/usr/bin/printf", ["<%s>", "a b", ""]])
+    expect(line({ v1: [] })).toEqual(line(undefined))
+  })
+  it("enters all of them, and hands the arguments on as they are", () => {
+    const directory = mkdtempSync(join(tmpdir(), "cgroups-"))
+    try {
+      // What stands for a cgroup here is a directory, in which anything can be written.
+      const paths = ["path", "v1 first", "v1-second"].map((name) => join(directory, name))
+      const [path = "", ...v1] = paths
+      execFileSync("mkdir", paths)
+      const [file, args] = line({ path, v1 }, ["a b", "", "--", "$1"])
+      expect(execFileSync(file, args, { encoding: "utf8", env: {} })).toBe("<a b><><--><$1>")
+      for (const one of paths) expect(readFileSync(join(one, "cgroup.procs"), "utf8")).toBe("0\n")
+    } finally {
+      rmSync(directory, { recursive: true })
+    }
+  })
+  it("does not run what cannot enter one of them, and says which", () => {
+    const [file, args] = line({ v1: ["/proc/self", "/nowhere/cgroup"] })
+    const { status, stderr, stdout } = spawnSync(file, args, { encoding: "utf8" })
+    expect({ status, stderr, stdout }).toEqual({ status: 125, stderr: "cannot enter cgroup /proc/self\n", stdout: "" })
   })
 })

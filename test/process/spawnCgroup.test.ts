@@ -14,13 +14,18 @@ it.effect("a cgroup of the caller's is the kill scope, and stays when the proces
     yield* host.makeCGroup("/machines/web-1")
     const killScope = yield* Effect.scoped(
       Effect.map(
-        spawn(ChildProcess.make("sleep"), { cgroup: { path: "/machines/web-1", v1: ["/v1/web-1"] }, killScope: "group" }),
+        spawn(ChildProcess.make("sleep"), {
+          cgroup: { path: "/machines/web-1", v1: ["/v1/web-1"] },
+          killScope: "group"
+        }),
         (process) => process.killScope
       )
     )
     assert.deepStrictEqual(killScope, { _tag: "CGroup", path: "/machines/web-1", reason: "asked for" })
     assert.deepStrictEqual(yield* ScriptedProcess.Driver.use((driver) => driver.cgroups), ["/machines/web-1"])
     assert.deepStrictEqual(yield* ScriptedProcess.Driver.use((driver) => driver.table), [])
-    const refused = yield* Effect.flip(spawn(ChildProcess.make("sleep"), { cgroup: { path: "machines/web-1", v1: ["memory"] } }))
+    const refused = yield* Effect.flip(
+      spawn(ChildProcess.make("sleep"), { cgroup: { path: "machines/web-1", v1: ["memory"] } })
+    )
     assert.strictEqual(refused.message, `cgroup: is "machines/web-1", "memory": give its path in the file system`)
   }).pipe(Effect.scoped, Effect.provide(scripted)))

@@ -126,6 +126,8 @@ export const attach = Effect.fnUntraced(function*(
     const { version } = kept.setup
     const said = yield* Scope.provide(Qmp.overhear(socket, { within }), ears).pipe(Effect.option)
     const vmm = yield* handle({ ...machine, qmp: { ...Option.getOrElse(said, () => mute), version } })
+    // Whoever polls it first is to hear of the end.
+    yield* vmm.ended
     return { vmm, state: "running" } as const
   })
   if (yield* isOver) return yield* ended

@@ -1,0 +1,64 @@
+import { afterAll, assert, beforeAll, describe, it } from "@effect/vitest"
+import type { BackendName } from "./orders.ts"
+import { isWhole } from "./plan.ts"
+import { missing, World } from "./world.ts"
+
+const reason = missing()
+if (reason !== undefined) console.warn(`skipped: ${reason}`)
+
+let world: World
+
+beforeAll(async () => {
+  if (reason === undefined) world = await World.make()
+})
+
+afterAll(() => reason === undefined ? world.end() : undefined)
+
+const cases: ReadonlyArray<{
+  readonly backend: BackendName
+  readonly resources: boolean
+  readonly rounds: number
+  readonly whole: number
+  readonly why?: string
+}> = [
+  { backend: "memory", resources: false, rounds: 80, whole: 1000 },
+  { backend: "script", resources: true, rounds: 12, whole: 200 },
+  {
+    backend: "firecracker",
+    resources: false,
+    rounds: 8,
+    whole: 200,
+    why: "each is a process of Node, which takes half a second of a processor"
+  },
+  { backend: "qemu", resources: true, rounds: 4, whole: 30 }
+]
+
+describe.skipIf(reason !== undefined)("machines that come and go", () => {
+  for (const { backend, resources, rounds: few, whole, why } of cases) {
+    const rounds = isWhole ? whole : few
+    it(`on the backend ${backend} leave open no files, hold no memory, and leave nothing of the kernel's`, async () => {
+      const one = await world.supervisor(0)
+      // What is made once for all.
+      await one.do({ do: "rounds", backend, state: world.state(), rounds: 1, resources })
+      const before = world.traces()
+      const began = performance.now()
+      const done = await one.do({ do: "rounds", backend, state: world.state(), rounds, resources })
+      const took = Math.round((performance.now() - began) / rounds)
+      const [first] = done.samples
+      const last = done.samples.at(-1)
+      if (first === undefined || last === undefined) throw new Error("there are no samples")
+      const grown = last.heap - first.heap
+      console.log(
+        `leaks: ${backend}: ${rounds} rounds of ${took} ms, ${last.files - first.files} more files, ` +
+          `${Math.round(grown / 1024)} KiB more of ${Math.round(first.heap / 1024)} KiB` +
+          (why !== undefined && isWhole ? `; not 1,000, as ${why}` : "")
+      )
+      assert.deepStrictEqual([...done.left, ...done.records, ...await world.leftovers(before)], [])
+      assert.strictEqual(last.files, first.files)
+      assert.strictEqual(last.handles, first.handles)
+      // What the compiler learns meanwhile is in it, too: less than this, and no more with more rounds.
+      assert.isBelow(grown, 2 * 2 ** 20)
+      await one.end()
+    }, 600_000)
+  }
+})
