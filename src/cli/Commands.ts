@@ -260,6 +260,9 @@ const runCommand = Command.make(
         const onStarted = detach.tell({ _tag: "Ready" })
         const report = yield* Run.run(options, { backendDetail, json: flags.json, onStarted })
         yield* conclude(report, flags.json)
+        if (detach.isBackground && report.end._tag === "Completed") {
+          yield* reporter.line(`the command has ended: microvm logs ${report.id} has what it said`)
+        }
         yield* detach.tell({ _tag: "Failed", exitCode: report.exitCode })
       }).pipe(Effect.provideContext(found.success))
     }).pipe(

@@ -103,7 +103,7 @@ const untilOver = Effect.fnUntraced(function*(given: string) {
   const state = yield* RunDirectory.stateDirectory
   while (true) {
     const run = yield* RunDirectory.find(state, id)
-    if (run.state === "over") return run
+    if (run.state === "over" || run.report !== undefined) return run
     if (run.state === "left behind") return yield* RunDirectory.fail(new RunDirectory.LeftBehind({ id }))
     yield* Effect.sleep(pollEvery)
   }
@@ -293,7 +293,7 @@ const logs = Command.make(
         onDropped: (bytes) => reporter.line(`${bytes} bytes that came before are not kept any more`)
       }).pipe(Stream.run(stdio.stdout()))
       const run = yield* Effect.option(RunDirectory.find(state, id))
-      if (follow && Option.isSome(run) && run.value.state === "left behind") {
+      if (follow && Option.isSome(run) && run.value.state === "left behind" && run.value.report === undefined) {
         return yield* RunDirectory.fail(new RunDirectory.LeftBehind({ id }))
       }
     }).pipe(Effect.catch(fail), untilSignal)

@@ -10,6 +10,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
+import { hasProperty } from "effect/Predicate"
 import * as Schema from "effect/Schema"
 import * as NodeChildProcess from "node:child_process"
 import * as NodeFs from "node:fs"
@@ -73,7 +74,7 @@ const spawn = (args: ReadonlyArray<string>): Effect.Effect<Started> =>
   Effect.callback<Started>((resume) => {
     const [script = ""] = process.argv.slice(1)
     const child = NodeChildProcess.spawn(process.execPath, [...process.execArgv, script, ...args], {
-      cwd: "/",
+      // Relative paths are meant from where we are. It leaves that place when it has started.
       detached: true,
       env: { ...process.env, [variable]: String(pipeFd) },
       stdio: ["ignore", "ignore", "inherit", "pipe"]
@@ -87,13 +88,30 @@ const spawn = (args: ReadonlyArray<string>): Effect.Effect<Started> =>
     pipe?.on("data", (bytes: Buffer) => {
       said += bytes.toString()
       const line = Schema.decodeOption(StartedLine)(said.split("\n")[0] ?? "")
-      if (!said.includes("\n") || Option.isNone(line)) return
+      // One that failed is waited for: it still has what it was to go on with.
+      if (!said.includes("\n") || Option.isNone(line) || line.value._tag === "Failed") return
       child.unref()
       resume(Effect.succeed(line.value))
     })
     // It ends its machine in order.
     return Effect.sync(() => child.kill("SIGTERM"))
   })
+
+const attempt = (act: () => void): void => {
+  try {
+    act()
+  } catch {
+    // Nobody is there to be told.
+  }
+}
+
+/** libuv has opened a terminal once more, and Node has no other way to close that: `destroy` does nothing for stderr. */
+const closeTerminal = (): void => {
+  const { stderr } = process
+  if (!stderr.isTTY || !hasProperty(stderr, "_handle")) return
+  const { _handle: handle } = stderr
+  if (hasProperty(handle, "close") && typeof handle.close === "function") handle.close()
+}
 
 /**
  * @category layers
@@ -116,15 +134,14 @@ export const layer: Layer.Layer<Detach> = Layer.sync(Detach, () => {
       Effect.sync(() => {
         if (told || !isBackground) return
         told = true
-        try {
-          NodeFs.writeSync(pipeFd, `${JSON.stringify(started)}\n`)
-          NodeFs.closeSync(pipeFd)
-          // Whoever reads what we were started with is not to wait for our end: the lowest free descriptor is taken.
-          NodeFs.closeSync(2)
-          NodeFs.openSync("/dev/null", "w")
-        } catch {
-          // Whoever started us has gone, which is no reason to stop.
-        }
+        // Whoever started us may have gone, which is no reason to stop, nor to keep what was his.
+        attempt(() => NodeFs.writeSync(pipeFd, `${JSON.stringify(started)}\n`))
+        attempt(() => NodeFs.closeSync(pipeFd))
+        attempt(closeTerminal)
+        // Whoever reads what we were started with is not to wait for our end: the lowest free descriptor is taken.
+        attempt(() => NodeFs.closeSync(2))
+        attempt(() => NodeFs.openSync("/dev/null", "w"))
+        attempt(() => process.chdir("/"))
       })
   })
 })

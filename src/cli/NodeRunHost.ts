@@ -8,8 +8,12 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import * as Path from "effect/Path"
+import type { HostError } from "../host/HostError.ts"
+import * as Limits from "../host/Limits.ts"
 import * as NodeMachineNetworks from "../host/NodeMachineNetworks.ts"
+import type { JournalError } from "../journal/JournalError.ts"
 import { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
 import type { ProcessHost } from "../process/ProcessHost.ts"
 import * as NodeSupervisor from "../supervisor/NodeSupervisor.ts"
@@ -36,13 +40,23 @@ const networks = Effect.fnUntraced(function*(state: string) {
   return yield* Layer.build(NodeMachineNetworks.layer({ directory, ...(yield* networkConfig) }))
 })
 
-const resources = Effect.fnUntraced(function*(state: string, { network }: RunOptions) {
-  if (network._tag === "None") return []
-  const context = yield* networks(state)
-  const card: Supervisor.Resource = {
-    acquire: (entry) => Effect.provideContext(Resources.network({ allow: network.allow }).acquire(entry), context)
-  }
-  return [card]
+/** `MICROVM_LIMITS`. Off by default: to enter control groups takes longer than most of a machine's start. */
+const limitsConfig = Config.Literals(["on", "off"], "MICROVM_LIMITS").pipe(Config.withDefault("off"))
+
+/** By what the guest is given; a snapshot's memory is its own affair. */
+const limitsOf = ({ memoryMib, start, vcpus }: RunOptions): Limits.Options => {
+  const limits = Limits.forGuest({ memoryMib, vcpus })
+  return typeof start === "object" ? { pids: limits.pids } : limits
+}
+
+const resources = Effect.fnUntraced(function*(state: string, options: RunOptions) {
+  const { network } = options
+  const needed: Array<Supervisor.Resource> = []
+  const provided = <R>({ acquire }: Supervisor.Resource<HostError | JournalError, R>, context: Context.Context<R>) =>
+    needed.push({ acquire: (entry) => Effect.provideContext(acquire(entry), context) })
+  if ((yield* limitsConfig) === "on") provided(Resources.limits(limitsOf(options)), yield* Effect.context<Needs>())
+  if (network._tag !== "None") provided(Resources.network({ allow: network.allow }), yield* networks(state))
+  return needed
 })
 
 const supervise = (journal: string) =>
@@ -51,12 +65,12 @@ const supervise = (journal: string) =>
 const recover = (journal: string, options: Supervisor.RecoverOptions) =>
   Effect.scoped(Effect.flatMap(supervise(journal), (supervisor) => supervisor.recover(options)))
 
-/** What was to end with a run that was killed. Machines that are kept wait for whoever asks for them. */
+/** What was to end with a run that was killed, or could not be removed at its end. Machines that are kept wait for whoever asks for them. */
 const reclaimDead = Effect.fnUntraced(function*(state: string) {
   const dead = (yield* RunDirectory.all(state)).filter((run) =>
-    run.state === "left behind" && run.record?.keep === false
+    run.state === "left behind" && (run.record?.keep === false || run.report !== undefined)
   )
-  yield* Effect.forEach(dead, ({ paths }) => Effect.ignore(recover(paths.journal, {})), {
+  yield* Effect.forEach(dead, ({ paths }) => Effect.ignore(recover(paths.journal, { mode: "kill" })), {
     concurrency: 4,
     discard: true
   })
@@ -76,7 +90,9 @@ const open = Effect.fnUntraced(function*(id: string, options: RunOptions & { rea
       backend,
       image: options.image,
       vcpus: options.vcpus,
-      memoryMib: options.memoryMib
+      memoryMib: options.memoryMib,
+      grace: options.grace,
+      ...(Option.isSome(options.timeout) ? { timeout: options.timeout.value } : {})
     })
   // Beside the run, as nobody waits for it.
   yield* Effect.forkScoped(Effect.ignore(Effect.andThen(reclaimDead(state), RunDirectory.prune(state))))

@@ -6,6 +6,8 @@
 import * as Argument from "effect/cli/Argument"
 import * as Command from "effect/cli/Command"
 import * as Flag from "effect/cli/Flag"
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -38,7 +40,9 @@ const describe = ({ action, end, id, released, why }: Supervisor.Recovered, dryR
 const recoverOne = Effect.fnUntraced(function*(run: RunDirectory.Run, options: Supervisor.RecoverOptions) {
   const { recover } = yield* RunHost
   const detach = yield* Detach
-  const { dryRun = false, mode = "adopt" } = options
+  const { dryRun = false } = options
+  // One that has its report has ended, whatever is left of it.
+  const mode = run.report === undefined ? options.mode ?? "adopt" : "kill"
   const mayGoOn = mode === "adopt" && !dryRun && run.record?.keep === true
   return yield* Effect.gen(function*() {
     if (mayGoOn) {
@@ -53,7 +57,7 @@ const recoverOne = Effect.fnUntraced(function*(run: RunDirectory.Run, options: S
       }
       // Whatever is left has been reclaimed there, or is so here.
     }
-    const recovered = yield* recover(run.id, options)
+    const recovered = yield* recover(run.id, { dryRun, mode })
     if (recovered.length > 0) return recovered
     const found: Supervisor.Recovered = mayGoOn
       ? { id: run.id, action: "Reclaimed", why: "nobody could go on with its machine" }
@@ -129,7 +133,8 @@ const recover = Command.make(
 )
 
 /** What is known of a run that another process has begun; its environment was for the start of its command alone. */
-const toOptions = ({ info }: RunDirectory.Run): RunOptions => {
+const toOptions = ({ info }: RunDirectory.Run, now: number): RunOptions => {
+  const ranFor = Duration.millis(Math.max(0, now - Date.parse(info.startedAt)))
   const [program = "", ...args] = info.command
   return {
     backend: toChoice(info.backend),
@@ -141,8 +146,11 @@ const toOptions = ({ info }: RunDirectory.Run): RunOptions => {
     env: {},
     network: { _tag: "None" },
     detach: true,
-    timeout: Option.none(),
-    grace: Duration.seconds(5),
+    // What is left of it; nobody knows more exactly when the command had started.
+    timeout: info.timeout === undefined
+      ? Option.none()
+      : Option.some(Duration.max(Duration.subtract(info.timeout, ranFor), Duration.millis(1))),
+    grace: info.grace,
     command: [program, ...args]
   }
 }
@@ -156,10 +164,10 @@ const resume = Command.make(
     const reporter = yield* Reporter
     const code = yield* Effect.gen(function*() {
       const run = yield* RunDirectory.find(yield* RunDirectory.stateDirectory, id)
-      const options = toOptions(run)
+      const options = toOptions(run, yield* Clock.currentTimeMillis)
       const services = yield* Layer.build(Layer.provideMerge(GoldenMachines.layer, Backend.layer(options.backend)))
       const { exitCode } = yield* Run.run(options, {
-        backendDetail: "",
+        backendDetail: Context.get(services, Backend.BackendDetail),
         json: false,
         resume: true,
         onStarted: detach.tell({ _tag: "Ready" })

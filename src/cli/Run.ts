@@ -22,6 +22,7 @@ import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as PlatformError from "effect/PlatformError"
 import * as Random from "effect/Random"
+import * as Result from "effect/Result"
 import * as Scope from "effect/Scope"
 import * as Stdio from "effect/Stdio"
 import * as Stream from "effect/Stream"
@@ -30,6 +31,7 @@ import { ImageError } from "../image/ImageError.ts"
 import type { ImageStore } from "../image/ImageStore.ts"
 import type { Entry } from "../journal/Journal.ts"
 import * as ExitCode from "../lifecycle/ExitCode.ts"
+import * as ExitStatus from "../lifecycle/ExitStatus.ts"
 import type { MachineStart, Phase, RunEnd, RunReport } from "../lifecycle/RunReport.ts"
 import type { ShutdownOutcome } from "../lifecycle/ShutdownOutcome.ts"
 import type * as ShutdownPolicy from "../lifecycle/ShutdownPolicy.ts"
@@ -121,6 +123,21 @@ export const withConsole = (text: string, consoleTail: string): string => {
   return lines.join("") === "" ? text : [text, "--- the end of its console ---", ...lines, "---"].join("\n")
 }
 
+/** The shell's words for a command that cannot be executed, or is not there. */
+const notExecuted: ReadonlySet<number> = new Set([126, 127])
+/** That a command cannot be executed shows at once. */
+const executedWithin = Duration.millis(200)
+
+const whenExecuted = ({ exit }: GuestCommand.GuestCommand, then: Effect.Effect<void>): Effect.Effect<void> =>
+  Effect.flatMap(
+    Effect.timeoutOption(Effect.result(exit), executedWithin),
+    (ended) => {
+      const status = Option.flatMap(ended, Result.getSuccess)
+      const failed = Option.isSome(ended) && (Option.isNone(status) || notExecuted.has(ExitStatus.toCode(status.value)))
+      return failed ? Effect.void : then
+    }
+  )
+
 /** Our own stdin, stdout and stderr are all that is reached through the platform here. */
 const ofStream = ({ message, reason }: PlatformError.PlatformError): RunEnd => {
   const { cause, method } = reason
@@ -158,7 +175,7 @@ export interface Context {
    * Goes on with the run that another process has left: with its machine, and with the command that runs there. Default false.
    */
   readonly resume?: boolean | undefined
-  /** Told when the command runs. By default, nobody. */
+  /** Told when the command runs, not when it could not be executed. By default, nobody. */
   readonly onStarted?: Effect.Effect<void> | undefined
 }
 
@@ -243,7 +260,8 @@ export const run = Effect.fn("Run.run")(function*(
         })
     })
     const goesDown: Answer = { _tag: "Refused", reason: "NotReady", message: "the machine goes down" }
-    yield* control.listen(id, (request, visitor) => {
+    // Only for who has the place: one that is about to be refused is not to be found in place of the one that has it.
+    const listen = control.listen(id, (request, visitor) => {
       const answer = Effect.provideContext(handle(request, visitor), services)
       // What needs the guest is left off before it is asked to power off; who waits for that is answered after it.
       return request._tag === "Stop" || request._tag === "Status" ? answer : answer.pipe(
@@ -271,6 +289,7 @@ export const run = Effect.fn("Run.run")(function*(
         Scope.provide(outer)
       )
       place = opened
+      yield* listen
       const coming = { id, options, place: opened, phase, onMachine }
       const found = yield* context.resume === true ? resume(coming) : launch(coming)
       const { command: left, ready, start } = found
@@ -284,7 +303,6 @@ export const run = Effect.fn("Run.run")(function*(
           ? yield* GuestCommand.run(ready.agent, ready.slots, { command: program, args, env: options.env })
           : yield* GuestCommand.attach(ready.agent, ready.slots, left)
         if (left === undefined && options.detach) yield* remember(found.entry, started)
-        yield* context.onStarted ?? Effect.void
         const stderr = reporter.beside("stderr")(stdio.stderr())
         // In a fiber of its own, which goes on when this is called off: a command that is ended has last words.
         const connected = yield* GuestCommand.connect(
@@ -298,6 +316,7 @@ export const run = Effect.fn("Run.run")(function*(
             : { stdin: Stream.empty, stdout: opened.logs.output, stderr: opened.logs.output }
         ).pipe(Effect.forkScoped({ startImmediately: true }))
         streams = connected
+        yield* Effect.forkScoped(whenExecuted(started, context.onStarted ?? Effect.void))
         return { _tag: "Completed", status: yield* Fiber.join(connected) } satisfies RunEnd
       })
       return yield* phase("command")(

@@ -26,6 +26,7 @@ import * as Schema from "effect/Schema"
 import { MachineId, MachineRecord } from "../journal/MachineRecord.ts"
 import * as ExitCode from "../lifecycle/ExitCode.ts"
 import { RunReport } from "../lifecycle/RunReport.ts"
+import { Elapsed } from "../lifecycle/ShutdownOutcome.ts"
 import * as OwnedFiles from "../process/OwnedFiles.ts"
 import * as OwnerLock from "../process/OwnerLock.ts"
 import type { ProcessHost } from "../process/ProcessHost.ts"
@@ -33,7 +34,7 @@ import * as ProcessIdentity from "../process/ProcessIdentity.ts"
 
 /**
  * What a run was asked for. `supervisor` is the process that it belongs to; `startedAt` is in ISO 8601, UTC; of `env` there are
- * the names only.
+ * the names only. `grace` and `timeout` are in milliseconds.
  *
  * @category schemas
  * @since 0.1.0
@@ -49,7 +50,9 @@ export const RunInfo = Schema.Struct({
   backend: Schema.String,
   image: Schema.String,
   vcpus: Schema.Int,
-  memoryMib: Schema.Int
+  memoryMib: Schema.Int,
+  grace: Elapsed,
+  timeout: Schema.optionalKey(Elapsed)
 })
 
 /**
@@ -77,7 +80,8 @@ export interface Paths {
  *
  * - `up`: its supervisor lives, and it has not ended.
  * - `over`: it has ended. Without a report its supervisor has died before it had a machine.
- * - `left behind`: its supervisor has died, and something is left: the machine, or what it had of this host.
+ * - `left behind`: its supervisor is gone, and something is left: the machine, or what it had of this host. With a report, it has
+ *   ended, and that could not be removed then.
  *
  * @category models
  * @since 0.1.0
@@ -89,7 +93,7 @@ export interface Run {
   readonly info: RunInfo
   readonly record: MachineRecord | undefined
   readonly report: RunReport | undefined
-  /** Milliseconds since 1970, when it is over. */
+  /** Milliseconds since 1970, when it has ended. */
   readonly endedAt: number | undefined
 }
 
@@ -315,10 +319,11 @@ const inspect: (
   const report = yield* readJson(RunReport, paths.report)
   const endedAt = yield* modifiedAt(report === undefined ? paths.options : paths.report)
   const common = { id, paths, info, record, report }
-  if (report !== undefined) return { ...common, state: "over", endedAt }
-  if (isAlive) return { ...common, state: "up", endedAt: undefined }
+  if (isAlive) {
+    return report === undefined ? { ...common, state: "up", endedAt: undefined } : { ...common, state: "over", endedAt }
+  }
   return record !== undefined || (yield* remains(paths))
-    ? { ...common, state: "left behind", endedAt: undefined }
+    ? { ...common, state: "left behind", endedAt: report === undefined ? undefined : endedAt }
     : { ...common, state: "over", endedAt }
 })
 

@@ -47,7 +47,7 @@ export interface Learned {
   /** Which of the machine's `names` allow it, as they were given. */
   readonly rules: ReadonlyArray<string>
   readonly addresses: ReadonlyArray<Cidr.Address>
-  /** For how long from now they are to be open: what the guest was told, and `grace`. */
+  /** For how long from now they are to be open: the longest that the guest was told of any of them, and `grace`. */
   readonly keep: Duration.Duration
 }
 
@@ -62,6 +62,11 @@ export interface ServeOptions<E = never, R = never> {
   readonly addresses: ReadonlyArray<string>
   /** Default 53. */
   readonly port?: number | undefined
+  /**
+   * The machine's own addresses: nobody else is answered, be it from the host or from outside, where the way to the gateway is
+   * open. Default everybody is.
+   */
+  readonly clients?: ReadonlyArray<string> | undefined
   /** What the machine may ask for: `example.com`, or `*.example.com` for all below it but not itself. */
   readonly names: ReadonlyArray<string>
   /** Opens the way to addresses, before the guest is told of them. When it fails the guest is answered `SERVFAIL`. */
@@ -153,6 +158,17 @@ const answerTime = Duration.millis(4900)
 /** Addresses that a machine has learned and that need not be learned again. The oldest are forgotten, and learned anew. */
 const maxMemory = 1024
 
+/** As many as the firewall has room for, of one name. */
+const maxPromises = 4096
+
+/** The newest last, and no more of them than that. */
+const remember = <V>(all: Map<string, V>, key: string, value: V, most: number): void => {
+  all.delete(key)
+  all.set(key, value)
+  const [oldest] = all.keys()
+  if (all.size > most && oldest !== undefined) all.delete(oldest)
+}
+
 /**
  * @category services
  * @since 0.1.0
@@ -176,6 +192,8 @@ interface Guest {
   inFlight: number
   readonly learning: Semaphore.Semaphore
   readonly known: Map<string, Upstream.Found>
+  /** Until when the guest was told that an address is good, in milliseconds of the clock. */
+  readonly promised: Map<string, number>
   readonly learn: (learned: Learned) => Effect.Effect<void, unknown>
   readonly mayLearn: (address: Cidr.Address) => boolean
   readonly counters: { -readonly [Name in keyof Counters]: number }
@@ -241,12 +259,14 @@ const make = Effect.fnUntraced(function*(bounds: Options) {
       const rules = Names.allowing(guest.names, name)
       if (rules.length === 0) return Effect.succeed(false)
       if (addresses.length === 0 || guest.known.get(key) === found) return Effect.succeed(true)
-      const keep = Duration.sum(Duration.seconds(left()), grace)
+      // Another name of the same rule may lead there too, and the guest was told for how long: the last word would count.
+      const texts = addresses.map(Cidr.formatAddress)
+      const until = Math.max(found.expiresAt, ...texts.map((text) => guest.promised.get(text) ?? 0))
+      const seconds = Math.max(1, Math.ceil((until - clock.currentTimeMillisUnsafe()) / 1000))
+      const keep = Duration.sum(Duration.seconds(seconds), grace)
       return Effect.map(guest.learn({ name, rules, addresses, keep }), () => {
-        guest.known.delete(key)
-        guest.known.set(key, found)
-        const [oldest] = guest.known.keys()
-        if (guest.known.size > maxMemory && oldest !== undefined) guest.known.delete(oldest)
+        for (const text of texts) remember(guest.promised, text, until, maxPromises)
+        remember(guest.known, key, found, maxMemory)
         return true
       })
     })
@@ -304,7 +324,7 @@ const make = Effect.fnUntraced(function*(bounds: Options) {
   const serve = Effect.fn("DnsRelay.serve")(function*<E, R>(
     options: ServeOptions<E, R>
   ): Effect.fn.Return<Served, HostError.HostError, R | Scope.Scope> {
-    const { addresses, machine, mayLearn, port = 53 } = options
+    const { addresses, clients, machine, mayLearn, port = 53 } = options
     yield* check(faultsOf(options))
     const scope = yield* Effect.scope
     const context = yield* Effect.context<R>()
@@ -317,6 +337,7 @@ const make = Effect.fnUntraced(function*(bounds: Options) {
       inFlight: 0,
       learning: Semaphore.makeUnsafe(1),
       known: new Map(),
+      promised: new Map(),
       counters: {
         received: 0,
         answered: 0,
@@ -338,6 +359,7 @@ const make = Effect.fnUntraced(function*(bounds: Options) {
         (address) =>
           Effect.forEach(["udp", "tcp"] as const, (protocol) =>
             transport.listen(protocol, { address, port }, {
+              clients,
               maxMessage,
               maxConnections: connections,
               idle: Duration.fromInputUnsafe(idle),

@@ -44,6 +44,8 @@ export class ExchangeFailed extends Data.TaggedError("ExchangeFailed")<{
  * @since 0.1.0
  */
 export interface ListenOptions {
+  /** The addresses of those who are heard, as `Cidr.formatAddress` writes them; over TCP, others are hung up on. Default all. */
+  readonly clients?: ReadonlyArray<string> | undefined
   /** Longer messages are not taken; over TCP they end the connection. */
   readonly maxMessage: number
   /** Over TCP: connections beyond these are closed as they come. */

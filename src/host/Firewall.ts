@@ -12,6 +12,8 @@
  *   so is its ARP for others. Frames that are neither IP nor ARP have nobody on a routed link who takes them.
  * - **A rule that goes takes its connections with it**: each packet is looked up, in either direction, by where the connection
  *   leads. Those of rules that stay go on.
+ * - **What routers say of a machine's flows arrives** (ICMP errors): without it, packets that are too large for a link on the way
+ *   vanish (RFC 4890, 4.3.1).
  * - **The host, other machines and metadata are closed** also to rules such as `0.0.0.0/0`. What is there is open only to a rule
  *   that means it: the address of the host itself, a network within the pool, a network within `closed`.
  * - **Names** are open for as long as the answers to them are, and to connections that were opened then.
@@ -188,14 +190,26 @@ export const closed: ReadonlyArray<Cidr.Cidr> = [
   "ff00::/8"
 ].map(network)
 
-/** Where a name has no business to lead (RFC 1918, RFC 6598, RFC 4193). */
+/** As NAT64 has it by its well-known prefix (RFC 6052). */
+const translated = ({ first, prefix }: Cidr.Cidr): Cidr.Cidr => ({
+  family: 6,
+  first: (0x64ff9bn << 96n) | first,
+  prefix: prefix + 96
+})
+
+const inner4 = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "198.18.0.0/15", "240.0.0.0/4"].map(
+  network
+)
+
+/**
+ * Where a name has no business to lead: private networks and those that nobody routes (RFC 1918, RFC 6598, RFC 2544, RFC 1112, RFC
+ * 4193, RFC 3879), and the ways there by a translator (RFC 8215).
+ */
 const inner: ReadonlyArray<Cidr.Cidr> = [
-  "10.0.0.0/8",
-  "172.16.0.0/12",
-  "192.168.0.0/16",
-  "100.64.0.0/10",
-  "fc00::/7"
-].map(network)
+  ...inner4,
+  ...[...inner4, ...closed.filter(({ family }) => family === 4)].map(translated),
+  ...["64:ff9b:1::/48", "fc00::/7", "fec0::/10"].map(network)
+]
 
 /** A machine's bits by which a rule is for one address. */
 const isSingle = (cidr: Cidr.Cidr): boolean => cidr.prefix === (cidr.family === 4 ? 32 : 128)

@@ -8,6 +8,7 @@ import * as Result from "effect/Result"
 import * as Cidr from "./Cidr.ts"
 import { type Facts, Fix } from "./HostFacts.ts"
 import { CANDIDATES } from "./internal/addressPlan.ts"
+import { LINKS } from "./internal/forwardRules.ts"
 
 /**
  * One check.
@@ -62,9 +63,6 @@ const CAP_NET_ADMIN = 12n
 const perMachine = { files: 32, processes: 32 }
 const ofOurs = { files: 256, processes: 1000, inotify: 16 }
 
-/** Machines' links begin so. */
-const LINKS = "mv"
-
 const quoted = (path: string): string => /^[\w./-]+$/.test(path) ? path : `'${path.replaceAll("'", "'\\''")}'`
 
 const sysctl = (setting: string, value: number): string => `sysctl -w ${setting.replaceAll("/", ".")}=${value}`
@@ -117,7 +115,7 @@ const forwardDrops = ({ forwardDrops: found }: Facts): Judgement => {
       )
   )
   const names = found.map(({ chain, family, table }) => `${family} ${table} ${chain}`)
-  return bad(`dropped by ${names.join(", ")}, unless a rule there accepts it`, rules.join(" && "))
+  return bad(`dropped by ${names.join(", ")}, where no rule accepts what is to and from ${LINKS}*`, rules.join(" && "))
 }
 
 const bridgeCalls = ({ settings }: Facts): Judgement => {

@@ -75,8 +75,9 @@ export interface Facts {
   /** Networks of other devices than machines'. */
   readonly networks: ReadonlyArray<{ readonly device: string; readonly cidr: string }>
   /**
-   * Base chains that drop what is forwarded; a text when they could not be listed. Those of the old iptables have the name of
-   * its program, `iptables-legacy` or `ip6tables-legacy`, for a family.
+   * Base chains that drop what is forwarded, by their policy or by a rule for all packets, and have no rules before that accept
+   * what is from machines' links and what is to them, or answers; a text when they could not be listed. Those of the old
+   * iptables have the name of its program, `iptables-legacy` or `ip6tables-legacy`, for a family.
    */
   readonly forwardDrops:
     | ReadonlyArray<{ readonly family: string; readonly table: string; readonly chain: string }>

@@ -115,10 +115,15 @@ const toLink = ({ name, owner, topology }: LinkSpec): Link => {
   return { name, tap: name, netns, enter: ["nsenter", `--net=${netns}`, "--"] }
 }
 
-/** The kernel's words for a name that is taken, as a reason of its own. */
-const asConflict = (error: HostError.HostError): HostError.HostError => {
+/** The kernel's words for a name that is taken, and for what we may not do, as reasons of their own. */
+const explain = (error: HostError.HostError): HostError.HostError => {
   const { reason } = error
-  if (reason._tag !== "CommandFailed" || !/File exists|Device or resource busy/.test(reason.stderr)) return error
+  if (reason._tag !== "CommandFailed") return error
+  if (/Operation not permitted|Permission denied/.test(reason.stderr)) {
+    const [why, remedy] = ["ip may not make them for us", "run this as root, or with CAP_NET_ADMIN"]
+    return HostError.make(new HostError.Unavailable({ what: "links for machines", why, remedy }))
+  }
+  if (!/File exists|Device or resource busy/.test(reason.stderr)) return error
   const what = reason.line === undefined ? "a link" : `"${reason.line}"`
   const remedy = "choose another name, or remove that one if it is not needed"
   return HostError.make(new HostError.Conflict({ what, with: "an interface of this host", remedy }))
@@ -217,7 +222,7 @@ const make = Effect.gen(function*() {
 
   const build = Effect.fnUntraced(function*(links: ReadonlyArray<LinkSpec>) {
     const what = `to make ${nameOf(links)}`
-    yield* Effect.mapError(batch([], Plan.outside(links), what), asConflict)
+    yield* Effect.mapError(batch([], Plan.outside(links), what), explain)
     yield* settings.write(Plan.settings(links), "0")
     yield* Effect.forEach(
       Plan.inside(links),

@@ -14,16 +14,17 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
+import * as Semaphore from "effect/Semaphore"
 import type { Entry } from "../journal/Journal.ts"
 import type { JournalError } from "../journal/JournalError.ts"
 import * as Addresses from "./Addresses.ts"
-import type * as Cidr from "./Cidr.ts"
+import * as Cidr from "./Cidr.ts"
 import { DnsRelay } from "./DnsRelay.ts"
 import * as EgressRule from "./EgressRule.ts"
 import { Firewall, type Machine } from "./Firewall.ts"
-import * as HostError from "./HostError.ts"
+import type * as HostError from "./HostError.ts"
 import * as Links from "./Links.ts"
-import { Topology } from "./LinkSpec.ts"
+import type { Topology } from "./LinkSpec.ts"
 import { Routes } from "./Routes.ts"
 
 /**
@@ -60,7 +61,10 @@ export interface Attached {
  * @since 0.1.0
  */
 export interface NetworkControl {
-  /** From now on this may be reached, and nothing else. Flows whose rule is gone are cut. */
+  /**
+   * From now on this may be reached, and nothing else. Flows whose rule is gone are cut. One call after the other; when the firewall
+   * fails, all is as it was.
+   */
   readonly allow: (
     rules: ReadonlyArray<EgressRule.EgressRule>
   ) => Effect.Effect<void, HostError.HostError | JournalError>
@@ -76,7 +80,7 @@ export class MachineNetworks extends Context.Service<MachineNetworks, {
     entry: Entry,
     options: Options
   ) => Effect.Effect<Attached, HostError.HostError | JournalError, Scope.Scope>
-  /** Serves a machine that was adopted. None where it has no network. */
+  /** Serves a machine that was adopted, by the rules that were last written for it. None where it has no network. */
   readonly resume: (
     entry: Entry
   ) => Effect.Effect<Option.Option<NetworkControl>, HostError.HostError | JournalError, Scope.Scope>
@@ -123,18 +127,25 @@ const make = Effect.fnUntraced(function*(settings: Settings) {
     const served = yield* relay.serve({
       machine: entry.id,
       addresses: [gateway, gateway6],
+      clients: [allocation.v4.guest, allocation.v6.guest].map(Cidr.formatAddress),
       names: EgressRule.names(first),
       learn: (learned) => Effect.suspend(() => firewall.learn(now, learned)),
       mayLearn: (address: Cidr.Address) => firewall.mayLearn(now, address)
     })
+    const changing = Semaphore.makeUnsafe(1)
     const control: NetworkControl = {
-      allow: Effect.fn("MachineNetworks.allow")(function*(rules) {
-        const next = toMachine(entry, allocation, rules)
-        yield* writeAllowed(entry, rules)
-        yield* firewall.replace(now, next)
-        now = next
-        yield* served.replace(EgressRule.names(rules))
-      })
+      // Whoever adopts the machine goes by what is written, so it is not to be left behind by a change that was not made.
+      allow: Effect.fn("MachineNetworks.allow")(
+        function*(rules) {
+          const next = toMachine(entry, allocation, rules)
+          yield* writeAllowed(entry, rules)
+          yield* Effect.onError(firewall.replace(now, next), () => Effect.ignore(writeAllowed(entry, now.rules)))
+          now = next
+          yield* served.replace(EgressRule.names(rules))
+        },
+        Effect.uninterruptible,
+        Semaphore.withPermit(changing)
+      )
     }
     return control
   })
@@ -184,6 +195,8 @@ const make = Effect.fnUntraced(function*(settings: Settings) {
       const found = (yield* addresses.allocations).find(({ owner }) => owner.token === entry.token)
       if (found === undefined) return Option.none()
       const rules = yield* Effect.fromResult(EgressRule.parseAll(texts.value))
+      // Whoever was killed may have written them and no more, and somebody may have flushed the host's rules since.
+      yield* firewall.install([toMachine(entry, found.allocation, rules)])
       return Option.some(yield* serve(entry, found.allocation, rules))
     })
   })

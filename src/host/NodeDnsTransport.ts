@@ -114,7 +114,7 @@ const maxWaiting = 256 * 1024
 
 const listenUdp = Effect.fnUntraced(function*(
   at: Endpoint,
-  { handle }: ListenOptions
+  { clients, handle }: ListenOptions
 ): Effect.fn.Return<void, HostError.HostError, Scope.Scope> {
   const socket = yield* Effect.acquireRelease(
     Effect.sync(() => datagramSocket(at)),
@@ -124,6 +124,7 @@ const listenUdp = Effect.fnUntraced(function*(
   const run = yield* FiberSet.makeRuntime()
   yield* bound(at, socket, () => socket.bind({ address: at.address, port: at.port, exclusive: true }))
   socket.on("message", (message, from) => {
+    if (clients?.includes(from.address) === false) return
     run(Effect.map(handle(bytesOf(message)), (reply) => {
       // The callback keeps an error of this one from being one of the socket.
       if (reply !== undefined && socket.getSendQueueSize() < maxWaiting) {
@@ -163,6 +164,10 @@ const listenTcp = Effect.fnUntraced(function*(
   const run = yield* FiberSet.makeRuntime()
   server.maxConnections = options.maxConnections
   server.on("connection", (socket) => {
+    if (options.clients?.includes(socket.remoteAddress ?? "") === false) {
+      socket.destroy()
+      return
+    }
     socket.on("error", () => {})
     socket.setTimeout(Duration.toMillis(options.idle), () => socket.destroy())
     run(Effect.onExit(Effect.ignore(converse(socket, options)), (exit) =>

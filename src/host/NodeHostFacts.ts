@@ -26,6 +26,7 @@ import {
 import * as Layout from "./internal/cgroupLayout.ts"
 import * as CommandRunner from "./internal/commandRunner.ts"
 import { trying } from "./internal/diskFailure.ts"
+import * as ForwardRules from "./internal/forwardRules.ts"
 import { KernelSettings } from "./KernelSettings.ts"
 
 const attempt = <A>(f: () => A): A | undefined => {
@@ -142,20 +143,6 @@ const Routes = Schema.fromJsonString(
   Schema.Array(Schema.Struct({ dst: Schema.String, dev: Schema.optionalKey(Schema.String) }))
 )
 
-const Rules = Schema.fromJsonString(Schema.Struct({
-  nftables: Schema.Array(Schema.Struct({
-    chain: Schema.optionalKey(Schema.Struct({
-      family: Schema.String,
-      table: Schema.String,
-      name: Schema.String,
-      hook: Schema.optionalKey(Schema.String),
-      policy: Schema.optionalKey(Schema.String)
-    }))
-  }))
-}))
-
-const routed = new Set(["ip", "ip6", "inet"])
-
 const legacy = [
   ["iptables-legacy", "/proc/net/ip_tables_names"],
   ["ip6tables-legacy", "/proc/net/ip6_tables_names"]
@@ -180,18 +167,28 @@ const make = Effect.gen(function*() {
       Effect.orElseSucceed((): typeof Routes.Type => [])
     )
 
-  const forwardDrops = commands.run({ program: "nft", args: ["-j", "list", "chains"], what: "looking at firewalls" })
-    .pipe(
-      Effect.flatMap(Schema.decodeEffect(Rules)),
-      Effect.map(({ nftables }) =>
-        nftables.flatMap(({ chain }) =>
-          chain?.hook === "forward" && chain.policy === "drop" && routed.has(chain.family)
-            ? [{ family: chain.family, table: chain.table, chain: chain.name }]
-            : []
-        )
-      ),
-      Effect.catch((error) => Effect.succeed(error.message.split("\n")[0] ?? ""))
+  // Without the elements of sets, of which there may be very many.
+  const nft = (...args: ReadonlyArray<string>) =>
+    commands.run({ program: "nft", args: ["-j", "-t", "list", ...args], what: "looking at firewalls" }).pipe(
+      Effect.flatMap(ForwardRules.decode)
     )
+
+  const forwardDrops = nft("chains").pipe(
+    Effect.flatMap((listing) =>
+      Effect.filter(
+        ForwardRules.forwarding(listing),
+        (chain) =>
+          nft("table", chain.family, chain.table).pipe(
+            // Without its rules, there is the chain's policy still.
+            Effect.orElseSucceed((): ForwardRules.Listing => ({ nftables: [] })),
+            Effect.map((rules) => ForwardRules.drops(rules, chain))
+          ),
+        { concurrency: 4 }
+      )
+    ),
+    Effect.map((chains) => chains.map(({ family, name, table }) => ({ family, table, chain: name }))),
+    Effect.catch((error) => Effect.succeed(error.message.split("\n")[0] ?? ""))
+  )
 
   /** The old iptables is not in the lists of nft(8). Its program would make the table by looking at it. */
   const legacyDrops = ([family, tables]: readonly [string, string]) =>
@@ -202,7 +199,7 @@ const make = Effect.gen(function*() {
       what: "looking at firewalls",
       within: "10 seconds"
     }).pipe(
-      Effect.map((rules) => rules.includes("-P FORWARD DROP") ? [{ family, table: "filter", chain: "FORWARD" }] : []),
+      Effect.map((rules) => ForwardRules.legacyDrops(rules) ? [{ family, table: "filter", chain: "FORWARD" }] : []),
       Effect.orElseSucceed(() => [])
     )
 

@@ -7,15 +7,28 @@ import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Effect from "effect/Effect"
 import type * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
+import * as NodeFs from "node:fs"
 import * as Addresses from "./Addresses.ts"
 import * as DnsRelay from "./DnsRelay.ts"
 import * as Firewall from "./Firewall.ts"
-import type { HostError } from "./HostError.ts"
+import * as HostError from "./HostError.ts"
 import * as Links from "./Links.ts"
 import * as MachineNetworks from "./MachineNetworks.ts"
 import * as NodeDnsTransport from "./NodeDnsTransport.ts"
 import * as NodeHostCommands from "./NodeHostCommands.ts"
 import * as Routes from "./Routes.ts"
+
+/** CAP_NET_ADMIN is bit 12 of a process' capabilities (capabilities(7), proc_pid_status(5)). */
+const mayAdminister: Effect.Effect<void, HostError.HostError> = Effect.suspend(() => {
+  const [, effective = "0"] = /^CapEff:\s*([0-9a-f]+)$/m.exec(NodeFs.readFileSync("/proc/self/status", "utf8")) ?? []
+  return (BigInt(`0x${effective}`) >> 12n & 1n) === 1n ? Effect.void : HostError.fail(
+    new HostError.Unavailable({
+      what: "a network for a machine",
+      why: "making links and rules takes CAP_NET_ADMIN",
+      remedy: "run this as root, or give the machine a TAP device that root has made"
+    })
+  )
+})
 
 /**
  * The pool of addresses, and how the host is to be.
@@ -36,14 +49,23 @@ export interface Options extends Addresses.Options, MachineNetworks.Settings {}
  */
 export const layer = (
   options: Options
-): Layer.Layer<MachineNetworks.MachineNetworks, HostError, FileSystem.FileSystem> => {
+): Layer.Layer<MachineNetworks.MachineNetworks, HostError.HostError, FileSystem.FileSystem> => {
   const firewall = Layer.unwrap(
     Addresses.Addresses.use(({ pool }) =>
       Effect.succeed(Firewall.layer({ prefix: `mv${pool.id}-`, pool: [pool.ipv4, pool.ipv6] }))
     )
   )
   const relay = DnsRelay.layer().pipe(Layer.provide([NodeDnsTransport.layer, SecureRandom.layerWebCrypto]))
-  return MachineNetworks.layer(options).pipe(
+  return Layer.effect(
+    MachineNetworks.MachineNetworks,
+    MachineNetworks.MachineNetworks.use(({ attach, ...service }) =>
+      Effect.succeed({
+        ...service,
+        attach: (entry, wanted) => Effect.andThen(mayAdminister, attach(entry, wanted))
+      })
+    )
+  ).pipe(
+    Layer.provide(MachineNetworks.layer(options)),
     Layer.provide([firewall, Links.layer, Routes.layer, relay]),
     Layer.provide(Addresses.layer(options)),
     Layer.provide(NodeHostCommands.layer)

@@ -328,10 +328,21 @@ const nameShortage = (options: LaunchOptions) =>
   Effect.fnUntraced(function*(error: MicroVmError.MicroVmError): Effect.fn.Return<never, MicroVmError.MicroVmError> {
     const { reason } = error
     if (reason._tag !== "LaunchFailed" || reason.status === undefined) return yield* error
-    const { shortage } = yield* askFor(options, reason.status)
+    const { cause, consoleTail, id, stage, status, stderrTail } = reason
+    const { shortage } = yield* askFor(options, status)
     return yield* shortage === undefined
       ? error
-      : MicroVmError.fail(new MicroVmError.LaunchFailed({ ...reason, shortage }))
+      : MicroVmError.fail(
+        new MicroVmError.LaunchFailed({
+          id,
+          stage,
+          status,
+          stderrTail,
+          consoleTail,
+          shortage,
+          ...(cause !== undefined && { cause })
+        })
+      )
   })
 
 /** One that is kept goes on when its scope closes. */

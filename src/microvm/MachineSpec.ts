@@ -47,11 +47,26 @@ const Hostname = Schema.String.check(
  */
 export const InterfaceName = Schema.String.check(Schema.isPattern(/^(?!\.{1,2}$)[A-Za-z0-9._-]{1,15}$/))
 
-const Ipv4 = "(25[0-5]|2[0-4]\\d|1?\\d?\\d)(\\.(25[0-5]|2[0-4]\\d|1?\\d?\\d)){3}"
+const Octet = "(25[0-5]|2[0-4]\\d|1\\d\\d|[1-9]?\\d)"
+const Ipv4 = `${Octet}(\\.${Octet}){3}`
 const Ipv4Address = Schema.String.check(Schema.isPattern(new RegExp(`^${Ipv4}$`)))
 const Ipv4Interface = Schema.String.check(Schema.isPattern(new RegExp(`^${Ipv4}/(3[0-2]|[12]?\\d)$`)))
-const Ipv6Address = Schema.String.check(Schema.isPattern(/^[0-9a-f:]*:[0-9a-f:]*$/))
-const Ipv6Interface = Schema.String.check(Schema.isPattern(/^[0-9a-f:]*:[0-9a-f:]*\/(12[0-8]|1[01]\d|\d?\d)$/))
+
+const Group = "[0-9a-f]{1,4}"
+
+/** Up to so many groups. */
+const groups = (most: number): string => most === 0 ? "" : `(${Group}(:${Group}){0,${most - 1}})?`
+
+/** Eight groups, or fewer on both sides of a `::` that stands for one zero at least (RFC 4291, section 2.2). */
+const Ipv6 = `(${
+  [
+    `${Group}(:${Group}){7}`,
+    `::${groups(7)}`,
+    ...[1, 2, 3, 4, 5, 6, 7].map((left) => `${Group}(:${Group}){${left - 1}}::${groups(7 - left)}`)
+  ].join("|")
+})`
+const Ipv6Address = Schema.String.check(Schema.isPattern(new RegExp(`^${Ipv6}$`)))
+const Ipv6Interface = Schema.String.check(Schema.isPattern(new RegExp(`^${Ipv6}/(12[0-8]|1[01]\\d|[1-9]?\\d)$`)))
 
 /**
  * A network card of the guest. What of `address` to `mtu` is given is told to the guest.
@@ -62,6 +77,8 @@ const Ipv6Interface = Schema.String.check(Schema.isPattern(/^[0-9a-f:]*:[0-9a-f:
  * - `address`, `address6`: the guest's own, with the length of the prefix: `"10.0.0.1/31"`.
  * - `gateway`, `gateway6`: where all else is reached.
  * - `nameserver`: an IPv4 or IPv6 address.
+ *
+ * IPv4 is in the usual four numbers without leading zeros, which some take for octal; IPv6 in lower case, without IPv4 inside.
  *
  * @category models
  * @since 0.1.0

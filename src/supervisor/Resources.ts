@@ -6,11 +6,13 @@
 import * as Effect from "effect/Effect"
 import type * as FileSystem from "effect/FileSystem"
 import * as DiskClones from "../host/DiskClones.ts"
-import type { HostError } from "../host/HostError.ts"
+import * as HostError from "../host/HostError.ts"
 import * as Limits from "../host/Limits.ts"
+import { Links } from "../host/Links.ts"
 import * as MachineNetworks from "../host/MachineNetworks.ts"
 import type { JournalError } from "../journal/JournalError.ts"
 import * as ResourceKind from "../journal/ResourceKind.ts"
+import type * as MachineSpec from "../microvm/MachineSpec.ts"
 import type { ProcessHost } from "../process/ProcessHost.ts"
 import type { Resource } from "./Supervisor.ts"
 
@@ -22,7 +24,7 @@ import type { Resource } from "./Supervisor.ts"
  */
 export const network = (
   options: MachineNetworks.Options
-): Resource<HostError | JournalError, MachineNetworks.MachineNetworks> => ({
+): Resource<HostError.HostError | JournalError, MachineNetworks.MachineNetworks> => ({
   acquire: Effect.fnUntraced(function*(entry) {
     const { netns, network: card } = yield* MachineNetworks.MachineNetworks.use(({ attach }) => attach(entry, options))
     return { networks: [card], netns }
@@ -37,6 +39,27 @@ export const network = (
  * warning in the log, too. Fails as `Limits.plan` does, before anything is made: with `InvalidArgument` for limits that cannot
  * be, and with `Unavailable` for `required` ones that cannot be had here.
  *
+ * ```ts import.meta.vitest
+ * import * as NodeServices from "@effect/platform-node/NodeServices"
+ * import { MemoryProvider } from "effect-microvm-runtime/microvm"
+ * import { NodeProcessHost } from "effect-microvm-runtime/process"
+ * import { NodeSupervisor, Resources, Supervisor } from "effect-microvm-runtime/supervisor"
+ * import * as Effect from "effect/Effect"
+ * import * as FileSystem from "effect/FileSystem"
+ * import * as Layer from "effect/Layer"
+ * const program = Effect.gen(function*() {
+ *   const directory = yield* FileSystem.FileSystem.use((fs) => fs.makeTempDirectoryScoped())
+ *   const layer = Layer.provide(NodeSupervisor.layer({ directory }), MemoryProvider.layer)
+ *   const resources = [Resources.limits({ memoryMib: 448, cpus: 0, pids: 512 })]
+ *   return yield* Supervisor.Supervisor.use(({ launch }) =>
+ *     launch({ id: "web-1", resources, bring: () => Effect.never })
+ *   ).pipe(Effect.flip, Effect.provide(layer))
+ * })
+ * const host = Layer.merge(NodeProcessHost.layer, NodeServices.layer)
+ * const error = await Effect.runPromise(program.pipe(Effect.scoped, Effect.provide(host)))
+ * error.message // => "cpus: 0 cannot be: give a number from 0.01 to 10000"
+ * ```
+ *
  * **Gotchas**
  *
  * - A monitor needs memory beside that of its guest: see `Limits.forGuest`.
@@ -47,7 +70,7 @@ export const network = (
  */
 export const limits = (
   options: Limits.Options
-): Resource<HostError | JournalError, FileSystem.FileSystem | ProcessHost> => ({
+): Resource<HostError.HostError | JournalError, FileSystem.FileSystem | ProcessHost> => ({
   acquire: Effect.fnUntraced(function*(entry) {
     const plan = yield* Limits.plan(entry, options)
     const planned = Limits.format(plan.applied)
@@ -77,16 +100,110 @@ export interface DiskOptions extends Pick<DiskClones.CloneOptions, "size" | "sta
  * A disk of the machine's own, one at most: a clone of a template, which is gone with the machine. Fails as `DiskClones.clone`
  * does. The guest has to mount it.
  *
+ * ```ts import.meta.vitest
+ * import * as NodeServices from "@effect/platform-node/NodeServices"
+ * import { DiskClones, NodeDiskFiles, NodeHostCommands, Templates } from "effect-microvm-runtime/host"
+ * import { MemoryProvider } from "effect-microvm-runtime/microvm"
+ * import { NodeProcessHost } from "effect-microvm-runtime/process"
+ * import { NodeSupervisor, Resources, Supervisor } from "effect-microvm-runtime/supervisor"
+ * import * as Effect from "effect/Effect"
+ * import * as FileSystem from "effect/FileSystem"
+ * import * as Layer from "effect/Layer"
+ * const program = Effect.gen(function*() {
+ *   const directory = yield* FileSystem.FileSystem.use((fs) => fs.makeTempDirectoryScoped())
+ *   const layer = Layer.provide(NodeSupervisor.layer({ directory }), MemoryProvider.layer)
+ *   const resources = [Resources.disk({ name: "data", stack: "debian-12", size: 2 ** 30 })]
+ *   return yield* Supervisor.Supervisor.use(({ launch }) =>
+ *     launch({ id: "web-1", resources, bring: () => Effect.never })
+ *   ).pipe(Effect.flip, Effect.provide(layer))
+ * })
+ * const host = DiskClones.layerAt("/nonexistent/clones").pipe(
+ *   Layer.provide(Templates.layerAt("/nonexistent/templates")),
+ *   Layer.provideMerge([NodeDiskFiles.layer, NodeHostCommands.layer]),
+ *   Layer.provideMerge([NodeProcessHost.layer, NodeServices.layer])
+ * )
+ * const error = await Effect.runPromise(program.pipe(Effect.scoped, Effect.provide(host)))
+ * error.reason._tag // => "InvalidArgument"
+ * ```
+ *
  * @category constructors
  * @since 0.1.0
  */
 export const disk = (
   { name, readOnly = false, size, stack }: DiskOptions
-): Resource<HostError | JournalError, DiskClones.DiskClones> => ({
+): Resource<HostError.HostError | JournalError, DiskClones.DiskClones> => ({
   acquire: Effect.fnUntraced(function*(entry) {
     const clones = yield* DiskClones.DiskClones
     yield* entry.claim(ResourceKind.claim(DiskClones.kind, clones.disk(entry.id)))
     const { path } = yield* clones.clone({ owner: entry, stack, size })
     return { drives: [{ name, path, readOnly }] }
+  })
+})
+
+/**
+ * @category options
+ * @since 0.1.0
+ */
+export interface TapOptions extends MachineSpec.Network {
+  readonly tap: string
+  /** Default: that of the TAP. */
+  readonly mtu?: number
+  /** The file of the network namespace that the TAP is in, when it is not ours. `Links` has to be of that one then. */
+  readonly netns?: string | undefined
+}
+
+/**
+ * A network card on a TAP that the caller made, and removes: nothing is claimed, and nothing is done to it. That takes no
+ * privileges, where the TAP belongs to the user that the monitor runs as: `ip tuntap add dev NAME mode tap user USER`, once,
+ * by root.
+ *
+ * Fails with `InvalidArgument` when there is no such TAP, when it is down, or when it has several queues, which monitors do not
+ * open. Whether they may open it is told by the launch.
+ *
+ * **Gotchas**
+ *
+ * - Nothing keeps the machine from reaching what the TAP leads to: the addresses, the routes and the firewall are the caller's.
+ *
+ * ```ts import.meta.vitest
+ * import * as NodeServices from "@effect/platform-node/NodeServices"
+ * import { HostCommands, KernelSettings, Links } from "effect-microvm-runtime/host"
+ * import { MemoryProvider } from "effect-microvm-runtime/microvm"
+ * import { NodeSupervisor, Resources, Supervisor } from "effect-microvm-runtime/supervisor"
+ * import * as Effect from "effect/Effect"
+ * import * as FileSystem from "effect/FileSystem"
+ * import * as Layer from "effect/Layer"
+ * const program = Effect.gen(function*() {
+ *   const directory = yield* FileSystem.FileSystem.use((fs) => fs.makeTempDirectoryScoped())
+ *   const layer = Layer.provide(NodeSupervisor.layer({ directory }), MemoryProvider.layer)
+ *   const resources = [Resources.tap({ tap: "mine", mac: "02:00:00:00:00:01", address: "10.0.0.1/31" })]
+ *   return yield* Supervisor.Supervisor.use(({ launch }) =>
+ *     launch({ id: "web-1", resources, bring: () => Effect.never })
+ *   ).pipe(Effect.flip, Effect.provide(layer))
+ * })
+ * // A host without any link.
+ * const host = Layer.merge(HostCommands.layerScripted(() => Effect.succeed("[]")), KernelSettings.layerMemory(new Map()))
+ * const error = await Effect.runPromise(program.pipe(
+ *   Effect.scoped,
+ *   Effect.provide(Links.layer.pipe(Layer.provide(host), Layer.merge(NodeServices.layer)))
+ * ))
+ * error.message // => 'tap: "mine" cannot be: make it first: ip tuntap add dev mine mode tap user USER'
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const tap = ({ netns, ...card }: TapOptions): Resource<HostError.HostError, Links> => ({
+  acquire: Effect.fnUntraced(function*() {
+    const { isMultiQueue, isUp, mtu } = yield* Links.use(({ check }) => check(card.tap))
+    const remedies = [
+      ...(isUp ? [] : [`bring it up: ip link set dev ${card.tap} up`]),
+      ...(isMultiQueue ? ["make it anew, without multi_queue"] : [])
+    ]
+    if (remedies.length > 0) {
+      return yield* HostError.fail(
+        new HostError.InvalidArgument({ faults: remedies.map((remedy) => ({ field: "tap", value: card.tap, remedy })) })
+      )
+    }
+    return { networks: [{ mtu, ...card }], netns }
   })
 })

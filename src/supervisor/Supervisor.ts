@@ -39,7 +39,7 @@ import * as MachineEnd from "../microvm/MachineEnd.ts"
 import * as MachineSpec from "../microvm/MachineSpec.ts"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
 import { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
-import { ProcessHolder } from "../process/ProcessHolder.ts"
+import type { ProcessHolder } from "../process/ProcessHolder.ts"
 import { ProcessHost } from "../process/ProcessHost.ts"
 import * as Shortage from "./internal/shortage.ts"
 
@@ -236,253 +236,252 @@ const toAdopt = ({ claims, keep, phase, spec }: MachineRecord) => {
   return { spec: decoded.success, directory: held.directory }
 }
 
-const make = Effect.fnUntraced(function*(options: Options) {
-  const journal = yield* Journal
-  const provider = yield* MicroVmProvider
-  const { bootId } = yield* ProcessHost
-  const path = yield* Path.Path
-  const own = yield* Effect.scope
-  const context = yield* Effect.context<Needs>()
-  const kinds = [
-    provided(Reclaimer.make(MachineDirectories.kind), context),
-    ...(options.kinds ?? []),
-    provided(Reclaimer.make(HeldProcesses.kind), context)
-  ]
-  const { onReleased = warn, resume = () => Effect.void } = options
-  const ours = new Map<string, Supervised>()
-  /** Those whose records are not to be taken for a dead supervisor's: of machines that come up, are there, or are released. */
-  const busy = new Set<string>()
+const make = Effect.fnUntraced(
+  function*({ kinds: others = [], onReleased = warn, resume = () => Effect.void }: Options) {
+    const journal = yield* Journal
+    const provider = yield* MicroVmProvider
+    const { bootId } = yield* ProcessHost
+    const path = yield* Path.Path
+    const own = yield* Effect.scope
+    const context = yield* Effect.context<Needs>()
+    const kinds = [
+      provided(Reclaimer.make(MachineDirectories.kind), context),
+      ...others,
+      provided(Reclaimer.make(HeldProcesses.kind), context)
+    ]
+    const ours = new Map<string, Supervised>()
+    /** Those whose records are not to be taken for a dead supervisor's: of machines that come up, are there, or are released. */
+    const busy = new Set<string>()
 
-  const release = (entry: Entry) =>
-    Reconcile.release(entry, kinds).pipe(
-      Effect.tap(onReleased),
-      Effect.ensuring(Effect.sync(() => {
-        ours.delete(entry.id)
-        busy.delete(entry.id)
-      })),
-      Effect.withSpan("Supervisor.release", { attributes: { id: entry.id } })
-    )
-
-  /**
-   * Looks after a machine until its end, or until `scope` closes. `inner` has what goes with the machine, and is closed before
-   * its resources are released.
-   */
-  const lookAfter = Effect.fnUntraced(function*(
-    machine: Machine.Machine,
-    entry: Entry,
-    how: {
-      readonly adopted: boolean
-      readonly keep: boolean
-      readonly releaseWhen: "ended" | "closed"
-      readonly inner: Scope.Closeable
-      readonly scope: Scope.Scope
-    }
-  ) {
-    const over = yield* Deferred.make<Reconcile.Released>()
-    const finish = yield* Effect.cached(
-      Effect.uninterruptible(
-        Effect.andThen(Scope.close(how.inner, Exit.void), release(entry)).pipe(
-          Effect.tap((released) => Deferred.succeed(over, released))
-        )
+    const release = (entry: Entry) =>
+      Reconcile.release(entry, kinds).pipe(
+        Effect.tap(onReleased),
+        Effect.ensuring(Effect.sync(() => {
+          ours.delete(entry.id)
+          busy.delete(entry.id)
+        })),
+        Effect.withSpan("Supervisor.release", { attributes: { id: entry.id } })
       )
-    )
-    const supervised: Supervised = { machine, entry, adopted: how.adopted, released: Deferred.await(over) }
-    ours.set(entry.id, supervised)
-    const watcher = yield* (how.releaseWhen === "ended" ? Effect.andThen(machine.ended, finish) : Effect.void).pipe(
-      Effect.interruptible,
-      Effect.forkDetach({ startImmediately: true })
-    )
-    yield* Scope.addFinalizer(
-      how.scope,
-      Effect.gen(function*() {
-        const lives = Option.isNone(yield* machine.poll)
-        if (!lives || !how.keep) {
-          yield* finish
-          return
-        }
-        // It goes on, and so does all that it has, until somebody asks for it.
-        watcher.interruptUnsafe()
-        yield* Scope.close(how.inner, Exit.void)
-        ours.delete(entry.id)
-        busy.delete(entry.id)
-      }).pipe(Effect.ignore, Effect.uninterruptible)
-    )
-    return supervised
-  })
 
-  /** By what was counted since: others may have ended in the same cgroups before this one. */
-  const lacking = ({ claims }: MachineRecord, since?: Events) => (status: ExitStatus) =>
-    Shortage.count(claims).pipe(
-      Effect.map((now) => Shortage.find(status, now, since)),
-      Effect.provideContext(context)
-    )
-  const shortage = Effect.fnUntraced(function*(entry: Entry) {
-    const record = yield* entry.record
-    return lacking(record, yield* Effect.provideContext(Shortage.count(record.claims), context))
-  })
-
-  const provide = Effect.fnUntraced(function*<E, R>(
-    entry: Entry,
-    keep: boolean,
-    resources: ReadonlyArray<Resource<E, R>>
-  ) {
-    const given: Array<Given> = []
-    for (const { acquire } of resources) given.push(yield* acquire(entry))
-    const cgroup = given.find((one) => one.cgroup !== undefined)?.cgroup
-    const netns = given.find((one) => one.netns !== undefined)?.netns
-    let attempts = 0
-    const before: Provision["before"] = (spec) =>
-      Effect.gen(function*() {
-        const how = { cgroup, netns, shortage: yield* shortage(entry) }
-        if (!keep) {
-          yield* entry.respec(encodeSpec(spec))
-          return how
-        }
-        const directory = path.join(journal.directory, "held", `${entry.id}-${entry.token}-${++attempts}`)
-        yield* entry.update({
-          spec: encodeSpec(spec),
-          claim: [
-            ResourceKind.claim(MachineDirectories.kind, { path: directory }),
-            ResourceKind.claim(HeldProcesses.kind, { directory })
-          ]
-        })
-        yield* MachineDirectories.make(directory, entry)
-        return { ...how, keep: { directory } }
-      }).pipe(
-        Effect.provideContext(context),
-        Effect.mapError((cause) =>
-          MicroVmError.make(
-            new MicroVmError.LaunchFailed({
-              id: spec.id,
-              stage: "writing it down",
-              stderrTail: "",
-              consoleTail: "",
-              cause
-            })
+    /**
+     * Looks after a machine until its end, or until `scope` closes. `inner` has what goes with the machine, and is closed before
+     * its resources are released.
+     */
+    const lookAfter = Effect.fnUntraced(function*(
+      machine: Machine.Machine,
+      entry: Entry,
+      how: {
+        readonly adopted: boolean
+        readonly keep: boolean
+        readonly releaseWhen: "ended" | "closed"
+        readonly inner: Scope.Closeable
+        readonly scope: Scope.Scope
+      }
+    ) {
+      const over = yield* Deferred.make<Reconcile.Released>()
+      const finish = yield* Effect.cached(
+        Effect.uninterruptible(
+          Effect.andThen(Scope.close(how.inner, Exit.void), release(entry)).pipe(
+            Effect.tap((released) => Deferred.succeed(over, released))
           )
         )
       )
-    return {
-      id: entry.id,
-      networks: given.flatMap(({ networks = [] }) => networks),
-      drives: given.flatMap(({ drives = [] }) => drives),
-      before
-    } satisfies Provision
-  })
-
-  const launch: Supervisor["Service"]["launch"] = Effect.fn("Supervisor.launch")(function*(options) {
-    const { bring, id, keep = false, labels, releaseWhen = "ended", resources = [] } = options
-    const scope = yield* Effect.scope
-    return yield* Effect.uninterruptibleMask((restore) =>
-      Effect.gen(function*() {
-        const isFirst = !busy.has(id)
-        busy.add(id)
-        const entry = yield* Effect.onError(
-          journal.open({ id, keep, labels, spec: null }),
-          () => Effect.sync(() => isFirst && busy.delete(id))
-        )
-        const inner = yield* Scope.make()
-        const brought = yield* restore(Effect.flatMap(provide(entry, keep, resources), bring)).pipe(
-          Scope.provide(inner),
-          // Whatever there is of it by now, a kept machine too.
-          Effect.onError((cause) =>
-            Effect.andThen(Scope.close(inner, Exit.failCause(cause)), Effect.ignore(release(entry)))
-          )
-        )
-        const supervised = yield* lookAfter(brought.machine, entry, {
-          adopted: false,
-          keep,
-          releaseWhen,
-          inner,
-          scope
-        })
-        return { ...brought, supervised }
-      })
-    )
-  })
-
-  /** Gets hold of the machine of a record, if it is one that can be. */
-  const attach = Effect.fnUntraced(function*(entry: Entry, scope: Scope.Scope) {
-    const record = yield* entry.record
-    if (record.bootId !== bootId) return { _tag: "Gone", why: "the host was started again since" } as const
-    const wanted = toAdopt(record)
-    if (wanted === undefined) {
-      return { _tag: "Gone", why: record.keep ? "it was not up yet" : "it was to end with its supervisor" } as const
-    }
-    const { directory, spec } = wanted
-    return yield* Machine.attach(spec, { keep: { directory }, shortage: lacking(record) }).pipe(
-      Effect.map((machine) => ({ _tag: "There", machine }) as const),
-      Effect.catch((error) =>
-        Effect.succeed(
-          error.reason._tag === "AttachFailed" && error.reason.isHeld
-            ? { _tag: "Held", why: error.message } as const
-            : { _tag: "Gone", why: error.message } as const
-        )
-      ),
-      Effect.provideService(MicroVmProvider, provider),
-      Scope.provide(scope)
-    )
-  })
-
-  const adopt = Effect.fnUntraced(function*(entry: Entry, machine: Machine.Machine, inner: Scope.Closeable) {
-    busy.add(entry.id)
-    yield* entry.adopt
-    yield* resume(entry).pipe(Scope.provide(inner))
-    yield* lookAfter(machine, entry, { adopted: true, keep: true, releaseWhen: "ended", inner, scope: own })
-  })
-
-  /** What is to be done with one of them; an adoption is done here. */
-  const recoverOne = Effect.fnUntraced(function*(entry: Entry, { dryRun = false, mode = "adopt" }: RecoverOptions) {
-    const { id } = entry
-    const inner = yield* Scope.make()
-    const letGo = Scope.close(inner, Exit.void)
-    const found = yield* attach(entry, inner)
-    if (found._tag !== "There") {
-      yield* letGo
-      return { id, why: found.why, action: found._tag === "Held" ? "Kept" : "Reclaimed" } as const
-    }
-    const end = Option.map(yield* found.machine.poll, MachineEnd.format)
-    if (Option.isSome(end)) {
-      yield* letGo
-      return { id, action: "Reclaimed", why: "its machine has ended", end: end.value } as const
-    }
-    if (mode === "kill") {
-      if (!dryRun) yield* Effect.ignore(found.machine.shutdown({ request: { atLeast: "SIGKILL" } }))
-      yield* letGo
-      return { id, action: "Reclaimed", why: "it was to be ended" } as const
-    }
-    if (dryRun) {
-      yield* letGo
-      return { id, action: "Adopted", why: "its machine answers" } as const
-    }
-    return yield* adopt(entry, found.machine, inner).pipe(
-      Effect.as({ id, action: "Adopted", why: "its machine answers" } as const),
-      Effect.catch((error) => {
-        busy.delete(id)
-        return Effect.as(letGo, { id, action: "Left", why: error.message } as const)
-      })
-    )
-  })
-
-  const recoverAll = Effect.fnUntraced(function*(options: RecoverOptions) {
-    const entries = (yield* journal.entries).filter(({ id }) => !busy.has(id))
-    const found = yield* Effect.forEach(entries, (entry) => recoverOne(entry, options), { concurrency: 16 })
-    const gone = entries.filter((_, index) => found[index]?.action === "Reclaimed")
-    const released = yield* Reconcile.reclaim(gone, kinds, { dryRun: options.dryRun ?? false })
-    return found.map((one): Recovered => {
-      const what = released.find(({ id }) => id === one.id)
-      if (what === undefined) return one
-      return what.left === 0 ? { ...one, released: what } : { ...one, released: what, action: "Left" }
+      const supervised: Supervised = { machine, entry, adopted: how.adopted, released: Deferred.await(over) }
+      ours.set(entry.id, supervised)
+      const watcher = yield* (how.releaseWhen === "ended" ? Effect.andThen(machine.ended, finish) : Effect.void).pipe(
+        Effect.interruptible,
+        Effect.forkDetach({ startImmediately: true })
+      )
+      yield* Scope.addFinalizer(
+        how.scope,
+        Effect.gen(function*() {
+          const lives = Option.isNone(yield* machine.poll)
+          if (!lives || !how.keep) {
+            yield* finish
+            return
+          }
+          // It goes on, and so does all that it has, until somebody asks for it.
+          watcher.interruptUnsafe()
+          yield* Scope.close(how.inner, Exit.void)
+          ours.delete(entry.id)
+          busy.delete(entry.id)
+        }).pipe(Effect.ignore, Effect.uninterruptible)
+      )
+      return supervised
     })
-  })
 
-  const turn = yield* Semaphore.make(1)
-  const recover: Supervisor["Service"]["recover"] = Effect.fn("Supervisor.recover")((options = {}) =>
-    Semaphore.withPermit(turn, recoverAll(options))
-  )
+    /** By what was counted since: others may have ended in the same cgroups before this one. */
+    const lacking = ({ claims }: MachineRecord, since?: Events) => (status: ExitStatus) =>
+      Shortage.count(claims).pipe(
+        Effect.map((now) => Shortage.find(status, now, since)),
+        Effect.provideContext(context)
+      )
+    const shortage = Effect.fnUntraced(function*(entry: Entry) {
+      const record = yield* entry.record
+      return lacking(record, yield* Effect.provideContext(Shortage.count(record.claims), context))
+    })
 
-  return Supervisor.of({ launch, recover, machines: Effect.sync(() => [...ours.values()]) })
-})
+    const provide = Effect.fnUntraced(function*<E, R>(
+      entry: Entry,
+      keep: boolean,
+      resources: ReadonlyArray<Resource<E, R>>
+    ) {
+      const given: Array<Given> = []
+      for (const { acquire } of resources) given.push(yield* acquire(entry))
+      const cgroup = given.find((one) => one.cgroup !== undefined)?.cgroup
+      const netns = given.find((one) => one.netns !== undefined)?.netns
+      let attempts = 0
+      const before: Provision["before"] = (spec) =>
+        Effect.gen(function*() {
+          const how = { cgroup, netns, shortage: yield* shortage(entry) }
+          if (!keep) {
+            yield* entry.respec(encodeSpec(spec))
+            return how
+          }
+          const directory = path.join(journal.directory, "held", `${entry.id}-${entry.token}-${++attempts}`)
+          yield* entry.update({
+            spec: encodeSpec(spec),
+            claim: [
+              ResourceKind.claim(MachineDirectories.kind, { path: directory }),
+              ResourceKind.claim(HeldProcesses.kind, { directory })
+            ]
+          })
+          yield* MachineDirectories.make(directory, entry)
+          return { ...how, keep: { directory } }
+        }).pipe(
+          Effect.provideContext(context),
+          Effect.mapError((cause) =>
+            MicroVmError.make(
+              new MicroVmError.LaunchFailed({
+                id: spec.id,
+                stage: "writing it down",
+                stderrTail: "",
+                consoleTail: "",
+                cause
+              })
+            )
+          )
+        )
+      return {
+        id: entry.id,
+        networks: given.flatMap(({ networks = [] }) => networks),
+        drives: given.flatMap(({ drives = [] }) => drives),
+        before
+      } satisfies Provision
+    })
+
+    const launch: Supervisor["Service"]["launch"] = Effect.fn("Supervisor.launch")(function*(options) {
+      const { bring, id, keep = false, labels, releaseWhen = "ended", resources = [] } = options
+      const scope = yield* Effect.scope
+      return yield* Effect.uninterruptibleMask((restore) =>
+        Effect.gen(function*() {
+          const isFirst = !busy.has(id)
+          busy.add(id)
+          const entry = yield* Effect.onError(
+            journal.open({ id, keep, labels, spec: null }),
+            () => Effect.sync(() => isFirst && busy.delete(id))
+          )
+          const inner = yield* Scope.make()
+          const brought = yield* restore(Effect.flatMap(provide(entry, keep, resources), bring)).pipe(
+            Scope.provide(inner),
+            // Whatever there is of it by now, a kept machine too.
+            Effect.onError((cause) =>
+              Effect.andThen(Scope.close(inner, Exit.failCause(cause)), Effect.ignore(release(entry)))
+            )
+          )
+          const supervised = yield* lookAfter(brought.machine, entry, {
+            adopted: false,
+            keep,
+            releaseWhen,
+            inner,
+            scope
+          })
+          return { ...brought, supervised }
+        })
+      )
+    })
+
+    /** Gets hold of the machine of a record, if it is one that can be. */
+    const attach = Effect.fnUntraced(function*(entry: Entry, scope: Scope.Scope) {
+      const record = yield* entry.record
+      if (record.bootId !== bootId) return { _tag: "Gone", why: "the host was started again since" } as const
+      const wanted = toAdopt(record)
+      if (wanted === undefined) {
+        return { _tag: "Gone", why: record.keep ? "it was not up yet" : "it was to end with its supervisor" } as const
+      }
+      const { directory, spec } = wanted
+      return yield* Machine.attach(spec, { keep: { directory }, shortage: lacking(record) }).pipe(
+        Effect.map((machine) => ({ _tag: "There", machine }) as const),
+        Effect.catch((error) =>
+          Effect.succeed(
+            error.reason._tag === "AttachFailed" && error.reason.isHeld
+              ? { _tag: "Held", why: error.message } as const
+              : { _tag: "Gone", why: error.message } as const
+          )
+        ),
+        Effect.provideService(MicroVmProvider, provider),
+        Scope.provide(scope)
+      )
+    })
+
+    const adopt = (entry: Entry, machine: Machine.Machine, inner: Scope.Closeable) =>
+      Effect.uninterruptibleMask((restore) =>
+        Effect.gen(function*() {
+          busy.add(entry.id)
+          yield* restore(Effect.andThen(entry.adopt, Scope.provide(resume(entry), inner))).pipe(
+            Effect.onError(() => Effect.sync(() => busy.delete(entry.id)))
+          )
+          yield* lookAfter(machine, entry, { adopted: true, keep: true, releaseWhen: "ended", inner, scope: own })
+        })
+      )
+
+    /** What is to be done with one of them; an adoption is done here. */
+    const recoverOne = Effect.fnUntraced(function*(entry: Entry, { dryRun = false, mode = "adopt" }: RecoverOptions) {
+      const { id } = entry
+      const inner = yield* Scope.make()
+      return yield* Effect.gen(function*() {
+        const found = yield* attach(entry, inner)
+        if (found._tag !== "There") {
+          return { id, why: found.why, action: found._tag === "Held" ? "Kept" : "Reclaimed" } as const
+        }
+        const end = Option.map(yield* found.machine.poll, MachineEnd.format)
+        if (Option.isSome(end)) {
+          return { id, action: "Reclaimed", why: "its machine has ended", end: end.value } as const
+        }
+        if (mode === "kill") {
+          if (!dryRun) yield* Effect.ignore(found.machine.shutdown({ request: { atLeast: "SIGKILL" } }))
+          return { id, action: "Reclaimed", why: "it was to be ended" } as const
+        }
+        if (!dryRun) yield* adopt(entry, found.machine, inner)
+        return { id, action: "Adopted", why: "its machine answers" } as const
+      }).pipe(
+        Effect.catch((error) => Effect.succeed({ id, action: "Left", why: error.message } as const)),
+        // Whatever we got hold of and do not look after is let go of, also when this is called off.
+        Effect.onExit((exit) => ours.has(id) ? Effect.void : Scope.close(inner, exit))
+      )
+    })
+
+    const recoverAll = Effect.fnUntraced(function*(options: RecoverOptions) {
+      const entries = (yield* journal.entries).filter(({ id }) => !busy.has(id))
+      const found = yield* Effect.forEach(entries, (entry) => recoverOne(entry, options), { concurrency: 16 })
+      const gone = entries.filter((_, index) => found[index]?.action === "Reclaimed")
+      const released = yield* Reconcile.reclaim(gone, kinds, { dryRun: options.dryRun ?? false })
+      return found.map((one): Recovered => {
+        const what = released.find(({ id }) => id === one.id)
+        return what === undefined
+          ? one
+          : Object.assign(one, { released: what, action: what.left === 0 ? one.action : "Left" as const })
+      })
+    })
+
+    const turn = yield* Semaphore.make(1)
+    const recover: Supervisor["Service"]["recover"] = Effect.fn("Supervisor.recover")((options = {}) =>
+      Semaphore.withPermit(turn, recoverAll(options))
+    )
+
+    return Supervisor.of({ launch, recover, machines: Effect.sync(() => [...ours.values()]) })
+  }
+)
 
 /**
  * A supervisor over the journal and the backend at hand. It does nothing about what others have left before `recover`.

@@ -1,5 +1,5 @@
 import { afterAll, assert, beforeAll, describe, it } from "@effect/vitest"
-import type { BackendName } from "./orders.ts"
+import type { Order } from "./orders.ts"
 import { isWhole } from "./plan.ts"
 import { missing, World } from "./world.ts"
 
@@ -15,20 +15,20 @@ beforeAll(async () => {
 afterAll(() => reason === undefined ? world.end() : undefined)
 
 const cases: ReadonlyArray<{
-  readonly backend: BackendName
+  readonly backend: Order["backend"]
   readonly resources: boolean
   readonly rounds: number
   readonly whole: number
   readonly why?: string
 }> = [
-  { backend: "memory", resources: false, rounds: 80, whole: 1000 },
-  { backend: "script", resources: true, rounds: 12, whole: 200 },
+  { backend: "memory", resources: false, rounds: 40, whole: 1000 },
+  { backend: "script", resources: true, rounds: 8, whole: 200 },
   {
     backend: "firecracker",
     resources: false,
     rounds: 8,
     whole: 200,
-    why: "each is a process of Node, which takes half a second of a processor"
+    why: "each of its monitors is a program of Node, and so many would take minutes"
   },
   { backend: "qemu", resources: true, rounds: 4, whole: 30 }
 ]
@@ -54,8 +54,8 @@ describe.skipIf(reason !== undefined)("machines that come and go", () => {
           (why !== undefined && isWhole ? `; not 1,000, as ${why}` : "")
       )
       assert.deepStrictEqual([...done.left, ...done.records, ...await world.leftovers(before)], [])
-      assert.strictEqual(last.files, first.files)
-      assert.strictEqual(last.handles, first.handles)
+      assert.isAtMost(last.files, first.files)
+      assert.isAtMost(last.handles, first.handles)
       // What the compiler learns meanwhile is in it, too: less than this, and no more with more rounds.
       assert.isBelow(grown, 2 * 2 ** 20)
       await one.end()

@@ -1,97 +1,120 @@
 /** What a supervisor that is to be killed is told, a line each, and what it answers. */
+import * as Schema from "effect/Schema"
 
-export interface Mishap {
-  /** Which command of `ip`, `nft` and the others, from 0 on. */
-  readonly at: number
-  readonly how: "fails before" | "fails after" | "hangs before" | "hangs after"
-}
+/**
+ * - `at`: which command of `ip`, `nft` and the others, from 0 on.
+ */
+const Mishap = Schema.Struct({
+  at: Schema.Int,
+  how: Schema.Literals(["fails before", "fails after", "hangs before", "hangs after"])
+})
 
-interface Conditions {
+export type Mishap = typeof Mishap.Type
+
+const conditions = {
+  backend: Schema.Literals(["script", "memory", "firecracker", "qemu"]),
   /** The state directory. */
-  readonly state: string
+  state: Schema.String,
   /** It kills itself before this step, from 0 on. */
-  readonly dieAt?: number
-  readonly mishap?: Mishap
+  dieAt: Schema.optionalKey(Schema.Int),
+  mishap: Schema.optionalKey(Mishap),
   /** Its clock jumps by years, there and back. */
-  readonly jumps?: boolean
+  jumps: Schema.optionalKey(Schema.Boolean)
 }
 
-export type BackendName = "script" | "memory" | "firecracker" | "qemu"
-
-export interface Launch extends Conditions {
-  readonly do: "launch"
-  readonly backend: BackendName
-  readonly ids: ReadonlyArray<string>
-  readonly keep: boolean
+const Launch = Schema.Struct({
+  ...conditions,
+  do: Schema.Literal("launch"),
+  ids: Schema.Array(Schema.String),
+  keep: Schema.Boolean,
   /** `kill` ends them at once, `leave` ends in order, and `wait` does so when it is told `go`. */
-  readonly then: "kill" | "leave" | "wait"
-}
+  last: Schema.Literals(["kill", "leave", "wait"])
+})
 
-export interface Recover extends Conditions {
-  readonly do: "recover"
-  readonly backend: BackendName
-  readonly mode: "adopt" | "kill"
+export type Launch = typeof Launch.Type
+
+const Recover = Schema.Struct({
+  ...conditions,
+  do: Schema.Literal("recover"),
+  mode: Schema.Literals(["adopt", "kill"]),
   /** Those that are adopted are asked for an answer, and then to end with code 7. */
-  readonly use?: boolean
-  /** Those that are adopted are held until `go`. */
-  readonly hold?: boolean
-}
+  use: Schema.Boolean
+})
+
+export type Recover = typeof Recover.Type
 
 /** Makes a machine and ends it, again and again. */
-export interface Rounds extends Conditions {
-  readonly do: "rounds"
-  readonly backend: BackendName
-  readonly rounds: number
+const Rounds = Schema.Struct({
+  ...conditions,
+  do: Schema.Literal("rounds"),
+  rounds: Schema.Int,
   /** With all that there is of the host, or without anything? */
-  readonly resources: boolean
-}
+  resources: Schema.Boolean
+})
 
-export type Order = Launch | Recover | Rounds
+export type Rounds = typeof Rounds.Type
+
+const Order = Schema.Union([Launch, Recover, Rounds])
+
+export type Order = typeof Order.Type
 
 /** What a supervisor has, after so many rounds, and after its garbage was collected. */
-export interface Sample {
-  readonly round: number
-  readonly files: number
-  readonly heap: number
+const Sample = Schema.Struct({
+  round: Schema.Int,
+  files: Schema.Int,
+  heap: Schema.Int,
   /** Timers, pipes, processes and sockets that are open. */
-  readonly handles: number
+  handles: Schema.Int
+})
+
+export type Sample = typeof Sample.Type
+
+/** What became of the machine of a record. */
+const Fate = Schema.Struct({
+  id: Schema.String,
+  action: Schema.String,
+  why: Schema.String,
+  end: Schema.optionalKey(Schema.String)
+})
+
+export type Fate = typeof Fate.Type
+
+/** What an adopted machine said. */
+const Used = Schema.Struct({
+  id: Schema.String,
+  answer: Schema.String,
+  console: Schema.String,
+  end: Schema.String,
+  left: Schema.Int
+})
+
+export type Used = typeof Used.Type
+
+const common = {
+  /** All that was done to the host, in order. */
+  steps: Schema.Array(Schema.String),
+  /** What could not be released, for people. */
+  left: Schema.Array(Schema.String)
 }
 
-export interface Fate {
-  readonly id: string
-  readonly action: string
-  readonly why: string
-  readonly end?: string
-}
-
-export interface Used {
-  readonly id: string
-  readonly answer: string
-  readonly console: string
-  readonly end: string
-  readonly left: number
-}
-
-export type Answer =
-  | { readonly _tag: "Ready" | "Up" | "Held" }
-  | {
-    readonly _tag: "Done"
-    /** All that was done to the host, in order. */
-    readonly steps: ReadonlyArray<string>
-    readonly commands: number
-    readonly fates: ReadonlyArray<Fate>
-    readonly used: ReadonlyArray<Used>
-    readonly samples: ReadonlyArray<Sample>
-    /** What could not be released, for people. */
-    readonly left: ReadonlyArray<string>
-    readonly millis: number
+const Answer = Schema.TaggedUnion({
+  Ready: {},
+  Up: {},
+  Done: {
+    ...common,
+    commands: Schema.Int,
+    fates: Schema.Array(Fate),
+    used: Schema.Array(Used),
+    samples: Schema.Array(Sample),
+    /** How long the recovery took. */
+    millis: Schema.Number,
     /** What is still in the journal. */
-    readonly records: ReadonlyArray<string>
-  }
-  | {
-    readonly _tag: "Failed"
-    readonly why: string
-    readonly tag: string
-    readonly left: ReadonlyArray<string>
-    readonly steps: ReadonlyArray<string>
-  }
+    records: Schema.Array(Schema.String)
+  },
+  Failed: { ...common, why: Schema.String, tag: Schema.String }
+})
+
+export type Answer = typeof Answer.Type
+
+export const readOrder = Schema.decodeUnknownSync(Schema.fromJsonString(Order))
+export const readAnswer = Schema.decodeUnknownSync(Schema.fromJsonString(Answer))

@@ -16,12 +16,12 @@ export const makeRandom = (from: number): () => number => {
   }
 }
 
+export const upTo = (count: number): ReadonlyArray<number> => Array.from({ length: count }, (_, index) => index)
+
 /** All of them in whole runs, else so many, spread evenly from a place that the seed gives. */
 export const some = <A>(all: ReadonlyArray<A>, count: number): ReadonlyArray<A> => {
   if (isWhole || all.length <= count) return all
   const first = Math.floor(makeRandom(seed)() * all.length)
-  const chosen = Array.from({ length: count }, (_, index) => (first + Math.floor((index * all.length) / count)) % all.length)
-  return all.filter((_, index) => chosen.includes(index))
+  const chosen = new Set(upTo(count).map((index) => (first + Math.floor((index * all.length) / count)) % all.length))
+  return all.filter((_, index) => chosen.has(index))
 }
-
-export const upTo = (count: number): ReadonlyArray<number> => Array.from({ length: count }, (_, index) => index)

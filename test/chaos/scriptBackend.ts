@@ -118,13 +118,13 @@ export const layer: Layer.Layer<MicroVmProvider, never, ProcessHolder | ProcessS
       platform: () => Result.succeed({ backend: "script" }),
       launch: (spec, { cgroup, keep } = {}) =>
         start(commandOf(spec), { cgroup, keep }).pipe(
-            Effect.mapError((cause) =>
-              MicroVmError.make(
-                new MicroVmError.LaunchFailed({ id: spec.id, stage: "sh", stderrTail: "", consoleTail: "", cause })
-              )
-            ),
-            Effect.flatMap((child) => handle(spec, child))
+          Effect.mapError((cause) =>
+            MicroVmError.make(
+              new MicroVmError.LaunchFailed({ id: spec.id, stage: "sh", stderrTail: "", consoleTail: "", cause })
+            )
           ),
+          Effect.flatMap((child) => handle(spec, child))
+        ),
       attach: (spec, { directory }) =>
         holder.attach({ directory, policy }).pipe(
           Effect.mapError((cause) =>

@@ -36,8 +36,7 @@ export class Steps {
       this.names.push(name)
     })
 
-  readonly mishap = (): Mishap["how"] | undefined =>
-    this.#mishap?.at === this.commands++ ? this.#mishap.how : undefined
+  readonly mishap = (): Mishap["how"] | undefined => this.#mishap?.at === this.commands++ ? this.#mishap.how : undefined
 }
 
 /** What is different from run to run is nothing to tell steps by. */
@@ -79,14 +78,19 @@ const commands = (steps: Steps): Layer.Layer<HostCommands | KernelSettings> =>
         Effect.suspend(() => {
           const { program, what } = command
           const mishap = steps.mishap()
-          const does = Effect.andThen(steps.step(`${program}: ${what.replace(/mv\S+|[0-9a-f]{16}/g, "…")}`), run(command))
+          const does = Effect.andThen(
+            steps.step(`${program}: ${what.replace(/mv\S+|[0-9a-f]{16}/g, "…")}`),
+            run(command)
+          )
           if (mishap === undefined) return does
           const fault = mishap.startsWith("hangs")
             ? Effect.andThen(
               Effect.sleep("30 millis"),
               HostError.fail(new HostError.CommandHung({ program, what, within: Duration.millis(30) }))
             )
-            : HostError.fail(new HostError.CommandFailed({ program, what, status: "exited with code 1", stderr: mishap }))
+            : HostError.fail(
+              new HostError.CommandFailed({ program, what, status: "exited with code 1", stderr: mishap })
+            )
           return mishap.endsWith("after") ? Effect.andThen(does, fault) : fault
         })
     }))

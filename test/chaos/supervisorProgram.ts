@@ -43,7 +43,17 @@ import type * as NodeProcessSpawner from "../../src/process/NodeProcessSpawner.t
 import * as Resources from "../../src/supervisor/Resources.ts"
 import * as Supervisor from "../../src/supervisor/Supervisor.ts"
 import { load } from "./backends.ts"
-import type { Answer, Fate, Launch, Order, Recover, Rounds, Sample, Used } from "./orders.ts"
+import {
+  type Answer,
+  type Fate,
+  type Launch,
+  type Order,
+  readOrder,
+  type Recover,
+  type Rounds,
+  type Sample,
+  type Used
+} from "./orders.ts"
 import * as ScriptBackend from "./scriptBackend.ts"
 import { jumping, layer as steppedHost, Steps } from "./steps.ts"
 
@@ -187,8 +197,8 @@ const launch = Effect.fnUntraced(function*(order: Launch, told: Told) {
       { concurrency: 8 }
     )
     say({ _tag: "Up" })
-    if (order.then === "wait") yield* untilGo
-    if (order.then === "kill") {
+    if (order.last === "wait") yield* untilGo
+    if (order.last === "kill") {
       yield* Effect.forEach(all, ({ machine }) => machine.shutdown({ request: { atLeast: "SIGKILL" } }), {
         concurrency: "unbounded"
       })
@@ -198,21 +208,21 @@ const launch = Effect.fnUntraced(function*(order: Launch, told: Told) {
   yield* supervision.count
 })
 
-const sample = (round: number): Effect.Effect<Sample> =>
-  Effect.gen(function*() {
-    // What has ended is seen to have ended by then.
-    yield* Effect.sleep("200 millis")
-    for (let times = 0; times < 4; times++) {
-      globalThis.gc?.()
-      yield* Effect.sleep("10 millis")
-    }
-    return {
+/** Looked at until there is no more than in the first one, or for some seconds: what has ended is seen to have ended by then. */
+const sample = Effect.fnUntraced(function*(round: number, first: Sample | undefined) {
+  for (let looks = 0;; looks++) {
+    yield* Effect.sleep("50 millis")
+    globalThis.gc?.()
+    const now: Sample = {
       round,
       files: readdirSync("/proc/self/fd").length,
       heap: process.memoryUsage().heapUsed,
       handles: process.getActiveResourcesInfo().length
     }
-  })
+    const isFlat = first !== undefined && now.files <= first.files && now.handles <= first.handles
+    if (looks >= (first === undefined ? 10 : isFlat ? 3 : 100)) return now
+  }
+})
 
 const repeat = Effect.fnUntraced(function*(order: Rounds, told: Told) {
   const { resources, rounds } = order
@@ -221,7 +231,9 @@ const repeat = Effect.fnUntraced(function*(order: Rounds, told: Told) {
     // Names that are used once are not to be kept, either.
     const id = `m-${round}`
     // What is made once and for all is made by then.
-    if (round % Math.ceil(rounds / 4) === 0 && round > 0) told.samples.push(yield* sample(round))
+    if (round === rounds || (round > 0 && round % Math.ceil(rounds / 4) === 0)) {
+      told.samples.push(yield* sample(round, told.samples[0]))
+    }
     if (round === rounds) break
     yield* Effect.scoped(Effect.gen(function*() {
       const { machine, supervised } = yield* launchOne(supervision, { id, keep: false, resources })
@@ -275,13 +287,9 @@ const recover = Effect.fnUntraced(function*(order: Recover, told: Told) {
     told.fates.push({ id, action, why, ...(end === undefined ? {} : { end }) })
     told.left.push(...left(released))
   }
-  if (order.use === true) {
+  if (order.use) {
     const machines = yield* supervisor.machines
     told.used.push(...(yield* Effect.forEach(machines, (one) => use(order.backend, one), { concurrency: 8 })))
-  }
-  if (order.hold === true) {
-    say({ _tag: "Held" })
-    yield* untilGo
   }
   yield* supervision.count
 })
@@ -321,7 +329,7 @@ const waiting: Array<Order> = []
 let wake = (): void => {}
 createInterface({ input: process.stdin }).on("line", (line) => {
   if (line === "go") return go()
-  waiting.push(JSON.parse(line))
+  waiting.push(readOrder(line))
   wake()
 }).on("close", () => process.kill(process.pid, "SIGTERM"))
 

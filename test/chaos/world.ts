@@ -22,7 +22,7 @@ import { dirname, join } from "node:path"
 import { createInterface } from "node:readline"
 import { fileURLToPath } from "node:url"
 import * as Limits from "../../src/host/Limits.ts"
-import type { Answer, Order } from "./orders.ts"
+import { type Answer, type Order, readAnswer } from "./orders.ts"
 
 const program = fileURLToPath(new URL("./supervisorProgram.ts", import.meta.url))
 
@@ -76,11 +76,11 @@ const list = (path: string): ReadonlyArray<string> => {
 
 /** Every file below a directory, with what it is. */
 export const tree = (directory: string): ReadonlyArray<string> =>
-  list(directory).toSorted().flatMap((name) => {
+  list(directory).toSorted().flatMap((name): ReadonlyArray<string> => {
     const path = join(directory, name)
     const facts = lstatSync(path, { throwIfNoEntry: false })
     if (facts === undefined) return []
-    if (facts.isDirectory()) return [`${path}/`, ...tree(path)]
+    if (facts.isDirectory()) return [`${path}/`].concat(tree(path))
     return [facts.isSymbolicLink() ? `${path} -> ${readlinkSync(path)}` : `${path} (${facts.size} bytes)`]
   })
 
@@ -102,7 +102,7 @@ export class Supervisor {
       createInterface({ input: child.stdout }).on("line", (line) => {
         // What is logged goes there, too.
         if (!line.startsWith("{")) return
-        this.#answers.push(JSON.parse(line))
+        this.#answers.push(readAnswer(line))
         this.#wake()
       }).on("close", () => {
         this.#isGone = true
@@ -192,7 +192,9 @@ export class World {
     const directory = mkdtempSync(join(tmpdir(), "chaos-"))
     chmodSync(directory, 0o755)
     const plan = await Effect.runPromise(
-      Limits.plan({ token: "0000000000000000" }, { memoryMib: 1024, pids: 256 }).pipe(Effect.provide(NodeServices.layer))
+      Limits.plan({ token: "0000000000000000" }, { memoryMib: 1024, pids: 256 }).pipe(
+        Effect.provide(NodeServices.layer)
+      )
     )
     const bases = [...plan.data.v1, ...(plan.data.path === undefined ? [] : [plan.data.path])].map((path) =>
       path.replace(/\/[^/]+\/[^/]+$/, "")
@@ -310,8 +312,10 @@ export class World {
 
   cgroups(): ReadonlyArray<string> {
     const below = (path: string): ReadonlyArray<string> =>
-      list(path).map((name) => join(path, name)).filter((one) => lstatSync(one, { throwIfNoEntry: false })?.isDirectory())
-        .flatMap((one) => [one, ...below(one)])
+      list(path).flatMap((name): ReadonlyArray<string> => {
+        const one = join(path, name)
+        return lstatSync(one, { throwIfNoEntry: false })?.isDirectory() === true ? [one].concat(below(one)) : []
+      })
     return this.#cgroups.flatMap(below)
   }
 
@@ -336,7 +340,10 @@ export class World {
   }
 
   /** Those whose command line has this in it, of which there is to be one soon. */
-  async pids(part: string, isGood = (found: ReadonlyArray<number>): boolean => found.length > 0): Promise<ReadonlyArray<number>> {
+  async pids(
+    part: string,
+    isGood = (found: ReadonlyArray<number>): boolean => found.length > 0
+  ): Promise<ReadonlyArray<number>> {
     return eventually(
       () => this.processes().filter((one) => one.includes(part)).map((one) => Number(/\d+/.exec(one)?.[0])),
       isGood
@@ -397,7 +404,8 @@ export class World {
 
   /** After something went wrong, so that what comes next is not wrong for that. */
   async restore(before: ReadonlyArray<string>): Promise<void> {
-    for (const one of this.processes().filter((one) => !this.#isGuard(one))) {
+    for (const one of this.processes()) {
+      if (this.#isGuard(one)) continue
       try {
         process.kill(Number(/\d+/.exec(one)?.[0]), "SIGKILL")
       } catch {
@@ -409,7 +417,9 @@ export class World {
       if (link !== undefined && !before.includes(line)) this.inside("ip", "link", "del", "dev", link)
     }
     if (!before.some((line) => line.startsWith("table "))) this.inside("nft", "flush ruleset")
-    for (const path of this.mounts().map((line) => line.split(" ")[4] ?? "").toReversed()) execFileSync("umount", [path])
+    for (const path of this.mounts().map((line) => line.split(" ")[4] ?? "").toReversed()) {
+      execFileSync("umount", [path])
+    }
     for (const name of ["disks", "states", "mounts", "addresses/slots"]) {
       const path = join(this.directory, name)
       for (const one of list(path)) if (one !== ".tmp") rmSync(join(path, one), { recursive: true, force: true })
@@ -437,7 +447,9 @@ export class World {
 
   async end(): Promise<void> {
     for (const one of this.#all) await one.end()
-    for (const path of this.mounts().map((line) => line.split(" ")[4] ?? "").toReversed()) execFileSync("umount", [path])
+    for (const path of this.mounts().map((line) => line.split(" ")[4] ?? "").toReversed()) {
+      execFileSync("umount", [path])
+    }
     for (const one of await eventually(() => this.processes(), (found) => found.length === 0, 5_000)) {
       process.kill(Number(/\d+/.exec(one)?.[0]), "SIGKILL")
     }

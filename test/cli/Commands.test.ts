@@ -8,6 +8,7 @@ import type * as Scope from "effect/Scope"
 import * as TestConsole from "effect/testing/TestConsole"
 import * as Commands from "../../src/cli/Commands.ts"
 import * as Doctor from "../../src/cli/Doctor.ts"
+import * as RunDirectory from "../../src/cli/RunDirectory.ts"
 import * as GuestAgent from "../../src/guest/GuestAgent.ts"
 import * as GuestSlots from "../../src/guest/GuestSlots.ts"
 import * as ImageError from "../../src/image/ImageError.ts"
@@ -394,6 +395,21 @@ describe("run", () => {
       assert.strictEqual(`backend qemu: ${report.backendDetail}`, took)
       assert.deepStrictEqual(report.phases.map(({ name }) => name), ["image", "launch", "boot", "command", "stop"])
       assert.strictEqual(report.shutdown?._tag, "Graceful")
+    }).pipe(Effect.provide(TestConsole.layer)))
+
+  it.live("that has no place is not to be found in place of the one that has it", () =>
+    Effect.gen(function*() {
+      const listening: Array<string> = []
+      const refused = () => Effect.die(new Error("a run is asked"))
+      const { code, stderr } = yield* microvm(["run", "--name", "dev", "--", "true"], {
+        control: { listen: (id) => Effect.sync(() => void listening.push(id)), ask: refused, exec: refused },
+        runHost: { open: (id) => RunDirectory.fail(new RunDirectory.StillUp({ id })) }
+      })
+      assert.deepStrictEqual([code, stderr.at(-1), listening], [
+        125,
+        "machine dev is up: end it with microvm stop dev, or use another id",
+        []
+      ])
     }).pipe(Effect.provide(TestConsole.layer)))
 
   const ends: ReadonlyArray<readonly [args: ReadonlyArray<string>, code: number, told: string]> = [

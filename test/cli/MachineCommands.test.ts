@@ -378,6 +378,9 @@ describe("wait", () => {
       const { code, lines } = yield* host.microvm(["wait", "dev"])
       assert.strictEqual(code, 1)
       assert.match(lines.join(), /left behind/)
+      // It has ended, though not all of it could be removed.
+      yield* host.here(RunDirectory.conclude(host.state, reportOf("dev", 7)))
+      assert.strictEqual((yield* host.microvm(["wait", "dev"])).code, 7)
     }))
 
   it.live("ends at a signal", () =>

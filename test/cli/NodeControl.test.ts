@@ -157,7 +157,8 @@ describe("a request", () => {
       yield* Scope.close(scope, Exit.void)
       assert.isTrue(interrupted)
       assert.strictEqual(yield* Fiber.join(asking), "Gone")
-      assert.strictEqual(addressOf(id), "")
+      // The run's end of what was asked goes with ours.
+      while (addressOf(id) !== "") yield* Effect.sleep("10 millis")
     }))
 
   it.live("goes on when whoever made it is interrupted", () =>

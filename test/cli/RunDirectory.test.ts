@@ -61,6 +61,20 @@ describe("a run", () => {
       assert.deepStrictEqual(yield* RunDirectory.all(state), [])
     }).pipe(Effect.provide(layer)))
 
+  it.live("that has ended, and could not be removed whole, is left behind with its exit code", () =>
+    Effect.gen(function*() {
+      const state = yield* makeState
+      yield* RunDirectory.begin(state, infoOf("dev"))
+      yield* leaveRecord(state, "dev")
+      yield* RunDirectory.conclude(state, reportOf("dev", 7))
+      const ending = yield* RunDirectory.find(state, "dev")
+      assert.deepStrictEqual([ending.state, RunDirectory.exitCodeOf(ending)], ["over", 7])
+      yield* kill(state, "dev")
+      const left = yield* RunDirectory.find(state, "dev")
+      assert.deepStrictEqual([left.state, RunDirectory.exitCodeOf(left)], ["left behind", 7])
+      assert.isDefined(left.endedAt)
+    }).pipe(Effect.provide(layer)))
+
   it.live("that was adopted by way of its record is up, too", () =>
     Effect.gen(function*() {
       const state = yield* makeState

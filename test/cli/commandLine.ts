@@ -14,6 +14,7 @@ import * as Commands from "../../src/cli/Commands.ts"
 import { Control } from "../../src/cli/Control.ts"
 import { Detach } from "../../src/cli/NodeDetach.ts"
 import { Reporter } from "../../src/cli/Reporter.ts"
+import type { RunHost } from "../../src/cli/RunHost.ts"
 import type { Observations } from "../../src/firecracker/FirecrackerHost.ts"
 import { ImageStore } from "../../src/image/ImageStore.ts"
 import * as NodeHasher from "../../src/image/NodeHasher.ts"
@@ -37,6 +38,8 @@ export interface Host {
   /** What the host lacks. By default it has all that machines can need. */
   readonly facts?: Parameters<typeof layerHostFacts>[0]
   readonly snapshots?: SnapshotStore["Service"]
+  /** What the places of runs do otherwise than those in memory. */
+  readonly runHost?: Partial<RunHost["Service"]>
   /** Other runs. By default there are none. */
   readonly control?: Control["Service"]
   /** The process that is started in place of QEMU. By default any program ends well at once. */
@@ -84,7 +87,7 @@ export const microvm = Effect.fnUntraced(function*(args: ReadonlyArray<string>, 
         Layer.succeed(SnapshotStore, host.snapshots ?? noSnapshots),
         host.control === undefined ? Control.layerMemory : Layer.succeed(Control, host.control),
         Detach.layerNone,
-        MemoryRunHost.layer,
+        MemoryRunHost.layerWith(host.runHost),
         NodeHasher.layer,
         SecureRandom.layerWebCrypto,
         NodeProcessHolder.layer.pipe(Layer.provideMerge(

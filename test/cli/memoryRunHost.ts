@@ -12,18 +12,24 @@ import * as Supervisor from "../../src/supervisor/Supervisor.ts"
 
 const holder = Layer.mock(ProcessHolder)({ destroy: () => Effect.succeed({ _tag: "Absent" }) })
 
-export const layer: Layer.Layer<RunHost> = Layer.succeed(RunHost, {
-  recover: () => Effect.succeed([]),
-  open: Effect.fnUntraced(function*() {
-    const provider = yield* MicroVmProvider
-    const services = yield* Layer.build(
-      Supervisor.layerWith({}).pipe(
-        Layer.provide(Journal.layerMemory()),
-        Layer.provide([holder, NodeProcessHost.layer, NodeServices.layer]),
-        Layer.provide(Layer.succeed(MicroVmProvider, provider)),
-        Layer.fresh
+export const layerWith = (
+  given: Partial<RunHost["Service"]> = {}
+): Layer.Layer<RunHost> =>
+  Layer.succeed(RunHost, {
+    recover: () => Effect.succeed([]),
+    open: Effect.fnUntraced(function*() {
+      const provider = yield* MicroVmProvider
+      const services = yield* Layer.build(
+        Supervisor.layerWith({}).pipe(
+          Layer.provide(Journal.layerMemory()),
+          Layer.provide([holder, NodeProcessHost.layer, NodeServices.layer]),
+          Layer.provide(Layer.succeed(MicroVmProvider, provider)),
+          Layer.fresh
+        )
       )
-    )
-    return { supervisor: Context.get(services, Supervisor.Supervisor), resources: [], conclude: () => Effect.void }
+      return { supervisor: Context.get(services, Supervisor.Supervisor), resources: [], conclude: () => Effect.void }
+    }),
+    ...given
   })
-})
+
+export const layer: Layer.Layer<RunHost> = layerWith()

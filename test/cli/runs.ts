@@ -1,4 +1,5 @@
 /** Runs that others have left in a state directory. */
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
 import * as NodeFs from "node:fs"
@@ -27,7 +28,8 @@ export const infoOf = (id: string): Parameters<typeof RunDirectory.begin>[1] => 
   backend: "memory",
   image: "default",
   vcpus: 1,
-  memoryMib: 256
+  memoryMib: 256,
+  grace: Duration.seconds(5)
 })
 
 export const reportOf = (id: string, code: number): RunReport => ({

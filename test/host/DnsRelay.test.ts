@@ -261,6 +261,33 @@ describe("the cache", () => {
     )
   })
 
+  it.effect("an address stays open for the longest that the guest was told of it, by whatever name", () => {
+    const learned: Array<string> = []
+    const made = world(({ query }) =>
+      [["a.example.org", 300], ["b.example.org", 5]].map(([name, ttl]) =>
+        reply(query, [a(String(name), "192.0.2.9", Number(ttl))], { name: String(name) })
+      )
+    )
+    return using(
+      made,
+      Effect.fnUntraced(function*() {
+        yield* made.send(guestQuery("a.example.org"))
+        yield* TestClock.adjust("10 seconds")
+        expect(yield* made.send(guestQuery("b.example.org"))).toMatchObject({
+          answers: ["b.example.org 5 A 192.0.2.9"]
+        })
+        yield* TestClock.adjust("290 seconds")
+        yield* made.send(guestQuery("b.example.org"))
+        expect(learned).toEqual([
+          "a.example.org [*.example.org] 192.0.2.9 5m 30s",
+          "b.example.org [*.example.org] 192.0.2.9 5m 20s",
+          "b.example.org [*.example.org] 192.0.2.9 35s"
+        ])
+      }),
+      machine({ learned })
+    )
+  })
+
   it.effect("times to live are 5 seconds at least and 5 minutes at most", () => {
     const ttls = new Map([["a.example.org", 0], ["b.example.org", 86400], ["c.example.org", 0x80000001]])
     const made = world(({ query }) =>

@@ -178,8 +178,25 @@ describe("names", () => {
         ).pipe(Effect.provide(layer))
       )
     assert.isTrue(ask([], "203.0.113.7"))
+    assert.isTrue(ask([], "64:ff9b::cb00:7107"))
     for (
-      const inside of ["10.0.0.1", "127.0.0.1", "169.254.169.254", "100.64.0.1", "fe80::1", "fd00:ec2::254", "::1"]
+      const inside of [
+        "10.0.0.1",
+        "127.0.0.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "fe80::1",
+        "fd00:ec2::254",
+        "::1",
+        "198.18.0.1",
+        "240.0.0.1",
+        "64:ff9b::a00:1",
+        "64:ff9b::c0a8:1",
+        "64:ff9b::7f00:1",
+        "64:ff9b::a9fe:a9fe",
+        "64:ff9b:1::1",
+        "fec0::1"
+      ]
     ) {
       assert.isFalse(ask(["0.0.0.0/0", "[::/0]"], inside), inside)
     }

@@ -20,6 +20,18 @@ const run = (program: string, args: ReadonlyArray<string>, input = "") =>
 const why = process.getuid?.() === 0 ? undefined : "it takes root to make network namespaces"
 if (why !== undefined) console.warn(`skipped: facts of a network namespace: ${why}`)
 
+/** Why there can be no firewall as Docker makes it. */
+const noIptables = why ?? (() => {
+  try {
+    run("iptables", ["--version"])
+    run("iptables-legacy", ["--version"])
+    return undefined
+  } catch {
+    return "there is no iptables of both kinds"
+  }
+})()
+if (noIptables !== undefined) console.warn(`skipped: what Docker closes: ${noIptables}`)
+
 const withDirectory = <A, E>(use: (directory: string) => Effect.Effect<A, E>) =>
   Effect.acquireUseRelease(
     Effect.sync(() => mkdtempSync(join(tmpdir(), "host-facts-"))),
@@ -150,6 +162,7 @@ describe("facts of this host", () => {
             const remedy = failed.find(({ name }) => name === "other firewalls")?.remedy ?? assert.fail("no remedy")
             inside("sh", ["-c", remedy])
             assert.include(inside("nft", ["list", "ruleset"]), "iifname \"mv*\" accept")
+            assert.deepStrictEqual((yield* observe).forwardDrops, [])
 
             for (const family of ["ipv4", "ipv6"] as const) {
               yield* host(({ apply }) => apply(HostFacts.Fix.Forward({ family, egress: "out0" })), netns)
@@ -162,6 +175,44 @@ describe("facts of this host", () => {
               run("cat", ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"]),
               before
             )
+          }),
+        () => Effect.sync(() => run("ip", ["netns", "del", netns]))
+      )
+    }
+  )
+})
+
+describe.skipIf(noIptables !== undefined)("facts of a host with Docker", () => {
+  it.live.each<["iptables" | "iptables-legacy"]>([["iptables"], ["iptables-legacy"]])(
+    "tell that it forwards nothing, by %s, until the remedy was typed",
+    ([iptables]) => {
+      const netns = `hf${process.pid}-${iptables.slice(-6)}`
+      const inside = (program: string, args: string) => run("ip", ["netns", "exec", netns, program, ...args.split(" ")])
+      const shown = host((one) => one.observe({ stateDirectory: "/nonexistent/state" }), netns).pipe(
+        Effect.map((facts) => HostChecks.evaluate(facts, { network: true, stateDirectory: "/" })),
+        Effect.map((checks) => checks.find(({ name }) => name === "other firewalls"))
+      )
+      return Effect.acquireUseRelease(
+        Effect.sync(() => run("ip", ["netns", "add", netns])),
+        () =>
+          Effect.gen(function*() {
+            assert.deepInclude(yield* shown, { ok: true })
+            for (
+              const line of [
+                "-P FORWARD DROP",
+                "-N DOCKER-USER",
+                "-A DOCKER-USER -j RETURN",
+                "-A FORWARD -j DOCKER-USER",
+                "-A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+                "-A FORWARD -i docker0 -j ACCEPT"
+              ]
+            ) inside(iptables, line)
+            const closed = yield* shown
+            assert.deepInclude(closed, { ok: false, level: "required" })
+            run("ip", ["netns", "exec", netns, "sh", "-c", closed?.remedy ?? assert.fail("no remedy")])
+            assert.deepInclude(yield* shown, { ok: true })
+            // Docker can still read what is its own.
+            assert.include(inside(iptables, "-S FORWARD"), "-A FORWARD -i mv+ -j ACCEPT")
           }),
         () => Effect.sync(() => run("ip", ["netns", "del", netns]))
       )

@@ -64,6 +64,8 @@ describe.skipIf(Netns.skipReason !== undefined)("Links", () => {
       Effect.gen(function*() {
         const owner = ownerOf("web-1")
         const link = linkOf(owner, 1)
+        const settings = yield* KernelSettings.KernelSettings
+        yield* settings.write(["net/ipv4/conf/default/accept_source_route"], "1")
         expect(yield* make(link)).toEqual([{ name: "mv3fa2-1", tap: "mv3fa2-1", enter: [] }])
         expect(JSON.parse(netns.ip("-j", "-d", "addr", "show", "dev", link.name))).toMatchObject([{
           mtu: 1_400,
@@ -71,8 +73,8 @@ describe.skipIf(Netns.skipReason !== undefined)("Links", () => {
           linkinfo: { info_kind: "tun", info_data: { type: "tap", user: "nobody" } },
           addr_info: [{ local: "172.30.0.2", prefixlen: 31 }, { local: "fd00::2", prefixlen: 127, nodad: true }]
         }])
-        const settings = yield* KernelSettings.KernelSettings
         expect(yield* settings.read("net/ipv6/conf/mv3fa2-1/accept_ra")).toMatchObject({ value: "0" })
+        expect(yield* settings.read("net/ipv4/conf/mv3fa2-1/accept_source_route")).toMatchObject({ value: "0" })
         expect(yield* reclaim([link], true)).toEqual(["Released"])
         expect(netns.links()).toEqual(["mv3fa2-1"])
         expect(yield* reclaim([link])).toEqual(["Released"])

@@ -84,7 +84,7 @@ const using = <A, E>(
   use: (
     made: { readonly port: number; readonly resolver: Resolver; readonly served: DnsRelay.Served }
   ) => Effect.Effect<A, E, Scope.Scope>,
-  options: DnsRelay.Options & { readonly learned?: Array<string> } = {}
+  options: DnsRelay.Options & { readonly learned?: Array<string>; readonly clients?: ReadonlyArray<string> } = {}
 ) =>
   Effect.gen(function*() {
     const server = yield* upstream(behaviour)
@@ -96,7 +96,12 @@ const using = <A, E>(
     resolver.setServers([`${gateway}:${port}`])
     const program = Effect.gen(function*() {
       const served = yield* DnsRelay.DnsRelay.use((made) =>
-        made.serve(machine({ addresses: [gateway], port, ...(options.learned && { learned: options.learned }) }))
+        made.serve(machine({
+          addresses: [gateway],
+          clients: options.clients,
+          port,
+          ...(options.learned && { learned: options.learned })
+        }))
       )
       return yield* use({ port, resolver, served })
     })
@@ -153,6 +158,21 @@ describe("over real sockets", () => {
       { learned }
     )
   })
+
+  it.live("whoever is not the machine gets no answer", () =>
+    using(
+      plain,
+      Effect.fnUntraced(function*({ port, resolver, served }) {
+        resolver.setLocalAddress("127.0.0.88")
+        const stranger = new Resolver({ timeout: 100, tries: 1 })
+        stranger.setServers([`${gateway}:${port}`])
+        expect(yield* code(() => stranger.resolve4("example.com"))).toBe("ETIMEOUT")
+        expect(yield* overTcp(port, [framed(guestQuery("example.com"))], 1)).toEqual([])
+        expect(yield* served.counters).toMatchObject({ received: 0 })
+        expect(yield* code(() => resolver.resolve4("example.com"))).toBe("[\"93.184.216.34\"]")
+      }),
+      { clients: ["127.0.0.88"] }
+    ))
 
   it.live.skipIf(!hasIpv6)("over IPv6, with a server on IPv6", () =>
     Effect.gen(function*() {

@@ -10,7 +10,7 @@ import * as CommandRunner from "../../src/host/internal/commandRunner.ts"
 import { NodeProcessHost, ProcessHost } from "../../src/process/index.ts"
 
 /** Programs of the test's own stand for those of the host: what they are named does not matter to the runner. */
-const runWith = (scripts: Readonly<Record<string, string>>) =>
+const runWith = (scripts: Readonly<Record<string, string>>, variables: Readonly<Record<string, string>> = {}) =>
   Effect.gen(function*() {
     const directory = yield* Effect.acquireRelease(
       Effect.sync(() => NodeFs.mkdtempSync(NodePath.join(NodeOs.tmpdir(), "commands-"))),
@@ -20,7 +20,10 @@ const runWith = (scripts: Readonly<Record<string, string>>) =>
       NodeFs.writeFileSync(NodePath.join(directory, name), `#!/bin/sh\n${script}\n`, { mode: 0o755 })
     }
     const host = yield* ProcessHost.ProcessHost
-    const env = Effect.map(host.env, (inherited) => ({ ...inherited, PATH: `${directory}:${inherited["PATH"]}` }))
+    const env = Effect.map(
+      host.env,
+      (inherited) => ({ ...inherited, ...variables, PATH: `${directory}:${inherited["PATH"]}` })
+    )
     const run = CommandRunner.make({ ...host, env }, [])
     return { directory, run }
   })
@@ -44,6 +47,20 @@ describe("NodeHostCommands", () => {
       const { run } = yield* runWith({ ip: "cat; echo \"$LC_ALL $LANG $1\"; echo noise >&2" })
       const input = "line\n".repeat(100_000)
       expect(yield* run({ ...command, args: ["a b"], input })).toBe(`${input}C  a b\n`)
+    }))))
+
+  it.live("resize2fs is the one that a variable names, if any", () =>
+    withHost(Effect.scoped(Effect.gen(function*() {
+      const scripts = { resize2fs: "echo that of the host", mine: "echo mine $1" }
+      const resize = { ...command, program: "resize2fs", args: ["disk"] } as const
+      for (
+        const [named, expected] of [["mine", "mine disk\n"], ["", "that of the host\n"]] as const
+      ) {
+        const { run } = yield* runWith(scripts, { MICROVM_RESIZE2FS_BIN: named })
+        expect(yield* run(resize)).toBe(expected)
+      }
+      const { run } = yield* runWith(scripts, { MICROVM_RESIZE2FS_BIN: "/nowhere/resize2fs" })
+      expect((yield* Effect.flip(run(resize))).message).toContain("/nowhere/resize2fs")
     }))))
 
   it.live("a failure says how it ended, what it said, and at which line", () =>

@@ -23,7 +23,9 @@ describe.skipIf(noRuns !== undefined)("microvm run --detach", () => {
 
   it("goes on, is followed, and is over with its exit code, its logs and its report", async () => {
     await using runs = new Runs(bin)
-    const id = await runs.sh("i=0; while [ $i -lt 10 ]; do echo line $i; echo err >&2; i=$((i+1)); sleep 0.1; done; exit 7")
+    const id = await runs.sh(
+      "i=0; while [ $i -lt 10 ]; do echo line $i; echo err >&2; i=$((i+1)); sleep 0.1; done; exit 7"
+    )
     assert.deepInclude(await runs.look(id), { id, state: "up", backend: "qemu", vcpus: 1, memoryMib: 256 })
     const follower = runs.start(["logs", "--follow", id])
     const waited = runs.microvm("wait", id)
@@ -53,15 +55,18 @@ describe.skipIf(noRuns !== undefined)("microvm run --detach", () => {
     assert.deepInclude(await runs.microvm("wait", id), { code: 0 })
     assert.deepInclude(await runs.microvm("rm", id), { code: 0 })
     assert.isFalse(NodeFs.existsSync(runs.file(id)))
-    assert.deepInclude(await runs.microvm("rm", id), { code: 1, stderr: `microvm: there is no machine "${id}": there is none\n` })
+    assert.deepInclude(await runs.microvm("rm", id), {
+      code: 1,
+      stderr: `microvm: there is no machine "${id}": there is none\n`
+    })
     await runs.nothingLeft()
   })
 
   it("that comes to nothing says so as in the foreground, and leaves nothing", async () => {
     await using runs = new Runs(bin)
-    const cases: ReadonlyArray<readonly [args: ReadonlyArray<string>, code: number, told: RegExp, env?: Record<string, string>]> = [
-      [["--", "nonesuch"], 127, /nonesuch: not found/],
-      [["--", "/proc/version"], 126, /\/proc\/version: not executable/],
+    const cases: ReadonlyArray<
+      readonly [args: ReadonlyArray<string>, code: number, told: RegExp, env?: Record<string, string>]
+    > = [
       [["--image", "nonesuch", "--", "true"], 64, /nonesuch/],
       [["--from", "nonesuch", "--", "true"], 64, /nonesuch/],
       [["--backend", "qemu", "--", "true"], 69, /no-such-qemu/, { MICROVM_QEMU_BIN: "/no-such-qemu" }],
@@ -83,6 +88,17 @@ describe.skipIf(noRuns !== undefined)("microvm run --detach", () => {
       })
     }))
     assert.deepStrictEqual(await runs.listed(), [])
+    // What cannot be executed is told as in the foreground, and is kept like any other run.
+    for (
+      const [command, code, told] of [["nonesuch", 127, "not found"], ["/proc/version", 126, "not executable"]] as const
+    ) {
+      const id = runs.name()
+      const detached = await runs.start(["run", "--detach", "--name", id, "--", command]).end
+      assert.deepInclude(detached, { code, stdout: "" })
+      assert.include(detached.stderr, `microvm logs ${id}`)
+      assert.deepInclude(await runs.microvm("wait", id), { code, stdout: `${code}\n` })
+      assert.include((await runs.microvm("logs", id)).stdout, `microvm: ${command}: ${told}`)
+    }
     await runs.nothingLeft()
   })
 
@@ -98,16 +114,30 @@ describe.skipIf(noRuns !== undefined)("microvm run --detach", () => {
     assert.deepInclude(await runs.microvm("rm", id), { code: 1 })
 
     // Three at a time, each with its own streams and its own code.
-    const three = await Promise.all(["a", "b", "c"].map((word, nth) =>
-      runs.start(exec(`read x; echo out $x $V; echo err $x >&2; pwd; exit ${nth + 3}`, "--env", `V=${word}`, "--workdir", "/tmp"), {
-        stdin: `${word}\n`
-      }).end
-    ))
-    assert.deepStrictEqual(three, ["a", "b", "c"].map((word, nth) => ({
-      code: nth + 3,
-      stdout: `out ${word} ${word}\n/tmp\n`,
-      stderr: `err ${word}\n`
-    })))
+    const three = await Promise.all(
+      ["a", "b", "c"].map((word, nth) =>
+        runs.start(
+          exec(
+            `read x; echo out $x $V; echo err $x >&2; pwd; exit ${nth + 3}`,
+            "--env",
+            `V=${word}`,
+            "--workdir",
+            "/tmp"
+          ),
+          {
+            stdin: `${word}\n`
+          }
+        ).end
+      )
+    )
+    assert.deepStrictEqual(
+      three,
+      ["a", "b", "c"].map((word, nth) => ({
+        code: nth + 3,
+        stdout: `out ${word} ${word}\n/tmp\n`,
+        stderr: `err ${word}\n`
+      }))
+    )
 
     // All that goes in comes back.
     const flood = Buffer.alloc(20_000_000)

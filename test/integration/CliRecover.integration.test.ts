@@ -22,14 +22,18 @@ const kill = (pid: number): void => {
 }
 
 /** mulberry32: the same numbers for the same seed. */
-const numbers = (seed: number) => (): number => {
-  seed = (seed + 0x6d2b79f5) | 0
-  let t = Math.imul(seed ^ (seed >>> 15), 1 | seed)
-  t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t
-  return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32
+const numbers = (seed: number) => {
+  let state = seed
+  return (): number => {
+    state = (state + 0x6d2b79f5) | 0
+    let t = Math.imul(state ^ (state >>> 15), 1 | state)
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t
+    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32
+  }
 }
 
-const ticking = (ticks: number) => `i=0; while [ $i -lt ${ticks} ]; do echo tick $i; i=$((i+1)); sleep 0.1; done; exit 9`
+const ticking = (ticks: number) =>
+  `i=0; while [ $i -lt ${ticks} ]; do echo tick $i; i=$((i+1)); sleep 0.1; done; exit 9`
 
 describe.skipIf(noRuns !== undefined)("microvm recover", () => {
   let bin = ""
@@ -58,7 +62,8 @@ describe.skipIf(noRuns !== undefined)("microvm recover", () => {
       const { code, stderr } = await runs.microvm(...words)
       assert.deepStrictEqual({ code, stderr }, {
         code: 1,
-        stderr: `microvm: machine ${id} was left behind by its supervisor: go on with it, or clean up, by microvm recover\n`
+        stderr:
+          `microvm: machine ${id} was left behind by its supervisor: go on with it, or clean up, by microvm recover\n`
       }, words[0])
     }
 
@@ -66,7 +71,7 @@ describe.skipIf(noRuns !== undefined)("microvm recover", () => {
     const before = runs.digest()
     const dry = await runs.recover("--dry-run")
     assert.deepInclude(dry, { code: 0 })
-    assert.deepStrictEqual(dry.recovered.map(({ action, id }) => ({ action, id })), [{ action: "Adopted", id }])
+    assert.deepStrictEqual(dry.recovered.map((one) => [one.id, one.action]), [[id, "Adopted"]])
     assert.strictEqual(runs.digest(), before)
     assert.deepInclude(await runs.look(id), { state: "left behind" })
 
@@ -77,7 +82,10 @@ describe.skipIf(noRuns !== undefined)("microvm recover", () => {
     assert.lengthOf(actions.filter((action) => action === "Adopted"), 1, JSON.stringify(two))
     assert.notInclude(actions, "Reclaimed")
     assert.deepInclude(await runs.look(id), { state: "up" })
-    assert.deepInclude(await runs.microvm("exec", id, "--", "sh", "-c", "echo hello; exit 3"), { code: 3, stdout: "hello\n" })
+    assert.deepInclude(await runs.microvm("exec", id, "--", "sh", "-c", "echo hello; exit 3"), {
+      code: 3,
+      stdout: "hello\n"
+    })
     const again = await runs.microvm("recover")
     assert.deepStrictEqual(again, { code: 0, stdout: "", stderr: "microvm: nothing was left behind\n" })
     assert.deepInclude(await runs.microvm("wait", id), { code: 9, stdout: "9\n" })
@@ -93,13 +101,18 @@ describe.skipIf(noRuns !== undefined)("microvm recover", () => {
     await front.says("up")
     kill(front.pid)
     const holders = [unheld, dead].map((id) => runs.holder(id))
-    const [vmm] = descendants(runs.holder(dead)).filter(({ command }) => command.startsWith("qemu"))
+    const vmm = descendants(runs.holder(dead)).find(({ command }) => command.startsWith("qemu"))
     assert.isDefined(vmm)
     for (const id of [unwanted, unheld, dead]) kill(runs.supervisor(id))
     kill(holders[0] ?? 0)
     kill(vmm?.pid ?? 0)
-    await until("their end", () => [unwanted, unheld, dead, foreground].every((id) =>
-      !runs.processes().some(({ pid }) => pid === runs.supervisor(id))))
+    await until(
+      "their end",
+      () =>
+        [unwanted, unheld, dead, foreground].every((id) =>
+          !runs.processes().some(({ pid }) => pid === runs.supervisor(id))
+        )
+    )
     const dry = await runs.recover("--dry-run", "--kill")
     assert.deepStrictEqual([...new Set(dry.recovered.map(({ action }) => action))], ["Reclaimed"])
     assert.deepStrictEqual(
@@ -130,14 +143,21 @@ describe.skipIf(noRuns !== undefined)("microvm recover", () => {
     // Half of them before its command runs, where most is done; the others up to its end.
     const span = Date.now() - whole
     const early = span - ticks * 100
-    const delays = Array.from({ length: kills }, (_, nth) =>
-      nth < kills / 2 ? (nth + next()) * early / (kills / 2) : early + (nth - kills / 2 + next()) * (span - early) / (kills / 2))
+    const delays = Array.from(
+      { length: kills },
+      (_, nth) =>
+        nth < kills / 2
+          ? (nth + next()) * early / (kills / 2)
+          : early + (nth - kills / 2 + next()) * (span - early) / (kills / 2)
+    )
     const told: Array<string> = []
     const one = async (delay: number) => {
       const id = runs.name()
       const front = runs.start(["run", "--detach", "--name", id, "--", "sh", "-c", ticking(ticks)])
       const victim = () =>
-        runs.processes().find(({ line, pid }) => pid !== front.pid && line.includes(`${id}\0`) && line.includes("--detach"))
+        runs.processes().find(({ line, pid }) =>
+          pid !== front.pid && line.includes(`${id}\0`) && line.includes("--detach")
+        )
       await until("its supervisor", () => victim() !== undefined || front.child.exitCode !== null)
       const { pid = 0 } = victim() ?? {}
       await sleep(delay)
@@ -164,11 +184,16 @@ describe.skipIf(noRuns !== undefined)("microvm recover", () => {
       if (exitCode === 9) assert.isAtLeast(seen.length, ticks - 1, `${tell}: ${seen.join(" ")}`)
       told.push(`${tell}, exit code ${exitCode}, ${seen.length} of ${ticks} ticks`)
     }
+    // One that fails ends when all have ended, so that none goes on after the test.
+    const failures: Array<string> = []
     const left = [...delays]
     await Promise.all(Array.from({ length: atATime }, async () => {
-      for (let delay = left.shift(); delay !== undefined; delay = left.shift()) await one(delay)
+      for (let delay = left.shift(); delay !== undefined; delay = left.shift()) {
+        await one(delay).catch((error: unknown) => failures.push(String(error)))
+      }
     }))
     console.log(told.join("\n"))
+    assert.deepStrictEqual(failures, [])
     await runs.nothingLeft()
   })
 
@@ -181,8 +206,10 @@ describe.skipIf(noRuns !== undefined)("microvm recover", () => {
       runs.sh("sleep 99")
     ])
     for (const id of [garbage, report]) await runs.microvm("wait", id)
-    await until("both ends", () => [garbage, report].every((id) =>
-      !runs.processes().some(({ pid }) => pid === runs.supervisor(id))))
+    await until(
+      "both ends",
+      () => [garbage, report].every((id) => !runs.processes().some(({ pid }) => pid === runs.supervisor(id)))
+    )
     NodeFs.writeFileSync(runs.file(garbage, "options.json"), "garbage{")
     NodeFs.writeFileSync(runs.file(report, "report.json"), "\0\0\0")
     kill(runs.supervisor(torn))
@@ -198,7 +225,10 @@ describe.skipIf(noRuns !== undefined)("microvm recover", () => {
     assert.deepInclude(await runs.look(report), { state: "over", exitCode: 125 })
     const recovered = await runs.microvm("recover")
     assert.strictEqual(recovered.code, 1)
-    assert.include(recovered.stdout, `${torn}: left, what is written of its machine cannot be read: see ${runs.file(torn)}`)
+    assert.include(
+      recovered.stdout,
+      `${torn}: left, what is written of its machine cannot be read: see ${runs.file(torn)}`
+    )
     assert.include(recovered.stdout, `${whole}: adopted`)
     assert.lengthOf(NodeFs.readdirSync(runs.file(torn, "journal", "quarantine")), 2)
     // The way to its machine is not removed.

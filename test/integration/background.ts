@@ -114,7 +114,9 @@ export class Runs implements AsyncDisposable {
     const stdout: Array<Buffer> = []
     let stderr = ""
     child.stdout.on("data", (chunk: Buffer) => stdout.push(chunk))
-    child.stderr.on("data", (chunk: Buffer) => stderr += chunk.toString())
+    child.stderr.on("data", (chunk: Buffer) => {
+      stderr += chunk.toString()
+    })
     child.stdin.on("error", () => {})
     child.stdout.on("error", () => {})
     if (stdin !== null) child.stdin.end(stdin)
@@ -199,13 +201,14 @@ export class Runs implements AsyncDisposable {
       (line.includes(this.prefix) || line.includes(this.directory) || directory.startsWith(this.directory) ||
         text(`/proc/${pid}/environ`).includes(mark))
     )
-    const all = new Map(own.flatMap((one) => [one, ...descendants(one.pid)]).map((one) => [one.pid, one]))
-    return [...all.values()]
+    const all = own.concat(own.flatMap(({ pid }) => descendants(pid)))
+    return [...new Map(all.map((one) => [one.pid, one])).values()]
   }
 
   /** All that there is beside what is kept of runs that are over. */
   traces(): ReadonlyArray<string> {
-    const kept = /^(control-key|tmp|runs|runs\/[^/]+(\/(options\.json|report\.json|(output|console)\.\d+\.log|journal(\/(lease|held|machines|tmp|quarantine))?))?)$/
+    const kept =
+      /^(control-key|tmp|runs|runs\/[^/]+(\/(options\.json|report\.json|(output|console)\.\d+\.log|journal(\/(lease|held|machines|tmp|quarantine))?))?)$/
     return [
       ...this.processes().map(({ command, pid }) => `${command}[${pid}]`),
       ...text("/proc/net/unix").split("\n").filter((line) => line.includes(this.prefix)),

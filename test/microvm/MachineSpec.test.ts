@@ -3,6 +3,7 @@ import { MachineSpec, MicroVmError } from "effect-microvm-runtime/microvm"
 import * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
+import * as NodeNet from "node:net"
 
 const least = { id: "web-1", kernel: "/boot/vmlinux" }
 
@@ -114,6 +115,58 @@ describe("MachineSpec", () => {
         if (Result.isSuccess(result)) return
         expect(result.failure).toBeInstanceOf(MicroVmError.MicroVmError)
         expect(result.failure.message.length).toBeGreaterThan(0)
+      })
+  )
+
+  const card = (card: unknown) => ({ ...least, networks: [{ mac: "02:00:00:00:00:01", ...Object(card) }] })
+
+  it.effect.each<[string, unknown]>([
+    ...["1:2", ":", ":::", "1::2::3", "1:2:3:4:5:6:7", "1:2:3:4:5:6:7:8:9", "1:2:3:4::5:6:7:8", "12345::", ":1", "1:"]
+      .map(
+        (gateway6): [string, unknown] => ["gateway6", gateway6]
+      ),
+    ["gateway6", "FD00::1"],
+    ["gateway6", "::ffff:1.2.3.4"],
+    ["gateway6", "fe80::1%eth0"],
+    ["gateway6", "fd00::1\n"],
+    ["address6", "1:2/64"],
+    ["address6", "fd00::1"],
+    ["address6", "fd00::1/129"],
+    ["address6", "fd00::1/064"],
+    ["nameserver", "1:2"],
+    ["nameserver", "1.2.3"],
+    ["gateway", "10.0.0.01"],
+    ["gateway", "10.0.0.256"],
+    ["address", "10.0.0.1/33"]
+  ])("refuses a card whose %s is %j", ([field, value]) =>
+    Effect.gen(function*() {
+      expect((yield* faults(card({ [field]: value }))).map((fault) => fault.field)).toEqual([`networks[0].${field}`])
+    }))
+
+  it.effect.each<Record<string, string>>([
+    { address6: "::/0", gateway6: "::", nameserver: "::1" },
+    { address6: "fd00::1/128", gateway6: "1:2:3:4:5:6:7:8", nameserver: "1:2:3:4:5:6:7::" },
+    { gateway6: "::2:3:4:5:6:7:8", nameserver: "2001:db8:0:0:1::1" },
+    { address: "0.0.0.0/0", gateway: "255.255.255.255", nameserver: "10.0.0.199" }
+  ])("accepts a card with %j", (addresses) =>
+    Effect.gen(function*() {
+      expect((yield* MachineSpec.decode(card(addresses))).networks).toMatchObject([addresses])
+    }))
+
+  it.effect.prop(
+    "what is IPv6 here is IPv6 to others",
+    {
+      near: Schema.Array(Schema.Literals(["0", "1", "ab", "ffff", "10000", ":", "::", "g"])).check(
+        Schema.isMaxLength(17)
+      ),
+      network: MachineSpec.Network
+    },
+    ({ near, network: { gateway6 = "::" } }) =>
+      Effect.gen(function*() {
+        expect(NodeNet.isIPv6(gateway6)).toBe(true)
+        const text = near.join("")
+        const found = yield* faults(card({ gateway6: text }))
+        expect(found.length === 0).toBe(NodeNet.isIPv6(text))
       })
   )
 

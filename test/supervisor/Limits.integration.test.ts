@@ -180,6 +180,13 @@ layer(host, { excludeTestServices: true, timeout: "1 minute" })("a machine with 
     "is adopted with them, and its end is told by whoever looks after it, or comes later",
     () =>
       Effect.gen(function*() {
+        // Whatever comes of this test, nothing is to outlive it.
+        yield* Effect.addFinalizer(() =>
+          Effect.flatMap(supervisor("adopted"), ({ recover }) => recover({ mode: "kill" })).pipe(
+            Effect.scoped,
+            Effect.orDie
+          )
+        )
         const resources = [Resources.limits(limits)]
         const [first, second] = ["limits-first", "limits-second"]
         yield* Effect.scoped(Effect.gen(function*() {

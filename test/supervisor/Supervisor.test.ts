@@ -46,7 +46,7 @@ const makePorts = () => {
   const resource = (
     port: number,
     given: Supervisor.Given = {},
-    then: Effect.Effect<void, never> = Effect.void
+    then: Effect.Effect<void> = Effect.void
   ): Supervisor.Resource => ({
     acquire: Effect.fnUntraced(function*(entry) {
       yield* entry.claim(ResourceKind.claim(kind, port))
@@ -322,6 +322,27 @@ describe("after a supervisor", () => {
       const { recover } = yield* supervisor()
       assert.deepStrictEqual((yield* recover()).map(({ action }) => action), ["Kept"])
       assert.deepStrictEqual([...ports.taken], [1])
+    }).pipe(Effect.scoped, live))
+
+  it.effect("a recovery that is called off lets go of what it had got hold of", () =>
+    Effect.gen(function*() {
+      const { bring, ports, supervisor } = yield* makeWorld
+      yield* Effect.scoped(Effect.gen(function*() {
+        const { launch } = yield* supervisor()
+        yield* launch({ id: "a", keep: true, resources: [ports.resource(1)], bring: bring("a") })
+      }))
+      let isFirst = true
+      const { machines, recover } = yield* supervisor({
+        resume: () => isFirst ? Effect.never : Effect.void
+      })
+      const fiber = yield* Effect.forkChild(recover(), { startImmediately: true })
+      // Real files are written on the way.
+      yield* Effect.promise(() => new Promise((resolve) => setTimeout(resolve, 100)))
+      yield* Fiber.interrupt(fiber)
+      assert.deepStrictEqual(yield* machines, [])
+      isFirst = false
+      assert.deepStrictEqual((yield* recover()).map(({ action, id }) => [id, action]), [["a", "Adopted"]])
+      assert.deepStrictEqual((yield* machines).map(({ entry }) => entry.id), ["a"])
     }).pipe(Effect.scoped, live))
 
   it.effect("what cannot be removed is left, told, and removed the next time", () =>

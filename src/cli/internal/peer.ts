@@ -82,9 +82,15 @@ export const makePeer = (socket: NodeNet.Socket): Effect.Effect<Peer, never, Sco
     }),
     () =>
       Effect.sync(() => {
+        if (socket.closed) return
         socket.resume()
-        socket.destroySoon()
         const last = setTimeout(() => socket.destroy(), lastWordsWithin)
         socket.once("close", () => clearTimeout(last))
+        // Read on until the other hangs up too: were it closed at once, what he is just writing would fail, and he would lose
+        // our answer with that. Our own end need not wait for him.
+        socket.end(() => {
+          socket.unref()
+          last.unref()
+        })
       })
   )

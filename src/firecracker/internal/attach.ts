@@ -64,9 +64,10 @@ export const attach = Effect.fnUntraced(function*(
     state,
     vmm: makeVmm({ spec, lasting: kept, hasStarted: state !== "created", place, api, host, vsock, tended })
   })
-  /** Of one that has ended, what it has left is all that there is. */
-  const ended = attached("running")
-  if (Option.isSome(yield* monitor.poll)) return ended
+  /** Of one that has ended, what it has left is all that there is; whoever polls it first is to hear of the end. */
+  const over = attached("running")
+  const ended = Effect.as(over.vmm.ended, over)
+  if (Option.isSome(yield* monitor.poll)) return yield* ended
 
   const answer = yield* api.getInstance().pipe(
     Effect.retry({ while: ({ reason }) => reason._tag === "NoReply" }),
@@ -79,7 +80,7 @@ export const attach = Effect.fnUntraced(function*(
   )
   if (answer._tag === "Failure") {
     // It may be about to end.
-    return Option.isSome(yield* Effect.timeoutOption(monitor.exit, settling)) ? ended : yield* answer.failure
+    return Option.isSome(yield* Effect.timeoutOption(monitor.exit, settling)) ? yield* ended : yield* answer.failure
   }
   const state = states[answer.success.state]
   if (state === undefined) return yield* failed(`its Firecracker says that it is "${answer.success.state}"`)

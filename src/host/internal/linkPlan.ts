@@ -152,9 +152,12 @@ export const removal = (
   ...netns.map((name) => `netns del ${name}`)
 ]
 
-/** Router advertisements of a guest would give the host a route by way of it. */
+/**
+ * Router advertisements of a guest would give the host a route by way of it. A packet that says by itself where it goes next
+ * (RFC 791, 3.1) would pass the firewall as one for the host, and then go there.
+ */
 export const settings = (links: ReadonlyArray<LinkSpec>): ReadonlyArray<string> =>
-  links.flatMap(({ name }) => [`net/ipv6/conf/${name}/accept_ra`])
+  links.flatMap(({ name }) => [`net/ipv6/conf/${name}/accept_ra`, `net/ipv4/conf/${name}/accept_source_route`])
 
 /** What of the host's links is whose. */
 export const index = (links: ReadonlyArray<Link>) => {

@@ -69,7 +69,8 @@ const peer = (family: Cidr.Family): string => `ct reply ${ip[family]} saddr`
  * The shared part. Packets of a machine's link come by `guard` first, before connections are looked up: they are those of a
  * machine that we know, with its own addresses, or they are dropped. After that:
  *
- * - `forward`: from a machine to the outside, and what is answered; to a machine only from those that may be near.
+ * - `forward`: from a machine to the outside, and what is answered; to a machine only from those that may be near. What is related
+ *   to its flows are the errors of routers, which no rule for a protocol would let through.
  * - `input`, `output`: between a machine and the host itself.
  * - `postrouting`: machines are seen outside by the host's own address.
  *
@@ -128,6 +129,7 @@ ${unknown("iifname")}  }
 ${unknown("oifname")}  }
   chain to-machine {
     iifname @covered goto between
+    ct direction reply ct state related accept
     ct direction reply oifname vmap @outside
     oifname @denied-in drop
   }

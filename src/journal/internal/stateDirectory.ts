@@ -145,7 +145,7 @@ export const take = Effect.fnUntraced(function*(wanted: string) {
       Effect.andThen(
         fs.writeFileString(note, `${JSON.stringify({ holder, since })}\n`),
         fs.rename(note, at.holder)
-      )
+      ).pipe(Effect.tapError(() => fs.remove(note, { force: true })))
     ),
     () => Effect.ignore(fs.remove(at.holder))
   )

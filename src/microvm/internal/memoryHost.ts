@@ -180,6 +180,9 @@ export const makeMemoryHost = (capabilities: Capabilities): {
       () =>
         Effect.suspend(() =>
           end === undefined ? Effect.ignoreCause(Effect.timeoutOption(request("Kill"), "2 seconds")) : Effect.void
+        ).pipe(
+          // One that has not ended is there still, and another of this id may be there by now.
+          Effect.andThen(Effect.sync(() => end !== undefined && guests.get(id) === guest && guests.delete(id)))
         )
     )
     yield* step("connect")

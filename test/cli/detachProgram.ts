@@ -1,0 +1,28 @@
+/** A program that starts itself in the background, which writes down what it still has of us, and stays a moment. */
+import * as Effect from "effect/Effect"
+import * as NodeFs from "node:fs"
+import * as NodePath from "node:path"
+import { Detach, layer } from "../../src/cli/NodeDetach.ts"
+
+const file = process.env["DETACHED_FILE"] ?? ""
+
+const program = Effect.gen(function*() {
+  const detach = yield* Detach
+  if (!detach.isBackground) return void process.stdout.write(JSON.stringify(yield* detach.start("dev")))
+  const resolved = NodePath.resolve("here")
+  yield* Effect.sleep(Number(process.env["DETACHED_SLEEP"] ?? "0"))
+  process.stderr.write("before\n")
+  yield* detach.tell({ _tag: "Ready" })
+  process.stderr.on("error", () => {}).write("after\n")
+  const open = NodeFs.readdirSync("/proc/self/fd").flatMap((fd) => {
+    try {
+      return [[fd, NodeFs.readlinkSync(`/proc/self/fd/${fd}`)]]
+    } catch {
+      return []
+    }
+  })
+  NodeFs.writeFileSync(`${file}.new`, JSON.stringify({ resolved, cwd: process.cwd(), open, pid: process.pid }))
+  NodeFs.renameSync(`${file}.new`, file)
+})
+
+await Effect.runPromise(Effect.provide(program, layer))

@@ -1,0 +1,283 @@
+/** What somebody sends who means harm, or knows better: packet by packet, on the links of a host of the test's own. */
+import { afterAll, assert, beforeAll, describe, it } from "@effect/vitest"
+import { Cidr, EgressRule, Firewall, NodeHostCommands } from "effect-microvm-runtime/host"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Result from "effect/Result"
+import { datagram, marker, packet, sum, toBytes, u16 } from "./packets.ts"
+import { type Agent, farSide, guest, hostSide, make, missing, type World } from "./packetWorld.ts"
+
+const why = missing()
+if (why !== undefined) console.warn(`HostileNetwork.integration.test.ts does not run: ${why}`)
+
+const far = { 4: "10.1.2.3", 6: "fd10::3" } as const
+const other = { 4: "10.7.7.7", 6: "fd17::7" } as const
+const families = [4, 6] as const
+
+const address = (text: string) => Result.getOrThrow(Cidr.parseAddress(text))
+
+const machine = (i: number, ...rules: ReadonlyArray<string>): Firewall.Machine => {
+  const { gateway4, gateway6, link, mac, v4, v6 } = guest(i)
+  return {
+    id: `machine-${i}`,
+    token: (0xabc0_0000_0000_0000n + BigInt(i)).toString(16),
+    link,
+    mac,
+    v4: { guest: address(v4), gateway: address(gateway4) },
+    v6: { guest: address(v6), gateway: address(gateway6) },
+    rules: Result.getOrThrow(EgressRule.parseAll(rules)),
+    offers: [{ protocol: "udp", port: 53 }]
+  }
+}
+
+const icmpError = (from: string, to: string, inner: Uint8Array): { protocol: number; payload: Uint8Array } => {
+  const six = to.includes(":")
+  // Too big: the next link takes 1280 bytes (RFC 792 with RFC 1191, RFC 4443).
+  const body = Uint8Array.from([...(six ? [2, 0] : [3, 4]), 0, 0, 0, 0, ...u16(1280), ...inner])
+  const protocol = six ? 58 : 1
+  const pseudo = six ? [...toBytes(from), ...toBytes(to), 0, 0, ...u16(body.length), 0, 0, 0, protocol] : []
+  body.set(u16(sum(Uint8Array.from([...pseudo, ...body]))), 2)
+  return { protocol, payload: body }
+}
+
+/** Without the frame around it. */
+const inside = (hex: string): Uint8Array => Buffer.from(hex, "hex").subarray(14)
+
+describe.skipIf(why !== undefined)("a hostile network", () => {
+  let world: World
+  const macOf = (link: string): string => world.run(world.host, "cat", `/sys/class/net/${link}/address`).trim()
+  const agent = (i: number): Agent => world.agents.guests[i - 1] ?? world.agents.host
+
+  beforeAll(async () => {
+    if (why !== undefined) return
+    world = await make(2, [...Object.values(far), ...Object.values(other)], "hostile")
+    await world.agents.internet.ask({ op: "serve", addresses: Object.values(far), ports: [5353] })
+    const rules = ["10.1.0.0/16:5353/udp", "[fd10::/16]:5353/udp", "0.0.0.0/0:80/udp", "[::/0]:80/udp"]
+    const pool = ["172.30.0.0/16", "fd30::/64"].map((text) => Result.getOrThrow(Cidr.parse(text)))
+    await Firewall.Firewall.use(({ install }) => install([machine(1, ...rules), machine(2)])).pipe(
+      Effect.provide(
+        Firewall.layer({ table: "packets", prefix: "mvt-", pool }).pipe(
+          Layer.provideMerge(NodeHostCommands.layerIn(`/run/netns/${world.host}`))
+        )
+      ),
+      Effect.runPromise
+    )
+  })
+  afterAll(async () => {
+    await world?.end()
+  })
+
+  /** Is a frame that somebody sends seen by another? */
+  const arrives = async (
+    from: { readonly agent: Agent; readonly device: string },
+    to: { readonly agent: Agent; readonly device: string },
+    hex: string,
+    mark: Uint8Array,
+    hope: number
+  ): Promise<boolean> => {
+    await to.agent.ask({ op: "watch", device: to.device })
+    await from.agent.ask({ op: "frame", device: from.device, hex })
+    return await to.agent.ask({ op: "seen", hex: Buffer.from(mark).toString("hex"), within: hope }) === true
+  }
+  const one = () => ({ agent: agent(1), device: "eth0" })
+  const two = () => ({ agent: agent(2), device: "eth0" })
+  const internet = () => ({ agent: world.agents.internet, device: "net0" })
+
+  /** A datagram of guest 1 that opens a flow, and what a router sees of it behind the host. */
+  const flow = async (family: 4 | 6, mark: Uint8Array) => {
+    const [self, to] = [guest(1)[`v${family}`], far[family]]
+    const udp = (from: string) => ({
+      from,
+      to,
+      protocol: 17,
+      payload: datagram(toBytes(from), toBytes(to), 5353, mark)
+    })
+    const toMac = macOf(guest(1).link)
+    const hex = packet({ ...udp(self), mac: guest(1).mac, toMac })
+    assert.isTrue(await arrives(one(), internet(), hex, mark, 4000))
+    const masked = packet({ ...udp(hostSide[`v${family}`]), mac: hostSide.mac, toMac: farSide.mac })
+    return { own: inside(hex), masked: inside(masked) }
+  }
+
+  it("a machine hears of its flow from a router on the way, and of nothing that is not its flow", async () => {
+    for (const family of families) {
+      const mark = marker()
+      const { masked } = await flow(family, mark)
+      const [from, to] = [farSide[`v${family}`], hostSide[`v${family}`]]
+      const told = (inner: Uint8Array) =>
+        packet({ from, to, mac: farSide.mac, toMac: hostSide.mac, ...icmpError(from, to, inner) })
+      assert.isTrue(await arrives(internet(), one(), told(masked), mark, 4000), `IPv${family}`)
+      const stray = marker()
+      const self = guest(1)[`v${family}`]
+      const foreign = inside(packet({
+        from: self,
+        to: other[family],
+        mac: guest(1).mac,
+        toMac: hostSide.mac,
+        protocol: 17,
+        payload: datagram(toBytes(self), toBytes(other[family]), 5353, stray)
+      }))
+      const direct = packet({
+        from,
+        to: self,
+        mac: farSide.mac,
+        toMac: hostSide.mac,
+        ...icmpError(from, self, foreign)
+      })
+      assert.isFalse(await arrives(internet(), one(), direct, stray, 250), `IPv${family}`)
+    }
+  }, 30_000)
+
+  it("a machine cannot speak to others by errors about somebody's flow", async () => {
+    for (const family of families) {
+      const mark = marker()
+      const { own } = await flow(family, mark)
+      const self = guest(1)[`v${family}`]
+      // To whom the flow does not lead.
+      const astray = packet({
+        from: self,
+        to: other[family],
+        mac: guest(1).mac,
+        toMac: macOf(guest(1).link),
+        ...icmpError(self, other[family], own)
+      })
+      assert.isFalse(await arrives(one(), internet(), astray, mark, 250), `IPv${family}, elsewhere`)
+      // From another machine that has guessed the flow.
+      const neighbour = guest(2)[`v${family}`]
+      const across = packet({
+        from: neighbour,
+        to: self,
+        mac: guest(2).mac,
+        toMac: macOf(guest(2).link),
+        ...icmpError(neighbour, self, own)
+      })
+      assert.isFalse(await arrives(two(), one(), across, mark, 250), `IPv${family}, across`)
+    }
+  }, 30_000)
+
+  it("SCRATCH", async () => {
+    world.run(
+      world.host,
+      "sh",
+      "-c",
+      "echo 1 > /proc/sys/net/ipv4/conf/all/accept_source_route; echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet; for i in mvt-1 up0; do echo 1 > /proc/sys/net/ipv4/conf/$i/accept_source_route; done"
+    )
+    world.run(world.internet, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/conf/all/accept_source_route")
+    const out: Array<string> = []
+    const toMac = macOf(guest(1).link)
+    const v4 = (
+      to: string,
+      payload: Uint8Array,
+      options: ReadonlyArray<number> = [],
+      protocol = 17,
+      from = guest(1).v4
+    ) => {
+      const len = 20 + options.length
+      const header = [
+        0x40 | (len / 4),
+        0,
+        ...u16(len + payload.length),
+        0,
+        9,
+        0,
+        0,
+        64,
+        protocol,
+        0,
+        0,
+        ...toBytes(from),
+        ...toBytes(to),
+        ...options
+      ]
+      header.splice(10, 2, ...u16(sum(Uint8Array.from(header))))
+      return [...header, ...payload]
+    }
+    const eth = (type: number, body: ReadonlyArray<number>, tag: ReadonlyArray<number> = []) =>
+      Buffer.from([...toBytesMac(toMac), ...toBytesMac(guest(1).mac), ...tag, ...u16(type), ...body]).toString("hex")
+    const toBytesMac = (m: string) => Buffer.from(m.replaceAll(":", ""), "hex")
+    const rr = (to: string, kind = 131) => [kind, 7, 4, ...toBytes(to), 0]
+    const self = toBytes(guest(1).v4)
+    const go = async (what: string, frame: (mark: Uint8Array) => string) => {
+      const mark = marker()
+      out.push(`${what}: ${await arrives(one(), internet(), frame(mark), mark, 400)}`)
+    }
+    const self6 = guest(1).v6
+    await go("control v4 80", (m) => eth(0x0800, v4(other[4], datagram(self, toBytes(other[4]), 80, m))))
+    await go("control v4 81", (m) => eth(0x0800, v4(other[4], datagram(self, toBytes(other[4]), 81, m))))
+    for (const kind of [131, 137]) {
+      await go(
+        `srr ${kind} via gateway:53`,
+        (m) => eth(0x0800, v4(guest(1).gateway4, datagram(self, toBytes(guest(1).gateway4), 53, m), rr(other[4], kind)))
+      )
+      await go(
+        `srr ${kind} via host:80`,
+        (m) => eth(0x0800, v4(hostSide.v4, datagram(self, toBytes(hostSide.v4), 80, m), rr(other[4], kind)))
+      )
+      await go(
+        `srr ${kind} via far allowed`,
+        (m) => eth(0x0800, v4(far[4], datagram(self, toBytes(far[4]), 5353, m), rr(other[4], kind)))
+      )
+    }
+    await go("vlan0 81", (m) => eth(0x0800, v4(other[4], datagram(self, toBytes(other[4]), 81, m)), [0x81, 0, 0, 0]))
+    await go("vlan0 80", (m) => eth(0x0800, v4(other[4], datagram(self, toBytes(other[4]), 80, m)), [0x81, 0, 0, 0]))
+    await go(
+      "vlan0 forged src 80",
+      (m) =>
+        eth(0x0800, v4(other[4], datagram(toBytes(guest(2).v4), toBytes(other[4]), 80, m), [], 17, guest(2).v4), [
+          0x81,
+          0,
+          0,
+          0
+        ])
+    )
+    await go(
+      "qinq0 81",
+      (m) => eth(0x0800, v4(other[4], datagram(self, toBytes(other[4]), 81, m)), [0x88, 0xa8, 0, 0, 0x81, 0, 0, 0])
+    )
+    const v6 = (
+      to: string,
+      next: number,
+      body: ReadonlyArray<number>
+    ) => [0x60, 0, 0, 0, ...u16(body.length), next, 64, ...toBytes(self6), ...toBytes(to), ...body]
+    const d6 = (port: number, m: Uint8Array, to = other[6]) => [...datagram(toBytes(self6), toBytes(to), port, m)]
+    const hop = (next: number) => [next, 0, 1, 4, 0, 0, 0, 0]
+    await go("v6 hbh 80", (m) => eth(0x86dd, v6(other[6], 0, [...hop(17), ...d6(80, m)])))
+    await go("v6 hbh 81", (m) => eth(0x86dd, v6(other[6], 0, [...hop(17), ...d6(81, m)])))
+    await go("v6 dst,dst 81", (m) => eth(0x86dd, v6(other[6], 60, [...hop(60), ...hop(17), ...d6(81, m)])))
+    await go("v6 frag atomic 81", (m) => eth(0x86dd, v6(other[6], 44, [17, 0, 0, 0, 0, 0, 0, 5, ...d6(81, m)])))
+    await go("v6 frag second only", (m) => eth(0x86dd, v6(other[6], 44, [17, 0, 0, 8, 0, 0, 0, 6, ...d6(80, m)])))
+    await go(
+      "v6 RH0 via gateway",
+      (m) => eth(0x86dd, v6(guest(1).gateway6, 43, [17, 2, 0, 1, 0, 0, 0, 0, ...toBytes(other[6]), ...d6(81, m)]))
+    )
+    await go(
+      "v6 RH4 via gateway",
+      (m) => eth(0x86dd, v6(guest(1).gateway6, 43, [17, 2, 4, 1, 0, 0, 0, 0, ...toBytes(other[6]), ...d6(81, m)]))
+    )
+    // Does a second fragment bring on 81 when the first said 80? tiny overlap
+    await go("v4 frag second only 81", (m) => {
+      const b = v4(other[4], datagram(self, toBytes(other[4]), 81, m))
+      b[7] = 3
+      b.splice(10, 2, 0, 0)
+      b.splice(10, 2, ...u16(sum(Uint8Array.from(b.slice(0, 20)))))
+      return eth(0x0800, b)
+    })
+    await go(
+      "ipip to far",
+      (m) => eth(0x0800, v4(far[4], Uint8Array.from(v4(other[4], datagram(self, toBytes(other[4]), 81, m))), [], 4))
+    )
+    // to the host itself: who hears?
+    await world.agents.host.ask({ op: "serve", addresses: ["127.0.0.1"], ports: [80, 81] })
+    const heard = async (what: string, to: string, port: number) =>
+      out.push(`${what}: ${String(await agent(1).ask({ op: "udp", to, port, within: 400 }))}`)
+    world.run(
+      world.guests[0] ?? "",
+      "sh",
+      "-c",
+      "ip addr del 127.0.0.1/8 dev lo; ip route add 127.0.0.1/32 via 172.30.0.2; echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet; ip route show table all | grep 127"
+    )
+    await heard("127.0.0.1:80 by route_localnet", "127.0.0.1", 80)
+    console.log(out.join("\n"))
+    console.log(world.run(world.host, "ip", "neigh"))
+  }, 60_000)
+})
