@@ -17,6 +17,7 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
+import * as EgressRule from "../host/EgressRule.ts"
 import * as ImageProgress from "../image/ImageProgress.ts"
 import { ImageStore } from "../image/ImageStore.ts"
 import * as ExitCode from "../lifecycle/ExitCode.ts"
@@ -131,7 +132,13 @@ const planOf = Effect.fnUntraced(function*(options: RunOptions.RunOptions) {
 
 const dryRun = Effect.fnUntraced(function*(options: RunOptions.RunOptions, asJson: boolean) {
   const detail = yield* Backend.BackendDetail
-  const { how, plan: { argv, backend, description }, spec } = yield* planOf(options)
+  const { how, plan: { argv, backend, description: steps }, spec } = yield* planOf(options)
+  const description = options.network._tag === "None" ? steps : [
+    ...steps,
+    `network: a TAP device and addresses of its own, NAT through the host; allowed: ${
+      options.network.allow.map(EgressRule.format).join(", ") || "nothing"
+    }`
+  ]
   yield* print(
     asJson
       ? JSON.stringify({ backend, detail, start: options.start, spec, description, argv }, null, 2)

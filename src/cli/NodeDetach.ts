@@ -105,12 +105,14 @@ const attempt = (act: () => void): void => {
   }
 }
 
+const isAction = (value: unknown): value is () => void => typeof value === "function"
+
 /** libuv has opened a terminal once more, and Node has no other way to close that: `destroy` does nothing for stderr. */
 const closeTerminal = (): void => {
   const { stderr } = process
   if (!stderr.isTTY || !hasProperty(stderr, "_handle")) return
   const { _handle: handle } = stderr
-  if (hasProperty(handle, "close") && typeof handle.close === "function") handle.close()
+  if (hasProperty(handle, "close") && isAction(handle.close)) handle.close()
 }
 
 /**

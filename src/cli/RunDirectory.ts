@@ -301,6 +301,23 @@ const remains = Effect.fnUntraced(function*({ journal }: Paths) {
   return lists.flat().length > 0
 })
 
+const decodeSize = Schema.decodeUnknownOption(Schema.Struct({ vcpus: Schema.Int, memoryMib: Schema.Int }))
+
+/** What a machine's record tells of its run, when what was written of that is lost: a power failure may leave only the record. */
+const infoOfRecord = ({ createdAt, id, keep, labels, spec, supervisor }: MachineRecord): RunInfo => ({
+  format: 1,
+  id,
+  supervisor,
+  startedAt: createdAt,
+  detached: keep,
+  command: [labels["command"] ?? ""],
+  env: [],
+  backend: labels["backend"] ?? "auto",
+  image: labels["image"] ?? "",
+  ...Option.getOrElse(decodeSize(spec), () => ({ vcpus: 0, memoryMib: 0 })),
+  grace: Duration.seconds(5)
+})
+
 /** None when there is nothing, or nothing that can be read. */
 const inspect: (
   state: string,
@@ -308,10 +325,10 @@ const inspect: (
 ) => Effect.Effect<Run | undefined, never, Services> = Effect.fnUntraced(function*(state: string, id: string) {
   const path = yield* Path.Path
   const paths = yield* pathsOf(state, id)
-  const info = yield* readJson(RunInfo, paths.options)
-  if (info === undefined) return undefined
   const recordFile = path.join(paths.journal, "machines", `${id}.json`)
   const before = yield* readJson(MachineRecord, recordFile)
+  const info = (yield* readJson(RunInfo, paths.options)) ?? (before === undefined ? undefined : infoOfRecord(before))
+  if (info === undefined) return undefined
   const isAlive = (yield* ProcessIdentity.isAlive(info.supervisor)) ||
     (before !== undefined && (yield* ProcessIdentity.isAlive(before.supervisor)))
   // Read now: what a supervisor leaves, it has left before it is gone.
@@ -419,7 +436,8 @@ const writeInfo = (file: string, info: RunInfo) =>
 /** Is somebody making it just now? */
 const isNew = Effect.fnUntraced(function*(directory: string) {
   const made = yield* modifiedAt(directory)
-  return made !== undefined && (yield* Clock.currentTimeMillis) - made < Duration.toMillis(makeWithin)
+  // The clock may have been set back since.
+  return made !== undefined && Math.abs((yield* Clock.currentTimeMillis) - made) < Duration.toMillis(makeWithin)
 })
 
 /** What keeps a run from being removed. */

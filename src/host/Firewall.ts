@@ -40,7 +40,7 @@ import * as Schema from "effect/Schema"
 import type { Claim } from "../journal/MachineRecord.ts"
 import { type ResourceKind, Verdict } from "../journal/ResourceKind.ts"
 import * as Cidr from "./Cidr.ts"
-import type { EgressRule, Protocol } from "./EgressRule.ts"
+import * as EgressRule from "./EgressRule.ts"
 import { HostCommands } from "./HostCommands.ts"
 import * as HostError from "./HostError.ts"
 import * as Sets from "./internal/egressSets.ts"
@@ -77,9 +77,9 @@ export interface Machine {
   readonly mac: string
   readonly v4?: Side | undefined
   readonly v6?: Side | undefined
-  readonly rules: ReadonlyArray<EgressRule>
+  readonly rules: ReadonlyArray<EgressRule.EgressRule>
   /** What the host serves to it, on the addresses of its gateway. Default nothing; pings of the gateway are answered always. */
-  readonly offers?: ReadonlyArray<{ readonly protocol: Protocol; readonly port: number }> | undefined
+  readonly offers?: ReadonlyArray<{ readonly protocol: EgressRule.Protocol; readonly port: number }> | undefined
   /** Is it seen outside by the host's address? Default `true`; without, others need a route back to it. */
   readonly masquerade?: boolean | undefined
 }
@@ -240,7 +240,7 @@ const checkMachine = (machine: Machine): ReadonlyArray<HostError.Fault> => {
   const check = (right: boolean, field: string, value: unknown, remedy: string): void => {
     if (!right) faults.push({ field: `${machine.id}.${field}`, value, remedy })
   }
-  const { link, mac, offers = [], token, v4, v6 } = machine
+  const { link, mac, offers = [], rules, token, v4, v6 } = machine
   check(/^[0-9a-f]{16}$/.test(token), "token", token, "give sixteen hexadecimal digits, as the journal does")
   check(
     linkPattern.test(link),
@@ -275,11 +275,16 @@ const checkMachine = (machine: Machine): ReadonlyArray<HostError.Fault> => {
   for (const { port } of offers) {
     check(Number.isInteger(port) && port > 0 && port < 65536, "offers", port, "give ports from 1 to 65535")
   }
+  for (const [index, rule] of rules.entries()) {
+    // Of a network, there is no text that nft could take for something else.
+    const read = rule.target._tag === "Name" ? EgressRule.parse(EgressRule.format(rule)) : Result.succeed(rule)
+    if (Result.isFailure(read)) check(false, `rules[${index}]`, rule.target, read.failure)
+  }
   return faults
 }
 
 /** What of the rules is meant for the host itself, for other machines or for what is closed: nothing that is wider. */
-const nearRules = ({ rules }: Machine, shut: ReadonlyArray<Cidr.Cidr>): ReadonlyArray<EgressRule> =>
+const nearRules = ({ rules }: Machine, shut: ReadonlyArray<Cidr.Cidr>): ReadonlyArray<EgressRule.EgressRule> =>
   rules.filter(({ target }) =>
     target._tag === "Network" && (isSingle(target.cidr) || shut.some((one) => Cidr.contains(one, target.cidr)))
   )

@@ -38,8 +38,11 @@ export interface Options {
   readonly user?: number | undefined
   /** Default: that of the interface that leads out. */
   readonly mtu?: number | undefined
-  /** Default `Routed`: no machine shares a link with another. */
-  readonly topology?: Topology | undefined
+  /**
+   * Default `Routed`: no machine shares a link with another. Machines that are ports of a bridge are the business of `Links`
+   * alone: the rules do not see what stays on the bridge.
+   */
+  readonly topology?: Exclude<Topology, { readonly _tag: "Port" }> | undefined
 }
 
 /**

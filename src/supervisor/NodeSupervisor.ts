@@ -17,7 +17,7 @@ import * as Firewall from "../host/Firewall.ts"
 import type { HostCommands } from "../host/HostCommands.ts"
 import * as Limits from "../host/Limits.ts"
 import * as Links from "../host/Links.ts"
-import { MachineNetworks } from "../host/MachineNetworks.ts"
+import { MachineNetworks, type NetworkControl } from "../host/MachineNetworks.ts"
 import * as NodeDiskFiles from "../host/NodeDiskFiles.ts"
 import * as NodeHostCommands from "../host/NodeHostCommands.ts"
 import * as NodeMachineNetworks from "../host/NodeMachineNetworks.ts"
@@ -38,6 +38,8 @@ import * as Supervisor from "./Supervisor.ts"
 export interface Options extends Pick<Supervisor.Options, "onReleased"> {
   /** The state directory: see `Journal.Options`. */
   readonly directory: string
+  /** Is given what the rules of an adopted machine can be changed by, for as long as it lives. Default: nobody changes them. */
+  readonly onNetwork?: ((id: string, control: NetworkControl) => Effect.Effect<void>) | undefined
   /** Kinds of your own, whose resources are acquired after those of this package. Default none. */
   readonly kinds?: ReadonlyArray<Reclaimer.Reclaimer> | undefined
 }
@@ -58,7 +60,7 @@ const standard = (context: Context.Context<Needs>): Reconcile.Kinds => [
 const decodeAddresses = Schema.decodeUnknownOption(Addresses.Data)
 
 /** Serves the network of an adopted machine again, from the pool that its claim names. */
-const resume = (context: Context.Context<FileSystem.FileSystem>) =>
+const resume = (context: Context.Context<FileSystem.FileSystem>, onNetwork: Options["onNetwork"]) =>
   Effect.fnUntraced(function*(entry: Entry) {
     const { claims } = yield* entry.record
     const [pool] = claims.flatMap(({ data, kind }) =>
@@ -66,7 +68,8 @@ const resume = (context: Context.Context<FileSystem.FileSystem>) =>
     )
     if (pool === undefined) return
     const networks = yield* Layer.build(NodeMachineNetworks.layer(pool)).pipe(Effect.provideContext(context))
-    yield* Context.get(networks, MachineNetworks).resume(entry)
+    const control = yield* Context.get(networks, MachineNetworks).resume(entry)
+    if (Option.isSome(control)) yield* onNetwork?.(entry.id, control.value) ?? Effect.void
   })
 
 /**
@@ -77,11 +80,15 @@ const resume = (context: Context.Context<FileSystem.FileSystem>) =>
  * @since 0.1.0
  */
 export const layer = (
-  { directory, kinds = [], onReleased }: Options
+  { directory, kinds = [], onNetwork, onReleased }: Options
 ): Layer.Layer<Supervisor.Supervisor, JournalError, FileSystem.FileSystem | MicroVmProvider | Path.Path> =>
   Layer.unwrap(Effect.gen(function*() {
     const context = yield* Effect.context<Needs>()
-    return Supervisor.layerWith({ kinds: [...standard(context), ...kinds], resume: resume(context), onReleased })
+    return Supervisor.layerWith({
+      kinds: [...standard(context), ...kinds],
+      resume: resume(context, onNetwork),
+      onReleased
+    })
   })).pipe(
     Layer.provide([
       NodeJournal.layer({ directory }),

@@ -23,10 +23,16 @@ import type { Resource } from "./Supervisor.ts"
  * @since 0.1.0
  */
 export const network = (
-  options: MachineNetworks.Options
+  options: MachineNetworks.Options & {
+    /** Is given what the rules can be changed by while the machine lives. Default: nobody changes them. */
+    readonly onControl?: ((control: MachineNetworks.NetworkControl) => Effect.Effect<void>) | undefined
+  }
 ): Resource<HostError.HostError | JournalError, MachineNetworks.MachineNetworks> => ({
   acquire: Effect.fnUntraced(function*(entry) {
-    const { netns, network: card } = yield* MachineNetworks.MachineNetworks.use(({ attach }) => attach(entry, options))
+    const { control, netns, network: card } = yield* MachineNetworks.MachineNetworks.use(({ attach }) =>
+      attach(entry, options)
+    )
+    yield* options.onControl?.(control) ?? Effect.void
     return { networks: [card], netns }
   })
 })

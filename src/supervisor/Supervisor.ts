@@ -226,6 +226,12 @@ export const provided = <R>(reclaimer: Reclaimer.Reclaimer<R>, context: Context.
   reclaim: (claims, options) => Effect.provideContext(reclaimer.reclaim(claims, options), context)
 })
 
+const withReleased = (recovered: Recovered, released: Reconcile.Released): Recovered => ({
+  ...recovered,
+  released,
+  ...(released.left === 0 ? {} : { action: "Left" })
+})
+
 /** The parts of an adoption that only a record can give. */
 const toAdopt = ({ claims, keep, phase, spec }: MachineRecord) => {
   const held = claims.flatMap(({ data, kind }) =>
@@ -468,9 +474,7 @@ const make = Effect.fnUntraced(
       const released = yield* Reconcile.reclaim(gone, kinds, { dryRun: options.dryRun ?? false })
       return found.map((one): Recovered => {
         const what = released.find(({ id }) => id === one.id)
-        return what === undefined
-          ? one
-          : Object.assign(one, { released: what, action: what.left === 0 ? one.action : "Left" as const })
+        return what === undefined ? one : withReleased(one, what)
       })
     })
 

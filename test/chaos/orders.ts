@@ -107,7 +107,7 @@ const Answer = Schema.TaggedUnion({
     used: Schema.Array(Used),
     samples: Schema.Array(Sample),
     /** How long the recovery took. */
-    millis: Schema.Number,
+    millis: Schema.Finite,
     /** What is still in the journal. */
     records: Schema.Array(Schema.String)
   },

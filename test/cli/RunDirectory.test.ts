@@ -126,6 +126,20 @@ describe("a run", () => {
       }
     }).pipe(Effect.provide(layer)))
 
+  it.live("of which only the record of its machine is left can be seen to", () =>
+    Effect.gen(function*() {
+      const state = yield* makeState
+      const { options } = yield* RunDirectory.begin(state, infoOf("dev"))
+      yield* leaveRecord(state, "dev")
+      // A file that was not on the disk yet when the power failed.
+      NodeFs.writeFileSync(options, "")
+      const [run] = yield* RunDirectory.all(state)
+      assert.deepInclude(run, { id: "dev", state: "left behind" })
+      assert.deepInclude(run?.info, { detached: true, backend: "memory", startedAt: "2026-01-01T00:00:00.000Z" })
+      yield* RunDirectory.adopt(state, "dev")
+      assert.strictEqual((yield* RunDirectory.find(state, "dev")).state, "up")
+    }).pipe(Effect.provide(layer)))
+
   it.live("whose files are not to be read is passed over, and makes room once it is old", () =>
     Effect.gen(function*() {
       const state = yield* makeState
@@ -135,6 +149,10 @@ describe("a run", () => {
       // It may be that it is being made just now.
       assert.strictEqual((yield* refusal(RunDirectory.begin(state, infoOf("dev"))))[0], "StillUp")
       age(directory, 60)
+      yield* RunDirectory.begin(state, infoOf("dev"))
+      // The clock was set back.
+      NodeFs.writeFileSync(options, "{")
+      age(directory, -60)
       yield* RunDirectory.begin(state, infoOf("dev"))
     }).pipe(Effect.provide(layer)))
 })

@@ -56,7 +56,7 @@ const record = (id: string, supervisor: ProcessIdentity.ProcessIdentity): Machin
   phase: { _tag: "Up" },
   claims: [],
   spec: {},
-  labels: { address: "10.0.0.1" }
+  labels: { address: "10.0.0.1", backend: "memory" }
 })
 
 /** Something is left of its machine. */

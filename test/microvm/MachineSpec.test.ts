@@ -118,7 +118,10 @@ describe("MachineSpec", () => {
       })
   )
 
-  const card = (card: unknown) => ({ ...least, networks: [{ mac: "02:00:00:00:00:01", ...Object(card) }] })
+  const card = (addresses: unknown) => ({
+    ...least,
+    networks: [{ mac: "02:00:00:00:00:01", ...Object(addresses) }]
+  })
 
   it.effect.each<[string, unknown]>([
     ...["1:2", ":", ":::", "1::2::3", "1:2:3:4:5:6:7", "1:2:3:4:5:6:7:8:9", "1:2:3:4::5:6:7:8", "12345::", ":1", "1:"]

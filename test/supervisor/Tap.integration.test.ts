@@ -64,13 +64,11 @@ describe.skipIf(noNetns !== undefined)("a TAP of the caller", () => {
       const { initramfs, kernel } = yield* ImageStore.use((images) => images.ensure()).pipe(
         Effect.provide(NodeImageStore.layer.pipe(Layer.provide(NodeServices.layer)))
       )
-      const args = [
-        ...["unshare", "--mount", "sh", "-c", asUser, "sh", join(directory, "tun"), process.execPath],
-        fileURLToPath(new URL("fixtures/tapProgram.ts", import.meta.url)),
-        ...[own("state"), open(kernel, "kernel"), open(initramfs ?? "", "initramfs"), "mine"]
-      ]
+      const program = fileURLToPath(new URL("fixtures/tapProgram.ts", import.meta.url))
+      const args = [own("state"), open(kernel, "kernel"), open(initramfs ?? "", "initramfs"), "mine"]
+      const enter = ["unshare", "--mount", "sh", "-c", asUser, "sh", join(directory, "tun"), process.execPath]
       const { stdout } = yield* Effect.promise(() =>
-        promisify(execFile)("nsenter", [`--net=${netns.path}`, ...args], {
+        promisify(execFile)("nsenter", [`--net=${netns.path}`, ...enter, program, ...args], {
           env: { PATH: process.env["PATH"], HOME: own("home"), TMPDIR: own("tmp") },
           timeout: 90_000,
           cwd: "/"
