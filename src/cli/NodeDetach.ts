@@ -70,6 +70,11 @@ const named = (args: ReadonlyArray<string>, id: string): ReadonlyArray<string> =
   return own.some((word) => word === "--name" || word.startsWith("--name=")) ? args : ["--name", id, ...args]
 }
 
+/** Everybody may read a command line (proc(5)), and this one stays for long: without what may be secret. */
+const title = (args: ReadonlyArray<string>): string =>
+  args.map((word, at) => word.startsWith("--env=") || args[at - 1] === "--env" ? word.replace(/=.*$/s, "=…") : word)
+    .join(" ")
+
 const spawn = (args: ReadonlyArray<string>): Effect.Effect<Started> =>
   Effect.callback<Started>((resume) => {
     const [script = ""] = process.argv.slice(1)
@@ -123,6 +128,7 @@ export const layer: Layer.Layer<Detach> = Layer.sync(Detach, () => {
   const isBackground = process.env[variable] === String(pipeFd)
   // What is started from here on is no run in the background by itself.
   delete process.env[variable]
+  if (isBackground) process.title = `microvm ${title(process.argv.slice(2))}`
   let told = false
   return Detach.of({
     isBackground,

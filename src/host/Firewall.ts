@@ -17,6 +17,8 @@
  * - **The host, other machines and metadata are closed** also to rules such as `0.0.0.0/0`. What is there is open only to a rule
  *   that means it: the address of the host itself, a network within the pool, a network within `closed`.
  * - **Names** are open for as long as the answers to them are, and to connections that were opened then.
+ * - **A machine has 4,096 flows at most**, those to the host included, so that it cannot fill the table of the whole host. Those
+ *   that were closed do not count.
  * - **Outside, machines have the host's address** (masquerading), whatever interface they leave by.
  *
  * A link is to be up only after `install` and away before `uninstall`. Links whose name begins with `prefix` and that no machine

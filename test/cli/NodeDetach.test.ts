@@ -13,8 +13,8 @@ const program = fileURLToPath(new URL("detachProgram.ts", import.meta.url))
 const Left = Schema.fromJsonString(Schema.Struct({
   resolved: Schema.String,
   cwd: Schema.String,
-  open: Schema.Array(Schema.Tuple([Schema.String, Schema.String])),
-  pid: Schema.Int
+  line: Schema.String,
+  open: Schema.Array(Schema.Tuple([Schema.String, Schema.String]))
 }))
 
 /** A directory, and what the process in the background writes down there. */
@@ -36,9 +36,10 @@ class Place implements Disposable {
 const at = ({ open }: typeof Left.Type, fd: string): string | undefined => open.find(([one]) => one === fd)?.[1]
 
 describe("a process in the background", () => {
-  it("starts where we are, and leaves that place, our stderr and our pipe when it has started", async () => {
+  it("starts where we are, and leaves that place and our stderr when it has started, and no secret in the process table", async () => {
     using place = new Place()
-    const { stderr, stdout } = NodeChildProcess.spawnSync(process.execPath, [program, "run"], {
+    const args = [program, "run", "--env", "A=secret", "--env=B=secret", "--", "true"]
+    const { stderr, stdout } = NodeChildProcess.spawnSync(process.execPath, args, {
       cwd: place.directory,
       env: place.env,
       encoding: "utf8"
@@ -47,6 +48,8 @@ describe("a process in the background", () => {
     const left = await place.left()
     assert.strictEqual(left.resolved, NodePath.join(place.directory, "here"))
     assert.strictEqual(left.cwd, "/")
+    // All that are on this host may read this.
+    assert.strictEqual(left.line, "microvm run --name dev --env A=… --env=… -- true")
     assert.deepStrictEqual([at(left, "0"), at(left, "1"), at(left, "2")], ["/dev/null", "/dev/null", "/dev/null"])
   })
 

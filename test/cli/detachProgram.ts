@@ -21,7 +21,8 @@ const program = Effect.gen(function*() {
       return []
     }
   })
-  NodeFs.writeFileSync(`${file}.new`, JSON.stringify({ resolved, cwd: process.cwd(), open, pid: process.pid }))
+  const line = NodeFs.readFileSync("/proc/self/cmdline", "utf8").replaceAll("\0", "")
+  NodeFs.writeFileSync(`${file}.new`, JSON.stringify({ resolved, cwd: process.cwd(), line, open }))
   NodeFs.renameSync(`${file}.new`, file)
 })
 

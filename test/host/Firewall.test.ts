@@ -156,6 +156,9 @@ describe("what nft is told", () => {
       ]
     )
     assert.deepStrictEqual(faultsOf([machine, { ...machine, id: "web-2" }]), ["token", "link"])
+    const named = (name: string): Firewall.Machine => ({ ...machine, rules: [{ target: { _tag: "Name", name } }] })
+    assert.deepStrictEqual(faultsOf([named(`a.com"; } flush ruleset`)]), ["web-1.rules[0]"])
+    assert.deepStrictEqual(faultsOf([named("*.a.com")]), [])
     const swapped = { guest: address("fd30::1"), gateway: address("172.30.0.0") }
     assert.deepStrictEqual(
       faultsOf([{ ...machine, v4: swapped, v6: { guest: swapped.guest, gateway: swapped.guest } }]),

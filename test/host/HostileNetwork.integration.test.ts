@@ -52,6 +52,7 @@ describe.skipIf(why !== undefined)("a hostile network", () => {
     if (why !== undefined) return
     world = await make(2, [...Object.values(far), ...Object.values(other)], "hostile")
     await world.agents.internet.ask({ op: "serve", addresses: Object.values(far), ports: [5353] })
+    await world.agents.host.ask({ op: "serve", addresses: [1, 2].map((i) => guest(i).gateway4), ports: [53] })
     const rules = ["10.1.0.0/16:5353/udp", "[fd10::/16]:5353/udp", "0.0.0.0/0:80/udp", "[::/0]:80/udp"]
     const pool = ["172.30.0.0/16", "fd30::/64"].map((text) => Result.getOrThrow(Cidr.parse(text)))
     await Firewall.Firewall.use(({ install }) => install([machine(1, ...rules), machine(2)])).pipe(
@@ -153,5 +154,29 @@ describe.skipIf(why !== undefined)("a hostile network", () => {
       })
       assert.isFalse(await arrives(two(), one(), across, mark, 250), `IPv${family}, across`)
     }
+  }, 30_000)
+
+  it("a machine has no more flows than its share, and leaves room for others", async () => {
+    const flood = (to: string) =>
+      world.run(
+        world.guests[0] ?? "",
+        process.execPath,
+        "-e",
+        `const socket = require("node:dgram").createSocket("udp4")
+         const send = (i) => i === 6000 ? socket.close() : socket.send("x", ...to(i), () => send(i + 1))
+         const to = (i) => ${to}
+         send(0)`
+      )
+    const count = () => Number(world.run(world.host, "cat", "/proc/sys/net/netfilter/nf_conntrack_count").trim())
+    const before = count()
+    flood("[5353, \"10.1.\" + (i >> 8) + \".\" + (i & 255)]")
+    assert.isAbove(count() - before, 4000)
+    assert.isBelow(count() - before, 4200)
+    // Nor does it get another one to the host.
+    assert.strictEqual(
+      await agent(1).ask({ op: "udp", to: guest(1).gateway4, port: 53, within: 250 }),
+      "silent"
+    )
+    assert.match(String(await agent(2).ask({ op: "udp", to: guest(2).gateway4, port: 53, within: 4000 })), /^open/)
   }, 30_000)
 })

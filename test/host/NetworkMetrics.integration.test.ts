@@ -61,6 +61,11 @@ describe("metrics of a real firewall", () => {
         // The answers to what was allowed; nothing came by itself.
         assert.isAbove(found["allowed out"] ?? 0, 0)
         assert.strictEqual(found["denied in"], 0)
+        // To install it again, as whoever adopts the machine does, forgets nothing.
+        const allowed = Effect.map(firewall.counters, (all) => all.get(machine.token)?.allowedOut.packets ?? 0)
+        const before = yield* allowed
+        yield* firewall.install([machine])
+        assert.isAtLeast(yield* allowed, before)
         yield* firewall.uninstall([machine])
       })
       yield* Effect.scoped(program).pipe(

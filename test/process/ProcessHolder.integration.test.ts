@@ -357,6 +357,22 @@ describe("a process that is held", () => {
       })
   )
 
+  world(
+    "ends when its directory is removed while nobody has hold of it",
+    ({ directory, holder, spawn }) =>
+      Effect.gen(function*() {
+        const scope = yield* Scope.make()
+        const held = yield* Scope.provide(spawn("sleep 1000 & wait"), scope)
+        const pid = holder()
+        rmSync(directory, { recursive: true })
+        // We have hold of it still.
+        yield* Effect.sleep("3 seconds")
+        expect(Option.isNone(yield* held.poll)).toBe(true)
+        yield* Scope.close(scope, Exit.void)
+        expect(yield* eventually(() => !isThere(held.pid) && !isThere(pid))).toBe(true)
+      })
+  )
+
   world("starts in a directory of any length", ({ directory, own, sh }) =>
     Effect.gen(function*() {
       const deep = join(directory, "d".repeat(200), "e".repeat(200))

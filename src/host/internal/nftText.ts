@@ -43,6 +43,12 @@ const idle = "124m"
 /** How many addresses of one name are known at once. */
 export const mostLearned = 4096
 
+/**
+ * How many flows a machine may have: the kernel keeps those of the whole host in one table, 262,144 by default, and opens none for
+ * anybody when it is full. Each new one is compared with all of its machine (8 µs with so many of them).
+ */
+export const mostFlows = 4096
+
 const families = [4, 6] as const
 const protocols = ["tcp", "udp", "any"] as const
 const ip = { 4: "ip", 6: "ip6" } as const
@@ -73,6 +79,7 @@ const peer = (family: Cidr.Family): string => `ct reply ${ip[family]} saddr`
  *   to its flows are the errors of routers, which no rule for a protocol would let through.
  * - `input`, `output`: between a machine and the host itself.
  * - `postrouting`: machines are seen outside by the host's own address.
+ * - `flows-forward`, `flows-input`: of what all tables have let through, a machine opens so many flows and no more.
  *
  * ARP has a table of its own: a guest could fill the host's table of neighbours, or ask who has an address of the host.
  */
@@ -96,6 +103,7 @@ ${counters.map((counter) => `  set ${counter} { type ifname; counter; }\n`).join
 `
     ).join("")
   }  set covered { type ifname; }
+  set flows { type ifname; ct count over ${mostFlows}; }
   map outside { type ifname : verdict; }
   map near { type ifname : verdict; }
   chain guard { type filter hook prerouting priority raw; policy accept; }
@@ -103,6 +111,8 @@ ${counters.map((counter) => `  set ${counter} { type ifname; counter; }\n`).join
   chain input { type filter hook input priority filter; policy accept; }
   chain output { type filter hook output priority filter; policy accept; }
   chain postrouting { type nat hook postrouting priority srcnat; policy accept; }
+  chain flows-forward { type filter hook forward priority filter + 10; policy accept; }
+  chain flows-input { type filter hook input priority filter + 10; policy accept; }
   chain to-machine { }
   chain between { }
   chain to-host { }
@@ -163,6 +173,12 @@ ${unknown("oifname")}  }
     ip saddr @masqueraded4 oifname != @covered masquerade
     ip6 saddr @masqueraded6 oifname != @covered masquerade
   }
+  chain flows-forward {
+    ct state new iifname @flows goto deny
+  }
+  chain flows-input {
+    ct state new iifname @flows goto deny
+  }
   chain deny {
     ct direction reply oifname @denied-in drop
     iifname @denied-out meta l4proto tcp reject with tcp reset
@@ -186,6 +202,8 @@ const callers = [
   "input",
   "output",
   "postrouting",
+  "flows-forward",
+  "flows-input",
   "to-machine",
   "between",
   "to-host",
@@ -313,7 +331,7 @@ const members = (machine: Known): ReadonlyArray<Member> => {
   const { link, mac, masquerade, token, v4 } = machine
   const name = `"${link}"`
   return [
-    ...[...counters, "covered"].map((set) => ({ family: "inet", set, key: name }) as const),
+    ...[...counters, "covered", "flows"].map((set) => ({ family: "inet", set, key: name }) as const),
     { family: "inet", set: "outside", key: name, value: `goto ${chains.outside(token)}` },
     { family: "inet", set: "near", key: name, value: `goto ${chains.near(token)}` },
     { family: "arp", set: "covered", key: name },

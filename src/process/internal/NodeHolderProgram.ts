@@ -34,6 +34,9 @@ const farewell = 2000
 /** Milliseconds between attempts to write down how it ended, and until a client has said what it wants. */
 const patience = 1000
 
+/** Milliseconds. How often is it looked whether anybody can still come. */
+const lookEvery = 2000
+
 const codeOf = (cause: unknown): string =>
   cause instanceof Error
     ? ("code" in cause && typeof cause.code === "string" ? cause.code : cause.message)
@@ -92,6 +95,16 @@ const writeDurably = (name: string, bytes: string | Uint8Array, place = NodeFs.r
   }
   place(fresh, name)
   NodeFs.rmSync(fresh, { force: true })
+}
+
+/** Was it removed? Whatever else is wrong with it may pass. */
+const isRemoved = (name: string): boolean => {
+  try {
+    NodeFs.lstatSync(name)
+    return false
+  } catch (cause) {
+    return codeOf(cause) === "ENOENT"
+  }
 }
 
 const syncDirectory = (): void => {
@@ -299,7 +312,17 @@ const keep = ({ child, clients, order, server }: Keeping) => {
     // Descendants of the child may hold them open for ever.
     child.stdio.forEach((stream) => stream?.destroy())
   }
+  const killAll = (): void => {
+    try {
+      if (child.pid !== undefined) process.kill(-child.pid, "SIGKILL")
+    } catch {
+      // It has just ended.
+    }
+  }
+  // Without its directory nobody will ever come again, and the process would be nobody's for ever.
+  const lookOut = setInterval(() => hand === undefined && isRemoved(Protocol.files.held) && killAll(), lookEvery)
   child.on("error", () => {}).once("exit", (code, signal) => {
+    clearInterval(lookOut)
     // It hears nothing any more, and a socket closes when both sides have ended.
     child.stdio.forEach((stream) => stream instanceof Duplex && stream.end())
     let isOver = false
@@ -401,7 +424,12 @@ const main = (): void => {
   // What goes wrong with one connection is not to cost the process its life.
   let faults = 0
   process.on("uncaughtException", (cause) => {
-    if (++faults <= mostFaults) NodeFs.writeSync(2, `${String(cause.stack)}\n`)
+    if (++faults > mostFaults) return
+    try {
+      NodeFs.writeSync(2, `${String(cause.stack)}\n`)
+    } catch {
+      // On a full disk there is no room for it.
+    }
   })
   const { bootId, launch, mark, setpriv } = order
   // What ends a whole session or a service is for the child, and we end after it.
