@@ -81,7 +81,7 @@ const open = Effect.fnUntraced(function*(id: string, options: RunOptions & { rea
   const { backend } = yield* MicroVmProvider
   const state = yield* RunDirectory.stateDirectory
   const paths = options.resume === true
-    ? (yield* RunDirectory.adopt(state, id)).paths
+    ? (yield* RunDirectory.find(state, id)).paths
     : yield* RunDirectory.begin(state, {
       id,
       detached: options.detach,
@@ -94,12 +94,15 @@ const open = Effect.fnUntraced(function*(id: string, options: RunOptions & { rea
       grace: options.grace,
       ...(Option.isSome(options.timeout) ? { timeout: options.timeout.value } : {})
     })
+  const supervisor = yield* supervise(paths.journal)
+  // Not before its journal is ours: of several that want to go on with it, one does.
+  if (options.resume === true) yield* RunDirectory.adopt(state, id)
   // Beside the run, as nobody waits for it.
   yield* Effect.forkScoped(Effect.ignore(Effect.andThen(reclaimDead(state), RunDirectory.prune(state))))
   const log = (name: "console" | "output") =>
     Effect.map(RunLog.open({ directory: paths.directory, name }), ({ sink }) => sink)
   const place: Place = {
-    supervisor: yield* supervise(paths.journal),
+    supervisor,
     resources: yield* resources(state, options),
     ...(options.detach ? { logs: { output: yield* log("output"), console: yield* log("console") } } : {}),
     conclude: (report) => Effect.ignore(Effect.provideContext(RunDirectory.conclude(state, report), context))

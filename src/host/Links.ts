@@ -268,8 +268,8 @@ const make = Effect.gen(function*() {
         mtu: link.mtu ?? 1_500,
         isUp: link.flags?.includes("UP") ?? false,
         isMultiQueue: data.multi_queue ?? false,
-        ...(data.user === undefined ? {} : { user: data.user }),
-        ...(data.group === undefined ? {} : { group: data.group })
+        ...(data.user === undefined ? {} : { user: String(data.user) }),
+        ...(data.group === undefined ? {} : { group: String(data.group) })
       }
     })
   })

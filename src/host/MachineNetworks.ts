@@ -25,6 +25,7 @@ import { Firewall, type Machine } from "./Firewall.ts"
 import type * as HostError from "./HostError.ts"
 import * as Links from "./Links.ts"
 import type { Topology } from "./LinkSpec.ts"
+import { NetworkMetrics } from "./NetworkMetrics.ts"
 import { Routes } from "./Routes.ts"
 
 /**
@@ -136,6 +137,10 @@ const make = Effect.fnUntraced(function*(settings: Settings) {
       mayLearn: (address: Cidr.Address) => firewall.mayLearn(now, address)
     })
     const changing = Semaphore.makeUnsafe(1)
+    const metrics = yield* Effect.serviceOption(NetworkMetrics)
+    if (Option.isSome(metrics)) {
+      yield* metrics.value.watch({ machine: entry.id, token: entry.token, firewall, names: served.counters })
+    }
     const control: NetworkControl = {
       // Whoever adopts the machine goes by what is written, so it is not to be left behind by a change that was not made.
       allow: Effect.fn("MachineNetworks.allow")(

@@ -11,6 +11,8 @@
  * ends, the holder writes down how, with the last of its output, and ends too. When the holder is killed, the kernel kills
  * the process (PR_SET_PDEATHSIG in prctl(2), by setpriv(1) where that is there).
  *
+ * Whoever removes the directory ends the process, once nobody has hold of it: nobody could ever get hold of it again.
+ *
  * @since 0.1.0
  */
 import * as Context from "effect/Context"

@@ -273,6 +273,8 @@ describe.skipIf(Netns.skipReason !== undefined)("Links", () => {
           isMultiQueue: true,
           user: "nobody"
         })
+        netns.batch(["tuntap add dev tap2 mode tap user 54321 group 54321"])
+        expect(yield* check("tap2")).toMatchObject({ user: "54321", group: "54321" })
         expect((yield* Effect.flip(check("tun0"))).message).toBe(
           "tap: \"tun0\" cannot be: give a TAP device: that one is something else"
         )
@@ -280,7 +282,7 @@ describe.skipIf(Netns.skipReason !== undefined)("Links", () => {
         expect((yield* Effect.flip(check("tap1"))).message).toBe(
           "tap: \"tap1\" cannot be: make it first: ip tuntap add dev tap1 mode tap user USER"
         )
-        expect(netns.links()).toEqual(["tap0", "tun0"])
+        expect(netns.links()).toEqual(["tap0", "tun0", "tap2"])
       })
     ))
 

@@ -8,6 +8,7 @@ import {
   HostError,
   Links,
   MachineNetworks,
+  NetworkMetrics,
   Routes
 } from "effect-microvm-runtime/host"
 import { Journal } from "effect-microvm-runtime/journal"
@@ -80,7 +81,7 @@ const world = () => {
     Journal.layerMemory().pipe(Layer.provide(NodeProcessHost.layer))
   )
   const open = Effect.gen(function*() {
-    const entry = yield* Journal.Journal.use(({ open }) => open({ id: "web-1", keep: true, spec: {} }))
+    const entry = yield* Journal.Journal.use((journal) => journal.open({ id: "web-1", keep: true, spec: {} }))
     owner.token = entry.token
     return entry
   })
@@ -127,5 +128,22 @@ describe("the network of a machine", () => {
       expect(told.slice(2)).toEqual(["replace 192.0.2.1 by 192.0.2.2", "replace 192.0.2.2 by 192.0.2.3"])
       expect((yield* entry.record).labels["network-allow"]).toBe("[\"192.0.2.3\"]")
     }).pipe(Effect.scoped, Effect.provide(layer))
+  })
+
+  it.effect("is watched where there are metrics, from its attachment or its adoption on", () => {
+    const { layer, open } = world()
+    const watched: Array<string> = []
+    const metrics = Layer.mock(NetworkMetrics.NetworkMetrics, {
+      watch: ({ firewall, machine, token }) =>
+        Effect.sync(() => void watched.push(`${machine} ${token} in ${firewall.table}`))
+    })
+    return Effect.gen(function*() {
+      const networks = yield* MachineNetworks.MachineNetworks
+      const entry = yield* open
+      yield* networks.attach(entry, { allow: [] })
+      yield* networks.resume(entry)
+      const expected = `web-1 ${entry.token} in effect-microvm-mv1a2b`
+      expect(watched).toEqual([expected, expected])
+    }).pipe(Effect.scoped, Effect.provide([layer, metrics]))
   })
 })

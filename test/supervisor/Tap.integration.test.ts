@@ -21,8 +21,8 @@ import { makeNetns, noNetns } from "../integration/network.ts"
 
 if (noNetns !== undefined) console.warn(`skipped: machines on a caller's TAP: ${noNetns}`)
 
-/** Nobody. */
-const uid = 65_534
+/** Who has no name. */
+const uid = 54_321
 
 const directory = mkdtempSync(join(tmpdir(), "callers-tap-"))
 chmodSync(directory, 0o711)

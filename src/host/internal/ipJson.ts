@@ -25,6 +25,9 @@ export const list = <A, I>(item: Schema.Codec<A, I>, args: ReadonlyArray<string>
   )
 }
 
+/** A user or a group without a name is a number. */
+const Owner = Schema.Union([Schema.String, Schema.Int])
+
 export const Link = Schema.Struct({
   ifname: Schema.String,
   ifalias: Schema.optionalKey(Schema.String),
@@ -37,8 +40,8 @@ export const Link = Schema.Struct({
     info_data: Schema.optionalKey(Schema.Struct({
       type: Schema.optionalKey(Schema.String),
       multi_queue: Schema.optionalKey(Schema.Boolean),
-      user: Schema.optionalKey(Schema.String),
-      group: Schema.optionalKey(Schema.String)
+      user: Schema.optionalKey(Owner),
+      group: Schema.optionalKey(Owner)
     }))
   }))
 })

@@ -103,7 +103,7 @@ ${counters.map((counter) => `  set ${counter} { type ifname; counter; }\n`).join
 `
     ).join("")
   }  set covered { type ifname; }
-  set flows { type ifname; ct count over ${mostFlows}; }
+  set flows { type ifname; flags dynamic; }
   map outside { type ifname : verdict; }
   map near { type ifname : verdict; }
   chain guard { type filter hook prerouting priority raw; policy accept; }
@@ -324,6 +324,7 @@ interface Member {
   readonly family: "inet" | "arp"
   readonly set: string
   readonly key: string
+  readonly statement?: string
   readonly value?: string
 }
 
@@ -331,7 +332,9 @@ const members = (machine: Known): ReadonlyArray<Member> => {
   const { link, mac, masquerade, token, v4 } = machine
   const name = `"${link}"`
   return [
-    ...[...counters, "covered", "flows"].map((set) => ({ family: "inet", set, key: name }) as const),
+    ...[...counters, "covered"].map((set) => ({ family: "inet", set, key: name }) as const),
+    // Said of the set as a whole it would be shorter, but then the kernel tracks no connections any more (Linux 6.18).
+    { family: "inet", set: "flows", key: name, statement: ` ct count over ${mostFlows}` },
     { family: "inet", set: "outside", key: name, value: `goto ${chains.outside(token)}` },
     { family: "inet", set: "near", key: name, value: `goto ${chains.near(token)}` },
     { family: "arp", set: "covered", key: name },
@@ -353,7 +356,9 @@ const members = (machine: Known): ReadonlyArray<Member> => {
 /** In one statement for each set: nft takes longer over many. */
 const elementsOf = (verb: "add" | "delete", table: string, all: ReadonlyArray<Member>): string =>
   [...Map.groupBy(all, ({ family, set }) => `${family} ${table} ${set}`)].map(([set, group]) => {
-    const elements = group.map(({ key, value }) => value === undefined ? key : `${key} : ${value}`)
+    const elements = group.map(({ key, statement = "", value }) =>
+      `${key}${verb === "add" ? statement : ""}${value === undefined ? "" : ` : ${value}`}`
+    )
     return `${verb} element ${set} { ${[...new Set(elements)].join(", ")} }\n`
   }).join("")
 
