@@ -270,7 +270,8 @@ const make = Effect.fnUntraced(function*(clones: string) {
       yield* fs.writeFileString(path.join(directory, `${ROOTFS}.sha256`), template.digest)
       if (size !== template.size) yield* fs.writeFileString(path.join(directory, `${ROOTFS}.size`), String(size))
       const text = yield* Effect.orDie(Schema.encodeEffect(Schema.fromJsonString(Marker))(marker))
-      yield* fs.writeFileString(path.join(directory, `${ROOTFS}.owner.json`), text)
+      // By this alone it is known for ours, also after a power failure.
+      yield* OwnedFiles.writeDurably(path.join(directory, `${ROOTFS}.owner.json`), new TextEncoder().encode(text))
       yield* fs.rename(directory, directoryOf(id))
       return toClone(marker)
     },

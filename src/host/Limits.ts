@@ -267,7 +267,8 @@ const makeDirectories = Effect.fnUntraced(function*({ data, enable }: Plan) {
       for (const { below, controllers } of path === data.path ? enable : []) {
         yield* writeFile(`${below}/cgroup.subtree_control`, controllers.map((name) => `+${name}`).join(" "))
       }
-      yield* fs.makeDirectory(path)
+      // Its own, from the attempt before, is no obstacle: its name has the token.
+      yield* fs.makeDirectory(path, { recursive: true })
     }
   })
   yield* Effect.retry(makeAll, { times: tries, while: ({ reason }) => reason._tag === "NotFound" })

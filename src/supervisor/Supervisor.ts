@@ -39,7 +39,7 @@ import * as MachineEnd from "../microvm/MachineEnd.ts"
 import * as MachineSpec from "../microvm/MachineSpec.ts"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
 import { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
-import type { ProcessHolder } from "../process/ProcessHolder.ts"
+import { ProcessHolder } from "../process/ProcessHolder.ts"
 import { ProcessHost } from "../process/ProcessHost.ts"
 import * as Shortage from "./internal/shortage.ts"
 
@@ -128,7 +128,8 @@ export interface Supervised {
  * - `Adopted`: it lives, and is ours now.
  * - `Reclaimed`: what was left of it is gone. `end` says how its machine had ended, where that could be told.
  * - `Kept`: somebody else has hold of it, so nothing was done.
- * - `Left`: something of it could not be removed, or not be understood, and is still there.
+ * - `Left`: something of it could not be removed, or not be understood, and is still there; or its process lives and does not
+ *   answer, and nobody has said that it is to be killed.
  *
  * @category schemas
  * @since 0.1.0
@@ -232,11 +233,16 @@ const withReleased = (recovered: Recovered, released: Reconcile.Released): Recov
   ...(released.left === 0 ? {} : { action: "Left" })
 })
 
+/** The label of a kept machine whose launch was complete. */
+const upLabel = "up"
+
+const heldBy = ({ claims }: MachineRecord) =>
+  claims.flatMap(({ data, kind }) => kind === HeldProcesses.kind.kind ? Option.toArray(decodeHeld(data)) : [])
+
 /** The parts of an adoption that only a record can give. */
-const toAdopt = ({ claims, keep, phase, spec }: MachineRecord) => {
-  const held = claims.flatMap(({ data, kind }) =>
-    kind === HeldProcesses.kind.kind ? Option.toArray(decodeHeld(data)) : []
-  ).at(-1)
+const toAdopt = (record: MachineRecord) => {
+  const { keep, phase, spec } = record
+  const held = heldBy(record).at(-1)
   const decoded = decodeSpec(spec)
   if (!keep || phase._tag === "Over" || held === undefined || Result.isFailure(decoded)) return undefined
   return { spec: decoded.success, directory: held.directory }
@@ -388,7 +394,11 @@ const make = Effect.fnUntraced(
             () => Effect.sync(() => isFirst && busy.delete(id))
           )
           const inner = yield* Scope.make()
-          const brought = yield* restore(Effect.flatMap(provide(entry, keep, resources), bring)).pipe(
+          const brought = yield* restore(
+            Effect.flatMap(provide(entry, keep, resources), bring).pipe(
+              Effect.tap(keep ? entry.label({ [upLabel]: "yes" }) : Effect.void)
+            )
+          ).pipe(
             Scope.provide(inner),
             // Whatever there is of it by now, a kept machine too.
             Effect.onError((cause) =>
@@ -430,6 +440,18 @@ const make = Effect.fnUntraced(
       )
     })
 
+    /** Does a machine that was up run, though it cannot be attached to? A launch that was broken off is nobody's machine yet. */
+    const livesOn = Effect.fnUntraced(function*(entry: Entry) {
+      const record = yield* entry.record
+      if (record.bootId !== bootId || record.phase._tag === "Over" || record.labels[upLabel] === undefined) return false
+      const { destroy } = yield* ProcessHolder
+      const fates = yield* Effect.forEach(
+        heldBy(record),
+        ({ directory }) => destroy({ directory, dryRun: true })
+      )
+      return fates.some(({ _tag }) => _tag === "Destroyed")
+    }, Effect.provideContext(context))
+
     const adopt = (entry: Entry, machine: Machine.Machine, inner: Scope.Closeable) =>
       Effect.uninterruptibleMask((restore) =>
         Effect.gen(function*() {
@@ -447,6 +469,11 @@ const make = Effect.fnUntraced(
       const inner = yield* Scope.make()
       return yield* Effect.gen(function*() {
         const found = yield* attach(entry, inner)
+        if (found._tag === "Gone" && mode === "adopt" && (yield* livesOn(entry))) {
+          const why =
+            `its process lives, but nobody can go on with it, ${found.why}; it is ended if that is asked for (kill)`
+          return { id, action: "Left", why } as const
+        }
         if (found._tag !== "There") {
           return { id, why: found.why, action: found._tag === "Held" ? "Kept" : "Reclaimed" } as const
         }

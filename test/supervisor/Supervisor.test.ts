@@ -60,13 +60,18 @@ const makePorts = () => {
 }
 
 /** Nothing is held by real processes here. */
-const holder = Layer.mock(ProcessHolder)({ destroy: () => Effect.succeed({ _tag: "Absent" }) })
+const holding = (alive: () => boolean) =>
+  Layer.mock(ProcessHolder)({
+    destroy: () => Effect.sync(() => ({ _tag: alive() ? "Destroyed" as const : "Absent" as const }))
+  })
 
 /** A host with machines in memory, on which one supervisor comes after the other. */
 const makeWorld = Effect.gen(function*() {
   const directory = yield* FileSystem.FileSystem.use((fs) => fs.makeTempDirectoryScoped())
   const ports = makePorts()
   const resumed: Array<string> = []
+  let processLives = false
+  const holder = holding(() => processLives)
   const backend = yield* Layer.build(MemoryProvider.layer)
   const journal = Journal.layer({ directory: `${directory}/state` }).pipe(Layer.provide(NodeLease.layer))
   /** A supervisor; closing the scope is its end in order. */
@@ -98,6 +103,8 @@ const makeWorld = Effect.gen(function*() {
     supervisor,
     bring,
     backend,
+    /** Is a process found, whatever the backend says of its machine? */
+    find: (lives: boolean) => void (processLives = lives),
     driver: Context.get(backend, MemoryDriver.MemoryDriver),
     /** What a supervisor that is killed leaves: its records, as they are now, for another one. */
     kill: (scope: Scope.Closeable) =>
@@ -343,6 +350,33 @@ describe("after a supervisor", () => {
       isFirst = false
       assert.deepStrictEqual((yield* recover()).map(({ action, id }) => [id, action]), [["a", "Adopted"]])
       assert.deepStrictEqual((yield* machines).map(({ entry }) => entry.id), ["a"])
+    }).pipe(Effect.scoped, live))
+
+  it.effect("a machine that lives and does not answer is left, until it is to be killed", () =>
+    Effect.gen(function*() {
+      const { bring, driver, find, ports, supervisor } = yield* makeWorld
+      yield* Effect.scoped(Effect.gen(function*() {
+        const { launch } = yield* supervisor()
+        const { supervised } = yield* launch({
+          id: "a",
+          keep: true,
+          resources: [ports.resource(1)],
+          bring: bring("a")
+        })
+        // Nobody finds it by this.
+        yield* supervised.entry.respec({ id: "another", kernel: "/kernel" })
+      }))
+      find(true)
+      const { recover } = yield* supervisor()
+      const [left] = yield* recover()
+      assert.strictEqual(left?.action, "Left")
+      assert.match(left?.why ?? "", /its process lives, but nobody can go on with it, .*none is kept/)
+      assert.deepStrictEqual([...ports.taken], [1])
+      const [killed] = yield* recover({ mode: "kill" })
+      assert.strictEqual(killed?.action, "Reclaimed")
+      assert.deepStrictEqual([...ports.taken], [])
+      find(false)
+      yield* Effect.flatMap(driver.guest("a"), ({ powerOff }) => powerOff)
     }).pipe(Effect.scoped, live))
 
   it.effect("what cannot be removed is left, told, and removed the next time", () =>
