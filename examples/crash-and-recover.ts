@@ -1,7 +1,7 @@
 /**
  * A supervisor is killed, and the next one goes on: with the machine, its console, and in the end its exit status.
  *
- *     node examples/crash-and-recover.ts
+ *     node_modules/.bin/node examples/crash-and-recover.ts
  *
  * Boots a machine with QEMU (or restores one), and leaves nothing.
  */

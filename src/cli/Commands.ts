@@ -11,7 +11,6 @@ import * as CliError from "effect/cli/CliError"
 import * as CliOutput from "effect/cli/CliOutput"
 import * as Command from "effect/cli/Command"
 import * as Flag from "effect/cli/Flag"
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
@@ -21,9 +20,7 @@ import * as EgressRule from "../host/EgressRule.ts"
 import * as ImageProgress from "../image/ImageProgress.ts"
 import { ImageStore } from "../image/ImageStore.ts"
 import * as ExitCode from "../lifecycle/ExitCode.ts"
-import * as ExitStatus from "../lifecycle/ExitStatus.ts"
 import { type RunEnd, RunReport } from "../lifecycle/RunReport.ts"
-import * as ShutdownOutcome from "../lifecycle/ShutdownOutcome.ts"
 import * as MachineSpec from "../microvm/MachineSpec.ts"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
 import { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
@@ -33,6 +30,7 @@ import * as Backend from "./Backend.ts"
 import * as Doctor from "./Doctor.ts"
 import { orSignal } from "./HostSignals.ts"
 import { exitWith, jsonFlag, print, untilSignal } from "./internal/handlers.ts"
+import { tell } from "./internal/tellReport.ts"
 import * as MachineCommands from "./MachineCommands.ts"
 import { Detach } from "./NodeDetach.ts"
 import * as RecoverCommand from "./RecoverCommand.ts"
@@ -43,39 +41,7 @@ import { snapshot } from "./SnapshotCommands.ts"
 import * as Snapshots from "./Snapshots.ts"
 
 export { ExitWith } from "./internal/handlers.ts"
-
-const tellEnd = (end: RunEnd): string | undefined => {
-  switch (end._tag) {
-    case "Completed":
-      return end.status._tag === "Exited" ? undefined : `the command was ${ExitStatus.format(end.status)}`
-    case "Interrupted":
-      return end.signal === "SIGPIPE" ? undefined : `ended by ${end.signal}`
-    case "TimedOut":
-      return `the command did not end within ${Duration.format(end.after)}`
-    case "MachineEnded":
-      return Run.withConsole(`the machine ended before the command: ${end.why}`, end.consoleTail)
-    case "Failed":
-    case "NoBackend":
-    case "Usage":
-      return end.message
-  }
-}
-
-/**
- * What a person has to be told of a run that the command has not told itself.
- *
- * @category conversions
- * @since 0.1.0
- */
-export const tell = ({ end, shutdown }: RunReport): ReadonlyArray<string> => {
-  const text = tellEnd(end)
-  return [
-    ...(text === undefined ? [] : [text]),
-    ...(shutdown === undefined || ShutdownOutcome.isComplete(shutdown)
-      ? []
-      : [`the machine could not be ended: ${ShutdownOutcome.format(shutdown)}`])
-  ]
-}
+export { tell } from "./internal/tellReport.ts"
 
 const failedBefore = (options: RunOptions.RunOptions, end: RunEnd): RunReport => ({
   id: Option.getOrElse(options.name, () => "none"),
@@ -268,7 +234,7 @@ const runCommand = Command.make(
         const report = yield* Run.run(options, { backendDetail, json: flags.json, onStarted })
         yield* conclude(report, flags.json)
         if (detach.isBackground && report.end._tag === "Completed") {
-          yield* reporter.line(`the command has ended: microvm logs ${report.id} has what it said`)
+          yield* reporter.line(`the command has ended (${report.exitCode}): microvm logs ${report.id} has what it said`)
         }
         yield* detach.tell({ _tag: "Failed", exitCode: report.exitCode })
       }).pipe(Effect.provideContext(found.success))

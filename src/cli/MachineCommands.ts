@@ -30,6 +30,7 @@ import { HostSignals } from "./HostSignals.ts"
 import { readEnv } from "./internal/envFlags.ts"
 import { exitWith, jsonFlag, print, untilSignal } from "./internal/handlers.ts"
 import { ago, table } from "./internal/tables.ts"
+import { tell as tellReport } from "./internal/tellReport.ts"
 import { Reporter } from "./Reporter.ts"
 import * as Run from "./Run.ts"
 import * as RunDirectory from "./RunDirectory.ts"
@@ -312,12 +313,17 @@ const wait = Command.make(
   { json: jsonFlag, ids: several },
   Effect.fnUntraced(function*({ ids, json }) {
     yield* Effect.gen(function*() {
+      const reporter = yield* Reporter
       // All are there, or none is waited for.
       yield* Effect.forEach(ids, find, { discard: true })
       let code = 0
       for (const run of yield* Effect.forEach(ids, untilOver, { concurrency: "unbounded" })) {
         code = RunDirectory.exitCodeOf(run) ?? ExitCode.run.runtimeFailed
         const { id, report } = run
+        // Nobody has heard it from the run itself.
+        for (const text of report === undefined || json ? [] : tellReport(report)) {
+          yield* reporter.line(`${id}: ${text}`)
+        }
         yield* print(
           !json
             ? String(code)

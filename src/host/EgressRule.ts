@@ -154,7 +154,13 @@ export const parse = (text: string): Result.Result<EgressRule, string> => {
   if (/\s/.test(text) || text === "") return Result.fail(`give a rule without spaces: ${example}`)
   const inBrackets = bracketed.exec(text)
   const bare = inBrackets === null ? bareIpv6.exec(text) : null
-  if (bare !== null) return Result.fail(`give IPv6 in brackets: [${bare[1]}${bare[2] ?? ""}]${bare[3]}`)
+  if (bare !== null) {
+    const [, address = "", prefix = "", rest = ""] = bare
+    // Of what is written without brackets, the last number may be an address' or a port.
+    const asPort = prefix === "" && rest.startsWith("/") ? /^(.*[^:]):(\d{1,5})$/.exec(address) : null
+    const other = asPort === null ? "" : `, or [${asPort[1]}]:${asPort[2]}${rest} if that is a port`
+    return Result.fail(`give IPv6 in brackets: [${address}${prefix}]${rest}${other}`)
+  }
   const [, name, prefix, portText, protocolText] = inBrackets ?? plain.exec(text) ?? []
   if (name === undefined) return Result.fail(`give TARGET[:PORT[-PORT]][/PROTOCOL]: ${example}`)
   const target = targetOf(name, prefix, inBrackets !== null)

@@ -90,6 +90,15 @@ export class MachineNetworks extends Context.Service<MachineNetworks, {
   ) => Effect.Effect<Option.Option<NetworkControl>, HostError.HostError | JournalError, Scope.Scope>
 }>()("effect-microvm-runtime/host/MachineNetworks") {}
 
+/**
+ * The label of a record that says which network namespace its machine's links and rules are in: nothing of them is found from
+ * another.
+ *
+ * @category constants
+ * @since 0.1.0
+ */
+export const namespaceLabel = "network-namespace"
+
 /** The label of a record that says what its machine may reach. */
 const allowLabel = "network-allow"
 const AllowLabel = Schema.fromJsonString(Schema.Array(Schema.String))
@@ -147,7 +156,14 @@ const make = Effect.fnUntraced(function*(settings: Settings) {
         function*(rules) {
           const next = toMachine(entry, allocation, rules)
           yield* writeAllowed(entry, rules)
-          yield* Effect.onError(firewall.replace(now, next), () => Effect.ignore(writeAllowed(entry, now.rules)))
+          const change = Effect.catchReason(
+            firewall.replace(now, next),
+            "HostError",
+            "CommandFailed",
+            // Somebody has flushed the host's rules: nothing is there that could be changed.
+            () => firewall.install([next])
+          )
+          yield* Effect.onError(change, () => Effect.ignore(writeAllowed(entry, now.rules)))
           now = next
           yield* served.replace(EgressRule.names(rules))
         },
@@ -164,13 +180,16 @@ const make = Effect.fnUntraced(function*(settings: Settings) {
       const { ipv6 } = yield* routes.facts
       const facts = yield* routes.prepare({
         forwarding: settings.forwarding ?? "check",
-        // A host without IPv6 of its own is no reason to do without a network.
-        families: Option.isSome(ipv6.egress) ? [4, 6] : [4]
+        // A host without IPv6 of its own, or one that does not pass it on, is no reason to do without a network.
+        families: Option.isSome(ipv6.egress) && (ipv6.forwarding || settings.forwarding === "enable") ? [4, 6] : [4]
       })
       const mtu = options.mtu ?? facts.mtu
       yield* entry.update({
         claim: [addresses.claim],
-        labels: { [allowLabel]: JSON.stringify(allow.map(EgressRule.format)) }
+        labels: {
+          [allowLabel]: JSON.stringify(allow.map(EgressRule.format)),
+          ...(settings.namespace === undefined ? {} : { [namespaceLabel]: settings.namespace })
+        }
       })
       const allocation = yield* addresses.allocate(entry)
       const { tap, v4, v6 } = allocation
@@ -217,6 +236,8 @@ const make = Effect.fnUntraced(function*(settings: Settings) {
 export interface Settings {
   /** Is a host that does not forward packets to be made to? Default `check`: it is told what to type. */
   readonly forwarding?: "check" | "enable" | undefined
+  /** The network namespace that the host's commands work in, as `/proc/self/ns/net` names it. Default: it is not written down. */
+  readonly namespace?: string | undefined
 }
 
 /**

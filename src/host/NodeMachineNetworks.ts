@@ -31,6 +31,14 @@ const mayAdminister: Effect.Effect<void, HostError.HostError> = Effect.suspend((
 })
 
 /**
+ * The network namespace that we are in (namespaces(7)).
+ *
+ * @category accessors
+ * @since 0.1.0
+ */
+export const currentNamespace = (): string => NodeFs.readlinkSync("/proc/self/ns/net")
+
+/**
  * The pool of addresses, and how the host is to be.
  *
  * @category options
@@ -50,6 +58,7 @@ export interface Options extends Addresses.Options, MachineNetworks.Settings {}
 export const layer = (
   options: Options
 ): Layer.Layer<MachineNetworks.MachineNetworks, HostError.HostError, FileSystem.FileSystem> => {
+  const namespace = currentNamespace()
   const firewall = Layer.unwrap(
     Addresses.Addresses.use(({ pool }) =>
       Effect.succeed(Firewall.layer({ prefix: `mv${pool.id}-`, pool: [pool.ipv4, pool.ipv6] }))
@@ -65,7 +74,7 @@ export const layer = (
       })
     )
   ).pipe(
-    Layer.provide(MachineNetworks.layer(options)),
+    Layer.provide(MachineNetworks.layer({ namespace, ...options })),
     Layer.provide([firewall, Links.layer, Routes.layer, relay]),
     Layer.provide(Addresses.layer(options)),
     Layer.provide(NodeHostCommands.layer)

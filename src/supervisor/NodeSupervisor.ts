@@ -17,18 +17,19 @@ import * as Firewall from "../host/Firewall.ts"
 import type { HostCommands } from "../host/HostCommands.ts"
 import * as Limits from "../host/Limits.ts"
 import * as Links from "../host/Links.ts"
-import { MachineNetworks, type NetworkControl } from "../host/MachineNetworks.ts"
+import * as MachineNetworks from "../host/MachineNetworks.ts"
 import * as NodeDiskFiles from "../host/NodeDiskFiles.ts"
 import * as NodeHostCommands from "../host/NodeHostCommands.ts"
 import * as NodeMachineNetworks from "../host/NodeMachineNetworks.ts"
 import type { Entry } from "../journal/Journal.ts"
 import type { JournalError } from "../journal/JournalError.ts"
+import type { MachineRecord } from "../journal/MachineRecord.ts"
 import * as NodeJournal from "../journal/NodeJournal.ts"
 import * as Reclaimer from "../journal/Reclaimer.ts"
 import type * as Reconcile from "../journal/Reconcile.ts"
 import type { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
 import * as NodeProcessSpawner from "../process/NodeProcessSpawner.ts"
-import type { ProcessHost } from "../process/ProcessHost.ts"
+import { ProcessHost } from "../process/ProcessHost.ts"
 import * as Supervisor from "./Supervisor.ts"
 
 /**
@@ -39,7 +40,7 @@ export interface Options extends Pick<Supervisor.Options, "onReleased"> {
   /** The state directory: see `Journal.Options`. */
   readonly directory: string
   /** Is given what the rules of an adopted machine can be changed by, for as long as it lives. Default: nobody changes them. */
-  readonly onNetwork?: ((id: string, control: NetworkControl) => Effect.Effect<void>) | undefined
+  readonly onNetwork?: ((id: string, control: MachineNetworks.NetworkControl) => Effect.Effect<void>) | undefined
   /** Kinds of your own, whose resources are acquired after those of this package. Default none. */
   readonly kinds?: ReadonlyArray<Reclaimer.Reclaimer> | undefined
 }
@@ -68,9 +69,18 @@ const resume = (context: Context.Context<FileSystem.FileSystem>, onNetwork: Opti
     )
     if (pool === undefined) return
     const networks = yield* Layer.build(NodeMachineNetworks.layer(pool)).pipe(Effect.provideContext(context))
-    const control = yield* Context.get(networks, MachineNetworks).resume(entry)
+    const control = yield* Context.get(networks, MachineNetworks.MachineNetworks).resume(entry)
     if (Option.isSome(control)) yield* onNetwork?.(entry.id, control.value) ?? Effect.void
   })
+
+/** Links and rules of another network namespace would be taken for gone. */
+const elsewhere = (bootId: string) => (record: MachineRecord): string | undefined => {
+  const namespace = record.labels[MachineNetworks.namespaceLabel]
+  const here = NodeMachineNetworks.currentNamespace()
+  return namespace === undefined || namespace === here || record.bootId !== bootId
+    ? undefined
+    : `its network is in the network namespace ${namespace}, and this is ${here}: recover it from there`
+}
 
 /**
  * A supervisor over a state directory, which is its own until the layer closes: fails with `LeaseHeld` when another one has it.
@@ -87,6 +97,7 @@ export const layer = (
     return Supervisor.layerWith({
       kinds: [...standard(context), ...kinds],
       resume: resume(context, onNetwork),
+      obstacle: elsewhere((yield* ProcessHost).bootId),
       onReleased
     })
   })).pipe(

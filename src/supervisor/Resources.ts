@@ -17,6 +17,32 @@ import type { ProcessHost } from "../process/ProcessHost.ts"
 import type { Resource } from "./Supervisor.ts"
 
 /**
+ * Several resources, in the order in which they are acquired, each with its own needs and errors.
+ *
+ * ```ts import.meta.vitest
+ * import { MachineNetworks } from "effect-microvm-runtime/host"
+ * import { Resources } from "effect-microvm-runtime/supervisor"
+ * const resources = Resources.all(
+ *   Resources.limits({ memoryMib: 448 }),
+ *   Resources.disk({ name: "root", stack: "debian-12" }),
+ *   Resources.network({ allow: [] })
+ * )
+ * resources.length // => 3
+ * ```
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const all = <E1, R1, E2 = never, R2 = never, E3 = never, R3 = never, E4 = never, R4 = never>(
+  first: Resource<E1, R1>,
+  second?: Resource<E2, R2>,
+  third?: Resource<E3, R3>,
+  fourth?: Resource<E4, R4>,
+  ...others: ReadonlyArray<Resource<E4, R4>>
+): ReadonlyArray<Resource<E1 | E2 | E3 | E4, R1 | R2 | R3 | R4>> =>
+  [first, second, third, fourth, ...others].filter((one) => one !== undefined)
+
+/**
  * A network card, by which the machine reaches what is allowed and nothing else.
  *
  * @category constructors

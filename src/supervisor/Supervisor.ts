@@ -198,6 +198,11 @@ export interface Options {
   readonly kinds?: Reconcile.Kinds | undefined
   /** What an adopted machine needs of us while it lives. Default nothing. */
   readonly resume?: ((entry: Entry) => Effect.Effect<void, HostError | JournalError, Scope.Scope>) | undefined
+  /**
+   * Why nothing may be done about this record here and now, if so: what it speaks of cannot be seen from here, say. Default: all can
+   * be done.
+   */
+  readonly obstacle?: ((record: MachineRecord) => string | undefined) | undefined
   /** Told of what was released, and of what could not be. By default, the latter goes to the log as a warning. */
   readonly onReleased?: ((released: Reconcile.Released) => Effect.Effect<void>) | undefined
 }
@@ -249,7 +254,9 @@ const toAdopt = (record: MachineRecord) => {
 }
 
 const make = Effect.fnUntraced(
-  function*({ kinds: others = [], onReleased = warn, resume = () => Effect.void }: Options) {
+  function*(
+    { kinds: others = [], obstacle = () => undefined, onReleased = warn, resume = () => Effect.void }: Options
+  ) {
     const journal = yield* Journal
     const provider = yield* MicroVmProvider
     const { bootId } = yield* ProcessHost
@@ -468,6 +475,8 @@ const make = Effect.fnUntraced(
       const { id } = entry
       const inner = yield* Scope.make()
       return yield* Effect.gen(function*() {
+        const hindered = obstacle(yield* entry.record)
+        if (hindered !== undefined) return { id, action: "Left", why: hindered } as const
         const found = yield* attach(entry, inner)
         if (found._tag === "Gone" && mode === "adopt" && (yield* livesOn(entry))) {
           const why =

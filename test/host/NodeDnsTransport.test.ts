@@ -39,10 +39,8 @@ const upstream = (behaviour: Behaviour) =>
           connection.once("data", (data) => behaviour.tcp?.(data.subarray(2), connection))
         })
         tcp.listen(port, "127.0.0.1")
-        const isFree = await Promise.race([
-          once(tcp, "listening").then(() => true),
-          once(tcp, "error").then(() => false)
-        ])
+        // It rejects with what comes as an error instead.
+        const isFree = await once(tcp, "listening").then(() => true, () => false)
         if (!isFree) {
           udp.close()
           continue

@@ -668,7 +668,15 @@ describe("restore", () => {
       yield* runtime.snapshot("m", "s")
       const view = yield* runtime.restore({ id: "n", snapshot: { machine: "m", name: "s" }, resume: false })
       expect(view.state).toBe("paused")
-      expect(view.spec).toEqual({ ...wanted("n"), vcpus: 3, memoryMib: 256, kernelArgs: [], channels: ["a"], networks: [], drives: [] })
+      expect(view.spec).toEqual({
+        ...wanted("n"),
+        vcpus: 3,
+        memoryMib: 256,
+        kernelArgs: [],
+        channels: ["a"],
+        networks: [],
+        drives: []
+      })
     }).pipe(host))
 
   it.effect("says what is wrong before anything is done", () =>

@@ -379,6 +379,20 @@ describe("after a supervisor", () => {
       yield* Effect.flatMap(driver.guest("a"), ({ powerOff }) => powerOff)
     }).pipe(Effect.scoped, live))
 
+  it.effect("what cannot be seen from here is left as it is", () =>
+    Effect.gen(function*() {
+      const { bring, ports, supervisor } = yield* makeWorld
+      yield* Effect.scoped(Effect.gen(function*() {
+        const { launch } = yield* supervisor()
+        yield* launch({ id: "a", keep: true, resources: [ports.resource(1)], bring: bring("a") })
+      }))
+      const { entries, recover } = yield* supervisor({ obstacle: ({ keep }) => keep ? "it is elsewhere" : undefined })
+      for (const mode of ["adopt", "kill"] as const) {
+        assert.deepStrictEqual(yield* recover({ mode }), [{ id: "a", action: "Left", why: "it is elsewhere" }])
+      }
+      assert.deepStrictEqual([[...ports.taken], yield* idsOf(entries)], [[1], ["a"]])
+    }).pipe(Effect.scoped, live))
+
   it.effect("what cannot be removed is left, told, and removed the next time", () =>
     Effect.gen(function*() {
       const { bring, ports, supervisor } = yield* makeWorld
