@@ -11,6 +11,7 @@ import * as EgressRule from "../host/EgressRule.ts"
 import * as DurationText from "../lifecycle/DurationText.ts"
 import * as MachineSpec from "../microvm/MachineSpec.ts"
 import type { Choice } from "./Backend.ts"
+import { readEnv } from "./internal/envFlags.ts"
 
 /**
  * @category models
@@ -79,8 +80,6 @@ export interface RunFlags {
   readonly command: ReadonlyArray<string>
 }
 
-const isVariable = (name: string): boolean => /^[A-Za-z_][A-Za-z0-9_]*$/.test(name)
-
 /** What the machine itself does not allow, in terms of the flags. */
 const specFaults = (name: Option.Option<string>, vcpus: number, memoryMib: number): ReadonlyArray<string> => {
   // A name is a host name too. The kernel and its place are not known yet.
@@ -129,19 +128,8 @@ export const fromFlags = (flags: RunFlags): Result.Result<RunOptions, UsageError
     faults.push(`--${flag} ${JSON.stringify(text)} is no duration above zero: write 500ms, 30s, 5m or 2h`)
     return Duration.zero
   }
-  const env: Array<readonly [string, string]> = []
-  for (const pair of flags.env) {
-    const at = pair.indexOf("=")
-    const key = at === -1 ? pair : pair.slice(0, at)
-    // The value may be a secret, so the name alone is told; what is neither may be a value whose name was forgotten.
-    if (at === -1) {
-      const [told, name] = isVariable(pair) ? [` ${pair}`, pair] : ["", "NAME"]
-      faults.push(`--env${told} has no value: write ${name}=VALUE`)
-    } else if (!isVariable(key)) {
-      faults.push(`--env name ${JSON.stringify(key)} is not valid: use letters, digits and _, no digit first`)
-    } else if (pair.includes("\0")) faults.push(`--env ${key} holds a NUL byte: remove it`)
-    else env.push([key, pair.slice(at + 1)])
-  }
+  const { env, faults: envFaults } = readEnv(flags.env)
+  faults.push(...envFaults)
   const allow = EgressRule.parseAll(flags.allow)
   if (Result.isFailure(allow)) {
     const { reason } = allow.failure
@@ -172,7 +160,7 @@ export const fromFlags = (flags: RunFlags): Result.Result<RunOptions, UsageError
     start: flags.cold
       ? "cold"
       : Option.match(flags.from, { onNone: () => "warm" as const, onSome: (from) => ({ from }) }),
-    env: Object.fromEntries(env),
+    env,
     network: flags.network === "none"
       ? { _tag: "None" }
       : { _tag: "Nat", allow: Result.getOrElse(allow, () => []) },
