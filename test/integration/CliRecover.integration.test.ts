@@ -7,13 +7,15 @@ import * as NodeFs from "node:fs"
 import * as NodeOs from "node:os"
 import * as NodePath from "node:path"
 import { descendants, sleep, until } from "../cli/executable.ts"
-import { install, noRuns, Runs } from "./background.ts"
+import { install, noRuns, Runs, text } from "./background.ts"
 
 if (noRuns !== undefined) console.warn(`SKIPPED tests of recovery: ${noRuns}`)
 const isRoot = process.geteuid?.() === 0
 if (!isRoot) console.warn("SKIPPED tests of full and read-only state directories: only root may mount")
 
 const kill = (pid: number): void => {
+  // kill(2) takes 0 for our own process group.
+  assert.isAbove(pid, 1)
   try {
     process.kill(pid, "SIGKILL")
   } catch {
@@ -104,8 +106,7 @@ describe.skipIf(noRuns !== undefined)("microvm recover", () => {
     const vmm = descendants(runs.holder(dead)).find(({ command }) => command.startsWith("qemu"))
     assert.isDefined(vmm)
     for (const id of [unwanted, unheld, dead]) kill(runs.supervisor(id))
-    kill(holders[0] ?? 0)
-    kill(vmm?.pid ?? 0)
+    for (const pid of [holders[0], vmm?.pid]) kill(pid ?? 0)
     await until(
       "their end",
       () =>
@@ -155,13 +156,12 @@ describe.skipIf(noRuns !== undefined)("microvm recover", () => {
       const id = runs.name()
       const front = runs.start(["run", "--detach", "--name", id, "--", "sh", "-c", ticking(ticks)])
       const victim = () =>
-        runs.processes().find(({ line, pid }) =>
-          pid !== front.pid && line.includes(`${id}\0`) && line.includes("--detach")
-        )
-      await until("its supervisor", () => victim() !== undefined || front.child.exitCode !== null)
-      const { pid = 0 } = victim() ?? {}
+        // Its arguments are hidden; what it was started with is not.
+        descendants(front.pid).find(({ pid }) => text(`/proc/${pid}/environ`).includes("EFFECT_MICROVM_DETACHED="))
+      let found = victim()
+      await until("its supervisor", () => (found ??= victim()) !== undefined)
       await sleep(delay)
-      kill(pid)
+      kill(found?.pid ?? 0)
       const { code, stdout } = await front.end
       const before = await runs.look(id)
       const { code: recoverCode, recovered } = before === undefined

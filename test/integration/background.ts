@@ -63,7 +63,8 @@ export const decodeListed = Schema.decodeUnknownSync(Schema.fromJsonString(Schem
 export const decodeRecovered = Schema.decodeUnknownSync(Schema.fromJsonString(Schema.Array(Recovered)))
 const decodeInfo = Schema.decodeUnknownOption(Schema.fromJsonString(RunInfo))
 
-const text = (path: string): string => {
+/** What a file of /proc says, and nothing once its process is gone. */
+export const text = (path: string): string => {
   try {
     return NodeFs.readFileSync(path, "utf8")
   } catch {
