@@ -138,7 +138,7 @@ describe.skipIf(noRuns !== undefined)("microvm recover", () => {
   it(`whatever the moment of its supervisor's death (seed ${seed})`, async () => {
     await using runs = new Runs(bin)
     const next = numbers(seed)
-    const [kills, ticks, atATime] = [12, 20, 3]
+    const [kills, ticks, atATime] = [8, 20, 4]
     const whole = Date.now()
     assert.deepInclude(await runs.microvm("wait", await runs.sh(ticking(ticks))), { code: 9 })
     // Half of them before its command runs, where most is done; the others up to its end.
