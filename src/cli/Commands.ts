@@ -29,6 +29,7 @@ import * as GoldenMachines from "../warm/GoldenMachines.ts"
 import * as Backend from "./Backend.ts"
 import * as Doctor from "./Doctor.ts"
 import { orSignal } from "./HostSignals.ts"
+import { commandArgument, envFlag } from "./internal/commandFlags.ts"
 import { exitWith, jsonFlag, print, untilSignal } from "./internal/handlers.ts"
 import { tell } from "./internal/tellReport.ts"
 import * as MachineCommands from "./MachineCommands.ts"
@@ -156,11 +157,7 @@ const runCommand = Command.make(
       Flag.optional,
       Flag.withDescription("Restore the machine from this snapshot, by its name or id")
     ),
-    env: Flag.String("env").pipe(
-      Flag.withMetavar("K=V"),
-      Flag.atLeast(0),
-      Flag.withDescription("A variable for the command; may be repeated")
-    ),
+    env: envFlag,
     timeout: Flag.String("timeout").pipe(
       Flag.withMetavar("DURATION"),
       Flag.optional,
@@ -198,10 +195,7 @@ const runCommand = Command.make(
       Flag.withDescription("Print what would be done, and do nothing")
     ),
     json: jsonFlag,
-    command: Argument.String("command").pipe(
-      Argument.variadic(),
-      Argument.withDescription("The command and its arguments, after --")
-    )
+    command: commandArgument
   },
   Effect.fnUntraced(function*(flags) {
     const reporter = yield* Reporter

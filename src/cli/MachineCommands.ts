@@ -27,7 +27,7 @@ import * as ShutdownOutcome from "../lifecycle/ShutdownOutcome.ts"
 import * as Backend from "./Backend.ts"
 import { Control, type ControlError } from "./Control.ts"
 import { HostSignals } from "./HostSignals.ts"
-import { readEnv } from "./internal/envFlags.ts"
+import { commandArgument, commandFaults, envFlag, readEnv } from "./internal/commandFlags.ts"
 import { exitWith, jsonFlag, print, untilSignal } from "./internal/handlers.ts"
 import { ago, table } from "./internal/tables.ts"
 import { tell as tellReport } from "./internal/tellReport.ts"
@@ -98,12 +98,11 @@ const findUp = Effect.fnUntraced(function*(given: string) {
   return run
 })
 
-/** Waits until a run is over. Fails with `LeftBehind` when nobody is there to bring it to its end. */
-const untilOver = Effect.fnUntraced(function*(given: string) {
-  const { id } = yield* find(given)
+/** Waits until the run of this whole id is over. Fails with `LeftBehind` when nobody is there to bring it to its end. */
+const untilOver = Effect.fnUntraced(function*(id: string) {
   const state = yield* RunDirectory.stateDirectory
   while (true) {
-    const run = yield* RunDirectory.find(state, id)
+    const run = yield* RunDirectory.find(state, id, { whole: true })
     if (run.state === "over" || run.report !== undefined) return run
     if (run.state === "left behind") return yield* RunDirectory.fail(new RunDirectory.LeftBehind({ id }))
     yield* Effect.sleep(pollEvery)
@@ -279,7 +278,8 @@ const logs = Command.make(
       const { id, info, paths } = yield* RunDirectory.find(state, given)
       if (!info.detached) yield* reporter.line(`machine ${id} is not in the background: what it writes is not kept`)
       const stdio = yield* Stdio.Stdio
-      const isUp = Effect.map(RunDirectory.find(state, id), (run) => run.state === "up")
+      const again = RunDirectory.find(state, id, { whole: true })
+      const isUp = Effect.map(again, (run) => run.state === "up")
       const services = yield* Effect.context<Effect.Services<typeof isUp>>()
       yield* RunLog.read({ directory: paths.directory, name: console ? "console" : "output" }, {
         lines,
@@ -293,7 +293,7 @@ const logs = Command.make(
           : undefined,
         onDropped: (bytes) => reporter.line(`${bytes} bytes that came before are not kept any more`)
       }).pipe(Stream.run(stdio.stdout()))
-      const run = yield* Effect.option(RunDirectory.find(state, id))
+      const run = yield* Effect.option(again)
       if (follow && Option.isSome(run) && run.value.state === "left behind" && run.value.report === undefined) {
         return yield* RunDirectory.fail(new RunDirectory.LeftBehind({ id }))
       }
@@ -315,9 +315,9 @@ const wait = Command.make(
     yield* Effect.gen(function*() {
       const reporter = yield* Reporter
       // All are there, or none is waited for.
-      yield* Effect.forEach(ids, find, { discard: true })
+      const found = yield* Effect.forEach(ids, find)
       let code = 0
-      for (const run of yield* Effect.forEach(ids, untilOver, { concurrency: "unbounded" })) {
+      for (const run of yield* Effect.forEach(found, ({ id }) => untilOver(id), { concurrency: "unbounded" })) {
         code = RunDirectory.exitCodeOf(run) ?? ExitCode.run.runtimeFailed
         const { id, report } = run
         // Nobody has heard it from the run itself.
@@ -409,31 +409,23 @@ const stop = Command.make(
 const exec = Command.make(
   "exec",
   {
-    env: Flag.String("env").pipe(
-      Flag.withMetavar("K=V"),
-      Flag.atLeast(0),
-      Flag.withDescription("A variable for the command; may be repeated")
-    ),
+    env: envFlag,
     workdir: Flag.String("workdir").pipe(
       Flag.withMetavar("DIR"),
       Flag.optional,
       Flag.withDescription("Where the command works; / by default")
     ),
     id: one,
-    command: Argument.String("command").pipe(
-      Argument.variadic(),
-      Argument.withDescription("The command and its arguments, after --")
-    )
+    command: commandArgument
   },
   Effect.fnUntraced(function*({ command: words, env: pairs, id: given, workdir }) {
     const { env, faults } = readEnv(pairs)
     const [command = "", ...args] = words
-    const texts = [...words, ...Option.toArray(workdir)]
+    const cwd = Option.getOrUndefined(workdir)
     const more = [
-      ...(words.length === 0 ? ["no command: write it after --, as in microvm exec ID -- uname -a"] : []),
-      ...(words.length > 0 && command === "" ? ["the command is empty: name a program after --"] : []),
-      ...(texts.some((text) => text.includes("\0")) ? ["the command holds a NUL byte: remove it"] : []),
-      ...(Option.contains(workdir, "") ? ["--workdir is empty: name a directory of the guest"] : [])
+      ...commandFaults(words, "microvm exec ID -- uname -a"),
+      ...(cwd === "" ? ["--workdir is empty: name a directory of the guest"] : []),
+      ...(cwd?.includes("\0") ? ["--workdir holds a NUL byte: remove it"] : [])
     ]
     if (faults.length + more.length > 0) return yield* usage([...faults, ...more])
     const control = yield* Control
@@ -447,7 +439,7 @@ const exec = Command.make(
         command,
         args,
         env: Record.map(env, (value) => Redacted.make(value)),
-        ...(Option.isSome(workdir) ? { cwd: workdir.value } : {})
+        ...(cwd === undefined ? {} : { cwd })
       }, {
         stdin: stdio.stdin,
         stdout: reporter.beside("stdout")(stdio.stdout()),

@@ -42,6 +42,7 @@ import { ProcessHost } from "../process/ProcessHost.ts"
 import * as Control from "./Control.ts"
 import * as ControlRequest from "./ControlRequest.ts"
 import { makePeer, maxLine, type Peer } from "./internal/peer.ts"
+import { refused } from "./internal/refused.ts"
 import * as Session from "./internal/session.ts"
 import { Broken } from "./internal/session.ts"
 import * as RunDirectory from "./RunDirectory.ts"
@@ -159,11 +160,7 @@ const listen = Effect.fnUntraced(function*(house: House, id: string, handle: Con
   const visitor: ControlRequest.Handler = (request, streams) =>
     Effect.suspend(() =>
       visitors > maxVisitors
-        ? Effect.succeed<ControlRequest.Answer>({
-          _tag: "Refused",
-          reason: "Busy",
-          message: `${maxVisitors} requests are under way at machine ${id}: try again later`
-        })
+        ? Effect.succeed(refused("Busy", `${maxVisitors} requests are under way at machine ${id}: try again later`))
         : handle(request, streams)
     )
   const receive = (socket: NodeNet.Socket) =>

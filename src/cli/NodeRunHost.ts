@@ -81,7 +81,7 @@ const open = Effect.fnUntraced(function*(id: string, options: RunOptions & { rea
   const { backend } = yield* MicroVmProvider
   const state = yield* RunDirectory.stateDirectory
   const paths = options.resume === true
-    ? (yield* RunDirectory.find(state, id)).paths
+    ? (yield* RunDirectory.find(state, id, { whole: true })).paths
     : yield* RunDirectory.begin(state, {
       id,
       detached: options.detach,

@@ -45,9 +45,9 @@ import type { GoldenMachines } from "../warm/GoldenMachines.ts"
 import * as WarmMachine from "../warm/WarmMachine.ts"
 import * as Backend from "./Backend.ts"
 import { Control } from "./Control.ts"
-import type { Answer } from "./ControlRequest.ts"
 import { HostSignals } from "./HostSignals.ts"
 import { launch, remember, rememberVisitor, resume, type Up } from "./internal/comeUp.ts"
+import { refused } from "./internal/refused.ts"
 import { saveMachine } from "./internal/saveMachine.ts"
 import { serveMachine } from "./internal/serveMachine.ts"
 import { formatTook, Reporter } from "./Reporter.ts"
@@ -259,7 +259,7 @@ export const run = Effect.fn("Run.run")(function*(
           return yield* Deferred.await(gone)
         })
     })
-    const goesDown: Answer = { _tag: "Refused", reason: "NotReady", message: "the machine goes down" }
+    const goesDown = refused("NotReady", "the machine goes down")
     // Only for who has the place: one that is about to be refused is not to be found in place of the one that has it.
     const listen = control.listen(id, (request, visitor) => {
       const answer = Effect.provideContext(handle(request, visitor), services)

@@ -371,17 +371,19 @@ export const all = Effect.fn("RunDirectory.all")(function*(
 })
 
 /**
- * The run of this id, or the one whose id begins so. Fails with `NoSuchRun` and `AmbiguousId`.
+ * The run of this id, or the one whose id begins so, unless it is given as a `whole`: once a run was found, another one is not to
+ * be taken for it when it is removed. Fails with `NoSuchRun` and `AmbiguousId`.
  *
  * @category operations
  * @since 0.1.0
  */
 export const find = Effect.fn("RunDirectory.find")(function*(
   state: string,
-  given: string
+  given: string,
+  { whole = false }: { readonly whole?: boolean | undefined } = {}
 ): Effect.fn.Return<Run, RunDirectoryError, Services> {
   const there = yield* usable(state)(ids(state))
-  const matches = given === "" ? [] : there.filter((id) => id.startsWith(given))
+  const matches = given === "" || whole ? [] : there.filter((id) => id.startsWith(given))
   const [first, ...others] = there.includes(given) ? [given] : matches
   if (others.length > 0) return yield* fail(new AmbiguousId({ id: given, matches }))
   const run = first === undefined ? undefined : yield* inspect(state, first)
@@ -554,11 +556,11 @@ export const prune = Effect.fn("RunDirectory.prune")(function*(
   const { keep = 64 } = options
   const within = Duration.toMillis(Duration.fromInputUnsafe(options.within ?? "24 hours"))
   const now = yield* Clock.currentTimeMillis
-  const old = (yield* usable(state)(Effect.forEach(
+  const old = (yield* Effect.forEach(
     yield* usable(state)(ids(state)),
     (id) => Effect.map(inspect(state, id), (run) => ({ id, run })),
     { concurrency: 16 }
-  )))
+  ))
     .filter(({ run }) => run === undefined || (run.state === "over" && run.record === undefined))
     .map(({ id, run }) => ({ id, endedAt: run?.endedAt ?? 0 }))
     .toSorted((one, other) => other.endedAt - one.endedAt)

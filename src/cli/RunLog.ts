@@ -194,10 +194,14 @@ const readAt = (part: Part, at: number, bytes: number) =>
     return buffer.subarray(0, yield* file.read(buffer, { position: BigInt(at) }))
   })).pipe(whenGone<Uint8Array>(new Uint8Array(0)))
 
+const endOf = (all: ReadonlyArray<Part>): number => {
+  const last = all.at(-1)
+  return last === undefined ? 0 : last.start + last.size
+}
+
 /** Where the last lines begin. An unfinished line is one. */
-const startOfLines = Effect.fnUntraced(function*(place: Place, lines: number) {
-  const all = yield* parts(place)
-  const end = (all.at(-1)?.start ?? 0) + (all.at(-1)?.size ?? 0)
+const startOfLines = Effect.fnUntraced(function*(all: ReadonlyArray<Part>, lines: number) {
+  const end = endOf(all)
   if (lines === 0) return end
   let seen = 0
   for (const part of all.toReversed()) {
@@ -224,19 +228,25 @@ export const read = (
   place: Place,
   options: ReadOptions = {}
 ): Stream.Stream<Uint8Array, PlatformError.PlatformError, FileSystem.FileSystem | Path.Path> => {
-  const { lines, onDropped = () => Effect.void, until = Effect.succeed(true) } = options
+  const { lines, onDropped = () => Effect.void, until } = options
   return Stream.unwrap(Effect.gen(function*() {
-    const start = lines === undefined ? 0 : yield* startOfLines(place, lines)
+    const there = yield* parts(place)
+    const start = lines === undefined ? 0 : yield* startOfLines(there, lines)
+    // One who writes faster than we read would never come to an end.
+    const end = until === undefined ? endOf(there) : Infinity
     return Stream.paginate(start, (position) =>
       Effect.gen(function*() {
         // Asked first: what was written before is there then.
-        const isAll = yield* until
+        const isAll = until === undefined || (yield* until)
         const all = yield* parts(place)
         const first = all[0]?.start ?? position
-        const at = Math.max(first, position)
+        const at = Math.min(end, Math.max(first, position))
         if (at > position) yield* onDropped(at - position)
+        if (at === end) return [[], Option.none()] as const
         const part = all.find((one) => one.start <= at && at < one.start + one.size)
-        const bytes = part === undefined ? new Uint8Array(0) : yield* readAt(part, at - part.start, block)
+        const bytes = part === undefined
+          ? new Uint8Array(0)
+          : yield* readAt(part, at - part.start, Math.min(block, end - at))
         if (bytes.length > 0) return [[bytes], Option.some(at + bytes.length)] as const
         if (part === undefined && isAll) return [[], Option.none()] as const
         yield* Effect.sleep("200 millis")

@@ -11,7 +11,7 @@ import * as EgressRule from "../host/EgressRule.ts"
 import * as DurationText from "../lifecycle/DurationText.ts"
 import * as MachineSpec from "../microvm/MachineSpec.ts"
 import type { Choice } from "./Backend.ts"
-import { readEnv } from "./internal/envFlags.ts"
+import { commandFaults, readEnv } from "./internal/commandFlags.ts"
 
 /**
  * @category models
@@ -144,9 +144,7 @@ export const fromFlags = (flags: RunFlags): Result.Result<RunOptions, UsageError
     faults.push("--json is the report of a run that has ended: leave it out, and use microvm wait --json later")
   }
   const [program, ...args] = flags.command
-  if (program === undefined) faults.push("no command: write it after --, as in microvm run -- uname -a")
-  else if (program === "") faults.push("the command is empty: name a program after --")
-  if (flags.command.some((word) => word.includes("\0"))) faults.push("the command holds a NUL byte: remove it")
+  faults.push(...commandFaults(flags.command, "microvm run -- uname -a"))
   const timeout = Option.map(flags.timeout, (text) => positive("timeout", text))
   const grace = positive("grace", flags.grace)
   if (faults.length > 0 || program === undefined) return Result.fail(new UsageError({ faults }))

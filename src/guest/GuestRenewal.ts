@@ -13,8 +13,9 @@
  *
  * All of it but the hooks is one run of one tiny program, as programs are slow to start in a guest that was just restored
  * and has no acceleration: `/sbin/microvm-syscalls` makes the system calls that it is told, and tells their results. What
- * they are is decided here. A guest without hooks starts nothing else, and network cards take two runs more. Until it is renewed, a card is what
- * it was when the machine was saved: so save machines whose cards are down, or have nothing at their far ends.
+ * they are is decided here. A guest without hooks starts nothing else. Each network card takes a run more, and all of them
+ * another one. Until it is renewed, a card is what it was when the machine was saved: so save machines whose cards are down, or
+ * have nothing at their far ends.
  *
  * - Programs that were running when the snapshot was taken live on in every clone, with what they have in memory. The
  *   machine that clones are made of runs none but init, the power button's reader and the agent. None of them keeps a

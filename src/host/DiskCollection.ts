@@ -71,8 +71,8 @@ export const collect = Effect.fn("DiskCollection.collect")(function*(options: Co
       ? { verdict: "Recent", why: `it was ${verb} less than ${Duration.format(age)} ago` }
       : undefined
 
-  const removeClone = Effect.fnUntraced(function*(marker: DiskClones.Marker, why: string) {
-    const claims = [{ owner: marker, data: clones.disk(marker.id) }]
+  const removeClone = Effect.fnUntraced(function*(directory: string, marker: DiskClones.Marker, why: string) {
+    const claims = [{ owner: marker, data: { directory } }]
     const [verdict] = yield* DiskClones.kind.reclaim(claims, { dryRun })
     if (verdict?._tag === "Stuck" || verdict?._tag === "Foreign") return { verdict: verdict._tag, why: verdict.why }
     return { verdict: dryRun ? "Unused" : "Removed", why } satisfies Judged
@@ -91,7 +91,7 @@ export const collect = Effect.fn("DiskCollection.collect")(function*(options: Co
       return { verdict: "Used", why } satisfies Judged
     }
     const judged = recent(clone.madeAt, "made")
-    return judged ?? (yield* removeClone(marker, `no machine ${marker.id} has a record`))
+    return judged ?? (yield* removeClone(clone.directory, marker, `no machine ${marker.id} has a record`))
   })
 
   const ofClones = yield* Effect.forEach(

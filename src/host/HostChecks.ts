@@ -9,6 +9,7 @@ import * as Cidr from "./Cidr.ts"
 import { type Facts, Fix } from "./HostFacts.ts"
 import { CANDIDATES } from "./internal/addressPlan.ts"
 import { LINKS } from "./internal/forwardRules.ts"
+import { acceptRa, variable } from "./internal/settingNames.ts"
 
 /**
  * One check.
@@ -65,7 +66,7 @@ const ofOurs = { files: 256, processes: 1000, inotify: 16 }
 
 const quoted = (path: string): string => /^[\w./-]+$/.test(path) ? path : `'${path.replaceAll("'", "'\\''")}'`
 
-const sysctl = (setting: string, value: number): string => `sysctl -w ${setting.replaceAll("/", ".")}=${value}`
+const sysctl = (setting: string, value: number): string => `sysctl -w ${variable(setting)}=${value}`
 
 const program = ({ programs }: Facts, names: ReadonlyArray<string>, packageName: string): Judgement => {
   const missing = names.filter((name) => !programs.includes(name))
@@ -87,9 +88,8 @@ const forwarding = (facts: Facts, family: "ipv4" | "ipv6"): Judgement => {
   const egress = facts.egress[family]
   if (facts.settings[setting] === "1") return good("on")
   if (facts.settings[setting] === undefined) return bad("this kernel has none")
-  const advice = family === "ipv6" && egress !== undefined
-    ? `${sysctl(`net/ipv6/conf/${egress}/accept_ra`, 2)} && `
-    : ""
+  const accepts = egress === undefined ? "" : acceptRa(egress)
+  const advice = family === "ipv6" && facts.settings[accepts] === "1" ? `${sysctl(accepts, 2)} && ` : ""
   return bad("off", `${advice}${sysctl(setting, 1)}`, Fix.Forward({ family, egress }))
 }
 
@@ -208,11 +208,7 @@ const room = ({ state: { free } }: Facts, path: string, least: number): Judgemen
     ? good(`${mebibytes(free)} are free`)
     : bad(`${mebibytes(free)} are free, and ${mebibytes(least)} should be`, `df -h ${quoted(path)}`)
 
-const atLeast = (
-  { settings }: Facts,
-  setting: Facts["settings"] extends Record<infer Key, string> ? Key : never,
-  least: number
-): Judgement => {
+const atLeast = ({ settings }: Facts, setting: string, least: number): Judgement => {
   const value = Number(settings[setting] ?? Number.POSITIVE_INFINITY)
   return value >= least
     ? good(String(value))

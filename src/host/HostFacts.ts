@@ -68,11 +68,14 @@ export interface Facts {
     /** Is this host itself a virtual machine? */
     readonly isGuest: boolean
   }
-  /** By their paths below `/proc/sys`: `net/ipv4/ip_forward`. */
+  /**
+   * By their paths below `/proc/sys`: `net/ipv4/ip_forward`. Those of `settings`, and `net/ipv6/conf/DEVICE/accept_ra` of the device
+   * of the IPv6 default route.
+   */
   readonly settings: Readonly<Record<string, string>>
   /** The devices of the default routes. */
   readonly egress: { readonly ipv4: string | undefined; readonly ipv6: string | undefined }
-  /** Networks of other devices than machines'. */
+  /** What is routed, but for default routes, and by which device; machines' links are among them. */
   readonly networks: ReadonlyArray<{ readonly device: string; readonly cidr: string }>
   /**
    * Base chains that drop what is forwarded, by their policy or by a rule for all packets, and have no rules before that accept
@@ -124,7 +127,7 @@ export const settings = [
  * - `LoadModule`: of the kernel.
  * - `Forward`: lets packets pass between the devices of this host. That makes it a router, so `apply` is to be asked for it. With
  *   IPv6, a router takes no more advice from others, so the device that has its default route that way is told to go on
- *   taking it (`accept_ra` = 2).
+ *   taking it, if it does (`accept_ra` = 2 where it is 1).
  *
  * @category models
  * @since 0.1.0

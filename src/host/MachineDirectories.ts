@@ -12,6 +12,7 @@ import * as Schema from "effect/Schema"
 import { type Owner, type ResourceKind, Verdict } from "../journal/ResourceKind.ts"
 import * as OwnedFiles from "../process/OwnedFiles.ts"
 import * as HostError from "./HostError.ts"
+import { unescape } from "./internal/mountInfo.ts"
 import { isNamedAfter } from "./internal/ownName.ts"
 
 /**
@@ -69,10 +70,6 @@ export const make = Effect.fn("MachineDirectories.make")(function*(
 })
 
 const isNotFound = ({ reason }: PlatformError.PlatformError): boolean => reason._tag === "NotFound"
-
-/** Mount points stand in `/proc/self/mountinfo` with space, tab, newline and backslash as octal escapes. */
-const unescape = (path: string): string =>
-  path.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)))
 
 /** What is mounted, or nothing where that cannot be told. */
 const readMounts = FileSystem.FileSystem.use((fs) => fs.readFileString("/proc/self/mountinfo")).pipe(

@@ -177,8 +177,10 @@ const make = Effect.fnUntraced(function*(settings: Settings) {
   return MachineNetworks.of({
     attach: Effect.fn("MachineNetworks.attach")(function*(entry, options) {
       const { allow, topology, user = 65_534 } = options
-      const { ipv6 } = yield* routes.facts
+      const seen = yield* routes.facts
+      const { ipv6 } = seen
       const facts = yield* routes.prepare({
+        seen,
         forwarding: settings.forwarding ?? "check",
         // A host without IPv6 of its own, or one that does not pass it on, is no reason to do without a network.
         families: Option.isSome(ipv6.egress) && (ipv6.forwarding || settings.forwarding === "enable") ? [4, 6] : [4]

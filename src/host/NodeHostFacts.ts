@@ -7,7 +7,6 @@ import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
-import * as Schema from "effect/Schema"
 import * as NodeFs from "node:fs"
 import * as NodePath from "node:path"
 import * as OwnedFiles from "../process/OwnedFiles.ts"
@@ -27,6 +26,9 @@ import * as Layout from "./internal/cgroupLayout.ts"
 import * as CommandRunner from "./internal/commandRunner.ts"
 import { trying } from "./internal/diskFailure.ts"
 import * as ForwardRules from "./internal/forwardRules.ts"
+import * as IpJson from "./internal/ipJson.ts"
+import { unescape } from "./internal/mountInfo.ts"
+import { acceptRa } from "./internal/settingNames.ts"
 import { KernelSettings } from "./KernelSettings.ts"
 
 const attempt = <A>(f: () => A): A | undefined => {
@@ -65,11 +67,7 @@ const cpu = (): Facts["cpu"] => {
 const fileSystemOf = (path: string): string => {
   const mounts = text("/proc/self/mountinfo").trim().split("\n").map((line) => {
     const [left = "", right = ""] = line.split(" - ")
-    const at = (left.split(" ")[4] ?? "").replace(
-      /\\([0-7]{3})/g,
-      (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8))
-    )
-    return { at, type: right.split(" ")[0] ?? "unknown" }
+    return { at: unescape(left.split(" ")[4] ?? ""), type: right.split(" ")[0] ?? "unknown" }
   })
   return mounts.reduce(
     (best, one) =>
@@ -139,10 +137,6 @@ const swap = (): number =>
   text("/proc/swaps").trim().split("\n").slice(1)
     .reduce((sum, line) => sum + 1024 * Number(line.split(/\s+/)[2] ?? 0), 0)
 
-const Routes = Schema.fromJsonString(
-  Schema.Array(Schema.Struct({ dst: Schema.String, dev: Schema.optionalKey(Schema.String) }))
-)
-
 const legacy = [
   ["iptables-legacy", "/proc/net/ip_tables_names"],
   ["ip6tables-legacy", "/proc/net/ip6_tables_names"]
@@ -156,15 +150,14 @@ const make = Effect.gen(function*() {
   const run = CommandRunner.make(host, [])
 
   const has = Effect.fnUntraced(function*(command: string) {
-    const path = (yield* host.env)["PATH"]
-    const { faults } = yield* host.locate({ command, path: `${path ?? ""}:/usr/sbin:/sbin`, cwd: undefined })
+    const { faults } = yield* host.locate({ ...CommandRunner.programOf(yield* host.env, command), cwd: undefined })
     return faults.length === 0
   })
 
   const routes = (family: "-4" | "-6") =>
-    commands.run({ program: "ip", args: ["-j", family, "route", "show"], what: "looking at routes" }).pipe(
-      Effect.flatMap(Schema.decodeEffect(Routes)),
-      Effect.orElseSucceed((): typeof Routes.Type => [])
+    IpJson.list(IpJson.Route, [family, "route", "show"], "looking at routes").pipe(
+      Effect.provideService(HostCommands, commands),
+      Effect.orElseSucceed((): ReadonlyArray<typeof IpJson.Route.Type> => [])
     )
 
   // Without the elements of sets, of which there may be very many.
@@ -214,11 +207,12 @@ const make = Effect.gen(function*() {
     Effect.provideService(ProcessHost, host)
   )
 
-  const known = Effect.forEach(settings, (setting) =>
-    kernel.read(setting).pipe(
-      Effect.orElseSucceed(() => Option.none<string>()),
-      Effect.map((value) => Option.toArray(value).map((one): readonly [string, string] => [setting, one]))
-    ))
+  const known = (names: ReadonlyArray<string>) =>
+    Effect.forEach(names, (setting) =>
+      kernel.read(setting).pipe(
+        Effect.orElseSucceed(() => Option.none<string>()),
+        Effect.map((value) => Option.toArray(value).map((one): readonly [string, string] => [setting, one]))
+      ))
 
   const observe = Effect.fn("HostFacts.observe")(
     function*({ stateDirectory: path }: { readonly stateDirectory: string }) {
@@ -229,9 +223,12 @@ const make = Effect.gen(function*() {
         routes6: routes("-6"),
         limits,
         programs: Effect.filter(programs, has),
-        settings: known
+        settings: known(settings)
       }, { concurrency: "unbounded" })
-      const leaving = (all: typeof Routes.Type) => all.find(({ dev, dst }) => dst === "default" && dev !== "lo")?.dev
+      const [ipv4, ipv6] = [found.routes4, found.routes6].map((all) =>
+        all.find(({ dev, dst }) => dst === "default" && dev !== "lo")?.dev
+      )
+      const advice = yield* known(ipv6 === undefined ? [] : [acceptRa(ipv6)])
       return {
         uid: process.geteuid?.() ?? 0,
         capabilities: BigInt(`0x${/^CapEff:\s*([0-9a-f]+)/m.exec(text("/proc/self/status"))?.[1] ?? "0"}`),
@@ -239,10 +236,10 @@ const make = Effect.gen(function*() {
         tun: accessOf("/dev/net/tun"),
         kvm: accessOf("/dev/kvm"),
         cpu: cpu(),
-        settings: Object.fromEntries(found.settings.flat()),
-        egress: { ipv4: leaving(found.routes4), ipv6: leaving(found.routes6) },
+        settings: Object.fromEntries([...found.settings, ...advice].flat()),
+        egress: { ipv4, ipv6 },
         networks: [...found.routes4, ...found.routes6].flatMap(({ dev, dst }) =>
-          dst === "default" || dev === undefined ? [] : [{ device: dev, cidr: dst }]
+          dst === undefined || dst === "default" || dev === undefined ? [] : [{ device: dev, cidr: dst }]
         ),
         forwardDrops: typeof found.drops === "string" ? found.drops : [...found.drops, ...found.legacy.flat()],
         limits: found.limits,
@@ -274,7 +271,7 @@ const make = Effect.gen(function*() {
           yield* kernel.write(["net/ipv4/ip_forward"], "1")
           return "turned IPv4 forwarding on, until the next boot"
         }
-        const advice = `net/ipv6/conf/${fix.egress ?? "all"}/accept_ra`
+        const advice = acceptRa(fix.egress ?? "all")
         const keeps = fix.egress !== undefined && Option.contains("1")(yield* kernel.read(advice))
         if (keeps) yield* kernel.write([advice], "2")
         yield* kernel.write(["net/ipv6/conf/all/forwarding"], "1")
@@ -296,8 +293,7 @@ const make = Effect.gen(function*() {
  * import { HostFacts, NodeHostCommands, NodeHostFacts } from "effect-microvm-runtime/host"
  * import { NodeProcessHost } from "effect-microvm-runtime/process"
  * import * as Effect from "effect/Effect"
- * import * as FileSystem from "effect/FileSystem"
-import * as Layer from "effect/Layer"
+ * import * as Layer from "effect/Layer"
  * const program = HostFacts.HostFacts.use((host) => host.observe({ stateDirectory: "/nonexistent/state" }))
  * const layer = NodeHostFacts.layer.pipe(
  *   Layer.provide([NodeFileSystem.layer, NodeHostCommands.layer, NodeProcessHost.layer])

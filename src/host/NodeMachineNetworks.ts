@@ -60,8 +60,9 @@ export const layer = (
 ): Layer.Layer<MachineNetworks.MachineNetworks, HostError.HostError, FileSystem.FileSystem> => {
   const namespace = currentNamespace()
   const firewall = Layer.unwrap(
-    Addresses.Addresses.use(({ pool }) =>
-      Effect.succeed(Firewall.layer({ prefix: `mv${pool.id}-`, pool: [pool.ipv4, pool.ipv6] }))
+    Effect.map(
+      Addresses.Addresses,
+      ({ pool }) => Firewall.layer({ prefix: `mv${pool.id}-`, pool: [pool.ipv4, pool.ipv6] })
     )
   )
   const relay = DnsRelay.layer().pipe(Layer.provide([NodeDnsTransport.layer, SecureRandom.layerWebCrypto]))

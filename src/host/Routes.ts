@@ -14,6 +14,7 @@ import * as Cidr from "./Cidr.ts"
 import { HostCommands } from "./HostCommands.ts"
 import * as HostError from "./HostError.ts"
 import * as IpJson from "./internal/ipJson.ts"
+import { acceptRa, variable } from "./internal/settingNames.ts"
 import { KernelSettings } from "./KernelSettings.ts"
 
 /**
@@ -61,6 +62,7 @@ export interface Facts {
  * - `forwarding`: `"check"` refuses a host that does not forward, and says what to type. `"enable"` switches it on, and it stays
  *   on: others may have come to rely on it.
  * - `families`: those that are needed. Default all that have a way out, and at least one.
+ * - `seen`: `facts` of a moment ago. Default: it is looked now.
  *
  * @category options
  * @since 0.1.0
@@ -68,6 +70,7 @@ export interface Facts {
 export interface Options {
   readonly forwarding: "check" | "enable"
   readonly families?: ReadonlyArray<Cidr.Family> | undefined
+  readonly seen?: Facts | undefined
 }
 
 /**
@@ -96,9 +99,6 @@ const farAway = { 4: "1.1.1.1", 6: "2606:4700:4700::1111" } as const
 const forwardingOf = { 4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding" } as const
 
 const usualMtu = 1_500
-
-/** As sysctl(8) has it: dots between the parts, and slashes for the dots in an interface's name. */
-const variable = (setting: string): string => setting.replace(/[/.]/g, (separator) => separator === "/" ? "." : "/")
 
 const RouteGet = Schema.Struct({
   ...IpJson.Route.fields,
@@ -155,7 +155,7 @@ const make = Effect.gen(function*() {
     if (forwarding) return []
     const changes: Array<readonly [string, string]> = []
     if (family === 6 && Option.isSome(egress)) {
-      const setting = `net/ipv6/conf/${egress.value.dev}/accept_ra`
+      const setting = acceptRa(egress.value.dev)
       if (Option.contains(yield* settings.read(setting), "1")) changes.push([setting, "2"])
     }
     return [...changes, [forwardingOf[family], "1"] as const]
@@ -163,8 +163,8 @@ const make = Effect.gen(function*() {
 
   return Routes.of({
     facts: facts.pipe(Effect.withSpan("Routes.facts")),
-    prepare: Effect.fn("Routes.prepare")(function*({ families, forwarding }) {
-      const found = yield* facts
+    prepare: Effect.fn("Routes.prepare")(function*({ families, forwarding, seen }) {
+      const found = seen ?? (yield* facts)
       const ways = [[4, found.ipv4], [6, found.ipv6]] as const
       const wanted = ways.filter(([family, { egress }]) => families?.includes(family) ?? Option.isSome(egress))
       const lacking = wanted.find(([, { egress }]) => Option.isNone(egress))?.[0] ??

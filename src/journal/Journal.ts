@@ -8,7 +8,6 @@ import * as Arr from "effect/Array"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import * as Equal from "effect/Equal"
 import * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
@@ -132,9 +131,6 @@ const written = (record: MachineRecord): Effect.Effect<RecordText.Written, Journ
     onSuccess: Effect.succeed
   })
 
-const without = (claims: ReadonlyArray<Claim>, gone: ReadonlyArray<Claim>): ReadonlyArray<Claim> =>
-  claims.filter((claim) => !gone.some((one) => Equal.equals(one, claim)))
-
 /** How many writes there may be at a time. */
 const WRITERS = 64
 
@@ -187,14 +183,14 @@ const over = Effect.fnUntraced(function*(
 
     const change = Effect.fnUntraced(function*({ adopt, claim = [], forget = [], labels, phase, spec }: Change) {
       const { record } = now
-      const kept = without(record.claims, forget)
+      const kept = Arr.difference(record.claims, forget)
       const next = yield* written({
         ...record,
         supervisor: adopt === true ? self : record.supervisor,
         phase: phase ?? record.phase,
         spec: spec === undefined ? record.spec : spec,
         labels: { ...record.labels, ...labels },
-        claims: [...kept, ...Arr.dedupe(without(claim, kept))]
+        claims: [...kept, ...Arr.dedupe(Arr.difference(claim, kept))]
       })
       if (next.text === now.text) return
       yield* put(id, now.text, next.text, () => {

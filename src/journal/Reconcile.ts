@@ -6,7 +6,6 @@
  */
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
-import * as Equal from "effect/Equal"
 import * as Schema from "effect/Schema"
 import type { Entry } from "./Journal.ts"
 import type { Claim, MachineRecord, Phase } from "./MachineRecord.ts"
@@ -146,7 +145,7 @@ const settle = Effect.fnUntraced(function*(
   gone: ReadonlyArray<Claim>,
   { over }: Options
 ) {
-  const remaining = (yield* entry.record).claims.filter((claim) => !gone.some((one) => Equal.equals(one, claim)))
+  const remaining = Arr.difference((yield* entry.record).claims, gone)
   const write = over === undefined && remaining.length === 0 ? entry.close : entry.update({ forget: gone, phase: over })
   return yield* Effect.match(write, {
     onFailure: (error) => ({ trouble: error.message }),

@@ -355,12 +355,14 @@ const asMachine = (
   Effect.uninterruptibleMask((unmask) =>
     Effect.gen(function*() {
       const scope = yield* Scope.fork(yield* Effect.scope)
+      let life: Life | undefined
+      // Added first, so that it is destroyed when all that it had is released.
+      yield* Scope.addFinalizer(scope, Effect.suspend(() => life?.release ?? Effect.void))
       const { vmm, state } = yield* unmask(get).pipe(
         Scope.provide(scope),
         Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
       )
-      const life = yield* makeLife(state)
-      yield* Scope.addFinalizer(scope, life.release)
+      life = yield* makeLife(state)
       const machine = yield* fromVmm(spec, provider, vmm, life, options)
       yield* Effect.forkIn(machine.ended, scope, { startImmediately: true })
       if (options.keep === undefined) yield* Scope.addFinalizer(scope, endUnattended(machine))

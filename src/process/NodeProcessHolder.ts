@@ -207,7 +207,7 @@ const make = Effect.gen(function*() {
       Effect.catchTag(Scope.provide(take, scope), "Unreachable", (error) =>
         Effect.gen(function*() {
           if (!error.isGone) return yield* holderFailed(directory, error.why)
-          if ((yield* Held.find(host, held.holder)) === undefined) return undefined
+          if (!(yield* Held.lives(host, held.holder))) return undefined
           // It is about to end, or has as many connections as it takes.
           if (left === 0) return yield* holderFailed(directory, `it lives, and cannot be reached: ${error.why}`)
           return yield* Effect.delay(attempts(left - 1), "20 millis")
@@ -287,7 +287,7 @@ const make = Effect.gen(function*() {
   const kill = Effect.fnUntraced(function*(claim: HolderSchema.Claim) {
     if ("child" in claim) {
       if (claim.cgroup !== null) yield* Effect.ignore(host.cgroup(claim.cgroup).kill)
-      else if ((yield* Held.find(host, claim.child)) !== undefined) {
+      else if (yield* Held.lives(host, claim.child)) {
         yield* Effect.ignore(host.kill(-claim.child.pid, "SIGKILL"))
       }
     }
@@ -300,7 +300,7 @@ const make = Effect.gen(function*() {
     )
   const isLeft = Effect.fnUntraced(function*(claim: HolderSchema.Claim) {
     if ("child" in claim) {
-      if ((yield* Held.find(host, claim.child)) !== undefined) return true
+      if (yield* Held.lives(host, claim.child)) return true
       if (claim.cgroup !== null && (yield* host.cgroup(claim.cgroup).populated)) return true
     }
     return (yield* marked(claim)).length > 0
@@ -316,12 +316,12 @@ const make = Effect.gen(function*() {
       const { holder } = claim
       // After another boot there is nothing but files.
       if (holder === null || holder.bootId !== host.bootId) return { _tag: "Absent" }
-      const holderGone = Effect.map(Held.find(host, holder), (info) => info === undefined)
+      const holderGone = Effect.map(Held.lives(host, holder), (isThere) => !isThere)
       const wasGone = (yield* holderGone) && !(yield* isLeft(claim))
       if (wasGone || dryRun) return { _tag: wasGone ? "Absent" : "Destroyed" }
 
       // One that has no child yet is not to have one.
-      if (!("child" in claim)) yield* Effect.ignore(host.kill(holder.pid, "SIGKILL"))
+      if (!("child" in claim) && !(yield* holderGone)) yield* Effect.ignore(host.kill(holder.pid, "SIGKILL"))
       const killed = Effect.gen(function*() {
         // It may have got its child at the last moment.
         const now = Option.getOrElse(Client.readClaim(directory) ?? Option.none(), () => claim)

@@ -274,11 +274,12 @@ const make = Effect.fnUntraced(
 
     const release = (entry: Entry) =>
       Reconcile.release(entry, kinds).pipe(
-        Effect.tap(onReleased),
         Effect.ensuring(Effect.sync(() => {
           ours.delete(entry.id)
           busy.delete(entry.id)
         })),
+        // Its id may be another machine's from now on, of whoever is told.
+        Effect.tap(onReleased),
         Effect.withSpan("Supervisor.release", { attributes: { id: entry.id } })
       )
 

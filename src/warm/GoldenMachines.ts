@@ -116,7 +116,7 @@ const usualMib = 256
 const cardsLabel = "cards"
 
 /** They lead nowhere: which MAC a machine has, and where its packets go, is told when it is restored. */
-const placeholders = (count: number): ReadonlyArray<MachineSpec.Network> =>
+const unlinkedCards = (count: number): ReadonlyArray<MachineSpec.Network> =>
   Array.from({ length: count }, (_, index) => ({ mac: `02:00:00:00:00:${index.toString(16).padStart(2, "0")}` }))
 
 /** The prefix of their names in the store. */
@@ -171,7 +171,7 @@ const make = Effect.fnUntraced(function*(options: Options = {}): Effect.fn.Retur
       vcpus: request.vcpus,
       memoryMib: request.memoryMib,
       channels: request.channels,
-      networks: placeholders(request.cards ?? 0),
+      networks: unlinkedCards(request.cards ?? 0),
       kernel: image.kernel,
       initramfs: image.initramfs
     })
@@ -215,7 +215,7 @@ const make = Effect.fnUntraced(function*(options: Options = {}): Effect.fn.Retur
         () => Effect.succeedNone
       )
       const superseded = Option.isSome(current) && current.value.digest !== digest
-      const networks = placeholders(Number(manifest.labels[cardsLabel] ?? 0))
+      const networks = unlinkedCards(Number(manifest.labels[cardsLabel] ?? 0))
       const here = provider.platform({ ...manifest.spec, networks })
       const foreign = Result.isFailure(here) || Snapshot.differences(manifest.platform, here.success).length > 0
       const unused = now - lastUsed

@@ -13,6 +13,7 @@ import * as Schema from "effect/Schema"
 import * as Sink from "effect/Sink"
 import * as Stdio from "effect/Stdio"
 import * as Stream from "effect/Stream"
+import * as NodeFs from "node:fs"
 import * as Control from "../../src/cli/Control.ts"
 import type * as ControlRequest from "../../src/cli/ControlRequest.ts"
 import { ExitWith } from "../../src/cli/internal/handlers.ts"
@@ -366,6 +367,24 @@ describe("wait", () => {
       const report = yield* Schema.decodeEffect(Schema.fromJsonString(RunReport))(json.stdout.text)
       assert.deepStrictEqual(report, reportOf("two", 3))
     }))
+
+  it.live(
+    "does not take another run for one that was removed meanwhile, whose id begins as that one's",
+    () =>
+      Effect.gen(function*() {
+        const host = yield* makeHost
+        const { directory } = yield* host.here(RunDirectory.begin(host.state, infoOf("dev")))
+        yield* host.here(RunDirectory.begin(host.state, infoOf("dev-2")))
+        const waiting = yield* Effect.forkChild(host.microvm(["wait", "dev"]), { startImmediately: true })
+        const following = yield* Effect.forkChild(host.microvm(["logs", "-f", "dev"]), { startImmediately: true })
+        yield* Effect.sleep("500 millis")
+        NodeFs.rmSync(directory, { recursive: true })
+        const { code, lines } = yield* Effect.timeout(Fiber.join(waiting), "5 seconds")
+        assert.deepStrictEqual([code, lines], [1, ["there is no machine \"dev\": there is dev-2"]])
+        assert.strictEqual((yield* Effect.timeout(Fiber.join(following), "5 seconds")).code, 0)
+      }),
+    30_000
+  )
 
   it.live("does not wait for what nobody will bring to its end", () =>
     Effect.gen(function*() {

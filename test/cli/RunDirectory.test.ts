@@ -121,6 +121,11 @@ describe("a run", () => {
         "AmbiguousId",
         "more than one id begins with \"dev-\": there are dev-1, dev-2; give more of it"
       ])
+      // The whole id is no beginning of another.
+      assert.strictEqual((yield* RunDirectory.find(state, "dev", { whole: true })).id, "dev")
+      for (const id of ["", "w", "dev-"]) {
+        assert.deepStrictEqual((yield* refusal(RunDirectory.find(state, id, { whole: true })))[0], "NoSuchRun")
+      }
       for (const id of ["", "x", "../dev", "webs"]) {
         assert.deepStrictEqual((yield* refusal(RunDirectory.find(state, id)))[0], "NoSuchRun")
       }

@@ -80,6 +80,23 @@ describe("a log", () => {
       assert.strictEqual(yield* text(at, { lines: 2 }), `${long}\nlast`)
     }).pipe(Effect.scoped, Effect.provide(NodeServices.layer)))
 
+  it.effect("gives what is there, and comes to an end also while it grows faster than it is read", () =>
+    Effect.gen(function*() {
+      const at = yield* place
+      const log = yield* RunLog.open(at, { maxBytes: 1000 })
+      yield* log.write(encode("x".repeat(700)))
+      let dropped = 0
+      const read = yield* RunLog.read(at, { onDropped: (bytes) => Effect.sync(() => void (dropped += bytes)) }).pipe(
+        Stream.tap(() => log.write(encode("y".repeat(2500)))),
+        Stream.take(10),
+        Stream.decodeText,
+        Stream.mkString
+      )
+      assert.deepStrictEqual([read, dropped], ["x".repeat(700), 0])
+      yield* log.write(encode("last"))
+      assert.strictEqual(yield* text(at, { lines: 0 }), "")
+    }).pipe(Effect.scoped, Effect.provide(NodeServices.layer)))
+
   it.effect("that is not there is empty, and so is one of which there is nothing yet", () =>
     Effect.gen(function*() {
       const at = yield* place

@@ -2,7 +2,7 @@ import { assert, describe, it } from "@effect/vitest"
 import { DiskClones, DiskCollection, Templates } from "effect-microvm-runtime/host"
 import * as Effect from "effect/Effect"
 import * as TestClock from "effect/testing/TestClock"
-import { mkdirSync, writeFileSync } from "node:fs"
+import { cpSync, mkdirSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
 import { addBase, image, inDirectory, layer, owner, systemError, tree, type World } from "./diskSupport.ts"
 
@@ -88,6 +88,7 @@ describe("collecting disks", () => {
       Effect.gen(function*() {
         yield* setUp(directory, ["made"], {})
         yield* setUp(directory, ["again"])
+        cpSync(join(directory, "clones/again"), join(directory, "clones/copied"), { recursive: true })
         mkdirSync(join(directory, "clones/foreign"))
         writeFileSync(join(directory, "clones/file"), "")
         mkdirSync(join(directory, "templates/own"))
@@ -100,6 +101,7 @@ describe("collecting disks", () => {
         })
         assert.deepStrictEqual(all.map(([what, verdict]) => [what, verdict]), [
           ["clone again", "Removed"],
+          ["clone copied", "Foreign"],
           ["clone file", "Foreign"],
           ["clone foreign", "Foreign"],
           ["clone made", "Used"],

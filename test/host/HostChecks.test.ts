@@ -19,6 +19,15 @@ const setting = (name: string, value: string | undefined): Partial<HostFacts.Fac
   )
 })
 
+const routesByAdvice = (device: string, acceptRa: string): Partial<HostFacts.Facts> => ({
+  egress: { ipv4: "eth0", ipv6: device },
+  settings: {
+    ...goodFacts.settings,
+    "net/ipv6/conf/all/forwarding": "0",
+    [`net/ipv6/conf/${device}/accept_ra`]: acceptRa
+  }
+})
+
 describe("checks of a host", () => {
   it("all pass on a good one, each with its reason", () => {
     const checks = evaluate({}, { network: true })
@@ -44,8 +53,21 @@ describe("checks of a host", () => {
     ],
     [
       "IPv6 forwarding",
-      setting("net/ipv6/conf/all/forwarding", "0"),
+      routesByAdvice("eth0", "1"),
       "sysctl -w net.ipv6.conf.eth0.accept_ra=2 && sysctl -w net.ipv6.conf.all.forwarding=1",
+      HostFacts.Fix.Forward({ family: "ipv6", egress: "eth0" })
+    ],
+    [
+      "IPv6 forwarding",
+      routesByAdvice("eth0.5", "1"),
+      "sysctl -w net.ipv6.conf.eth0/5.accept_ra=2 && sysctl -w net.ipv6.conf.all.forwarding=1",
+      HostFacts.Fix.Forward({ family: "ipv6", egress: "eth0.5" })
+    ],
+    // Who takes no advice is not to be told to begin with it.
+    [
+      "IPv6 forwarding",
+      routesByAdvice("eth0", "0"),
+      "sysctl -w net.ipv6.conf.all.forwarding=1",
       HostFacts.Fix.Forward({ family: "ipv6", egress: "eth0" })
     ],
     ["IPv6 forwarding", setting("net/ipv6/conf/all/forwarding", undefined), undefined],

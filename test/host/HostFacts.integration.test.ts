@@ -1,7 +1,7 @@
 import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
 import { assert, describe, it } from "@effect/vitest"
 import { HostChecks, HostFacts, NodeHostCommands, NodeHostFacts } from "effect-microvm-runtime/host"
-import { NodeProcessHost } from "effect-microvm-runtime/process"
+import { NodeProcessHost, ProcessHost } from "effect-microvm-runtime/process"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
@@ -77,6 +77,25 @@ describe("facts of this host", () => {
         }
       })
     ))
+
+  it.live("have the programs that a machine would be given, and no others", () => {
+    const programsIn = (env: Readonly<Record<string, string>>) => {
+      const processes = Layer.effect(
+        ProcessHost.ProcessHost,
+        Effect.map(ProcessHost.ProcessHost, (real) => ({ ...real, env: Effect.succeed(env) }))
+      ).pipe(Layer.provide(NodeProcessHost.layer))
+      return HostFacts.HostFacts.use(({ observe }) => observe({ stateDirectory: "/nonexistent/state" })).pipe(
+        Effect.map(({ programs }) => programs),
+        Effect.provide(
+          NodeHostFacts.layer.pipe(Layer.provide([NodeHostCommands.layer, NodeFileSystem.layer, processes]))
+        )
+      )
+    }
+    return Effect.gen(function*() {
+      assert.include(yield* programsIn({}), "cp")
+      assert.notInclude(yield* programsIn({ MICROVM_RESIZE2FS_BIN: "/nonexistent/resize2fs" }), "resize2fs")
+    })
+  })
 
   it.live("tell of a state directory that is missing, is a file, or is open to others", () =>
     withDirectory((directory) =>
@@ -154,6 +173,7 @@ describe("facts of this host", () => {
             )
             const facts = yield* observe
             assert.deepStrictEqual(facts.egress, { ipv4: "out0", ipv6: "out0" })
+            assert.strictEqual(facts.settings["net/ipv6/conf/out0/accept_ra"], "1")
             assert.deepStrictEqual(facts.forwardDrops, [{ family: "ip", table: "filter", chain: "FORWARD" }])
             const failed = HostChecks.evaluate(facts, { network: true, stateDirectory: "/" })
             const addresses = failed.find(({ name }) => name === "addresses")

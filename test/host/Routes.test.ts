@@ -80,6 +80,13 @@ describe("Routes", () => {
       yield* prepare({ forwarding: "check" })
     }))
 
+  it.effect("what was seen a moment ago is not looked for again", () =>
+    Effect.gen(function*() {
+      const seen = yield* on({ route4, settings: { ...off, "net/ipv4/ip_forward": "1" } }).facts
+      const { prepare } = on({ settings: off })
+      expect(yield* prepare({ forwarding: "check", seen })).toBe(seen)
+    }))
+
   it.effect("advertisements that were not welcome are not now", () =>
     Effect.gen(function*() {
       const { prepare, values } = on({ route6, settings: { ...off, "net/ipv6/conf/eth0.5/accept_ra": "0" } })

@@ -27,10 +27,11 @@ import { tmpdir } from "node:os"
 import { join } from "node:path"
 import * as ExitStatus from "../../src/lifecycle/ExitStatus.ts"
 import * as ShutdownPolicy from "../../src/lifecycle/ShutdownPolicy.ts"
+import * as Mark from "../../src/process/Mark.ts"
 import * as NodeProcessHolder from "../../src/process/NodeProcessHolder.ts"
 import * as NodeProcessHost from "../../src/process/NodeProcessHost.ts"
 import { type HeldProcess, type HoldOptions, ProcessHolder } from "../../src/process/ProcessHolder.ts"
-import type { ProcessHost } from "../../src/process/ProcessHost.ts"
+import { ProcessHost } from "../../src/process/ProcessHost.ts"
 import * as ProcessIdentity from "../../src/process/ProcessIdentity.ts"
 import { cgroupSupport, clearUp, eventually, fixture, hasCGroups, type Trial, trial } from "./support.ts"
 
@@ -541,6 +542,24 @@ describe("destroy", () => {
         expect((yield* holder.destroy({ directory: place }))._tag).toBe("Absent")
       }
     }))
+
+  world(
+    "does not kill another process that has the pid of a holder that is gone",
+    ({ directory, own }) =>
+      Effect.gen(function*() {
+        const stranger = spawnNode("sleep", ["1000"], { env: { ...process.env, ...own.env } })
+        const left = spawnNode("sleep", ["1000"], { env: { ...process.env, ...own.env, [Mark.variable]: "held-1.1" } })
+        const host = yield* ProcessHost
+        const { startTime } = yield* Effect.fromOption(yield* host.inspect(stranger.pid ?? 0))
+        // As it is when the holder was killed just after it had started its child.
+        const holder = { bootId: host.bootId, pid: stranger.pid, startTime: startTime - 1 }
+        writeFileSync(join(directory, "holder.json"), JSON.stringify({ version: 1, holder, mark: "held-1.1" }))
+        expect((yield* ProcessHolder.use((one) => one.destroy({ directory })))._tag).toBe("Destroyed")
+        expect(own.alive()).toEqual([stranger.pid])
+        expect(isThere(left.pid ?? 0)).toBe(false)
+        expect(stranger.kill("SIGKILL")).toBe(true)
+      })
+  )
 
   world("ends a holder that does not listen any more", ({ directory, holder, own, spawn }) =>
     Effect.gen(function*() {

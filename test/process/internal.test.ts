@@ -1,11 +1,12 @@
 import { describe, expect, it } from "@effect/vitest"
 import * as Schema from "effect/Schema"
 import { execFileSync, spawnSync } from "node:child_process"
-import { mkdtempSync, readFileSync, rmSync } from "node:fs"
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import * as ByteTail from "../../src/process/internal/byteTail.ts"
 import { commandLine } from "../../src/process/internal/commandLine.ts"
+import * as Client from "../../src/process/internal/NodeHolderClient.ts"
 import * as ProcStat from "../../src/process/internal/procStat.ts"
 
 describe("a line of /proc/PID/stat", () => {
@@ -87,5 +88,19 @@ describe("a command line that enters cgroups", () => {
     const [file, args] = line({ v1: ["/proc/self", "/nowhere/cgroup"] })
     const { status, stderr, stdout } = spawnSync(file, args, { encoding: "utf8" })
     expect({ status, stderr, stdout }).toEqual({ status: 125, stderr: "cannot enter cgroup /proc/self\n", stdout: "" })
+  })
+})
+
+describe("a directory in which no holder is to start", () => {
+  it("is left to the one that was there first, and holds nothing else then", () => {
+    const directory = mkdtempSync(join(tmpdir(), "precluded-"))
+    try {
+      writeFileSync(join(directory, "holder.json"), "its own")
+      expect(Client.preclude(directory)).toBe(false)
+      expect(readFileSync(join(directory, "holder.json"), "utf8")).toBe("its own")
+      expect(readdirSync(directory)).toEqual(["holder.json"])
+    } finally {
+      rmSync(directory, { recursive: true })
+    }
   })
 })

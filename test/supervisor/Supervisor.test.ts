@@ -5,6 +5,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as FileSystem from "effect/FileSystem"
+import * as Latch from "effect/Latch"
 import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
@@ -145,6 +146,24 @@ describe("a machine", () => {
       assert.deepStrictEqual([released.left, [...ports.taken], yield* entries], [0, [], []])
     }).pipe(Effect.scoped, live))
 
+  it.effect("can be launched anew by whoever is told of its release", () =>
+    Effect.gen(function*() {
+      const { bring, driver, ports, supervisor } = yield* makeWorld
+      const scope = yield* Effect.scope
+      let then: Effect.Effect<void> = Effect.void
+      const { launch, machines, recover } = yield* supervisor({ onReleased: () => Effect.suspend(() => then) })
+      const one = launch({ id: "a", resources: [ports.resource(1)], bring: bring("a") })
+      const { supervised } = yield* one
+      then = one.pipe(Scope.provide(scope), Effect.orDie, Effect.asVoid)
+      yield* Effect.flatMap(driver.guest("a"), ({ powerOff }) => powerOff)
+      yield* supervised.released
+      then = Effect.void
+      assert.deepStrictEqual((yield* machines).map(({ entry }) => entry.id), ["a"])
+      // It is not taken for a dead supervisor's.
+      assert.deepStrictEqual(yield* recover(), [])
+      assert.deepStrictEqual([...ports.taken], [1])
+    }).pipe(Effect.scoped, live))
+
   it.effect("whose last words are read is released with its scope", () =>
     Effect.gen(function*() {
       const { bring, driver, ports, supervisor } = yield* makeWorld
@@ -198,7 +217,9 @@ describe("a machine", () => {
     Effect.gen(function*() {
       const { bring, driver, ports, supervisor } = yield* makeWorld
       const { entries, launch } = yield* supervisor()
-      const at = (step: string, here: string) => step === here ? Effect.never : Effect.void
+      const reached = yield* Latch.make()
+      const at = (step: string, here: string) =>
+        step === here ? Effect.andThen(reached.open, Effect.never) : Effect.void
       for (const step of ["take 1", "take 2", "claim", "spawn", "connect"]) {
         yield* driver.script("*", { launch: (one) => at(step, one) })
         const fiber = yield* Effect.scoped(launch({
@@ -207,8 +228,8 @@ describe("a machine", () => {
           resources: [ports.resource(1, {}, at(step, "take 1")), ports.resource(2, {}, at(step, "take 2"))],
           bring: bring("a")
         })).pipe(Effect.forkChild({ startImmediately: true }))
-        // Real files are written on the way.
-        yield* Effect.promise(() => new Promise((resolve) => setTimeout(resolve, 50)))
+        yield* reached.await
+        yield* reached.close
         assert.deepStrictEqual(yield* idsOf(entries), ["a"])
         yield* Fiber.interrupt(fiber)
         assert.deepStrictEqual([[...ports.taken], yield* entries, yield* driver.claims], [[], [], []], step)
@@ -339,12 +360,12 @@ describe("after a supervisor", () => {
         yield* launch({ id: "a", keep: true, resources: [ports.resource(1)], bring: bring("a") })
       }))
       let isFirst = true
+      const reached = yield* Latch.make()
       const { machines, recover } = yield* supervisor({
-        resume: () => isFirst ? Effect.never : Effect.void
+        resume: () => isFirst ? Effect.andThen(reached.open, Effect.never) : Effect.void
       })
       const fiber = yield* Effect.forkChild(recover(), { startImmediately: true })
-      // Real files are written on the way.
-      yield* Effect.promise(() => new Promise((resolve) => setTimeout(resolve, 100)))
+      yield* reached.await
       yield* Fiber.interrupt(fiber)
       assert.deepStrictEqual(yield* machines, [])
       isFirst = false

@@ -1,15 +1,10 @@
-import * as Cause from "effect/Cause"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type { MicroVmError } from "../../microvm/MicroVmError.ts"
 import type { SnapshotStore } from "../../microvm/SnapshotStore.ts"
 import * as WarmMachine from "../../warm/WarmMachine.ts"
 import type { Answer, Request } from "../ControlRequest.ts"
-
-const refused = (
-  reason: Extract<Answer, { readonly _tag: "Refused" }>["reason"],
-  message: string
-): Answer => ({ _tag: "Refused", reason, message })
+import { refused } from "./refused.ts"
 
 const ofError = ({ message, reason }: MicroVmError): Answer =>
   refused(reason._tag === "SnapshotAlreadyExists" ? "NameTaken" : "Failed", message)
@@ -39,7 +34,6 @@ export const saveMachine =
           took: Duration.toMillis(took),
           stoodStill: Duration.toMillis(stoodStill)
         })),
-        Effect.catch((error) => Effect.succeed(ofError(error))),
-        Effect.catchDefect((defect) => Effect.succeed(refused("Failed", Cause.pretty(Cause.die(defect)))))
+        Effect.catch((error) => Effect.succeed(ofError(error)))
       )
     })

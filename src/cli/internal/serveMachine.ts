@@ -9,10 +9,7 @@ import type { GuestError } from "../../guest/GuestError.ts"
 import type { GuestSlots } from "../../guest/GuestSlots.ts"
 import type { ShutdownOutcome } from "../../lifecycle/ShutdownOutcome.ts"
 import type { Answer, Exec, Request, Visitor } from "../ControlRequest.ts"
-
-type Refusal = Extract<Answer, { readonly _tag: "Refused" }>
-
-const refused = (reason: Refusal["reason"], message: string): Answer => ({ _tag: "Refused", reason, message })
+import { refused } from "./refused.ts"
 
 const ofGuest = ({ message, reason }: GuestError): Answer => {
   switch (reason._tag) {

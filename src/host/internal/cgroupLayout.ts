@@ -1,6 +1,7 @@
 /** Where control groups of ours can be, and which of their controllers work there (cgroups(7)). */
 import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
+import { unescape } from "./mountInfo.ts"
 
 export const controllers = ["memory", "cpu", "pids", "io"] as const
 
@@ -13,7 +14,7 @@ export type Place =
   | { readonly by: "none"; readonly why: string; readonly remedy: string }
 
 /** Below `base` our cgroups (v2) are made. `enable` are the controllers that have to be switched on there first. */
-export type Unified =
+type Unified =
   | { readonly base: string; readonly enable: ReadonlyArray<Controller> }
   | { readonly why: string; readonly remedy: string }
 
@@ -35,10 +36,6 @@ interface Mount {
   /** Of a hierarchy (v1). */
   readonly controllers: ReadonlyArray<string>
 }
-
-/** Mount points stand in it with space, tab, newline and backslash as octal escapes (proc_pid_mountinfo(5)). */
-const unescape = (path: string): string =>
-  path.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)))
 
 const parseMounts = (text: string): ReadonlyArray<Mount> =>
   text.split("\n").flatMap((line) => {

@@ -8,7 +8,7 @@ import type { Child, OutputSource, ProcessHost } from "../../process/ProcessHost
 import * as HostError from "../HostError.ts"
 
 /** How much of stdout is taken. The links of ten thousand machines, in JSON, are a tenth of it. */
-export const LARGEST_OUTPUT = 64 * 2 ** 20
+const LARGEST_OUTPUT = 64 * 2 ** 20
 
 /** How much of stderr is kept: its beginning, since the first fault says more than what follows from it. */
 const longestComplaint = 16 * 2 ** 10
@@ -37,6 +37,15 @@ const packages: Readonly<Record<string, string>> = {
 
 /** Variables that name a program to use instead. */
 const variables: Readonly<Record<string, string>> = { resize2fs: "MICROVM_RESIZE2FS_BIN" }
+
+/** What is looked for, and where. */
+export const programOf = (env: Readonly<Record<string, string | undefined>>, program: string) => {
+  const variable = variables[program]
+  return {
+    command: (variable === undefined ? undefined : env[variable]) || program,
+    path: env["PATH"] === undefined ? sbin : `${env["PATH"]}:${sbin}`
+  }
+}
 
 /** Takes all that comes, and keeps the first `limit` bytes. */
 const collect = (source: OutputSource | undefined, limit: number) => {
@@ -109,10 +118,7 @@ export const make = (host: ProcessHost["Service"], prefix: ReadonlyArray<string>
     })
 
   return Effect.fnUntraced(function*({ args, input, program, what, within }: Run) {
-    const env = yield* host.env
-    const path = env["PATH"] === undefined ? sbin : `${env["PATH"]}:${sbin}`
-    const variable = variables[program]
-    const command = (variable === undefined ? undefined : env[variable]) || program
+    const { command, path } = programOf(yield* host.env, program)
     const [wrapper, ...rest] = prefix
     const file = yield* locate(command, path, what)
     const outer = wrapper === undefined ? file : yield* locate(wrapper, path, what)

@@ -23,7 +23,7 @@ const headerSize = 12
 /** What every client takes over UDP (RFC 1035, 4.2.1). */
 const plainSize = 512
 /** What goes through unfragmented everywhere; nobody is told that we take more, and nobody is given more. */
-export const largestDatagram = 1232
+const largestDatagram = 1232
 const longestName = 255
 /** A name has 127 labels at most, so a reader that follows more pointers than these is being led in circles. */
 const mostPointers = 32

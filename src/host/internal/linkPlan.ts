@@ -3,6 +3,7 @@ import * as Cidr from "../Cidr.ts"
 import type { Fault } from "../HostError.ts"
 import type { LinkSpec } from "../LinkSpec.ts"
 import type { Link } from "./ipJson.ts"
+import { acceptRa } from "./settingNames.ts"
 
 /** IFNAMSIZ of netdevice(7), without what iproute2 or the kernel's settings give a meaning of its own. */
 const interfaceName = /^(?!\.{1,2}$|all$|default$)[A-Za-z0-9_.][A-Za-z0-9._-]{0,14}$/
@@ -11,7 +12,7 @@ export const aliasOf = ({ name, owner }: Pick<LinkSpec, "name" | "owner">): stri
   `effect-microvm ${owner.token} ${owner.id} ${name}`
 
 /** The token and the name in an alias of ours. */
-export const keyOfAlias = (alias: string | undefined): string | undefined => {
+const keyOfAlias = (alias: string | undefined): string | undefined => {
   const [, token, name] = /^effect-microvm ([0-9a-f]{16}) \S+ (\S+)$/.exec(alias ?? "") ?? []
   return token === undefined || name === undefined ? undefined : keyOf(token, name)
 }
@@ -157,7 +158,7 @@ export const removal = (
  * (RFC 791, 3.1) would pass the firewall as one for the host, and then go there.
  */
 export const settings = (links: ReadonlyArray<LinkSpec>): ReadonlyArray<string> =>
-  links.flatMap(({ name }) => [`net/ipv6/conf/${name}/accept_ra`, `net/ipv4/conf/${name}/accept_source_route`])
+  links.flatMap(({ name }) => [acceptRa(name), `net/ipv4/conf/${name}/accept_source_route`])
 
 /** What of the host's links is whose. */
 export const index = (links: ReadonlyArray<Link>) => {

@@ -47,7 +47,7 @@ export const mostLearned = 4096
  * How many flows a machine may have: the kernel keeps those of the whole host in one table, 262,144 by default, and opens none for
  * anybody when it is full. Each new one is compared with all of its machine (8 µs with so many of them).
  */
-export const mostFlows = 4096
+const mostFlows = 4096
 
 const families = [4, 6] as const
 const protocols = ["tcp", "udp", "any"] as const

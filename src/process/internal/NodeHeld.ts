@@ -17,8 +17,8 @@ import type { KillScope } from "../KillScope.ts"
 import type { StreamTail } from "../OutputTail.ts"
 import { fromReason, type ProcessError, ProcessErrorReason } from "../ProcessError.ts"
 import type { AttachOptions, FollowOptions, HeldProcess, Piece } from "../ProcessHolder.ts"
-import { isAlive, type ProcessHost, type ProcessInfo } from "../ProcessHost.ts"
-import type { ProcessIdentity } from "../ProcessIdentity.ts"
+import { ProcessHost } from "../ProcessHost.ts"
+import * as ProcessIdentity from "../ProcessIdentity.ts"
 import * as Protocol from "./holderProtocol.ts"
 import * as HolderSchema from "./holderSchema.ts"
 import * as Client from "./NodeHolderClient.ts"
@@ -26,15 +26,11 @@ import { toSource, toStatus } from "./NodeLaunch.ts"
 import { pollUntil } from "./reach.ts"
 import * as Target from "./target.ts"
 
-/** What runs under this identity, or nothing if another does. */
-export const find = (
+/** Does it still run? */
+export const lives = (
   host: ProcessHost["Service"],
-  identity: ProcessIdentity
-): Effect.Effect<ProcessInfo | undefined> =>
-  identity.bootId !== host.bootId ? Effect.undefined : Effect.map(host.inspect(identity.pid), (found) => {
-    const info = Option.getOrUndefined(found)
-    return info !== undefined && info.startTime === identity.startTime && isAlive(info) ? info : undefined
-  })
+  identity: ProcessIdentity.ProcessIdentity
+): Effect.Effect<boolean> => Effect.provideService(ProcessIdentity.isAlive(identity), ProcessHost, host)
 
 const failed = (directory: string) => ({ why }: Client.Unreachable): ProcessError =>
   fromReason(ProcessErrorReason.HolderFailed({ directory, why }))
@@ -187,9 +183,9 @@ export const make = Effect.fnUntraced(function*(
   let lastSeen = 0
   const look = Effect.gen(function*() {
     const now = yield* host.ticks
-    const info = yield* find(host, identity)
-    if (info !== undefined) lastSeen = now
-    return info
+    const isThere = yield* lives(host, identity)
+    if (isThere) lastSeen = now
+    return isThere
   })
   const readEnd = Effect.sync(() => Client.readEnded(directory))
   const settle = Effect.gen(function*() {
@@ -197,7 +193,7 @@ export const make = Effect.fnUntraced(function*(
     if (status !== undefined) return status
     const before = yield* readEnd
     if (before !== undefined) return statusOf(before)
-    yield* pollUntil(Effect.map(look, (info) => info === undefined), { longest: 500 })
+    yield* pollUntil(Effect.map(look, (isThere) => !isThere), { longest: 500 })
     const after = yield* readEnd
     if (after !== undefined) return statusOf(after)
     return identity.bootId === host.bootId
@@ -211,7 +207,7 @@ export const make = Effect.fnUntraced(function*(
   const poll = Effect.flatMap(Deferred.poll(told), Effect.transposeOption)
 
   const signal: HeldProcess["signal"] = (name) =>
-    Effect.flatMap(look, (info) => info === undefined ? Effect.void : Effect.asVoid(host.kill(pid, name)))
+    Effect.flatMap(look, (isThere) => isThere ? Effect.asVoid(host.kill(pid, name)) : Effect.void)
   const shutdown = yield* Shutdown.make(
     Target.make(
       host,

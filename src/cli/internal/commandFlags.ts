@@ -1,3 +1,25 @@
+/** What `run` and `exec` have in common: a command, and variables for it. */
+import * as Argument from "effect/cli/Argument"
+import * as Flag from "effect/cli/Flag"
+
+export const envFlag = Flag.String("env").pipe(
+  Flag.withMetavar("K=V"),
+  Flag.atLeast(0),
+  Flag.withDescription("A variable for the command; may be repeated")
+)
+
+export const commandArgument = Argument.String("command").pipe(
+  Argument.variadic(),
+  Argument.withDescription("The command and its arguments, after --")
+)
+
+/** What is wrong with the words after `--`. */
+export const commandFaults = (words: ReadonlyArray<string>, example: string): ReadonlyArray<string> => [
+  ...(words.length === 0 ? [`no command: write it after --, as in ${example}`] : []),
+  ...(words[0] === "" ? ["the command is empty: name a program after --"] : []),
+  ...(words.some((word) => word.includes("\0")) ? ["the command holds a NUL byte: remove it"] : [])
+]
+
 const isVariable = (name: string): boolean => /^[A-Za-z_][A-Za-z0-9_]*$/.test(name)
 
 /** The variables of `--env K=V`, and all that is wrong with them. The last of a name counts. */
