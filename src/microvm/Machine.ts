@@ -355,14 +355,15 @@ const asMachine = (
   Effect.uninterruptibleMask((unmask) =>
     Effect.gen(function*() {
       const scope = yield* Scope.fork(yield* Effect.scope)
-      let life: Life | undefined
+      let released: Effect.Effect<void> = Effect.void
       // Added first, so that it is destroyed when all that it had is released.
-      yield* Scope.addFinalizer(scope, Effect.suspend(() => life?.release ?? Effect.void))
+      yield* Scope.addFinalizer(scope, Effect.suspend(() => released))
       const { vmm, state } = yield* unmask(get).pipe(
         Scope.provide(scope),
         Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
       )
-      life = yield* makeLife(state)
+      const life = yield* makeLife(state)
+      released = life.release
       const machine = yield* fromVmm(spec, provider, vmm, life, options)
       yield* Effect.forkIn(machine.ended, scope, { startImmediately: true })
       if (options.keep === undefined) yield* Scope.addFinalizer(scope, endUnattended(machine))
