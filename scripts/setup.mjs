@@ -40,7 +40,8 @@ const debian = [
   { command: "qemu-system-x86_64", package: "qemu-system-x86", why: "runs the guests where Firecracker cannot" },
   { command: "ip", package: "iproute2", why: "makes the links of machines" },
   { command: "nft", package: "nftables", why: "says what machines may reach" },
-  { command: "mkfs.ext4", package: "e2fsprogs", why: "makes and grows the disks of machines" }
+  { command: "mkfs.ext4", package: "e2fsprogs", why: "makes and grows the disks of machines" },
+  { command: "mkfs.btrfs", package: "btrfs-progs", why: "makes the tests a file system whose files share blocks" }
 ]
 
 /** An end that is explained to the reader without a stack trace. */

@@ -13,7 +13,7 @@ import {
 import { NodeProcessSpawner } from "effect-microvm-runtime/process"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import { execFileSync } from "node:child_process"
+import { execFileSync, spawnSync } from "node:child_process"
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
@@ -232,8 +232,11 @@ describe("disks with real programs", () => {
     ["xfs", "512M", []]
   ]
   for (const [kind, size, options] of kinds) {
+    // As mount(8) does: it may be a module that is not loaded.
+    spawnSync("modprobe", ["-q", kind])
+    const known = new RegExp(`\\t${kind}$`, "m").test(readFileSync("/proc/filesystems", "utf8"))
     const why = tools ?? mounts ?? missing(`mkfs.${kind}`) ??
-      (existsSync("/dev/loop-control") ? undefined : "no loop devices")
+      (existsSync("/dev/loop-control") ? known ? undefined : `no ${kind} in this kernel` : "no loop devices")
     unless(why, `reflinks on ${kind}`)(
       `a clone on ${kind} shares the blocks of its template`,
       () =>
