@@ -99,12 +99,16 @@ const planOf = Effect.fnUntraced(function*(options: RunOptions.RunOptions) {
 
 const dryRun = Effect.fnUntraced(function*(options: RunOptions.RunOptions, asJson: boolean) {
   const detail = yield* Backend.BackendDetail
+  const { capabilities } = yield* MicroVmProvider
   const { how, plan: { argv, backend, description: steps }, spec } = yield* planOf(options)
-  const description = options.network._tag === "None" ? steps : [
+  const description = [
     ...steps,
-    `network: a TAP device and addresses of its own, NAT through the host; allowed: ${
-      options.network.allow.map(EgressRule.format).join(", ") || "nothing"
-    }`
+    ...(capabilities.user ? ["user: one of its own, in the place of that above"] : []),
+    ...(options.network._tag === "None" ? [] : [
+      `network: a TAP device and addresses of its own, NAT through the host; allowed: ${
+        options.network.allow.map(EgressRule.format).join(", ") || "nothing"
+      }`
+    ])
   ]
   yield* print(
     asJson

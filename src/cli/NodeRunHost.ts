@@ -10,9 +10,11 @@ import type * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Path from "effect/Path"
+import * as Schema from "effect/Schema"
 import type { HostError } from "../host/HostError.ts"
 import * as Limits from "../host/Limits.ts"
 import * as NodeMachineNetworks from "../host/NodeMachineNetworks.ts"
+import * as Users from "../host/Users.ts"
 import type { JournalError } from "../journal/JournalError.ts"
 import { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
 import type { ProcessHost } from "../process/ProcessHost.ts"
@@ -40,6 +42,21 @@ const networks = Effect.fnUntraced(function*(state: string) {
   return yield* Layer.build(NodeMachineNetworks.layer({ directory, ...(yield* networkConfig) }))
 })
 
+/** `MICROVM_UIDS`: the first and the last, as `2000000000-2000065535`. */
+const uidsConfig = Config.schema(Schema.String.check(Schema.isPattern(/^\d{1,10}-\d{1,10}$/)), "MICROVM_UIDS").pipe(
+  Config.map((text) => {
+    const [first = 0, last = 0] = text.split("-").map(Number)
+    return { first, count: last - first + 1 }
+  }),
+  Config.withDefault({})
+)
+
+/** All runs of a state directory share the users, too. */
+const users = Effect.fnUntraced(function*(state: string) {
+  const path = yield* Path.Path
+  return yield* Layer.build(Users.layer({ directory: path.join(state, "users"), ...(yield* uidsConfig) }))
+})
+
 /** `MICROVM_LIMITS`. Off by default: to enter control groups takes longer than most of a machine's start. */
 const limitsConfig = Config.Literals(["on", "off"], "MICROVM_LIMITS").pipe(Config.withDefault("off"))
 
@@ -51,9 +68,11 @@ const limitsOf = ({ memoryMib, start, vcpus }: RunOptions): Limits.Options => {
 
 const resources = Effect.fnUntraced(function*(state: string, options: RunOptions) {
   const { network } = options
+  const { capabilities } = yield* MicroVmProvider
   const needed: Array<Supervisor.Resource> = []
   const provided = <R>({ acquire }: Supervisor.Resource<HostError | JournalError, R>, context: Context.Context<R>) =>
-    needed.push({ acquire: (entry) => Effect.provideContext(acquire(entry), context) })
+    needed.push({ acquire: (entry, given) => Effect.provideContext(acquire(entry, given), context) })
+  if (capabilities.user) provided(Resources.user(), yield* users(state))
   if ((yield* limitsConfig) === "on") provided(Resources.limits(limitsOf(options)), yield* Effect.context<Needs>())
   if (network._tag !== "None") provided(Resources.network({ allow: network.allow }), yield* networks(state))
   return needed

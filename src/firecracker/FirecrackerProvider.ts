@@ -143,7 +143,9 @@ export const capabilities = (
   panicDetection: false,
   saveKeepsChannels: false,
   // Nobody but who has made a jail knows how to take it away.
-  keep: options.jail === undefined
+  keep: options.jail === undefined,
+  // In a jail it has one from the pool.
+  user: false
 })
 
 /** Looks at all that Firecracker is going to open. */

@@ -1,10 +1,9 @@
 /**
  * Addresses for machines, from a pool that many supervisors share.
  *
- * A pool is a directory. A place in it is a symbolic link that is made in one step and is there once only (symlink(2)), and its
- * text is its owner's token and id: whoever is killed at whatever moment, what is taken names its owner. From the number of the
- * place come a pair of IPv4 addresses (a /31, RFC 3021), a pair of IPv6 addresses (a /127, RFC 6164), a MAC address and the name
- * of an interface: nothing is a hash, so no two machines have the same.
+ * A pool is a directory. A place in it is a number that names its owner, whoever is killed at whatever moment. From the number come
+ * a pair of IPv4 addresses (a /31, RFC 3021), a pair of IPv6 addresses (a /127, RFC 6164), a MAC address and the name of an
+ * interface: nothing is a hash, so no two machines have the same.
  *
  * The places are given out in turn and not the lowest first. One that was freed comes again after all the others: what is still
  * on its way to the machine before, replies to its flows above all, is not for the next one.
@@ -16,18 +15,18 @@ import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
-import type * as PlatformError from "effect/PlatformError"
 import * as Random from "effect/Random"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
-import { type Claim, MachineId } from "../journal/MachineRecord.ts"
-import { type ResourceKind, Verdict } from "../journal/ResourceKind.ts"
+import type { Claim } from "../journal/MachineRecord.ts"
+import type { ResourceKind } from "../journal/ResourceKind.ts"
 import * as OwnedFiles from "../process/OwnedFiles.ts"
 import * as Cidr from "./Cidr.ts"
 import type { HostCommands } from "./HostCommands.ts"
 import * as HostError from "./HostError.ts"
 import * as Plan from "./internal/addressPlan.ts"
 import * as IpJson from "./internal/ipJson.ts"
+import * as Slots from "./internal/slots.ts"
 
 /**
  * The two addresses of a link: the host's, which is the guest's gateway, and the guest's.
@@ -66,10 +65,7 @@ export interface Allocation {
  * @category models
  * @since 0.1.0
  */
-export interface Owner {
-  readonly id: string
-  readonly token: string
-}
+export type Owner = Slots.Owner
 
 /**
  * - `directory`: where the pool is kept. All supervisors of a host should share one: `/var/lib/effect-microvm/addresses`, say.
@@ -120,45 +116,6 @@ export class Addresses extends Context.Service<Addresses, {
  * @since 0.1.0
  */
 export const Data = Schema.Struct({ directory: Schema.String })
-
-const failed = (operation: string, path: string) => (cause: PlatformError.PlatformError) =>
-  HostError.make(new HostError.IoFailed({ operation, path, cause }))
-
-const absent = (error: PlatformError.PlatformError): boolean => error.reason._tag === "NotFound"
-
-const slotsOf = (directory: string): string => `${directory}/slots`
-
-const writeOwner = ({ id, token }: Owner): string => `${token} ${id}`
-
-const readOwner = (text: string): Option.Option<Owner> => {
-  const [, token, id] = /^([0-9a-f]{16}) ([A-Za-z0-9-]{1,64})$/.exec(text) ?? []
-  return token === undefined || id === undefined ? Option.none() : Option.some({ id, token })
-}
-
-/** Makes a symbolic link; `false` when there is something of that name already. */
-const linkOnce = (text: string, path: string) =>
-  FileSystem.FileSystem.use((fs) => fs.symlink(text, path)).pipe(
-    Effect.as(true),
-    Effect.catchIf((error) => error.reason._tag === "AlreadyExists", () => Effect.succeed(false))
-  )
-
-/** The text of a symbolic link; none when there is none, or what is there is no symbolic link. */
-const linkText = (path: string) => FileSystem.FileSystem.use((fs) => fs.readLink(path)).pipe(Effect.option)
-
-/** All places that are taken by somebody who can be read. */
-const scan = Effect.fnUntraced(function*(directory: string) {
-  const fs = yield* FileSystem.FileSystem
-  const slots = slotsOf(directory)
-  const names = yield* Effect.catchIf(fs.readDirectory(slots), absent, () => Effect.succeed([]))
-  const taken = yield* Effect.forEach(
-    names,
-    (name) => Effect.map(linkText(`${slots}/${name}`), (text) => ({ name, owner: Option.flatMap(text, readOwner) })),
-    {
-      concurrency: 32
-    }
-  )
-  return taken.flatMap(({ name, owner }) => Option.isSome(owner) ? [{ name, owner: owner.value }] : [])
-})
 
 /** What the host routes, and the addresses that it has, be their interfaces down. */
 const occupied = Effect.gen(function*() {
@@ -214,11 +171,11 @@ const open = Effect.fnUntraced(function*({ directory, ipv4, ipv6 }: Options) {
     ipv6: wanted6 === undefined ? undefined : Result.getOrUndefined(wanted6)
   }
 
-  const slots = slotsOf(directory)
-  yield* Effect.mapError(OwnedFiles.ensureDirectory(slots), failed("make directory", slots))
+  const slots = Slots.slotsOf(directory)
+  yield* Effect.mapError(OwnedFiles.ensureDirectory(slots), Slots.failed("make directory", slots))
   const path = `${directory}/pool`
   const others = yield* occupied
-  const kept = yield* linkText(path)
+  const kept = yield* Slots.linkText(path)
   if (Option.isNone(kept)) {
     const chosen = yield* choose(wanted, others)
     for (const cidr of [chosen.ipv4, chosen.ipv6]) {
@@ -228,10 +185,10 @@ const open = Effect.fnUntraced(function*({ directory, ipv4, ipv6 }: Options) {
       }
     }
     // Another process may have been faster, and then its pool is ours.
-    yield* Effect.mapError(linkOnce(Plan.write(chosen), path), failed("symlink", path))
-    yield* Effect.mapError(OwnedFiles.sync(directory), failed("sync", directory))
+    yield* Effect.mapError(Slots.linkOnce(Plan.write(chosen), path), Slots.failed("symlink", path))
+    yield* Effect.mapError(OwnedFiles.sync(directory), Slots.failed("sync", directory))
   }
-  const text = yield* linkText(path)
+  const text = yield* Slots.linkText(path)
   const pool = Option.isSome(text) ? Plan.read(text.value) : undefined
   if (pool === undefined) {
     return yield* HostError.fail(
@@ -258,67 +215,29 @@ const open = Effect.fnUntraced(function*({ directory, ipv4, ipv6 }: Options) {
   return pool
 })
 
-const checkOwner = ({ id, token }: Owner) => {
-  const faults: Array<HostError.Fault> = []
-  if (!Schema.is(MachineId)(id)) {
-    faults.push({ field: "id", value: id, remedy: "give 1 to 64 letters, digits and \"-\", the first no \"-\"" })
-  }
-  if (!/^[0-9a-f]{16}$/.test(token)) {
-    faults.push({ field: "token", value: token, remedy: "give 16 hexadecimal digits" })
-  }
-  return faults.length === 0 ? Effect.void : HostError.fail(new HostError.InvalidArgument({ faults }))
-}
-
 const make = Effect.fnUntraced(function*(options: Options) {
   const { directory } = options
   const fs = yield* FileSystem.FileSystem
   const pool = yield* open(options)
   const size = Plan.sizeOf(pool)
-  const slots = slotsOf(directory)
-  const next = `${directory}/next`
-
-  /** Where to begin is a hint: it may be lost, and then the lowest are tried first. */
-  const remember = (index: number) =>
-    Effect.andThen(fs.remove(next, { force: true }), linkOnce(String(index % size + 1), next)).pipe(Effect.ignore)
-
-  const allocate = Effect.fn("Addresses.allocate")(function*(owner: Owner) {
-    yield* checkOwner(owner)
-    const text = writeOwner(owner)
-    while (true) {
-      const taken = yield* Effect.mapError(fs.readDirectory(slots), failed("read directory", slots))
-      const hint = Number(
-        Option.getOrElse(yield* Effect.provideService(linkText(next), FileSystem.FileSystem, fs), () => "1")
-      )
-      const candidates = Plan.order(size, hint, new Set(taken))
-      if (candidates.length === 0) {
-        return yield* HostError.fail(
-          new HostError.Exhausted({
-            what: `places of the address pool ${Cidr.format(pool.ipv4)} in ${directory}`,
-            size,
-            remedy: "end machines, recover those of dead supervisors, or give a larger network in another directory"
-          })
-        )
-      }
-      for (const index of candidates) {
-        const path = `${slots}/${index}`
-        const isOurs = yield* linkOnce(text, path).pipe(
-          Effect.mapError(failed("symlink", path)),
-          Effect.provideService(FileSystem.FileSystem, fs)
-        )
-        if (isOurs) {
-          yield* Effect.provideService(remember(index), FileSystem.FileSystem, fs)
-          return Plan.allocation(pool, index)
-        }
-      }
-    }
+  const exhausted = new HostError.Exhausted({
+    what: `places of the address pool ${Cidr.format(pool.ipv4)} in ${directory}`,
+    size,
+    remedy: "end machines, recover those of dead supervisors, or give a larger network in another directory"
   })
+  const allocate = Effect.fn("Addresses.allocate")((owner: Owner) =>
+    Slots.take({ directory, first: 1, count: size, owner, start: Effect.succeed(1), exhausted }).pipe(
+      Effect.map((index) => Plan.allocation(pool, index)),
+      Effect.provideService(FileSystem.FileSystem, fs)
+    )
+  )
 
   return Addresses.of({
     pool: { ...pool, directory, size },
     claim: { kind: "addresses", data: { directory } },
     allocate,
-    allocations: scan(directory).pipe(
-      Effect.mapError(failed("read directory", slots)),
+    allocations: Slots.scan(directory).pipe(
+      Effect.mapError(Slots.failed("read directory", Slots.slotsOf(directory))),
       Effect.map((found) =>
         found.map(({ name, owner }) => ({ owner, allocation: Plan.allocation(pool, Number(name)) }))
           .toSorted((one, other) => one.allocation.index - other.allocation.index)
@@ -381,31 +300,5 @@ export const kind: ResourceKind<typeof Data.Type, FileSystem.FileSystem> = {
   kind: "addresses",
   data: Data,
   describe: ({ directory }) => `addresses from ${directory}`,
-  reclaim: Effect.fn("Addresses.reclaim")(function*(claims, { dryRun }) {
-    const fs = yield* FileSystem.FileSystem
-    const directories = [...new Set(claims.map(({ data }) => data.directory))]
-    const scanned = new Map(
-      yield* Effect.forEach(
-        directories,
-        (directory) => Effect.map(Effect.result(scan(directory)), (result) => [directory, result] as const)
-      )
-    )
-    return yield* Effect.forEach(claims, ({ data: { directory }, owner }) =>
-      Effect.gen(function*() {
-        const found = scanned.get(directory) ?? Result.succeed([])
-        if (Result.isFailure(found)) {
-          return Verdict.Stuck({ why: found.failure.message, remedy: `see to it that ${directory} can be read` })
-        }
-        const ours = found.success.filter((one) => one.owner.token === owner.token)
-        if (ours.length === 0) return Verdict.Absent()
-        if (dryRun) return Verdict.Released()
-        const paths = ours.map(({ name }) => `${slotsOf(directory)}/${name}`)
-        return yield* Effect.forEach(paths, (path) => fs.remove(path, { force: true })).pipe(
-          Effect.as(Verdict.Released()),
-          Effect.catch((error) =>
-            Effect.succeed(Verdict.Stuck({ why: error.message, remedy: `rm ${paths.join(" ")}` }))
-          )
-        )
-      }), { concurrency: 8 })
-  })
+  reclaim: Effect.fn("Addresses.reclaim")(Slots.reclaim)
 }

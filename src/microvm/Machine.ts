@@ -173,6 +173,8 @@ export interface LaunchOptions {
   readonly shortage?: ((status: ExitStatus) => Effect.Effect<Option.Option<MachineEnd.Shortage>>) | undefined
   /** Path of the network namespace in which the TAP devices of the machine are. Default: ours. */
   readonly netns?: string | undefined
+  /** The user that the monitor runs as: see `MicroVmProvider.LaunchOptions`. Default: the backend's own choice. */
+  readonly user?: number | undefined
   /** How the machine ends when its scope closes, and when `shutdown` is given no other. Default `defaultPolicy`. */
   readonly policy?: ShutdownPolicy.ShutdownPolicy<MachineRequest> | undefined
 }
@@ -187,6 +189,9 @@ export interface RestoreOptions extends Omit<LaunchOptions, "template"> {
   /** Its disks, which hold what those held when the machine was saved. Default none. */
   readonly drives?: MachineSpec.MachineSpecOptions["drives"]
 }
+
+/** What is the backend's alone. */
+const placing = ({ cgroup, keep, netns, user }: LaunchOptions) => ({ cgroup, keep, netns, user })
 
 /**
  * Brings a machine up with the backend at hand, up to `created`: its guest has not run yet.
@@ -219,7 +224,7 @@ export const launch: (
     Effect.flatMap(MachineSpec.decode(wanted), (spec) =>
       bringUp(
         spec,
-        { template: options.template, keep: options.keep, cgroup: options.cgroup, netns: options.netns },
+        { ...placing(options), template: options.template },
         options
       ))
 )
@@ -269,7 +274,7 @@ export const restore: (
     }
     return yield* bringUp(
       wanted,
-      { from: snapshot, keep: options.keep, cgroup: options.cgroup, netns: options.netns },
+      { ...placing(options), from: snapshot },
       options
     )
   }
@@ -310,6 +315,11 @@ export const attach: (
 const bringUp = Effect.fnUntraced(
   function*(spec: MachineSpec.MachineSpec, how: ProviderLaunchOptions, options: LaunchOptions) {
     const provider = yield* MicroVmProvider
+    const { backend, capabilities } = provider
+    if (how.user !== undefined && !capabilities.user) {
+      const remedy = "choose another backend, or let the machine run as the user that the backend chooses"
+      return yield* MicroVmError.fail(new MicroVmError.Unsupported({ operation: "a user of its own", backend, remedy }))
+    }
     yield* Effect.fromResult(provider.plan(spec, how))
     const state = how.from === undefined ? "created" : "paused"
     const get = Effect.map(provider.launch(spec, how), (vmm) => ({ vmm, state } as const))

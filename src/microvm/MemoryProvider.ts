@@ -51,6 +51,7 @@ export const layerWith = (options: Options): Layer.Layer<MicroVmProvider | Snaps
       panicDetection: true,
       saveKeepsChannels: true,
       keep: true,
+      user: true,
       ...others
     })
     const { corrupt, store } = makeMemoryStore()

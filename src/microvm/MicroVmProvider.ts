@@ -37,6 +37,8 @@ export interface Capabilities {
   readonly saveKeepsChannels: boolean
   /** Can a machine outlive the process that launched it, and be attached to by another? */
   readonly keep: boolean
+  /** Can the monitor of each machine run as a user of the caller's choice? */
+  readonly user: boolean
 }
 
 /**
@@ -96,6 +98,11 @@ export interface LaunchOptions {
    * ours.
    */
   readonly netns?: string | undefined
+  /**
+   * The user that the monitor runs as; its group has the same number. One that nobody else has keeps a monitor that was broken
+   * out of away from all the others. Only where the backend has the capability `user`. Default: the backend's own choice.
+   */
+  readonly user?: number | undefined
 }
 
 /**

@@ -61,7 +61,8 @@ export const capabilities: Capabilities = {
   powerButton: true,
   panicDetection: true,
   saveKeepsChannels: true,
-  keep: true
+  keep: true,
+  user: true
 }
 
 const checkFiles = Effect.fnUntraced(function*(
@@ -104,6 +105,22 @@ const checkFiles = Effect.fnUntraced(function*(
   return yield* MicroVmError.make(new MicroVmError.SnapshotUnusable({ snapshot: from.id, why }))
 })
 
+/** The largest number of a user: the one above it stands for none (chown(2)). */
+const lastUser = 2 ** 32 - 2
+
+/** Its group has the same number, and is nobody else's either. */
+const asUser = (
+  setup: QemuHost.Setup,
+  uid: number | undefined
+): Result.Result<QemuHost.Setup, MicroVmError.MicroVmError> => {
+  if (uid === undefined || setup.user._tag === "Own") return Result.succeed(setup)
+  if (Number.isInteger(uid) && uid >= 1 && uid <= lastUser) {
+    return Result.succeed({ ...setup, user: { ...setup.user, uid, gid: uid } })
+  }
+  const fault = { field: "user", value: uid, remedy: `give a number from 1 to ${lastUser}` }
+  return Result.fail(MicroVmError.make(new MicroVmError.InvalidSpec({ faults: [fault] })))
+}
+
 /** Where a plan that is only looked at has its memory. */
 const somewhere = "a file without a name"
 
@@ -123,9 +140,9 @@ const make = Effect.fnUntraced(function*(options: Options) {
   const host = yield* QemuHost.QemuHost
   const spawner = yield* ProcessSpawner
   const holder = yield* ProcessHolder
-  const setup = yield* Effect.fromResult(QemuHost.choose(yield* host.observe(options), options))
+  const base = yield* Effect.fromResult(QemuHost.choose(yield* host.observe(options), options))
   const within = options.within ?? "20 seconds"
-  const planOf = (spec: MachineSpec, { from, netns, template }: LaunchOptions, ram: string) =>
+  const planOf = (setup: QemuHost.Setup, spec: MachineSpec, { from, netns, template }: LaunchOptions, ram: string) =>
     LaunchPlan.make(
       setup,
       spec,
@@ -136,7 +153,7 @@ const make = Effect.fnUntraced(function*(options: Options) {
         : { _tag: "Boot" },
       { netns }
     )
-  const claim = Effect.fnUntraced(function*(spec: MachineSpec, how: LaunchOptions) {
+  const claim = Effect.fnUntraced(function*(setup: QemuHost.Setup, spec: MachineSpec, how: LaunchOptions) {
     const ram = how.from === undefined && how.template === true
       ? yield* Effect.mapError(host.makeRam(spec.memoryMib * 2 ** 20), (cause) =>
         MicroVmError.make(
@@ -149,20 +166,21 @@ const make = Effect.fnUntraced(function*(options: Options) {
           })
         ))
       : undefined
-    const plan = yield* Effect.fromResult(planOf(spec, how, ram?.path ?? somewhere))
+    const plan = yield* Effect.fromResult(planOf(setup, spec, how, ram?.path ?? somewhere))
     return yield* bringUp({ spec, plan, how, setup, host, ram, spawner, holder, within })
   })
   return MicroVmProvider.of({
     backend: "qemu",
-    capabilities,
-    plan: (spec, how = {}) => planOf(spec, how, somewhere),
-    platform: (spec) => Result.succeed(LaunchPlan.platform(setup, spec)),
+    capabilities: { ...capabilities, user: base.user._tag === "Unprivileged" },
+    plan: (spec, how = {}) => Result.flatMap(asUser(base, how.user), (setup) => planOf(setup, spec, how, somewhere)),
+    platform: (spec) => Result.succeed(LaunchPlan.platform(base, spec)),
     attach: Effect.fn("QemuProvider.attach")((spec, { directory }) =>
       inScope(attach({ spec, directory, host, holder, within }))
     ),
     launch: Effect.fn("QemuProvider.launch")(function*(spec, how = {}) {
-      yield* checkFiles(yield* Effect.fromResult(planOf(spec, how, somewhere)), setup, host, how.from)
-      return yield* inScope(Effect.mapError(claim(spec, how), (error) => tapFault(spec, error) ?? error))
+      const setup = yield* Effect.fromResult(asUser(base, how.user))
+      yield* checkFiles(yield* Effect.fromResult(planOf(setup, spec, how, somewhere)), setup, host, how.from)
+      return yield* inScope(Effect.mapError(claim(setup, spec, how), (error) => tapFault(spec, setup, error) ?? error))
     })
   })
 })

@@ -21,6 +21,7 @@ import * as MachineNetworks from "../host/MachineNetworks.ts"
 import * as NodeDiskFiles from "../host/NodeDiskFiles.ts"
 import * as NodeHostCommands from "../host/NodeHostCommands.ts"
 import * as NodeMachineNetworks from "../host/NodeMachineNetworks.ts"
+import * as Users from "../host/Users.ts"
 import type { Entry } from "../journal/Journal.ts"
 import type { JournalError } from "../journal/JournalError.ts"
 import type { MachineRecord } from "../journal/MachineRecord.ts"
@@ -48,6 +49,7 @@ export interface Options extends Pick<Supervisor.Options, "onReleased"> {
 type Needs = DiskFiles | FileSystem.FileSystem | HostCommands | Path.Path | ProcessHost
 
 const standard = (context: Context.Context<Needs>): Reconcile.Kinds => [
+  Supervisor.provided(Reclaimer.make(Users.kind), context),
   Supervisor.provided(Reclaimer.make(DiskClones.kind), context),
   Supervisor.provided(Reclaimer.make(Addresses.kind), context),
   // Each waits for the kernel. By then the process is gone, and with it all packets; without rules a link is closed.

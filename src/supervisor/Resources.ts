@@ -10,6 +10,7 @@ import * as HostError from "../host/HostError.ts"
 import * as Limits from "../host/Limits.ts"
 import { Links } from "../host/Links.ts"
 import * as MachineNetworks from "../host/MachineNetworks.ts"
+import { Users } from "../host/Users.ts"
 import type { JournalError } from "../journal/JournalError.ts"
 import * as ResourceKind from "../journal/ResourceKind.ts"
 import type * as MachineSpec from "../microvm/MachineSpec.ts"
@@ -43,6 +44,54 @@ export const all = <E1, R1, E2 = never, R2 = never, E3 = never, R3 = never, E4 =
   [first, second, third, fourth, ...others].filter((one) => one !== undefined)
 
 /**
+ * A user for the monitor that no other machine has: one that was broken out of can then do nothing to the others. Only for
+ * backends with the capability `user`; with another one, the launch fails with `Unsupported`. A `network` that comes after it
+ * is this user's.
+ *
+ * ```ts import.meta.vitest
+ * import * as NodeServices from "@effect/platform-node/NodeServices"
+ * import { Users } from "effect-microvm-runtime/host"
+ * import { Machine, MachineSpec, MemoryProvider } from "effect-microvm-runtime/microvm"
+ * import { NodeProcessHost } from "effect-microvm-runtime/process"
+ * import { NodeSupervisor, Resources, Supervisor } from "effect-microvm-runtime/supervisor"
+ * import * as Effect from "effect/Effect"
+ * import * as FileSystem from "effect/FileSystem"
+ * import * as Layer from "effect/Layer"
+ * const program = Effect.gen(function*() {
+ *   const directory = yield* FileSystem.FileSystem.use((fs) => fs.makeTempDirectoryScoped())
+ *   const layer = Layer.merge(
+ *     Layer.provideMerge(NodeSupervisor.layer({ directory: `${directory}/journal` }), MemoryProvider.layer),
+ *     Users.layer({ directory: `${directory}/users`, first: 300_000, count: 1 })
+ *   )
+ *   return yield* Supervisor.Supervisor.use(({ launch }) =>
+ *     launch({
+ *       id: "web-1",
+ *       resources: [Resources.user()],
+ *       bring: ({ before, id }) =>
+ *         Effect.gen(function*() {
+ *           const spec = yield* MachineSpec.decode({ id, kernel: "/boot/vmlinux" })
+ *           const how = yield* before(spec)
+ *           return { machine: yield* Machine.launch(spec, how), user: how.user }
+ *         })
+ *     })
+ *   ).pipe(Effect.map(({ user }) => user), Effect.provide(layer))
+ * })
+ * const host = Layer.merge(NodeProcessHost.layer, NodeServices.layer)
+ * await Effect.runPromise(program.pipe(Effect.scoped, Effect.provide(host))) // => 300000
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const user = (): Resource<HostError.HostError | JournalError, Users> => ({
+  acquire: Effect.fnUntraced(function*(entry) {
+    const users = yield* Users
+    yield* entry.claim(users.claim)
+    return { user: yield* users.take(entry) }
+  })
+})
+
+/**
  * A network card, by which the machine reaches what is allowed and nothing else.
  *
  * @category constructors
@@ -54,9 +103,10 @@ export const network = (
     readonly onControl?: ((control: MachineNetworks.NetworkControl) => Effect.Effect<void>) | undefined
   }
 ): Resource<HostError.HostError | JournalError, MachineNetworks.MachineNetworks> => ({
-  acquire: Effect.fnUntraced(function*(entry) {
+  acquire: Effect.fnUntraced(function*(entry, given) {
+    const owner = options.user ?? given.find((one) => one.user !== undefined)?.user
     const { control, netns, network: card } = yield* MachineNetworks.MachineNetworks.use(({ attach }) =>
-      attach(entry, options)
+      attach(entry, { ...options, user: owner })
     )
     yield* options.onControl?.(control) ?? Effect.void
     return { networks: [card], netns }

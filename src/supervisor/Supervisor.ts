@@ -56,18 +56,20 @@ export interface Given {
   readonly cgroup?: Machine.LaunchOptions["cgroup"]
   /** The network namespace that its network cards are in, by its file. One resource at most gives it. */
   readonly netns?: string | undefined
+  /** The user that the monitor runs as. One resource at most gives it. */
+  readonly user?: number | undefined
 }
 
 /**
  * Something a machine needs of its host. It claims what it is going to acquire first (`entry.claim`), and does not release
  * it: that is the business of the claims' kinds. What has to go on while the machine lives, and is ours, such as a server, is the
- * scope's; `resume` sets that going again for an adopted machine.
+ * scope's; `resume` sets that going again for an adopted machine. `given` is what the resources before it have given.
  *
  * @category models
  * @since 0.1.0
  */
 export interface Resource<E = HostError | JournalError, R = never> {
-  readonly acquire: (entry: Entry) => Effect.Effect<Given, E, R | Scope.Scope>
+  readonly acquire: (entry: Entry, given: ReadonlyArray<Given>) => Effect.Effect<Given, E, R | Scope.Scope>
 }
 
 /**
@@ -83,7 +85,10 @@ export interface Provision {
   /** Has to be run before each launch, with the spec of it; the answer is how to launch. */
   readonly before: (
     spec: MachineSpec.MachineSpec
-  ) => Effect.Effect<Pick<Machine.LaunchOptions, "cgroup" | "keep" | "netns" | "shortage">, MicroVmError.MicroVmError>
+  ) => Effect.Effect<
+    Pick<Machine.LaunchOptions, "cgroup" | "keep" | "netns" | "shortage" | "user">,
+    MicroVmError.MicroVmError
+  >
 }
 
 /**
@@ -347,13 +352,14 @@ const make = Effect.fnUntraced(
       resources: ReadonlyArray<Resource<E, R>>
     ) {
       const given: Array<Given> = []
-      for (const { acquire } of resources) given.push(yield* acquire(entry))
+      for (const { acquire } of resources) given.push(yield* acquire(entry, given))
       const cgroup = given.find((one) => one.cgroup !== undefined)?.cgroup
       const netns = given.find((one) => one.netns !== undefined)?.netns
+      const user = given.find((one) => one.user !== undefined)?.user
       let attempts = 0
       const before: Provision["before"] = (spec) =>
         Effect.gen(function*() {
-          const how = { cgroup, netns, shortage: yield* shortage(entry) }
+          const how = { cgroup, netns, user, shortage: yield* shortage(entry) }
           if (!keep) {
             yield* entry.respec(encodeSpec(spec))
             return how

@@ -52,7 +52,8 @@ export { NotConforming, type Rig, type Scenario } from "./internal/conformance.t
  *     powerButton: true,
  *     panicDetection: true,
  *     saveKeepsChannels: true,
- *     keep: true
+ *     keep: true,
+ *     user: true
  *   },
  *   spec: (id) => ({ id, kernel: "/boot/vmlinux" })
  * })

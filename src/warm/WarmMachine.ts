@@ -115,7 +115,7 @@ export interface Options {
     | ((
       spec: MachineSpec.MachineSpec
     ) => Effect.Effect<
-      Pick<Machine.LaunchOptions, "keep" | "cgroup" | "netns" | "shortage">,
+      Pick<Machine.LaunchOptions, "keep" | "cgroup" | "netns" | "shortage" | "user">,
       MicroVmError.MicroVmError
     >)
     | undefined

@@ -112,7 +112,8 @@ export const layer: Layer.Layer<MicroVmProvider, never, ProcessHolder | ProcessS
         powerButton: false,
         panicDetection: false,
         saveKeepsChannels: false,
-        keep: true
+        keep: true,
+        user: true
       },
       plan: () => Result.succeed({ backend: "script", description: [], argv: [] }),
       platform: () => Result.succeed({ backend: "script" }),

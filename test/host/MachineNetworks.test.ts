@@ -7,12 +7,14 @@ import {
   Firewall,
   HostError,
   Links,
+  type LinkSpec,
   MachineNetworks,
   NetworkMetrics,
   Routes
 } from "effect-microvm-runtime/host"
 import { Journal } from "effect-microvm-runtime/journal"
 import { NodeProcessHost } from "effect-microvm-runtime/process"
+import { Resources } from "effect-microvm-runtime/supervisor"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
@@ -40,6 +42,8 @@ const rulesOf = (...texts: ReadonlyArray<string>) => Result.getOrThrow(EgressRul
 /** What is asked of the parts, in order. A change to rules with `failing` fails. */
 const world = () => {
   const told: Array<string> = []
+  /** Who may open the TAP. */
+  const openers: Array<LinkSpec.LinkSpec["user"]> = []
   const served: Array<Pick<DnsRelay.ServeOptions, "addresses" | "clients">> = []
   const allowed = ({ rules }: Firewall.Machine) => rules.map(EgressRule.format).join()
   const parts = Layer.mergeAll(
@@ -62,7 +66,12 @@ const world = () => {
             : Effect.sleep("1 second")
         })
     }),
-    Layer.mock(Links.Links, { make: () => Effect.succeed([{ name: "mv1a2b-1", tap: "mv1a2b-1", enter: [] }]) }),
+    Layer.mock(Links.Links, {
+      make: (specs) => {
+        openers.push(...specs.map(({ user }) => user))
+        return Effect.succeed([{ name: "mv1a2b-1", tap: "mv1a2b-1", enter: [] }])
+      }
+    }),
     Layer.mock(DnsRelay.DnsRelay, {
       serve: ({ addresses, clients }) =>
         Effect.sync(() => {
@@ -85,7 +94,7 @@ const world = () => {
     owner.token = entry.token
     return entry
   })
-  return { told, served, layer, open }
+  return { told, served, openers, layer, open }
 }
 
 const way: Routes.Way = { egress: Option.none(), forwarding: true }
@@ -96,6 +105,17 @@ describe("the network of a machine", () => {
     return Effect.gen(function*() {
       yield* (yield* MachineNetworks.MachineNetworks).attach(yield* open, { allow: rulesOf("api.example.com") })
       expect(served).toEqual([{ addresses: ["172.30.0.2", "fd00::2"], clients: ["172.30.0.3", "fd00::3"] }])
+    }).pipe(Effect.scoped, Effect.provide(layer))
+  })
+
+  it.effect("is opened by the user that the machine was given", () => {
+    const { layer, open, openers } = world()
+    return Effect.gen(function*() {
+      const entry = yield* open
+      const { acquire } = Resources.network({ allow: [] })
+      yield* acquire(entry, [])
+      yield* acquire(entry, [{ netns: "/run/netns/other" }, { user: 2_000_000_007 }])
+      expect(openers).toEqual([65_534, 2_000_000_007])
     }).pipe(Effect.scoped, Effect.provide(layer))
   })
 

@@ -6,7 +6,7 @@ import * as Schema from "effect/Schema"
 import * as NodeFs from "node:fs"
 import { RunReport } from "../../src/lifecycle/RunReport.ts"
 import { sleep } from "../cli/executable.ts"
-import { type Done, install, noRuns, Runs } from "./background.ts"
+import { type Done, install, noRuns, Runs, text } from "./background.ts"
 
 if (noRuns !== undefined) console.warn(`SKIPPED tests of machines in the background: ${noRuns}`)
 
@@ -194,6 +194,14 @@ describe.skipIf(noRuns !== undefined)("microvm run --detach", () => {
       runs.up(["--timeout", "2s", "--", "sh", "-c", forever]),
       runs.sh(forever)
     ])
+    // Whoever breaks out of one of them can do nothing to the others.
+    const monitors = runs.processes().filter(({ command }) => command.startsWith("qemu-system"))
+    const users = new Set(monitors.map(({ pid }) => /^Uid:\t(\d+)/m.exec(text(`/proc/${pid}/status`))?.[1]))
+    assert.lengthOf(monitors, 3)
+    if (process.geteuid?.() === 0) {
+      assert.strictEqual(users.size, 3, [...users].join(" "))
+      for (const user of users) assert.isAtLeast(Number(user), 2_000_000_000)
+    } else console.warn("skipped: that each machine has a user of its own: it takes root")
     const stopped = runs.microvm("stop", "--force", forced)
     process.kill(runs.supervisor(told), "SIGTERM")
     assert.deepInclude(await stopped, { code: 0, stderr: "" })

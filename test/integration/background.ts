@@ -209,7 +209,7 @@ export class Runs implements AsyncDisposable {
   /** All that there is beside what is kept of runs that are over. */
   traces(): ReadonlyArray<string> {
     const kept =
-      /^(control-key|tmp|runs|runs\/[^/]+(\/(options\.json|report\.json|(output|console)\.\d+\.log|journal(\/(lease|held|machines|tmp|quarantine))?))?)$/
+      /^(control-key|tmp|users|users\/(next|slots)|runs|runs\/[^/]+(\/(options\.json|report\.json|(output|console)\.\d+\.log|journal(\/(lease|held|machines|tmp|quarantine))?))?)$/
     return [
       ...this.processes().map(({ command, pid }) => `${command}[${pid}]`),
       ...text("/proc/net/unix").split("\n").filter((line) => line.includes(this.prefix)),

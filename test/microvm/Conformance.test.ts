@@ -61,7 +61,8 @@ const all = (has: boolean): MicroVmProvider.Capabilities => ({
   powerButton: has,
   panicDetection: has,
   saveKeepsChannels: has,
-  keep: has
+  keep: has,
+  user: has
 })
 suite("all capabilities", all(true))
 suite("no capability", all(false))

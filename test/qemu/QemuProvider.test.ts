@@ -192,6 +192,30 @@ describe("launch", () => {
         assert.strictEqual(yield* alive, 0)
       })))
 
+  it.effect("runs as the user that was asked for, which only root can give it", () => {
+    const user = 2_000_000_007
+    return Effect.gen(function*() {
+      yield* onHost({}, () =>
+        Effect.gen(function*() {
+          const { plan } = yield* MicroVmProvider
+          const { argv, description } = yield* Effect.fromResult(plan(spec, { user }))
+          assert.includeMembers([...argv], [`--reuid=${user}`, `--regid=${user}`, "--clear-groups"])
+          assert.include(description, `runs as uid ${user}, gid ${user}`)
+          yield* Machine.launch(spec, { user })
+          for (const wrong of [0, -1, 1.5, 2 ** 32 - 1]) {
+            const { reason } = yield* Effect.flip(Machine.launch(spec, { user: wrong }))
+            assert.deepStrictEqual(reason._tag === "InvalidSpec" ? reason.faults.map(({ field }) => field) : [], [
+              "user"
+            ])
+          }
+        }))
+      yield* onHost({ observed: { uid: 1000 } }, () =>
+        Effect.gen(function*() {
+          assert.strictEqual((yield* Effect.flip(Machine.launch(spec, { user }))).reason._tag, "Unsupported")
+        }))
+    })
+  })
+
   it.effect("as ourselves needs no file to be readable to all", () =>
     onHost({ observed: { uid: 1000 }, inspect: () => ({ worldReadable: false }) }, () => launch))
 

@@ -90,18 +90,6 @@ export const read = (text: string): Pool | undefined => {
   return { id, ipv4: ipv4.success, ipv6: ipv6.success }
 }
 
-/** From `next` on, and round again. */
-export const order = (size: number, next: number, taken: ReadonlySet<string>): ReadonlyArray<number> => {
-  const start = Number.isSafeInteger(next) && next >= 1 && next <= size ? next : 1
-  const free: Array<number> = []
-  // A few are enough: they are tried one after the other, and others may try the same ones.
-  for (let step = 0; step < size && free.length < 64; step++) {
-    const index = (start - 1 + step) % size + 1
-    if (!taken.has(String(index))) free.push(index)
-  }
-  return free
-}
-
 /** Which route or address of the host gets in the way of a network, if any. */
 export interface Occupied {
   readonly dev: string
