@@ -66,7 +66,8 @@ describe.skipIf(noRuns !== undefined)("microvm recover", () => {
 
   it("gives a machine another supervisor: its output, its exit code and exec go on", async () => {
     await using runs = new Runs(bin)
-    const id = await runs.sh(ticking(40))
+    // However slow all this is, it goes on until it is told.
+    const id = await runs.sh(`(${ticking(40)}); until [ -e /told ]; do sleep 0.1; done; exit 9`)
     await sleep(500)
     kill(runs.supervisor(id))
     await until("its end", () => !runs.processes().some(({ pid }) => pid === runs.supervisor(id)))
@@ -101,6 +102,7 @@ describe.skipIf(noRuns !== undefined)("microvm recover", () => {
     })
     const again = await runs.microvm("recover")
     assert.deepStrictEqual(again, { code: 0, stdout: "", stderr: "microvm: nothing was left behind\n" })
+    assert.deepInclude(await runs.microvm("exec", id, "--", "touch", "/told"), { code: 0 })
     assert.deepInclude(await runs.microvm("wait", id), { code: 9, stdout: "9\n" })
     assertOneGap(await ticksOf(runs, id), 40, "killed once")
     await runs.nothingLeft()
