@@ -125,11 +125,12 @@ export const check = (
   call: Call,
   options: CheckOptions = {}
 ): Result.Result<unknown, UnsupportedByVersion> => {
-  const version = FirecrackerVersion.format(target.version)
+  const refuse = (lacking: ReadonlyArray<Missing>) =>
+    Result.fail(new UnsupportedByVersion({ version: FirecrackerVersion.format(target.version), features: lacking }))
   const endpoint = find(call.method, call.path)
   if (endpoint === undefined || !has(target, endpoint.since)) {
     const name = `${call.method} ${endpoint?.path ?? call.path}`
-    return Result.fail(new UnsupportedByVersion({ version, features: [missing(name, endpoint?.since)] }))
+    return refuse([missing(name, endpoint?.since)])
   }
   const { body } = call
   const gates = endpoint.body === undefined ? undefined : gatesOf.get(endpoint.body)
@@ -151,8 +152,7 @@ export const check = (
     }
     Reflect.deleteProperty(sent, field)
   }
-  if (lacking.length > 0) return Result.fail(new UnsupportedByVersion({ version, features: lacking }))
-  return Result.succeed(sent)
+  return lacking.length > 0 ? refuse(lacking) : Result.succeed(sent)
 }
 
 /**

@@ -23,6 +23,7 @@ import { ApiFault, fail, type FirecrackerError, type Method, ProtocolViolation }
 import * as FirecrackerSchema from "./FirecrackerSchema.ts"
 import * as FirecrackerVersion from "./FirecrackerVersion.ts"
 import { bodyText, type Given, invalid, prepare } from "./internal/prepare.ts"
+import { spanned } from "./internal/spanned.ts"
 
 /**
  * @category options
@@ -153,9 +154,6 @@ type Table = typeof Capabilities.endpoints
 type RemoveName = "deleteDrive" | "deletePmem" | "deleteNetworkInterface"
 type SendName = { [K in keyof Table]: Table[K] extends { readonly body: string } ? K : never }[keyof Table]
 
-// The place that a stack would name is always the same, this one, and to take a stack costs more than the rest of a call.
-const spanned = (name: string) => Effect.withSpan(`FirecrackerApi.${name}`, undefined, { captureStackTrace: false })
-
 // Firecracker splits a request line at white space, and holds 1024 bytes of it.
 const isPath = (path: string): boolean => /^\/[A-Za-z0-9_/-]{0,899}$/.test(path)
 const pathRemedy = "give \"/\", then at most 899 letters, digits, \"_\", \"-\" and \"/\""
@@ -272,11 +270,12 @@ export const make = (transport: ApiTransport, options: Options): FirecrackerApi 
     Effect.suspend(() => {
       const prepared = prepare(target, Capabilities.endpoints[name], given, callOptions)
       return Result.isFailure(prepared) ? fail(prepared.failure) : perform(prepared.success, callOptions.within)
-    }).pipe(spanned(name))
+    }).pipe(spanned(`FirecrackerApi.${name}`))
 
   const get = <A>(name: keyof Table, answer: Schema.Decoder<A>): Read<A> => {
-    const decode = decodeAs(Capabilities.endpoints[name].path, answer)
-    return (callOptions) => Effect.flatMap(call(name, {}, callOptions), decode)
+    const { path } = Capabilities.endpoints[name]
+    // Made when it is asked for: most clients ask for nothing.
+    return (callOptions) => Effect.flatMap(call(name, {}, callOptions), decodeAs(path, answer))
   }
 
   const send = <K extends SendName>(name: K): Send<Table[K]["body"]> => (body, callOptions) =>
@@ -288,7 +287,7 @@ export const make = (transport: ApiTransport, options: Options): FirecrackerApi 
     target,
     request: (method, path, body, given = {}) =>
       (isPath(path) ? perform({ method, path, body }, given.within) : fail(invalid("path", path, pathRemedy))).pipe(
-        spanned("request")
+        spanned("FirecrackerApi.request")
       ),
     getInstance: get("getInstance", FirecrackerSchema.InstanceInfo),
     getVersion: get("getVersion", FirecrackerSchema.VersionInfo),

@@ -21,6 +21,7 @@ import * as FirecrackerSchema from "./FirecrackerSchema.ts"
 import * as FirecrackerVersion from "./FirecrackerVersion.ts"
 import { checked } from "./internal/checked.ts"
 import { bodyText } from "./internal/prepare.ts"
+import { spanned } from "./internal/spanned.ts"
 
 const { Array, optional } = Schema
 
@@ -242,14 +243,14 @@ export const steps = (
  * @category combinators
  * @since 0.1.0
  */
-export const apply = Effect.fn("MachineConfig.apply")(function*(
+export const apply = Effect.fnUntraced(function*(
   api: FirecrackerApi,
   config: MachineConfig,
   options: Options = {}
 ): Effect.fn.Return<void, FirecrackerError.FirecrackerError> {
   const calls = yield* Effect.fromResult(steps(config, api.target, options))
   yield* Effect.forEach(calls, ({ body, method, path }) => api.request(method, path, body), { discard: true })
-})
+}, spanned("MachineConfig.apply"))
 
 /**
  * What a path in a config is used for. All but the outputs and sockets are files that are there before.

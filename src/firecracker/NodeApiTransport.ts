@@ -9,12 +9,13 @@
  */
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import * as Semaphore from "effect/Semaphore"
 import { Buffer } from "node:buffer"
 import type { ApiRequest, ApiTransport } from "./ApiTransport.ts"
 import * as FirecrackerError from "./FirecrackerError.ts"
+import * as Deadlines from "./internal/deadlines.ts"
 import * as NodeApiLane from "./internal/NodeApiLane.ts"
 import * as SocketPath from "./internal/socketPath.ts"
+import { spanned } from "./internal/spanned.ts"
 
 /**
  * @category options
@@ -62,15 +63,18 @@ const encode = ({ body, method, path }: ApiRequest): string => {
 }
 
 const toError = (
-  { method, path }: ApiRequest,
+  { method, path, within }: ApiRequest,
   socket: string,
   failure: NodeApiLane.Failure
-): FirecrackerError.FirecrackerError =>
-  FirecrackerError.make(
-    failure._tag === "Violation"
-      ? new FirecrackerError.ProtocolViolation({ method, path, detail: failure.detail })
-      : new FirecrackerError.ConnectionFailed({ method, path, socket, phase: failure.phase, cause: failure.cause })
-  )
+): FirecrackerError.FirecrackerError => {
+  const { ConnectionFailed, NoReply, ProtocolViolation } = FirecrackerError
+  const reason = failure._tag === "Late"
+    ? new NoReply({ method, path, within })
+    : failure._tag === "Violation"
+    ? new ProtocolViolation({ method, path, detail: failure.detail })
+    : new ConnectionFailed({ method, path, socket, phase: failure.phase, cause: failure.cause })
+  return FirecrackerError.make(reason)
+}
 
 /**
  * A transport to one Firecracker. Nothing is opened before the first request, so the socket need not be there yet. Closing
@@ -103,16 +107,17 @@ const toError = (
  * @category constructors
  * @since 0.1.0
  */
-export const make = Effect.fn("NodeApiTransport.make")(function*(
+export const make = Effect.fnUntraced(function*(
   { maxBodyBytes = 4 * 1024 * 1024, socketPath }: Options
 ): Effect.fn.Return<ApiTransport, FirecrackerError.FirecrackerError, Scope.Scope> {
   const pathFaults = SocketPath.faultsOf("socketPath", socketPath)
   if (pathFaults.length > 0) {
     return yield* FirecrackerError.fail(new FirecrackerError.InvalidRequest({ faults: pathFaults }))
   }
-  const makeLane = (limit: number) =>
+  const deadlines = yield* Deadlines.make()
+  const makeLane = (most: number) =>
     Effect.acquireRelease(
-      Effect.sync(() => ({ ...NodeApiLane.make({ socketPath, maxBodyBytes }), turn: Semaphore.makeUnsafe(limit) })),
+      Effect.sync(() => NodeApiLane.make({ socketPath, maxBodyBytes, most, deadlines })),
       (lane) => Effect.sync(lane.close)
     )
   const changes = yield* makeLane(1)
@@ -123,23 +128,11 @@ export const make = Effect.fn("NodeApiTransport.make")(function*(
       Effect.suspend(() => {
         const faults = faultsOf(call)
         if (faults.length > 0) return FirecrackerError.fail(new FirecrackerError.InvalidRequest({ faults }))
-        const { method, path, within } = call
-        const text = encode(call)
-        const { exchange, turn } = method === "GET" ? reads : changes
-        const first = exchange(text, { fresh: false })
-        const answered = method !== "GET" ? first : Effect.catchIf(
-          first,
-          (failure) => failure._tag === "Broken" && failure.isStale,
-          () => exchange(text, { fresh: true })
-        )
-        return turn.withPermit(answered).pipe(
-          Effect.map(({ body, deprecated, status }) => ({ status, body, deprecated })),
-          Effect.mapError((failure) => toError(call, socketPath, failure)),
-          Effect.timeoutOrElse({
-            duration: within,
-            orElse: () => FirecrackerError.fail(new FirecrackerError.NoReply({ method, path, within }))
-          })
+        const isRead = call.method === "GET"
+        return Effect.mapError(
+          (isRead ? reads : changes).exchange(encode(call), { within: call.within, isRepeatable: isRead }),
+          (failure) => toError(call, socketPath, failure)
         )
       })
   }
-})
+}, spanned("NodeApiTransport.make"))

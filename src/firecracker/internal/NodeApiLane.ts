@@ -1,34 +1,44 @@
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { hasProperty } from "effect/Predicate"
 import * as Net from "node:net"
+import type { ApiResponse } from "../ApiTransport.ts"
+import type { Deadlines } from "./deadlines.ts"
 import * as HttpAnswer from "./httpAnswer.ts"
 import * as NodeSocketPath from "./NodeSocketPath.ts"
 
 export type Failure =
   | { readonly _tag: "Violation"; readonly detail: string }
-  | {
-    readonly _tag: "Broken"
-    readonly phase: "connect" | "request" | "response"
-    readonly cause: unknown
-    /** A connection that was kept from an earlier answer, and ended before anything of this one came. */
-    readonly isStale: boolean
-  }
+  | { readonly _tag: "Broken"; readonly phase: "connect" | "request" | "response"; readonly cause: unknown }
+  | { readonly _tag: "Late" }
 
-/** Connections to one socket. How many there are is up to the callers: one each while a call is under way. */
+export interface ExchangeOptions {
+  /** From now until the last byte of the answer. */
+  readonly within: Duration.Duration
+  /** Is it sent once more, on a new connection, when a kept one ended before anything of the answer came? */
+  readonly isRepeatable: boolean
+}
+
+/** Connections to one socket: one each while a call is under way. */
 export interface Lane {
-  /** Sends a request and waits for its answer; `fresh` takes no kept connection. Interruption closes the connection. */
-  readonly exchange: (
-    request: string,
-    options: { readonly fresh: boolean }
-  ) => Effect.Effect<HttpAnswer.Answer, Failure>
+  /**
+   * Sends a request when it is its turn, and waits for its answer. When it is late or interrupted its connection is closed,
+   * and the turn is the next one's.
+   */
+  readonly exchange: (request: string, options: ExchangeOptions) => Effect.Effect<ApiResponse, Failure>
   readonly close: () => void
 }
 
 interface Task {
+  readonly request: string
+  readonly isRepeatable: boolean
   readonly reader: HttpAnswer.Reader
-  readonly isKept: boolean
+  readonly settle: (answer: Effect.Effect<ApiResponse, Failure>) => void
+  /** Where it is under way. */
+  connection: Connection | undefined
+  /** Is the connection one that was kept from an earlier answer? */
+  isKept: boolean
   isSent: boolean
-  readonly resume: (answer: Effect.Effect<HttpAnswer.Answer, Failure>) => void
 }
 
 interface Connection {
@@ -37,33 +47,70 @@ interface Connection {
   task: Task | undefined
 }
 
-export const make = (options: { readonly socketPath: string; readonly maxBodyBytes: number }): Lane => {
+const broken = (phase: "connect" | "request" | "response", cause: unknown): Effect.Effect<never, Failure> =>
+  Effect.fail({ _tag: "Broken", phase, cause })
+
+const late: Effect.Effect<never, Failure> = Effect.fail({ _tag: "Late" })
+
+/** At most `most` calls are under way at a time; the others wait, and have their turn in the order of the calls. */
+export const make = (options: {
+  readonly socketPath: string
+  readonly maxBodyBytes: number
+  readonly most: number
+  readonly deadlines: Deadlines
+}): Lane => {
   const connections = new Set<Connection>()
   const idle: Array<Connection> = []
+  const waiting = new Set<Task>()
+  let underWay = 0
   let isClosed = false
 
-  const take = (connection: Connection): Task | undefined => {
-    const { task } = connection
+  /** Lets go of what is under way, and lets the next ones begin. */
+  const release = (connection: Connection): void => {
     connection.task = undefined
-    return task
+    underWay--
+    advance()
   }
 
   const onData = (connection: Connection, chunk: Uint8Array): void => {
-    const { socket } = connection
-    const step = connection.task?.reader.push(chunk)
-    if (step?._tag === "More") return
-    const task = take(connection)
+    const { socket, task } = connection
     // What comes when nothing was asked for would be taken for the next answer.
-    if (step === undefined || task === undefined) return void socket.destroy()
+    if (task === undefined) return void socket.destroy()
+    const step = task.reader.push(chunk)
+    if (step._tag === "More") return
     if (step._tag === "Violation") {
       socket.destroy()
-      return task.resume(Effect.fail(step))
+      release(connection)
+      return task.settle(Effect.fail(step))
     }
-    const { keepAlive, status } = step.answer
+    const { body, deprecated, keepAlive, status } = step.answer
     // After some errors Firecracker's parser stands in the middle of a request, so none that failed is used again.
     if (keepAlive && status < 300 && task.isSent && socket.writableLength === 0) idle.push(connection)
     else socket.destroy()
-    task.resume(Effect.succeed(step.answer))
+    release(connection)
+    task.settle(Effect.succeed({ status, body, deprecated }))
+  }
+
+  const onClose = (connection: Connection, error: unknown): void => {
+    connections.delete(connection)
+    const at = idle.indexOf(connection)
+    if (at !== -1) idle.splice(at, 1)
+    const { task } = connection
+    if (task === undefined) return
+    const progress = task.reader.progress()
+    const isStale = task.isKept && progress === "nothing"
+    if (isStale && task.isRepeatable && !isClosed) {
+      connection.task = undefined
+      underWay--
+      return begin(task, undefined)
+    }
+    release(connection)
+    // A write that fails leaves a request of which the end is missing: it was not done.
+    const mayBeDone = task.isSent && !(hasProperty(error, "code") && error.code === "EPIPE")
+    task.settle(broken(
+      progress !== "nothing" ? "response" : mayBeDone ? "request" : "connect",
+      error ?? new Error(`closed after ${progress} of the answer`)
+    ))
   }
 
   const dial = (): Connection => {
@@ -80,61 +127,90 @@ export const make = (options: { readonly socketPath: string; readonly maxBodyByt
     })
     socket.once("close", () => {
       alias.close()
-      connections.delete(connection)
-      const at = idle.indexOf(connection)
-      if (at !== -1) idle.splice(at, 1)
-      const task = take(connection)
-      if (task === undefined) return
-      const progress = task.reader.progress()
-      // A write that fails leaves a request of which the end is missing: it was not done.
-      const mayBeDone = task.isSent && !(hasProperty(error, "code") && error.code === "EPIPE")
-      task.resume(Effect.fail({
-        _tag: "Broken",
-        phase: progress !== "nothing" ? "response" : mayBeDone ? "request" : "connect",
-        cause: error ?? new Error(`closed after ${progress} of the answer`),
-        isStale: task.isKept && progress === "nothing"
-      }))
+      onClose(connection, error)
     })
     return connection
   }
 
+  const keptOne = (): Connection | undefined => {
+    let kept = idle.pop()
+    // One that has just been given up is there until its last event.
+    while (kept?.socket.destroyed === true) kept = idle.pop()
+    return kept
+  }
+
+  const begin = (task: Task, kept: Connection | undefined): void => {
+    let connection: Connection
+    try {
+      connection = kept ?? dial()
+    } catch (cause) {
+      return task.settle(broken("connect", cause))
+    }
+    underWay++
+    connection.task = task
+    task.connection = connection
+    task.isKept = kept !== undefined
+    task.isSent = false
+    const send = () => {
+      if (connection.task !== task) return
+      task.isSent = true
+      connection.socket.write(task.request)
+    }
+    // One turn of the event loop later: Firecracker tells who is one too many without being asked, and hangs up. Writing
+    // to it then would be an error that hides what it has said.
+    if (kept === undefined) connection.socket.once("connect", () => setImmediate(() => setImmediate(send)))
+    else send()
+  }
+
+  const advance = (): void => {
+    for (const task of waiting) {
+      if (underWay >= options.most) return
+      waiting.delete(task)
+      begin(task, keptOne())
+    }
+  }
+
+  const giveUp = (task: Task): void => {
+    waiting.delete(task)
+    const { connection } = task
+    if (connection?.task !== task) return
+    connection.socket.destroy()
+    release(connection)
+  }
+
   return {
-    exchange: (request, { fresh }) =>
+    exchange: (request, { isRepeatable, within }) =>
       Effect.callback((resume) => {
-        const broken = (cause: unknown) =>
-          resume(Effect.fail({ _tag: "Broken", phase: "connect", cause, isStale: false }))
-        if (isClosed) return broken(new Error("the transport is closed"))
-        let kept = fresh ? undefined : idle.pop()
-        // One that has just been given up is there until its last event.
-        while (kept?.socket.destroyed === true) kept = idle.pop()
-        let connection: Connection
-        try {
-          connection = kept ?? dial()
-        } catch (cause) {
-          return broken(cause)
-        }
+        if (isClosed) return resume(broken("connect", new Error("the transport is closed")))
+        const isInTime = options.deadlines.add(within, () => {
+          giveUp(task)
+          resume(late)
+        })
         const task: Task = {
+          request,
+          isRepeatable,
           reader: HttpAnswer.make(options.maxBodyBytes),
-          isKept: kept !== undefined,
-          isSent: false,
-          resume
+          settle: (answer) => {
+            isInTime()
+            resume(answer)
+          },
+          connection: undefined,
+          isKept: false,
+          isSent: false
         }
-        connection.task = task
-        const send = () => {
-          if (connection.task !== task) return
-          task.isSent = true
-          connection.socket.write(request)
-        }
-        // One turn of the event loop later: Firecracker tells who is one too many without being asked, and hangs up. Writing
-        // to it then would be an error that hides what it has said.
-        if (kept === undefined) connection.socket.once("connect", () => setImmediate(() => setImmediate(send)))
-        else send()
+        waiting.add(task)
+        advance()
         return Effect.sync(() => {
-          if (connection.task === task) connection.socket.destroy()
+          isInTime()
+          giveUp(task)
         })
       }),
     close: () => {
       isClosed = true
+      for (const task of waiting) {
+        waiting.delete(task)
+        task.settle(broken("connect", new Error("the transport is closed")))
+      }
       // An error costs more than all else here, so only those who wait are told why.
       for (const { socket, task } of connections) {
         socket.destroy(task === undefined ? undefined : new Error("the transport was closed"))

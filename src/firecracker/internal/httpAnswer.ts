@@ -46,6 +46,9 @@ const blankLine = (bytes: Uint8Array, from: number): number => {
   return at
 }
 
+const latin1 = new TextDecoder("latin1")
+const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true })
+
 const start = "HTTP/1."
 
 /** So that something else than HTTP is told at once, and not when it has become too long. */
@@ -113,14 +116,14 @@ export const make = (maxBodyBytes: number): Reader => {
 
   const readHead = (from: number): Step | undefined => {
     if (!startsRight(bytes, length)) {
-      return violation(`it starts with ${excerpt(new TextDecoder("latin1").decode(bytes.subarray(0, length)))}`)
+      return violation(`it starts with ${excerpt(latin1.decode(bytes.subarray(0, length)))}`)
     }
     const end = blankLine(bytes.subarray(0, length), from)
     if (end > maxHeadBytes || end === -1 && length >= maxHeadBytes + 4) {
       return violation(`a head over ${maxHeadBytes} bytes`)
     }
     if (end === -1) return more
-    const parsed = parseHead(new TextDecoder("latin1").decode(bytes.subarray(0, end)), maxBodyBytes)
+    const parsed = parseHead(latin1.decode(bytes.subarray(0, end)), maxBodyBytes)
     if (typeof parsed === "string") return violation(parsed)
     head = parsed
     bodyAt = end + 4
@@ -140,8 +143,7 @@ export const make = (maxBodyBytes: number): Reader => {
       // Bytes after the answer belong to none that was asked for; Firecracker sends such after a body that it has refused.
       const isLast = length === bodyAt + bodyBytes
       try {
-        const body = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true })
-          .decode(bytes.subarray(bodyAt, bodyAt + bodyBytes))
+        const body = bodyBytes === 0 ? "" : utf8.decode(bytes.subarray(bodyAt, bodyAt + bodyBytes))
         return { _tag: "Done", answer: { status, body, deprecated, keepAlive: keepAlive && isLast } }
       } catch {
         return violation("a body that is not UTF-8")

@@ -6,7 +6,9 @@ export const longestPath = 107
 /** `/proc/self/fd/1048576/` and this are below 107 bytes. */
 const longestName = 80
 
-export const byteLength = (text: string): number => new TextEncoder().encode(text).length
+const encoder = new TextEncoder()
+
+export const byteLength = (text: string): number => encoder.encode(text).length
 
 /** Of `path`, as the `field` that a caller gave. */
 export const faultsOf = (field: string, path: string): ReadonlyArray<Fault> => {
