@@ -323,6 +323,48 @@ describe("its machine", () => {
       assert.strictEqual(yield* connection.line, "hello\n")
     }).pipe(Effect.scoped))
 
+  it.live("writes of a difference what was written since, where it was told to know that", () =>
+    Effect.gen(function*() {
+      const cwd = yield* directory
+      const agentArgs = "microvm.vsock=1024,org.example.agent"
+      const machine = (tracks: boolean) =>
+        ["PUT", "/machine-config", `{"vcpu_count":1,"mem_size_mib":8,"track_dirty_pages":${tracks}}`] as const
+      const create = (name: string, type: string) =>
+        [
+          "PUT",
+          "/snapshot/create",
+          `{"snapshot_path":"s","mem_file_path":"${name}","snapshot_type":"${type}"}`
+        ] as const
+      const pagesOf = (path: string) => Fs.statSync(path).blocks / 8
+      for (
+        const [version, tracks, answers] of [
+          ["1.12.1", true, ["204", "204", "204"]],
+          ["1.12.1", false, ["400", "204", "400"]],
+          ["1.16.1", true, ["204", "204", "204"]],
+          ["1.16.1", false, ["204", "204", "204"]]
+        ] as const
+      ) {
+        const name = (what: string) => `${what}-${version}-${tracks}`
+        const { ask, at, boot } = yield* serve({ cwd, version }, `${name("api")}.sock`)
+        yield* boot(agentArgs, machine(tracks))
+        yield* ask("PATCH", "/vm", `{"state":"Paused"}`)
+        const made: Array<string> = []
+        for (const [what, type] of [["booted", "Diff"], ["full", "Full"], ["same", "Diff"]] as const) {
+          made.push((yield* ask(...create(name(what), type))).slice(0, 3))
+        }
+        assert.deepStrictEqual([name(""), made], [name(""), [...answers]])
+        if (!tracks && version === "1.12.1") continue
+        assert.strictEqual(Fs.statSync(at(name("same"))).size, 8 * 2 ** 20)
+        // The first one of a machine that was booted is all that it has written.
+        assert.isTrue(Fs.readFileSync(at(name("booted"))).equals(Fs.readFileSync(at(name("full")))))
+        if (tracks) assert.strictEqual(pagesOf(at(name("same"))), 0)
+        else assert.isAbove(pagesOf(at(name("same"))), 0)
+        // Over a file that is there, the rest of it stays.
+        yield* ask(...create(name("full"), "Diff"))
+        assert.isTrue(Fs.readFileSync(at(name("full"))).equals(Fs.readFileSync(at(name("booted")))))
+      }
+    }).pipe(Effect.scoped))
+
   it.live("is loaded with pages from a server, if there is one", () =>
     Effect.gen(function*() {
       const cwd = yield* directory

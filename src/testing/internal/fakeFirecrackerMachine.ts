@@ -4,6 +4,7 @@ import * as Net from "node:net"
 import type { Architecture, Body, Level } from "./fakeFirecrackerBodies.ts"
 import { channelsOf, type End, type Guest, type MakeGuest } from "./fakeFirecrackerGuest.ts"
 import { type Log, openSink } from "./fakeFirecrackerLog.ts"
+import * as Memory from "./fakeFirecrackerMemory.ts"
 import type { Metrics } from "./fakeFirecrackerMetrics.ts"
 import * as Resources from "./fakeFirecrackerResources.ts"
 import { Fault } from "./fakeFirecrackerResources.ts"
@@ -61,6 +62,8 @@ export const make = (options: Options) => {
   let ended = false
   let hotplugged = 0
   let serial: number | undefined
+  /** What memory was when it was written down last; at the start of a machine, nothing. */
+  let clean: Memory.Pages = new Map()
   const timers = new Set<NodeJS.Timeout>()
   const pageServers = new Set<Net.Socket>()
 
@@ -115,9 +118,9 @@ export const make = (options: Options) => {
     }
     if (onConsole()) print("[    9.000000] reboot: Restarting system\r\n")
     // Without `reboot=k` a guest goes on until its processor triple-faults.
-    const clean = !x86 || has("reboot=k") || minor < 15
-    if (clean) metrics.add("i8042", "reset_count")
-    end(clean ? 0 : 1)
+    const isClean = !x86 || has("reboot=k") || minor < 15
+    if (isClean) metrics.add("i8042", "reset_count")
+    end(isClean ? 0 : 1)
   }
 
   const listen: Vsock.Listen = (port, connection) => booted && guest !== undefined && guest.listen(port, connection)
@@ -262,7 +265,7 @@ export const make = (options: Options) => {
     later(5, pressCtrlAltDel)
   }
 
-  const saved = (): Json => ({
+  const saved = () => ({
     config: Resources.configJson(of, minor),
     guest: guest?.save() ?? null,
     vsock: of.vsock === undefined ? null : { ...of.vsock },
@@ -286,12 +289,15 @@ export const make = (options: Options) => {
         throw error instanceof Snapshot.BadSnapshot ? bad(error.message.replace("%s", what)) : error
       }
     }
-    const content = Snapshot.encode({ minor, format: options.snapshotFormat, architecture }, saved())
+    const now = saved()
+    const content = Snapshot.encode({ minor, format: options.snapshotFormat, architecture }, now)
     save("snapshot", () => Snapshot.saveState(world.resolve(body.snapshot_path), content))
-    save(
-      "memory",
-      () => Snapshot.saveMemory(world.resolve(body.mem_file_path), memoryBytes(), content.subarray(0, 4096))
-    )
+    const memory = Memory.of(now.guest)
+    // Without a log of what is written, all that is in memory at all is taken for it (mincore(2), since 1.13).
+    const isWhole = body.snapshot_type === "Full"
+    const pages = isWhole || !of.machine.track_dirty_pages ? memory : Memory.changed(clean, memory)
+    save("memory", () => Snapshot.saveMemory(world.resolve(body.mem_file_path), memoryBytes(), pages, isWhole))
+    clean = memory
     vsock?.reset()
   }
 
@@ -328,7 +334,8 @@ export const make = (options: Options) => {
     }
   }
 
-  const mapMemory = async (body: Body<"snapshotLoad">): Promise<void> => {
+  /** What the guest remembers, as far as this process can know of it. */
+  const mapMemory = async (body: Body<"snapshotLoad">, told: Json): Promise<Json> => {
     const backend = body.mem_backend ?? { backend_type: "File", backend_path: body.mem_file_path ?? "" }
     if (backend.backend_type === "Uffd") {
       try {
@@ -338,7 +345,8 @@ export const make = (options: Options) => {
           `Error creating guest memory from uffd: Failed to connect to UDS Unix stream: ${ioError(error).text}`
         )
       }
-      return
+      // Pages come by faults, of which there are none here.
+      return told
     }
     const bad = (why: string) => new Fault(`Error creating guest memory from file: ${why}`)
     if (of.machine.huge_pages === "2M") {
@@ -356,6 +364,7 @@ export const make = (options: Options) => {
           }`
         )
       }
+      return Memory.read(file) ?? null
     } catch (error) {
       throw error instanceof Fault ? error : bad(`Failed to load guest memory: ${ioError(error).text}`)
     }
@@ -384,8 +393,9 @@ export const make = (options: Options) => {
             : "Failed to restore MMIO device: Cannot restore devices"
         }: ${why}`
       )
+    let remembered: Json
     try {
-      await mapMemory(body)
+      remembered = await mapMemory(body, from.guest)
     } catch (error) {
       throw error instanceof Fault ? new Fault(`Failed to load guest memory: ${error.message}`) : error
     }
@@ -405,7 +415,8 @@ export const make = (options: Options) => {
       }
     }
     openSerial()
-    await wake(from.guest)
+    await wake(remembered)
+    clean = Memory.of(remembered)
     booted = true
   }
 

@@ -2,6 +2,7 @@
 import { createHash } from "node:crypto"
 import * as Fs from "node:fs"
 import type { Architecture } from "./fakeFirecrackerBodies.ts"
+import { type Pages, pageSize } from "./fakeFirecrackerMemory.ts"
 import { ioError } from "./fakeFirecrackerWorld.ts"
 import { type Json, json, parse } from "./fakeSerde.ts"
 
@@ -176,9 +177,20 @@ const { O_CREAT, O_RDWR, O_TRUNC, O_WRONLY } = Fs.constants
 export const saveState = (path: string, bytes: Uint8Array): void =>
   written(path, O_WRONLY | O_CREAT | O_TRUNC, (descriptor) => Fs.writeSync(descriptor, bytes))
 
-/** As long as the guest's memory, whose first bytes are `content`; all else is a hole. Never shortened to be made longer again. */
-export const saveMemory = (path: string, size: number, content: Uint8Array): void =>
+/**
+ * As long as the guest's memory, and never shortened to be made longer again. Where there are no pages, what was in the file stays; of a
+ * `whole` memory it is zero.
+ */
+export const saveMemory = (path: string, size: number, pages: Pages, whole: boolean): void =>
   written(path, O_RDWR | O_CREAT, (descriptor) => {
-    if (Fs.fstatSync(descriptor).size !== size) Fs.ftruncateSync(descriptor, size)
-    Fs.writeSync(descriptor, content, 0, Math.min(content.length, size), 0)
+    const before = Fs.fstatSync(descriptor).size
+    if (before !== size) Fs.ftruncateSync(descriptor, size)
+    const zeros = new Uint8Array(2 ** 20)
+    for (let at = 0, end = whole ? Math.min(before, size) : 0; at < end; at += zeros.length) {
+      Fs.writeSync(descriptor, zeros, 0, Math.min(zeros.length, size - at), at)
+    }
+    for (const [page, bytes] of pages) {
+      const at = page * pageSize
+      if (at < size) Fs.writeSync(descriptor, bytes, 0, Math.min(bytes.length, size - at), at)
+    }
   })
