@@ -36,6 +36,7 @@ const codeOf = (error: MicroVmError.MicroVmError | ControlError): number => {
       return ExitCode.run.usage
     case "SnapshotNotFound":
     case "SnapshotUnusable":
+    case "SnapshotInUse":
     case "NoSuchMachine":
       return 1
     case "Refused":

@@ -82,6 +82,22 @@ export interface Options {
   readonly kvm?: "check" | "assume" | undefined
   /** The jailer, if machines are to be jailed: a path, or a name that is found in PATH. */
   readonly jailer?: string | undefined
+  /**
+   * Can machines be saved as the difference to another snapshot? Then it is noted which pages each has written, which KVM does in
+   * pages of 4 KiB also where the machine has larger ones. It needs the package `koffi`. Default false.
+   */
+  readonly diffs?: boolean | undefined
+}
+
+/**
+ * A memory file that is only the difference to another one: what counts of `memory` are the pages that are listed in `pages`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface MemoryLayer {
+  readonly memory: string
+  readonly pages: string
 }
 
 /**
@@ -111,6 +127,11 @@ export interface DirectoryOptions {
  * - `makeReadable`: lets all read a file, those that are jailed too. Keep it in a directory that is open to its owner alone.
  * - `write`: a file of this text that only this user can read. It is there as a whole, or not at all.
  * - `read`: the text of a file of 1 MiB at most; nothing when there is none.
+ * - `listPages`: lists in a new file `to` which pages of a sparse file were written. Fails where its file system does not tell
+ *   one page from the next.
+ * - `mergeMemory`: makes a new memory file of one and the differences to it, the topmost last, and reads these only. All can
+ *   read it. An interruption breaks it off; then, and after a failure, there is none.
+ * - `moment`: a new name that nothing else has.
  * - `remove`: removes files. One that is not there is no failure.
  * - `tail`: the whole lines of the last 64 KiB of a file; empty when it cannot be read.
  * - `trim`: gives back the room of a log that has more than 1 MiB on the disk. Who writes it goes on where it was, so that
@@ -137,6 +158,13 @@ export class FirecrackerHost extends Context.Service<FirecrackerHost, {
   readonly makeReadable: (path: string) => Effect.Effect<void, FirecrackerError>
   readonly write: (path: string, text: string) => Effect.Effect<void, FirecrackerError>
   readonly read: (path: string) => Effect.Effect<string | undefined, FirecrackerError>
+  readonly listPages: (memory: string, to: string) => Effect.Effect<void, FirecrackerError>
+  readonly mergeMemory: (
+    base: string,
+    layers: ReadonlyArray<MemoryLayer>,
+    to: string
+  ) => Effect.Effect<void, FirecrackerError>
+  readonly moment: Effect.Effect<string>
   readonly remove: (paths: ReadonlyArray<string>) => Effect.Effect<void, FirecrackerError>
   readonly tail: (path: string) => Effect.Effect<string>
   readonly trim: (path: string) => Effect.Effect<void>

@@ -133,10 +133,11 @@ export type Requirements =
  */
 export const capabilities = (
   architecture: FirecrackerHost.Architecture,
-  options: Pick<Options, "jail"> = {}
+  options: Pick<Options, "diffs" | "jail"> = {}
 ): Capabilities => ({
   pause: true,
   snapshot: true,
+  diff: options.diffs === true,
   // A jail and its cgroup are named after the machine.
   rename: options.jail === undefined,
   powerButton: architecture === "x86_64",
@@ -155,7 +156,13 @@ const checkFiles = Effect.fnUntraced(function*(
   host: FirecrackerHost.FirecrackerHost["Service"],
   from: Snapshot.Snapshot | undefined
 ) {
-  const entries = plan.served === undefined ? plan.entries : [...plan.entries, plan.served]
+  const { base, layers = [] } = plan.merged ?? {}
+  const read = [...base === undefined ? [] : [base], ...layers.flatMap(({ memory, pages }) => [memory, pages])]
+  const entries = [
+    ...plan.entries,
+    ...plan.served === undefined ? [] : [plan.served],
+    ...read.map((path) => ({ field: path, path, writable: false }))
+  ]
   const found = yield* Effect.forEach(
     entries,
     ({ field, path: value, writable }) =>
@@ -248,14 +255,49 @@ const make = Effect.fnUntraced(function*({ jail: jailOptions, ...options }: Opti
   const { beside, deadlines = {}, stateDirectory } = options
   const readyWithin = Duration.fromInputUnsafe(options.readyWithin ?? "5 seconds")
   const sample: LaunchPlan.Options = { ...options, jail: jails?.sample }
-  const planOf = (spec: MachineSpec, how: LaunchOptions, planning: LaunchPlan.Options) => {
+  const planOf = (spec: MachineSpec, how: LaunchOptions, planning: LaunchPlan.Options, memory?: string) => {
     const { from, netns } = how
-    const origin: LaunchPlan.Origin = from === undefined ? { _tag: "Boot" } : { _tag: "Restore", snapshot: from }
+    const origin: LaunchPlan.Origin = from === undefined
+      ? { _tag: "Boot" }
+      : { _tag: "Restore", snapshot: from, ...(memory !== undefined && { memory }) }
     return Result.flatMap(LaunchPlan.make(setup, spec, origin, { ...planning, netns }), (plan) => possible(plan, how))
   }
   const platformOf = (spec: Snapshot.Inventory) => LaunchPlan.platform(setup, spec, options)
 
-  const claim = Effect.fnUntraced(function*(spec: MachineSpec, how: LaunchOptions, adjustClock: boolean | undefined) {
+  /** A memory file of the machine's own: Firecracker, or the server of its pages, has it open when it is up. */
+  const withMemory = <A, E, R>(
+    { id }: MachineSpec,
+    { merged }: LaunchPlan.LaunchPlan,
+    use: (memory: string | undefined) => Effect.Effect<A, E, R>
+  ) =>
+    merged === undefined ?
+      use(undefined) :
+      Effect.scopedWith((own) =>
+        host.makeDirectory({ parent: stateDirectory, links: new Map(), files: [] }).pipe(
+          Scope.provide(own),
+          Effect.map((directory) => `${directory}/${LaunchPlan.snapshotFiles.memory}`),
+          Effect.tap((memory) => host.mergeMemory(merged.base, merged.layers, memory)),
+          Effect.mapError((cause) =>
+            MicroVmError.make(
+              new MicroVmError.LaunchFailed({
+                id,
+                stage: "putting its memory together",
+                stderrTail: "",
+                consoleTail: "",
+                cause
+              })
+            )
+          ),
+          Effect.flatMap(use)
+        )
+      )
+
+  const claim = Effect.fnUntraced(function*(
+    spec: MachineSpec,
+    how: LaunchOptions,
+    adjustClock: boolean | undefined,
+    memory: string | undefined
+  ) {
     const jail = jails === undefined ? undefined : yield* Effect.mapError(jails.take, (cause) =>
       MicroVmError.make(
         new MicroVmError.LaunchFailed({
@@ -266,7 +308,7 @@ const make = Effect.fnUntraced(function*({ jail: jailOptions, ...options }: Opti
           cause
         })
       ))
-    const plan = yield* Effect.fromResult(planOf(spec, how, { ...options, adjustClock, jail }))
+    const plan = yield* Effect.fromResult(planOf(spec, how, { ...options, adjustClock, jail }, memory))
     const platform = platformOf(spec)
     return yield* bringUp(
       { spec, plan, how, setup, stateDirectory, deadlines, readyWithin, platform, beside },
@@ -275,25 +317,27 @@ const make = Effect.fnUntraced(function*({ jail: jailOptions, ...options }: Opti
   })
   return MicroVmProvider.of({
     backend: "firecracker",
-    capabilities: capabilities(setup.architecture, { jail: jailOptions }),
+    capabilities: capabilities(setup.architecture, { jail: jailOptions, diffs: options.diffs }),
     plan: (spec, how = {}) => planOf(spec, how, sample),
     platform: (spec) => Result.succeed(platformOf(spec)),
     attach: Effect.fn("FirecrackerProvider.attach")((spec, { directory }) =>
       allOrNothing(attach({ spec, directory, deadlines, beside }, services))
     ),
     launch: Effect.fn("FirecrackerProvider.launch")(function*(spec, how = {}) {
-      yield* checkFiles(yield* Effect.fromResult(planOf(spec, how, sample)), setup, host, how.from)
+      const plan = yield* Effect.fromResult(planOf(spec, how, sample))
+      yield* checkFiles(plan, setup, host, how.from)
       const { adjustClock } = options
-      // A host whose clocks are not in step saves no time that could be gone on from, and that ends Firecracker.
-      return yield* Effect.catchIf(
-        allOrNothing(claim(spec, how, adjustClock)),
-        (error) => adjustClock === undefined && refusedClock(error),
-        (error) =>
-          // Where one was held, no other can be.
-          (how.keep === undefined ? Effect.void : Effect.mapError(host.empty(how.keep.directory), () => error)).pipe(
-            Effect.andThen(allOrNothing(claim(spec, how, false)))
-          )
-      )
+      return yield* withMemory(spec, plan, (memory) =>
+        // A host whose clocks are not in step saves no time that could be gone on from, and that ends Firecracker.
+        Effect.catchIf(
+          allOrNothing(claim(spec, how, adjustClock, memory)),
+          (error) => adjustClock === undefined && refusedClock(error),
+          (error) =>
+            // Where one was held, no other can be.
+            (how.keep === undefined ? Effect.void : Effect.mapError(host.empty(how.keep.directory), () => error)).pipe(
+              Effect.andThen(allOrNothing(claim(spec, how, false, memory)))
+            )
+        ))
     })
   })
 })

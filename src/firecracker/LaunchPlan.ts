@@ -20,9 +20,12 @@ import type * as FirecrackerSchema from "./FirecrackerSchema.ts"
 import * as FirecrackerVersion from "./FirecrackerVersion.ts"
 import { describeDevices, inventory } from "./internal/deviceWords.ts"
 import { faultsOf, unsupported } from "./internal/planFaults.ts"
+import { formFaults, type Merged, mergedOf, snapshotFiles } from "./internal/snapshotForm.ts"
 import * as JailPlan from "./JailPlan.ts"
 import * as MachineConfig from "./MachineConfig.ts"
 import { memBackend } from "./PageServer.ts"
+
+export { type Form, type Merged, snapshotFiles } from "./internal/snapshotForm.ts"
 
 /**
  * What a machine has beside what its spec says, in the words of Firecracker's API. `path_on_host` is a path of this host, and
@@ -58,6 +61,8 @@ export interface Options {
    * page, as huge pages need it.
    */
   readonly memoryBackend?: "file" | "uffd" | undefined
+  /** Is it noted which pages machines write, so that they can be saved as differences? Default false. */
+  readonly diffs?: boolean | undefined
   /**
    * Is a restored guest's kvm-clock to be set to the time of now? Default: where Firecracker can, on x86_64 from Linux 5.16 on.
    * A guest that uses another clock source is as late as its snapshot is old.
@@ -82,34 +87,15 @@ export interface Jailing extends Omit<JailPlan.Options, "id" | "jailer" | "machi
 }
 
 /**
- * How a machine comes to be: it boots a kernel, or goes on from a snapshot.
+ * How a machine comes to be: it boots a kernel, or goes on from a snapshot. `memory` is the file that was made of the memory of
+ * one that is only a difference, and of all that it stands on.
  *
  * @category models
  * @since 0.1.0
  */
 export type Origin =
   | { readonly _tag: "Boot" }
-  | { readonly _tag: "Restore"; readonly snapshot: Snapshot.Snapshot }
-
-/**
- * How a snapshot holds the machine:
- *
- * - `full`: its memory, and the state of its devices.
- * - `unstarted`: it has not run yet, so there is nothing but its spec, and copies of the files that it boots.
- *
- * @category models
- * @since 0.1.0
- */
-export type Form = "full" | "unstarted"
-
-/**
- * The files of a snapshot: `state` and `memory` in the form `full`; in `unstarted` there are `kernel` and, if the machine has
- * one, `initramfs`.
- *
- * @category constants
- * @since 0.1.0
- */
-export const snapshotFiles = { state: "state", memory: "memory", kernel: "kernel", initramfs: "initramfs" } as const
+  | { readonly _tag: "Restore"; readonly snapshot: Snapshot.Snapshot; readonly memory?: string }
 
 /**
  * What is made in the directory of a machine, beside the files that it is given.
@@ -153,6 +139,10 @@ export interface LaunchPlan {
   readonly entries: ReadonlyArray<Entry>
   /** The memory, if that is served page by page. */
   readonly served: Entry | undefined
+  /** What the memory has to be put together of first, if it is not there as it is needed. */
+  readonly merged: Merged | undefined
+  /** Is it known which pages the machine writes? */
+  readonly tracks: boolean
   /** The vsock port of each channel. */
   readonly channels: ReadonlyMap<string, number>
   /** The machine. One that goes on from a snapshot is told only of what that does not have: metrics and serial console. */
@@ -261,17 +251,28 @@ const hasRealtime = (setup: Setup, options: Options): boolean => {
   return isNew && Result.isSuccess(Capabilities.check(targetOf(setup, options), load))
 }
 
+const savesWhole: FirecrackerVersion.FirecrackerVersion = { major: 1, minor: 15, patch: 0 }
+
+/**
+ * Before 1.15, a difference is wrong where memory has more than one stretch (PR 5705 of Firecracker): the first of x86_64 ends
+ * at 3 GiB (arch/x86_64/layout.rs), and what can be plugged in is one of its own.
+ */
+const canTrack = ({ architecture, version }: Setup, { memoryMib }: Snapshot.Inventory, devices: Devices): boolean =>
+  FirecrackerVersion.isAtLeast(version, savesWhole) ||
+  (devices.memoryHotplug === undefined && (architecture !== "x86_64" || memoryMib <= 3072))
+
 const loadOf = (
   setup: Setup,
   options: Options,
-  { machine, networkInterfaces = [] }: Devices
+  tracks: boolean,
+  { networkInterfaces = [] }: Devices
 ): FirecrackerSchema.SnapshotLoadParams => ({
   snapshot_path: snapshotFiles.state,
   mem_backend: options.memoryBackend === "uffd"
     ? memBackend(names.pages)
     : { backend_type: "File", backend_path: snapshotFiles.memory },
   resume_vm: false,
-  ...(machine?.track_dirty_pages === true && { track_dirty_pages: true }),
+  ...(tracks && { track_dirty_pages: true }),
   ...((options.adjustClock ?? hasRealtime(setup, options)) && { clock_realtime: true }),
   // An older one finds the device only under the name that it had.
   ...(networkInterfaces.length > 0 && FirecrackerVersion.isAtLeast(setup.version, overridesNetwork) && {
@@ -358,8 +359,6 @@ const jailOf = (
     args
   })
 
-const isForm = (form: string): form is Form => form === "full" || form === "unstarted"
-
 /** What this backend adds to what the parts of the configuration check by themselves. */
 const ownFaults = (
   spec: MachineSpec,
@@ -424,11 +423,9 @@ export const make = (
   origin: Origin = { _tag: "Boot" },
   options: Options = {}
 ): Result.Result<LaunchPlan, MicroVmError.MicroVmError> => {
-  if (origin._tag === "Restore" && !isForm(origin.snapshot.manifest.form)) {
-    const { id: snapshot, manifest: { form } } = origin.snapshot
-    return Result.fail(
-      MicroVmError.make(new MicroVmError.SnapshotUnusable({ snapshot, why: [`its form ${form} is not known here`] }))
-    )
+  const why = origin._tag === "Restore" ? formFaults(origin.snapshot) : []
+  if (origin._tag === "Restore" && why.length > 0) {
+    return Result.fail(MicroVmError.make(new MicroVmError.SnapshotUnusable({ snapshot: origin.snapshot.id, why })))
   }
   const target = targetOf(setup, options)
   if (target.pci === true && !FirecrackerVersion.isAtLeast(setup.version, hasPci)) {
@@ -437,18 +434,23 @@ export const make = (
       MicroVmError.make(new MicroVmError.Unsupported({ operation: "a PCI bus", backend: "firecracker", remedy }))
     )
   }
-  const devices = devicesOf(options, spec, setup)
+  const given = devicesOf(options, spec, setup)
+  const tracks = (options.diffs === true || given.machine?.track_dirty_pages === true) && canTrack(setup, spec, given)
+  const devices = tracks ? { ...given, machine: { ...given.machine, track_dirty_pages: true } } : given
   const args = bootArgs(setup, spec, options, devices)
   const config = configOf(spec, devices, options, Result.isSuccess(args) ? args.success.text : "")
   const steps = MachineConfig.steps(config, target)
   const channels = new Map(spec.channels.map((name, index) => [name, firstPort + index]))
   const { logLevel = "Info", memoryBackend = "file", pci = false } = options
   const from = origin._tag === "Restore" ? origin.snapshot : undefined
-  const loads = from?.manifest.form === "full"
+  const loads = from !== undefined && from.manifest.form !== "unstarted"
+  const merged = from === undefined ? undefined : mergedOf(from)
   const at = (field: keyof typeof snapshotFiles): Entry => ({
     field,
     name: snapshotFiles[field],
-    path: `${from?.directory}/${snapshotFiles[field]}`,
+    path: field === "memory" && origin._tag === "Restore" && origin.memory !== undefined
+      ? origin.memory
+      : `${from?.directory}/${snapshotFiles[field]}`,
     writable: false
   })
   const entries = [
@@ -485,7 +487,9 @@ export const make = (
       ...(from === undefined
         ? [`kernel ${spec.kernel}${spec.initramfs === undefined ? "" : `, initramfs ${spec.initramfs}`}`]
         : [`goes on from snapshot ${from.id}, ${from.manifest.form}`]),
+      ...(merged === undefined ? [] : [`memory put together of ${1 + merged.layers.length} snapshots`]),
       ...(loads ? [`memory ${memoryBackend === "file" ? "mapped from its file" : "served page by page"}`] : []),
+      ...(tracks ? ["can be saved as the difference to another snapshot"] : []),
       ...describeDevices(devices),
       ...Array.from(channels, ([name, port]) => `channel ${name} is port ${port} of vsock`),
       ...(loads ? [] : args.success.warnings),
@@ -494,9 +498,11 @@ export const make = (
     argv: jail.success?.argv ?? inNetns(options.netns, [setup.binary, "--api-sock", names.api, ...flags]),
     entries,
     served: loads && memoryBackend === "uffd" ? at("memory") : undefined,
+    merged,
+    tracks,
     channels,
     config,
-    load: loads ? loadOf(setup, options, devices) : undefined,
+    load: loads ? loadOf(setup, options, tracks, devices) : undefined,
     facts: args.success,
     jail: jail.success
   })

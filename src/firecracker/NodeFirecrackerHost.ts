@@ -10,7 +10,7 @@ import * as Layer from "effect/Layer"
 import * as Path from "effect/Path"
 import type * as PlatformError from "effect/PlatformError"
 import * as ChildProcess from "effect/process/ChildProcess"
-import { createHash } from "node:crypto"
+import { createHash, randomUUID } from "node:crypto"
 import * as NodeFs from "node:fs/promises"
 import * as NodeOs from "node:os"
 import { join } from "node:path"
@@ -30,6 +30,8 @@ import {
 } from "./FirecrackerHost.ts"
 import * as FirecrackerVersion from "./FirecrackerVersion.ts"
 import { attempt, codeOf, hostFailed } from "./internal/NodeAttempt.ts"
+import * as NodeLibc from "./internal/NodeLibc.ts"
+import { listPages, mergeMemory } from "./internal/NodeMemoryFiles.ts"
 import * as NodeApiTransport from "./NodeApiTransport.ts"
 
 const unavailable = (why: string, remedy: string): MicroVmError.MicroVmError =>
@@ -261,6 +263,9 @@ export const layer: Layer.Layer<
     )
     const uid = process.geteuid?.() ?? 0
     const swept = new Set<string>()
+    const libc = yield* Effect.cached(
+      Effect.mapError(NodeLibc.load, (error) => hostFailed("look for holes in", "files", NodeLibc.whyOf(error), error))
+    )
 
     const observe: FirecrackerHost["Service"]["observe"] = Effect.fn("FirecrackerHost.observe")(function*(options) {
       const architecture = architectureOf[process.arch]
@@ -301,6 +306,12 @@ export const layer: Layer.Layer<
         return { binary: found, version: yield* ask(found, "--version", jailerRemedy, FirecrackerVersion.parse) }
       })
 
+      if (options.diffs === true) {
+        yield* Effect.mapError(
+          NodeLibc.load,
+          (error) => unavailable(NodeLibc.whyOf(error), "do without differences between snapshots, or see to it")
+        )
+      }
       const cpuinfo = yield* Effect.promise(() => NodeFs.readFile("/proc/cpuinfo", "utf8"))
       const binary = yield* find(options.binary ?? "firecracker", binaryRemedy)
       const { jailer, ...seen } = yield* Effect.all({
@@ -357,6 +368,9 @@ export const layer: Layer.Layer<
       makeReadable,
       write,
       read: readText,
+      listPages: (memory, to) => Effect.flatMap(libc, (loaded) => listPages(loaded, memory, to)),
+      mergeMemory,
+      moment: Effect.sync(() => randomUUID()),
       remove,
       tail,
       trim

@@ -27,6 +27,7 @@ import * as Shutdown from "../lifecycle/Shutdown.ts"
 import * as ShutdownOutcome from "../lifecycle/ShutdownOutcome.ts"
 import * as ShutdownPolicy from "../lifecycle/ShutdownPolicy.ts"
 import { type Life, makeLife } from "./internal/life.ts"
+import { makeLineage } from "./internal/lineage.ts"
 import type * as MachineEnd from "./MachineEnd.ts"
 import * as MachineSpec from "./MachineSpec.ts"
 import * as MachineState from "./MachineState.ts"
@@ -67,6 +68,15 @@ export interface ShutdownOptions {
 }
 
 /**
+ * @category options
+ * @since 0.1.0
+ */
+export interface SaveOptions {
+  /** Only what is another than in this snapshot is written; see `DifferenceUnknown`. Default: all of the machine. */
+  readonly base?: Snapshot.Snapshot | undefined
+}
+
+/**
  * A launched machine.
  *
  * Operations on it run one at a time, in the order of their calls; a shutdown waits for none of them. One that has
@@ -102,7 +112,10 @@ export interface Machine {
    * meanwhile, and goes on after it, also after a failure or an interruption, which breaks it off. When it cannot go on,
    * that is the failure, and the machine is `paused`.
    */
-  readonly save: (directory: string) => Effect.Effect<Snapshot.Saved, MicroVmError.MicroVmError>
+  readonly save: (
+    directory: string,
+    options?: SaveOptions
+  ) => Effect.Effect<Snapshot.Saved, MicroVmError.MicroVmError>
   /** The host's end of a byte channel that the spec names. */
   readonly channel: (name: string) => Effect.Effect<Socket.Socket, MicroVmError.MicroVmError>
   /** The serial console from now to the end. Each run is a view of its own; a slow reader loses the oldest. */
@@ -268,7 +281,8 @@ export const restore: (
     const { platform, spec } = snapshot.manifest
     const { drives = [], networks = [] } = options
     const wanted = yield* MachineSpec.decode({ ...spec, id, networks, drives })
-    const why = Snapshot.differences(platform, yield* Effect.fromResult(provider.platform(wanted)))
+    const here = yield* Effect.fromResult(provider.platform(wanted))
+    const why = [...Snapshot.faults(snapshot), ...Snapshot.differences(platform, here)]
     if (why.length > 0) {
       return yield* MicroVmError.fail(new MicroVmError.SnapshotUnusable({ snapshot: snapshot.id, why }))
     }
@@ -323,7 +337,7 @@ const bringUp = Effect.fnUntraced(
     yield* Effect.fromResult(provider.plan(spec, how))
     const state = how.from === undefined ? "created" : "paused"
     const get = Effect.map(provider.launch(spec, how), (vmm) => ({ vmm, state } as const))
-    return yield* asMachine(spec, provider, Effect.catch(get, nameShortage(options)), options)
+    return yield* asMachine(spec, provider, Effect.catch(get, nameShortage(options)), options, how.from)
   }
 )
 
@@ -360,7 +374,8 @@ const asMachine = (
   spec: MachineSpec.MachineSpec,
   provider: MicroVmProvider["Service"],
   get: Effect.Effect<Attached, MicroVmError.MicroVmError, Scope.Scope>,
-  options: LaunchOptions
+  options: LaunchOptions,
+  from?: Snapshot.Snapshot
 ) =>
   Effect.uninterruptibleMask((unmask) =>
     Effect.gen(function*() {
@@ -374,7 +389,7 @@ const asMachine = (
       )
       const life = yield* makeLife(state)
       released = life.release
-      const machine = yield* fromVmm(spec, provider, vmm, life, options)
+      const machine = yield* fromVmm(spec, provider, vmm, life, options, from)
       yield* Effect.forkIn(machine.ended, scope, { startImmediately: true })
       if (options.keep === undefined) yield* Scope.addFinalizer(scope, endUnattended(machine))
       return machine
@@ -397,7 +412,8 @@ const fromVmm = Effect.fnUntraced(function*(
   { backend, capabilities }: MicroVmProvider["Service"],
   vmm: Vmm,
   life: Life,
-  launched: LaunchOptions
+  launched: LaunchOptions,
+  restored: Snapshot.Snapshot | undefined
 ): Effect.fn.Return<Machine> {
   const { id } = spec
   // Of several who ask at once, the first to have an answer counts: all are told the same.
@@ -487,11 +503,14 @@ const fromVmm = Effect.fnUntraced(function*(
       MicroVmError.make(new MicroVmError.OperationFailed({ id, operation: "snapshot", cause }))
     )
   })
-  const save = Effect.fn("Machine.save")((directory: string) =>
+  const lineage = makeLineage(id, restored?.manifest.moment)
+  const save = Effect.fn("Machine.save")((directory: string, { base }: SaveOptions = {}) =>
     turn.withPermit(Effect.uninterruptibleMask((unmask) =>
       Effect.gen(function*() {
-        yield* allow("snapshot", capabilities.snapshot)
-        const write = unmask(whileThere("snapshot", Effect.raceFirst(vmm.save(directory), Deferred.await(calledOff))))
+        yield* allow("snapshot", capabilities.snapshot && (base === undefined || capabilities.diff))
+        yield* lineage.check(base)
+        const saving = lineage.track(vmm.save(directory, base))
+        const write = unmask(whileThere("snapshot", Effect.raceFirst(saving, Deferred.await(calledOff))))
         if (guest !== "awake") return yield* write
         yield* whileThere("snapshot", standStill)
         guest = "paused"

@@ -18,7 +18,7 @@ import { SnapshotStore } from "./SnapshotStore.ts"
  * @since 0.1.0
  */
 export interface Options {
-  /** Default: all. Without `pause` there is no `snapshot` either. */
+  /** Default: all. Without `pause` there is no `snapshot` either, and without that no `diff`. */
   readonly capabilities?: Partial<Capabilities> | undefined
 }
 
@@ -42,10 +42,11 @@ export interface Options {
  */
 export const layerWith = (options: Options): Layer.Layer<MicroVmProvider | SnapshotStore | MemoryDriver> =>
   Layer.effectContext(Effect.sync(() => {
-    const { pause = true, snapshot = true, ...others } = options.capabilities ?? {}
+    const { diff = true, pause = true, snapshot = true, ...others } = options.capabilities ?? {}
     const host = makeMemoryHost({
       pause,
       snapshot: pause && snapshot,
+      diff: pause && snapshot && diff,
       rename: true,
       powerButton: true,
       panicDetection: true,

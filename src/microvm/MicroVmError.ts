@@ -103,6 +103,39 @@ export class SnapshotUnusable extends Data.TaggedError("SnapshotUnusable")<{
 }
 
 /**
+ * The snapshot stays, as others are only the difference to it. `by` are their ids.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export class SnapshotInUse extends Data.TaggedError("SnapshotInUse")<{
+  readonly snapshot: string
+  readonly by: ReadonlyArray<string>
+}> {
+  override get message(): string {
+    const ids = this.by.map((id) => id.slice(0, 12)).join(", ")
+    return `Snapshot "${this.snapshot}" is what others are the difference to: remove ${ids} first`
+  }
+}
+
+/**
+ * It is not known what of the machine is another than in the snapshot. It is known of the last one that was made of it or, until
+ * there is one, of the one that it was restored from. A snapshot that was made and then not kept counts as the last one.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export class DifferenceUnknown extends Data.TaggedError("DifferenceUnknown")<{
+  readonly id: string
+  readonly snapshot: string
+  readonly why: string
+}> {
+  override get message(): string {
+    return `Machine "${this.id}" cannot be saved as the difference to snapshot "${this.snapshot}", ${this.why}: save it whole`
+  }
+}
+
+/**
  * Snapshots cannot be kept or looked up there.
  *
  * @category reasons
@@ -312,6 +345,8 @@ export type Reason =
   | SnapshotAlreadyExists
   | SnapshotNotFound
   | SnapshotUnusable
+  | SnapshotInUse
+  | DifferenceUnknown
   | StoreFailed
   | Unsupported
   | InvalidSpec

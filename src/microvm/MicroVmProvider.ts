@@ -27,6 +27,8 @@ export interface Capabilities {
   readonly pause: boolean
   /** Can it write a machine down, and restore machines from that? Only one that has `pause` can. */
   readonly snapshot: boolean
+  /** Can it write down only what has changed since another snapshot? Only one that has `snapshot` can. */
+  readonly diff: boolean
   /** Is nothing of a machine named after its id, so that a machine can be given another while it is there? */
   readonly rename: boolean
   /** Can it press a power button that the guest hears? */
@@ -136,8 +138,14 @@ export interface Vmm {
   /**
    * Writes the machine into an empty directory. The guest stands still when this is called, and after it, also when it has
    * failed or was interrupted; then nothing writes there any more, and it can go on as if nothing had happened.
+   *
+   * With a `base`, only what is another than in that: it is of the moment at which the machine was saved last, or at which
+   * it goes on if it was not saved since. A backend that can do that names the moment in each answer.
    */
-  readonly save: (directory: string) => Effect.Effect<Snapshot.Saved, MicroVmError>
+  readonly save: (
+    directory: string,
+    base?: Snapshot.Snapshot
+  ) => Effect.Effect<Snapshot.Saved, MicroVmError>
   /** Waits until all that `Kill` reaches is gone. */
   readonly ended: Effect.Effect<MachineEnd>
   /** Has it ended by now? Must not wait. */

@@ -63,14 +63,30 @@ export interface Options extends Omit<Machine.LaunchOptions, "template"> {
 }
 
 /**
+ * The name or the id of a snapshot in the store, or one of a machine that is known here.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type SnapshotKey = string | { readonly machine: string; readonly name: string }
+
+/**
+ * @category options
+ * @since 0.1.0
+ */
+export interface SnapshotOptions {
+  /** Only what is another than in this one is kept: see `Machine.SaveOptions`. Default: all of the machine. */
+  readonly base?: SnapshotKey | undefined
+}
+
+/**
  * @category options
  * @since 0.1.0
  */
 export interface RestoreOptions {
   /** The id of the new machine; it must be free. */
   readonly id: string
-  /** The name or the id of a snapshot in the store, or one of a machine that is known here. */
-  readonly snapshot: string | { readonly machine: string; readonly name: string }
+  readonly snapshot: SnapshotKey
   /** Is it to run, rather than to stay paused? Default true. */
   readonly resume?: boolean | undefined
 }
@@ -104,7 +120,11 @@ export class MicroVmRuntime extends Context.Service<MicroVmRuntime, {
    * be new to the machine; it is listed once the snapshot is made, and means nothing to the store, which finds it by its
    * id. An interruption breaks it off, and nothing is kept.
    */
-  readonly snapshot: (id: string, name: string) => Effect.Effect<void, MicroVmError.MicroVmError>
+  readonly snapshot: (
+    id: string,
+    name: string,
+    options?: SnapshotOptions
+  ) => Effect.Effect<void, MicroVmError.MicroVmError>
   /**
    * Makes another machine from a snapshot: `running`, or `paused`. What is wrong with the snapshot is said before the id is
    * taken; after a failure or an interruption nothing is left of the machine, and the id is free again.
@@ -112,7 +132,7 @@ export class MicroVmRuntime extends Context.Service<MicroVmRuntime, {
   readonly restore: (options: RestoreOptions) => Effect.Effect<MachineView, MicroVmError.MicroVmError>
   /**
    * Deletes a snapshot of a machine, also of a destroyed one: its snapshots stay until then. Machines that were restored
-   * from it go on, but do not start again.
+   * from it go on, but do not start again. Fails with `SnapshotInUse` where another is the difference to it.
    */
   readonly removeSnapshot: (id: string, name: string) => Effect.Effect<void, MicroVmError.MicroVmError>
   /** Ends the machine by stages and releases what it held; it can be started again. Joins a stop that runs. */
@@ -181,6 +201,14 @@ export const make = Effect.fnUntraced(function*(
         : Effect.succeed(found)
     })
 
+  const open = (key: SnapshotKey): Effect.Effect<Snapshot.Snapshot, MicroVmError.MicroVmError> =>
+    typeof key === "string"
+      ? store.open(key)
+      : find(key.machine).pipe(
+        Effect.flatMap((entry) => named(entry, key.name)),
+        Effect.flatMap(store.open)
+      )
+
   const refuse = (entry: Entry, operation: MachineState.Operation) =>
     Effect.flatMap(
       stateOf(entry),
@@ -243,9 +271,7 @@ export const make = Effect.fnUntraced(function*(
   const restore = Effect.fn("MicroVmRuntime.restore")(
     function*({ id, resume = true, snapshot }: RestoreOptions) {
       yield* MachineSpec.checkId(id)
-      const { id: from, manifest } = yield* store.open(
-        typeof snapshot === "string" ? snapshot : yield* named(yield* find(snapshot.machine), snapshot.name)
-      )
+      const { id: from, manifest } = yield* open(snapshot)
       const spec = yield* MachineSpec.decode({ ...manifest.spec, id })
       return yield* admit(makeEntry(spec, from), (machine) => resume ? machine.resume : Effect.void)
     }
@@ -267,7 +293,7 @@ export const make = Effect.fnUntraced(function*(
     })
   )
 
-  const snapshot = Effect.fn("MicroVmRuntime.snapshot")((id: string, name: string) =>
+  const snapshot = Effect.fn("MicroVmRuntime.snapshot")((id: string, name: string, { base }: SnapshotOptions = {}) =>
     inTurn(
       id,
       "snapshot",
@@ -288,7 +314,10 @@ export const make = Effect.fnUntraced(function*(
               }
               const labels = { machine: entry.id, name }
               const spec = Snapshot.specOf(entry.spec)
-              const made = yield* unmask(store.add({ kind: "saved", spec, labels }, machine.save))
+              const since = base === undefined ? undefined : yield* unmask(open(base))
+              const made = yield* unmask(
+                store.add({ kind: "saved", spec, labels }, (directory) => machine.save(directory, { base: since }))
+              )
               entry.snapshots.set(name, made.id)
             })
           ))

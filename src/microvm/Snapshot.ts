@@ -91,6 +91,8 @@ export const SnapshotFile = Schema.Struct({
  * - `madeBy`: the monitor, for people.
  * - `labels`: what its maker wants to find again, such as the digest of its image.
  * - `createdAt`: in ISO 8601, UTC.
+ * - `moment`: names the moment at which it was made, where the backend tells what machines write from then on.
+ * - `base`: the id of the snapshot that it is only the difference to.
  *
  * @category schemas
  * @since 0.1.0
@@ -104,6 +106,8 @@ export const Manifest = Schema.Struct({
   spec: Spec,
   labels: Schema.Record(Schema.String, Schema.String),
   createdAt: Schema.String,
+  moment: Schema.optionalKey(Schema.String),
+  base: Schema.optionalKey(Sha256),
   files: Schema.Array(SnapshotFile)
 })
 
@@ -125,6 +129,8 @@ export interface Snapshot {
   /** Where its files are. They are not to be changed. */
   readonly directory: string
   readonly manifest: Manifest
+  /** What it is only the difference to, found to be right as well. Absent when it is whole by itself. */
+  readonly base?: Snapshot
 }
 
 /**
@@ -139,6 +145,86 @@ export interface Saved {
   readonly madeBy: string
   /** More labels for the manifest: what is known only when the machine has been saved. */
   readonly labels?: Readonly<Record<string, string>> | undefined
+  /** Names this moment, and no other of any machine: what the machine writes from now on will be known. */
+  readonly moment?: string
+  /** The id of the snapshot that only the difference to was written. */
+  readonly base?: string
+}
+
+/**
+ * On how many others a snapshot may stand, each the difference to the next: all of them are read when it is restored.
+ *
+ * @category constants
+ * @since 0.1.0
+ */
+export const mostBases = 16
+
+/**
+ * All that a snapshot is made of, from the one that is whole by itself to the snapshot.
+ *
+ * ```ts import.meta.vitest
+ * import { Machine, MachineSpec, MemoryProvider, Snapshot, SnapshotStore } from "effect-microvm-runtime/microvm"
+ * import * as Effect from "effect/Effect"
+ * const program = Effect.scoped(Effect.gen(function*() {
+ *   const store = yield* SnapshotStore.SnapshotStore
+ *   const machine = yield* Machine.launch(yield* MachineSpec.decode({ id: "web-1", kernel: "/boot/vmlinux" }))
+ *   yield* machine.start
+ *   const about = { kind: "saved", spec: Snapshot.specOf(machine.spec) } as const
+ *   const base = yield* store.add(about, machine.save)
+ *   const snapshot = yield* store.add(about, (directory) => machine.save(directory, { base }))
+ *   return Snapshot.layers(snapshot).map(({ id }) => id === base.id)
+ * }))
+ * await Effect.runPromise(program.pipe(Effect.provide(MemoryProvider.layer))) // => [true, false]
+ * ```
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const layers = (snapshot: Snapshot): ReadonlyArray<Snapshot> => [
+  ...(snapshot.base === undefined ? [] : layers(snapshot.base)),
+  snapshot
+]
+
+/**
+ * What of a manifest a backend tells.
+ *
+ * ```ts import.meta.vitest
+ * import { Snapshot } from "effect-microvm-runtime/microvm"
+ * const saved = { form: "full", platform: { backend: "firecracker" }, madeBy: "Firecracker 1.16.1" }
+ * Object.keys(Snapshot.told(saved, { image: "abc" })) // => ["form", "platform", "madeBy", "labels"]
+ * ```
+ *
+ * @category conversions
+ * @since 0.1.0
+ */
+export const told = (
+  { base, form, labels: more, madeBy, moment, platform }: Saved,
+  labels: Readonly<Record<string, string>> = {}
+): Pick<Manifest, "form" | "platform" | "madeBy" | "labels" | "moment" | "base"> => ({
+  form,
+  platform,
+  madeBy,
+  labels: { ...labels, ...more },
+  ...(moment !== undefined && { moment }),
+  ...(base !== undefined && { base })
+})
+
+/**
+ * Why a snapshot cannot be used whose base cannot be: `undefined` where the base is not to blame.
+ *
+ * ```ts import.meta.vitest
+ * import { MicroVmError, Snapshot } from "effect-microvm-runtime/microvm"
+ * const id = "a".repeat(64)
+ * Snapshot.baseFaults(id, new MicroVmError.SnapshotNotFound({ snapshot: id })) // => ["its base aaaaaaaaaaaa is not there"]
+ * ```
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const baseFaults = (base: string, reason: MicroVmError.Reason): ReadonlyArray<string> | undefined => {
+  const name = `its base ${base.slice(0, 12)}`
+  if (reason._tag === "SnapshotNotFound") return [`${name} is not there`]
+  return reason._tag === "SnapshotUnusable" ? reason.why.map((why) => `${name}: ${why}`) : undefined
 }
 
 /**
@@ -158,6 +244,44 @@ export const differences = (made: Platform, here: Platform): ReadonlyArray<strin
     if (made[key] === here[key]) return []
     return [`its ${key} is ${made[key] ?? "not told"}, here it is ${here[key] ?? "not told"}`]
   })
+
+/**
+ * What of a snapshot does not belong together; nothing when it is whole. A store gives whole ones only.
+ *
+ * ```ts import.meta.vitest
+ * import { Snapshot } from "effect-microvm-runtime/microvm"
+ * const manifest: Snapshot.Manifest = {
+ *   format: 1,
+ *   kind: "saved",
+ *   form: "diff",
+ *   platform: {},
+ *   madeBy: "Firecracker 1.16.1",
+ *   spec: { vcpus: 1, memoryMib: 128, kernel: "/boot/vmlinux", kernelArgs: [], channels: [] },
+ *   labels: {},
+ *   createdAt: "2026-11-22T00:00:00.000Z",
+ *   base: "a".repeat(64),
+ *   files: []
+ * }
+ * Snapshot.faults({ id: "b".repeat(64), directory: "/b", manifest }) // => ["its base aaaaaaaaaaaa is not there"]
+ * ```
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const faults = (snapshot: Snapshot): ReadonlyArray<string> => {
+  const all = layers(snapshot)
+  return [
+    ...(all.length > mostBases + 1 ? [`it stands on ${all.length - 1} others, and ${mostBases} are the most`] : []),
+    ...all.flatMap(({ base, manifest }) =>
+      manifest.base === undefined || manifest.base === base?.id
+        ? []
+        : baseFaults(manifest.base, new MicroVmError.SnapshotNotFound({ snapshot: manifest.base })) ?? []
+    ),
+    ...all.flatMap(({ base, manifest }) =>
+      base === undefined ? [] : differences(base.manifest.platform, manifest.platform)
+    )
+  ]
+}
 
 /**
  * Checks the name of a snapshot. Fails with `InvalidSpec`, whose field is `snapshot`.

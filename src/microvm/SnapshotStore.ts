@@ -51,13 +51,14 @@ export interface Stored {
  *
  * - `add`: makes one. `write` gets an empty directory and fills it; it is there for others when all of it is on the
  *   disk, or not at all. A name that another has fails with `SnapshotAlreadyExists` before `write` is run, and after
- *   it, when another has got it meanwhile.
+ *   it, when another has got it meanwhile. So does one whose base cannot be used, with `SnapshotUnusable`.
  * - `open`: a snapshot that can be trusted: its manifest is what its id vouches for, and its files are what the
- *   manifest says. Fails with `SnapshotNotFound`, and with `SnapshotUnusable`, which says what is wrong.
+ *   manifest says; so is all that it is only the difference to. Fails with `SnapshotNotFound`, and with `SnapshotUnusable`, which says what is wrong.
  * - `verify`: like `open`, but takes no short cut: every byte is read.
  * - `list`: all of them, the one used last first.
  * - `remove`: forgets a name, and deletes the snapshot when no other name means it. An id deletes it at once. Machines that
- *   were restored from it go on. Tells whether there was one.
+ *   were restored from it go on. Tells whether there was one. Fails with `SnapshotInUse` where others are the difference to
+ *   it: they would be lost with it.
  *
  * All fail with `StoreFailed` when the store itself cannot be used.
  *

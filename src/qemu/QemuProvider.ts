@@ -49,7 +49,7 @@ export interface Options extends QemuHost.Options {
 }
 
 /**
- * Everything. A panic is told as such when the guest has a driver for pvpanic, or writes to its console.
+ * Everything but the difference between two snapshots. A panic is told as such when the guest has a driver for pvpanic, or writes to its console.
  *
  * @category constants
  * @since 0.1.0
@@ -57,6 +57,7 @@ export interface Options extends QemuHost.Options {
 export const capabilities: Capabilities = {
   pause: true,
   snapshot: true,
+  diff: false,
   rename: true,
   powerButton: true,
   panicDetection: true,

@@ -32,6 +32,7 @@ import {
   type Scenario,
   slowly
 } from "./internal/conformance.ts"
+import { diffScenarios } from "./internal/conformanceDiffs.ts"
 import { keepScenarios } from "./internal/conformanceKeep.ts"
 import { snapshotScenarios } from "./internal/conformanceSnapshots.ts"
 
@@ -48,6 +49,7 @@ export { NotConforming, type Rig, type Scenario } from "./internal/conformance.t
  *   capabilities: {
  *     pause: true,
  *     snapshot: true,
+ *     diff: true,
  *     rename: true,
  *     powerButton: true,
  *     panicDetection: true,
@@ -438,6 +440,7 @@ export const scenarios = <R = never>(rig: Rig<R>): ReadonlyArray<Scenario<R>> =>
     }))
 
   snapshotScenarios(suite)
+  diffScenarios(suite)
   keepScenarios(suite)
   return suite.all
 }

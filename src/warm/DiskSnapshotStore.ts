@@ -163,8 +163,19 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
     }))
 
   /** Puts a snapshot and its name in place, or neither. */
-  const publish = Effect.fnUntraced(function*(options: AddOptions, own: string, made: string, id: string) {
+  const publish = Effect.fnUntraced(function*(
+    options: AddOptions,
+    own: string,
+    made: string,
+    id: string,
+    base: string | undefined
+  ) {
     const isFree = yield* free(options)
+    // It was there when it was looked at, and nobody can remove it now.
+    if (base !== undefined && !(yield* fs.exists(directoryOf(base)))) {
+      const why = Snapshot.baseFaults(base, new MicroVmError.SnapshotNotFound({ snapshot: base })) ?? []
+      return yield* MicroVmError.make(new MicroVmError.SnapshotUnusable({ snapshot: id, why }))
+    }
     const target = directoryOf(id)
     const isThere = yield* fs.exists(target)
     // The same one was made before. It may be in use, so it makes way only if it is no longer what it was.
@@ -200,11 +211,8 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
     const completed = yield* Files.complete(made, {
       format: 1,
       kind: options.kind,
-      form: saved.form,
-      platform: saved.platform,
-      madeBy: saved.madeBy,
+      ...Snapshot.told(saved, options.labels),
       spec: options.spec,
-      labels: { ...options.labels, ...saved.labels },
       createdAt: new Date(now).toISOString()
     })
     if (Result.isFailure(completed)) {
@@ -212,17 +220,31 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
       return yield* MicroVmError.make(new MicroVmError.StoreFailed({ path: made, why }))
     }
     const { id, manifest } = completed.success
+    const base = yield* baseOf(id, manifest, false)
     yield* Files.use(made, now)
-    yield* exclusively(own, publish(options, own, made, id))
-    return { id, directory: directoryOf(id), manifest }
+    yield* exclusively(own, publish(options, own, made, id, manifest.base))
+    return { id, directory: directoryOf(id), manifest, ...base }
+  })
+
+  type Found<A> = Effect.Effect<A, MicroVmError.MicroVmError | PlatformError.PlatformError, Services>
+
+  /** What a snapshot is the difference to, which has to be right for it to be so. */
+  const baseOf = Effect.fnUntraced(function*(
+    snapshot: string,
+    { base }: Snapshot.Manifest,
+    thorough: boolean
+  ): Effect.fn.Return<Pick<Snapshot.Snapshot, "base">, Effect.Error<Found<void>>, Services> {
+    if (base === undefined) return {}
+    const found = yield* Effect.result(find(base, thorough))
+    if (Result.isSuccess(found)) return { base: found.success }
+    const why = found.failure._tag === "MicroVmError" ? Snapshot.baseFaults(base, found.failure.reason) : undefined
+    if (why === undefined) return yield* found.failure
+    return yield* MicroVmError.make(new MicroVmError.SnapshotUnusable({ snapshot, why }))
   })
 
   /** A snapshot that can be trusted. */
-  const find: (
-    nameOrId: string,
-    thorough: boolean
-  ) => Effect.Effect<Snapshot.Snapshot, MicroVmError.MicroVmError | PlatformError.PlatformError, Services> = Effect
-    .fnUntraced(function*(nameOrId, thorough) {
+  const find: (nameOrId: string, thorough: boolean) => Found<Snapshot.Snapshot> = Effect.fnUntraced(
+    function*(nameOrId, thorough) {
       const id = yield* resolve(nameOrId)
       if (Option.isNone(id)) {
         return yield* MicroVmError.make(new MicroVmError.SnapshotNotFound({ snapshot: nameOrId }))
@@ -238,8 +260,9 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
       }
       // Whoever looks after snapshots does not use them.
       if (!thorough) yield* Effect.ignore(Files.use(directory, yield* Clock.currentTimeMillis))
-      return { id: id.value, directory, manifest: found.success }
-    })
+      return { id: id.value, directory, manifest: found.success, ...(yield* baseOf(nameOrId, found.success, thorough)) }
+    }
+  )
 
   /** None when it is removed meanwhile. */
   const describe = Effect.fnUntraced(
@@ -263,6 +286,16 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
     return Arr.getSomes(found).toSorted((a, b) => b.lastUsed - a.lastUsed || Order.String(a.id, b.id))
   })
 
+  /** Those that are only the difference to it. */
+  const diffsOf = Effect.fnUntraced(function*(id: string) {
+    const others = (yield* entries(snapshots)).filter((one) => isId(one) && one !== id)
+    const found = yield* Effect.forEach(others, (one) => Files.manifestOf(directoryOf(one), one))
+    return others.filter((_, index) => {
+      const manifest = found[index]
+      return manifest !== undefined && Result.isSuccess(manifest) && manifest.success.base === id
+    })
+  })
+
   const forget = Effect.fnUntraced(function*(own: string, nameOrId: string) {
     const id = yield* resolve(nameOrId)
     if (Option.isNone(id)) return false
@@ -270,6 +303,8 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
     const forgotten = nameOrId === id.value ? known : [nameOrId]
     // Renamed first: names that lead nowhere are none.
     if (forgotten.length === known.length) {
+      const by = yield* diffsOf(id.value)
+      if (by.length > 0) return yield* MicroVmError.make(new MicroVmError.SnapshotInUse({ snapshot: nameOrId, by }))
       yield* fs.rename(directoryOf(id.value), path.join(own, "removed"))
       yield* OwnedFiles.sync(snapshots)
     }

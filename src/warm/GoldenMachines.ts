@@ -220,7 +220,10 @@ const make = Effect.fnUntraced(function*(options: Options = {}): Effect.fn.Retur
       const foreign = Result.isFailure(here) || Snapshot.differences(manifest.platform, here.success).length > 0
       const unused = now - lastUsed
       if (superseded || unused > unusedFor || (foreign && unused > foreignFor)) {
-        if (yield* store.remove(id)) removed++
+        // What others are the difference to stays as long as they do.
+        if (yield* Effect.catchReason(store.remove(id), "MicroVmError", "SnapshotInUse", () => Effect.succeed(false))) {
+          removed++
+        }
       }
     }
     return removed

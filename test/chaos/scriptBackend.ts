@@ -108,6 +108,7 @@ export const layer: Layer.Layer<MicroVmProvider, never, ProcessHolder | ProcessS
       capabilities: {
         pause: false,
         snapshot: false,
+        diff: false,
         rename: true,
         powerButton: false,
         panicDetection: false,

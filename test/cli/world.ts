@@ -343,6 +343,9 @@ export const firecracker = (observed?: Partial<FirecrackerHost.Observations>) =>
     connect: none,
     copy: none,
     makeReadable: none,
+    listPages: none,
+    mergeMemory: none,
+    moment: Effect.die("no moment is named"),
     remove: () => none("files"),
     tail: () => Effect.succeed(""),
     trim: () => Effect.void

@@ -25,7 +25,7 @@ import * as PageServer from "../../src/firecracker/PageServer.ts"
 import * as Vsock from "../../src/firecracker/Vsock.ts"
 import * as Machine from "../../src/microvm/Machine.ts"
 import * as MachineSpec from "../../src/microvm/MachineSpec.ts"
-import { MicroVmProvider } from "../../src/microvm/MicroVmProvider.ts"
+import { type LaunchOptions, MicroVmProvider } from "../../src/microvm/MicroVmProvider.ts"
 import type { Snapshot } from "../../src/microvm/Snapshot.ts"
 import { fromReason, ProcessErrorReason } from "../../src/process/ProcessError.ts"
 import { type HeldProcess, ProcessHolder } from "../../src/process/ProcessHolder.ts"
@@ -58,6 +58,8 @@ interface Script {
   readonly log?: string
   /** Why nobody can get hold of one that is kept. */
   readonly holdFault?: ProcessErrorReason
+  /** Why memory files cannot be looked at or put together; "never" takes for ever. */
+  readonly memoryFault?: string
   /** How the server of its pages ends. */
   readonly pagesEnd?: PageServer.Serving["ended"]
   /** How it answers; 204 otherwise, and its version to `GET /version`. */
@@ -89,11 +91,20 @@ const reactions = { SIGUSR1: { exitAfter: "1 millis" } } as const
 const unused = () => Effect.die("not expected")
 
 const host = (
-  { answer, holdFault, inspect, log = "", observed, options = {}, pagesEnd = Effect.never, process }: Script,
+  { answer, holdFault, inspect, log = "", memoryFault, observed, options = {}, pagesEnd = Effect.never, process }:
+    Script,
   { calls, files }: Seen
 ) => {
   const note = (what: string) => Effect.sync(() => void files.push(what))
   const texts = new Map<string, string>()
+  let moments = 0
+  const memoryFails = memoryFault === undefined
+    ? undefined
+    : memoryFault === "never"
+    ? Effect.never
+    : FirecrackerError.fail(
+      new FirecrackerError.HostFailed({ operation: "look at", path: "/m", why: memoryFault })
+    )
   const facts = Layer.succeed(FirecrackerHost.FirecrackerHost, {
     observe: () => Effect.succeed({ ...observations, ...observed }),
     inspect: (path, { writable = false } = {}) => Effect.succeed({ path, ...inspect?.(path, writable) }),
@@ -129,6 +140,10 @@ const host = (
     read: (path) => Effect.sync(() => texts.get(path)),
     copy: (from, to) => note(`${from} to ${to}`),
     makeReadable: (path) => note(`${path} for all`),
+    listPages: (memory, to) => memoryFails ?? note(`pages of ${memory} in ${to}`),
+    mergeMemory: (base, layers, to) =>
+      memoryFails ?? note([to, "of", base, ...layers.flatMap(({ memory, pages }) => [memory, pages])].join(" ")),
+    moment: Effect.sync(() => `moment ${++moments}`),
     remove: (paths) => note(`removed ${paths.join(", ")}`),
     // A read of a real file takes some turns.
     tail: () => Effect.promise(async () => (await setImmediate(), log)),
@@ -647,7 +662,7 @@ describe("saving", () => {
       Effect.gen(function*() {
         const vmm = yield* standing
         assert.include(yield* messageOf(vmm.save("/out")), "snapshot failed")
-        assert.strictEqual(files.at(-1), "removed /out/state, /out/memory")
+        assert.strictEqual(files.at(-1), "removed /out/state, /out/memory, /out/pages")
       })))
 
   it.effect("is waited for by whoever leaves: Firecracker cannot be called off", () =>
@@ -691,7 +706,7 @@ describe("saving", () => {
         answersAt = 0
         for (let i = 0; i < 2; i++) yield* TestClock.adjust("5 seconds")
         assert.include(yield* Fiber.join(saving), "PUT /snapshot/create: no answer within 5m")
-        assert.strictEqual(files.at(-1), "removed /out/state, /out/memory")
+        assert.strictEqual(files.at(-1), "removed /out/state, /out/memory, /out/pages")
       }))
   })
 
@@ -702,6 +717,169 @@ describe("saving", () => {
         assert.strictEqual((yield* vmm.save("/out")).form, "unstarted")
         assert.deepStrictEqual(files.slice(1), ["/k to /out/kernel", "/i to /out/initramfs"])
       })))
+})
+
+const base = snapshot("full")
+const diff: Snapshot = {
+  ...base,
+  id: "e".repeat(64),
+  directory: "/diff",
+  base,
+  manifest: { ...base.manifest, form: "diff", base: base.id }
+}
+const restoreDiff = (from = diff, how: LaunchOptions = {}) =>
+  MicroVmProvider.use((provider) => provider.launch(spec, { ...how, from }))
+
+describe("a difference", () => {
+  it.effect("is written with a list of its pages, and names its base", () =>
+    onHost({ options: { diffs: true } }, ({ calls, files }) =>
+      Effect.gen(function*() {
+        const vmm = yield* launch
+        assert.isUndefined((yield* vmm.save("/out")).moment)
+        yield* vmm.start
+        assert.include(calls.find((call) => call.startsWith("PUT /machine-config")), `"track_dirty_pages":true`)
+        yield* vmm.pause
+        const whole = yield* vmm.save("/out")
+        assert.deepStrictEqual([whole.form, whole.moment, whole.base], ["full", "moment 1", undefined])
+        const saved = yield* vmm.save("/out", base)
+        assert.deepStrictEqual([saved.form, saved.moment, saved.base], ["diff", "moment 2", base.id])
+        assert.include(calls.at(-1), `"mem_file_path":"/out/memory","snapshot_type":"Diff"}`)
+        assert.deepStrictEqual(files.slice(-2), ["pages of /out/memory in /out/pages", "/out/memory for all"])
+      })))
+
+  it.effect("of a jail is looked at before it is moved out", () =>
+    onHost(
+      {
+        options: { diffs: true, jail: { user: { uid: 7, gid: 8 } } },
+        observed: { jailer: { binary: "/bin/jailer", version: observations.version } }
+      },
+      ({ files }) =>
+        Effect.gen(function*() {
+          const vmm = yield* launch
+          yield* vmm.start
+          yield* vmm.pause
+          yield* vmm.save("/out", base)
+          const [pages, ...moves] = files.slice(-4)
+          assert.match(pages ?? "", /^pages of .*\/saved-memory in \/out\/pages$/)
+          assert.deepStrictEqual(moves, [
+            "/saved-state to /out/state",
+            "/saved-memory to /out/memory",
+            "/out/memory for all"
+          ])
+        })
+    ))
+
+  it.effect("is asked for of a machine only whose pages are looked after", () =>
+    Effect.gen(function*() {
+      assert.isFalse(FirecrackerProvider.capabilities("x86_64").diff)
+      assert.isTrue(FirecrackerProvider.capabilities("x86_64", { diffs: true }).diff)
+      for (const [minor, memoryMib, can] of [[14, 3072, true], [14, 3073, false], [15, 3073, true]] as const) {
+        yield* onHost({
+          options: { diffs: true },
+          observed: { version: { major: 1, minor, patch: 0 } },
+          answer: ({ path }) =>
+            path === "/version"
+              ? Effect.succeed({ status: 200, body: `{"firecracker_version":"1.${minor}.0"}` })
+              : undefined
+        }, ({ calls }) =>
+          Effect.gen(function*() {
+            const vmm = yield* MicroVmProvider.use((provider) => provider.launch({ ...spec, memoryMib }))
+            yield* vmm.start
+            yield* vmm.pause
+            assert.strictEqual((yield* vmm.save("/out")).moment, can ? "moment 1" : undefined)
+            const before = calls.length
+            const outcome = yield* Effect.result(vmm.save("/out", base))
+            assert.strictEqual(Result.isSuccess(outcome), can)
+            if (Result.isFailure(outcome)) {
+              assert.strictEqual(outcome.failure.reason._tag, "Unsupported")
+              assert.match(outcome.failure.message, /1\.15 or later/)
+              assert.strictEqual(calls.length, before)
+            }
+          }))
+      }
+    }))
+
+  it.effect("whose pages cannot be told leaves nothing", () =>
+    onHost(
+      { options: { diffs: true }, memoryFault: "its file system does not tell" },
+      ({ files }) =>
+        Effect.gen(function*() {
+          const vmm = yield* launch
+          yield* vmm.start
+          yield* vmm.pause
+          assert.include(yield* messageOf(vmm.save("/out", base)), "its file system does not tell")
+          assert.strictEqual(files.at(-1), "removed /out/state, /out/memory, /out/pages")
+        })
+    ))
+
+  it.effect("is put over its base in a file of the machine's own, which is gone once that is up", () =>
+    Effect.gen(function*() {
+      const deeper = { ...diff, id: "d".repeat(64), directory: "/deeper", base: diff }
+      const from = { ...deeper, manifest: { ...diff.manifest, base: diff.id } }
+      for (const memoryBackend of ["file", "uffd"] as const) {
+        yield* onHost({ options: { diffs: true, memoryBackend } }, ({ calls, files }) =>
+          Effect.gen(function*() {
+            yield* restoreDiff(from)
+            assert.include(calls[0] ?? "", `"track_dirty_pages":true`)
+            const merged = "/d/memory of /s/memory /diff/memory /diff/pages /deeper/memory /deeper/pages"
+            assert.deepStrictEqual(
+              files,
+              memoryBackend === "file"
+                ? ["", merged, "state to /deeper/state, memory to /d/memory, firecracker.log", "directory removed"]
+                : [
+                  "",
+                  merged,
+                  "state to /deeper/state, firecracker.log",
+                  "pages of /d/memory at /d/pages.sock",
+                  "directory removed"
+                ]
+            )
+          }))
+      }
+    }))
+
+  it.effect("is put together once, also where the clock is refused; and outlives us as any other", () =>
+    onHost({
+      answer: ({ body = "", path }) =>
+        path === "/snapshot/load" && body.includes("clock_realtime")
+          ? faulty("Load snapshot error: Failed to restore from snapshot: clock_realtime")
+          : undefined
+    }, ({ files }) =>
+      Effect.gen(function*() {
+        yield* through(restoreDiff(diff, { keep: { directory: "/k" } }))
+        assert.strictEqual(files.filter((what) => what.startsWith("/d/memory of")).length, 1)
+        assert.deepStrictEqual(files.slice(-2), ["/k/machine/kept.json written", "directory removed"])
+      })))
+
+  it.effect("that cannot be put together is told, and leaves nothing", () =>
+    onHost({ memoryFault: "ENOSPC" }, ({ calls, files }) =>
+      Effect.gen(function*() {
+        const message = yield* messageOf(restoreDiff())
+        assert.match(message, /putting its memory together failed: .*ENOSPC/)
+        assert.deepStrictEqual([files, calls], [["", "directory removed"], []])
+        assert.strictEqual(yield* alive, 0)
+      })))
+
+  it.effect("leaves nothing when whoever restores it leaves", () =>
+    onHost({ memoryFault: "never" }, ({ files }) =>
+      Effect.gen(function*() {
+        const fiber = yield* Effect.forkChild(restoreDiff(), { startImmediately: true })
+        yield* Effect.yieldNow
+        yield* Fiber.interrupt(fiber)
+        assert.deepStrictEqual(files, ["", "directory removed"])
+      })))
+
+  it.effect("says which file of its bases is not there, before it does anything", () =>
+    onHost(
+      { inspect: (path) => path === "/s/memory" ? { fault: "it cannot be opened: ENOENT" } : {} },
+      ({ files }) =>
+        Effect.gen(function*() {
+          const { reason } = yield* Effect.flip(restoreDiff())
+          assert.deepInclude(reason, { _tag: "SnapshotUnusable", snapshot: diff.id })
+          assert.include(reason.message, "/s/memory: it cannot be opened: ENOENT")
+          assert.deepStrictEqual(files, [])
+        })
+    ))
 })
 
 describe("restoring", () => {

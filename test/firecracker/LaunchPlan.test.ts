@@ -433,3 +433,82 @@ describe("a jailed machine", () => {
     )
   })
 })
+
+describe("a snapshot that stands on others", () => {
+  const whole = (() => {
+    const origin = from("full")
+    if (origin._tag !== "Restore") throw new Error("it boots")
+    return origin.snapshot
+  })()
+  const diff = (base: Snapshot.Snapshot, name: string): Snapshot.Snapshot => ({
+    id: name.repeat(64),
+    directory: `/${name}`,
+    base,
+    manifest: { ...base.manifest, form: "diff", base: base.id }
+  })
+  const origin = (snapshot: Snapshot.Snapshot, memory?: string): LaunchPlan.Origin => ({
+    _tag: "Restore",
+    snapshot,
+    ...(memory !== undefined && { memory })
+  })
+  const two = diff(diff(whole, "a"), "b")
+
+  it("has its memory put together, from the first to the last", () => {
+    const made = plan({ origin: origin(two, "/own/memory") })
+    assert.deepStrictEqual(made.merged, {
+      base: "/s/memory",
+      layers: [{ memory: "/a/memory", pages: "/a/pages" }, { memory: "/b/memory", pages: "/b/pages" }]
+    })
+    assert.deepStrictEqual(made.entries.map(({ name, path }) => `${name} ${path}`), [
+      "state /b/state",
+      "memory /own/memory"
+    ])
+    assert.include(made.description.join("\n"), "memory put together of 3 snapshots")
+    assert.strictEqual(
+      plan({ origin: origin(two, "/own/memory"), options: { memoryBackend: "uffd" } }).served?.path,
+      "/own/memory"
+    )
+    assert.isUndefined(plan({ origin: origin(whole) }).merged)
+  })
+
+  it("is refused when what it stands on makes no memory", () => {
+    const unstarted = { ...whole, manifest: { ...whole.manifest, form: "unstarted" } }
+    const strange = { ...whole, manifest: { ...whole.manifest, form: "stream" } }
+    const { base: _, ...alone } = two
+    for (
+      const [snapshot, message] of [
+        [diff(unstarted, "a"), /it is made of unstarted, diff, which makes no memory/],
+        [diff(strange, "a"), /it is made of stream, diff/],
+        [diff(diff(unstarted, "a"), "b"), /it is made of unstarted, diff, diff/],
+        [{ ...two, manifest: { ...two.manifest, form: "full" } }, /it is made of full, diff, full/],
+        [alone, /it is made of diff, which makes no memory/],
+        [{ ...two, manifest: { ...two.manifest, base: "0".repeat(64) } }, /its base 000000000000 is not there/],
+        [
+          { ...two, manifest: { ...two.manifest, platform: { cpu: "another" } } },
+          /its cpu is not told, here it is another/
+        ]
+      ] as const
+    ) assert.match(refusal({ origin: origin(snapshot) })[0] ?? "", message)
+  })
+
+  it("has its pages looked after where that is wanted and right", () => {
+    const options: LaunchPlan.Options = { diffs: true }
+    for (
+      const [given, tracks] of [
+        [{ options: {} }, false],
+        [{ options: { devices: { machine: { track_dirty_pages: true } } } }, true],
+        [{ options }, true],
+        [{ options, setup: at(7), spec: { memoryMib: 3072 } }, true],
+        [{ options, setup: at(14), spec: { memoryMib: 3074 } }, false],
+        [{ options, setup: at(15), spec: { memoryMib: 3074 } }, true],
+        [{ options, setup: { ...at(14), architecture: "aarch64" }, spec: { memoryMib: 3074 } }, true],
+        [{ options: { ...options, devices: { memoryHotplug: { total_size_mib: 1024 } } }, setup: at(14) }, false]
+      ] satisfies ReadonlyArray<[Given, boolean]>
+    ) {
+      assert.strictEqual(plan(given).tracks, tracks)
+      assert.strictEqual(plan(given).config.machine?.track_dirty_pages === true, tracks)
+      const load = plan({ ...given, origin: origin(whole) }).load
+      assert.strictEqual(load?.track_dirty_pages === true, tracks)
+    }
+  })
+})

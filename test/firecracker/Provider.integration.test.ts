@@ -57,17 +57,17 @@ const { FIRECRACKER_BIN, JAILER_BIN } = process.env
 const isRoot = process.geteuid?.() === 0
 const user = { uid: 54_321, gid: 54_321 }
 
-interface How extends Pick<FirecrackerProvider.Options, "jail" | "memoryBackend"> {
+interface How extends Pick<FirecrackerProvider.Options, "diffs" | "jail" | "memoryBackend"> {
   readonly guest: NonNullable<FakeFirecracker.Options["guest"]>
   /** Real programs. */
   readonly real?: { readonly binary: string; readonly jailer: string | undefined }
 }
 
-const backend = ({ guest, jail, memoryBackend, real }: How) =>
+const backend = ({ diffs, guest, jail, memoryBackend, real }: How) =>
   Layer.unwrap(Effect.gen(function*() {
     const binary = real?.binary ?? (yield* FakeFirecracker.install({ guest })).binary
     const jailed = jail && { ...jail, jailer: real?.jailer ?? (yield* FakeJailer.install()).binary }
-    return FirecrackerProvider.layerWith({ binary, kvm: "assume", stateDirectory, jail: jailed, memoryBackend })
+    return FirecrackerProvider.layerWith({ binary, kvm: "assume", stateDirectory, jail: jailed, memoryBackend, diffs })
   })).pipe(Layer.provideMerge(host))
 
 const pidOf = (machine: Machine.Machine): number => Option.getOrThrow(machine.pid)
@@ -139,7 +139,7 @@ const conformance = (title: string, prefix: string, how: How, chosen: RegExp = /
     }
   })
 
-conformance("on the fake", "fc-", { guest: "agent" })
+conformance("on the fake", "fc-", { guest: "agent", diffs: true })
 conformance("on the fake, with a guest that echoes", "fce-", { guest: "echo" }, /carries bytes/)
 
 /** One that can be made to misbehave, in a directory that no socket address has room for. */
@@ -255,9 +255,9 @@ layer(host, { excludeTestServices: true, timeout: "20 seconds" })("a Firecracker
 })
 
 const jail = { user, base: jails, parentCgroup: `test-provider-${process.pid}` }
-const essentials = /row 1:|row 12|row 60|interrupted|by powerOff|go on with its memory/
+const essentials = /row 1:|row 12|row 60|interrupted|by powerOff|go on with its memory|a difference holds/
 if (isRoot) {
-  conformance("in a jail of the fake jailer", "fcj-", { guest: "agent", jail }, essentials)
+  conformance("in a jail of the fake jailer", "fcj-", { guest: "agent", jail, diffs: true }, essentials)
 } else console.warn("not root: nothing is jailed here")
 
 if (FIRECRACKER_BIN === undefined) {

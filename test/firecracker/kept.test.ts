@@ -16,8 +16,9 @@ describe("what is written down of a machine that is kept", () => {
     noCtrlAltDel: Schema.Array(Schema.String),
     restartIsOff: Schema.Boolean,
     metrics: Schema.Boolean,
+    tracks: Schema.Boolean,
     platform: Schema.Record(Schema.String, Schema.String)
-  }, ({ boots, channels, id, metrics, noCtrlAltDel, pci, platform, restartIsOff, version }) => {
+  }, ({ boots, channels, id, metrics, noCtrlAltDel, pci, platform, restartIsOff, tracks, version }) => {
     // What is generated has no prototypes.
     const lasting: Kept.Lasting = {
       id,
@@ -26,6 +27,7 @@ describe("what is written down of a machine that is kept", () => {
       boots,
       facts: { noCtrlAltDel, restartIsOff },
       metrics,
+      tracks,
       platform
     }
     const { format: _, ...read } = { format: 1, ...Kept.read(Kept.write(lasting)) }
@@ -44,9 +46,12 @@ describe("what is written down of a machine that is kept", () => {
       boots: [],
       facts: { noCtrlAltDel: [], restartIsOff: true },
       metrics: false,
+      tracks: false,
       platform: {}
     })
     assert.strictEqual(Kept.read(text)?.channels.get("agent"), 1024)
     assert.isUndefined(Kept.read(text.replace(`"format":1`, `"format":2`)))
+    // One that was launched before there was a word of it.
+    assert.isFalse(Kept.read(text.replace(`"tracks":false,`, ""))?.tracks)
   })
 })

@@ -57,6 +57,7 @@ const suite = (name: string, capabilities: MicroVmProvider.Capabilities): void =
 const all = (has: boolean): MicroVmProvider.Capabilities => ({
   pause: has,
   snapshot: has,
+  diff: has,
   rename: has,
   powerButton: has,
   panicDetection: has,

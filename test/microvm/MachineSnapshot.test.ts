@@ -200,6 +200,83 @@ describe("save", () => {
     }).pipe(host))
 })
 
+describe("a difference", () => {
+  const diff = Effect.fnUntraced(function*(machine: Machine.Machine, base: Snapshot.Snapshot) {
+    const store = yield* SnapshotStore.SnapshotStore
+    return yield* store.add(
+      { kind: "saved", spec: Snapshot.specOf(machine.spec) },
+      (directory) => machine.save(directory, { base })
+    )
+  })
+
+  it.effect("stands on so many others, and no more", () =>
+    Effect.gen(function*() {
+      const { guest, machine, snapshot } = yield* kept()
+      let last = snapshot
+      for (let depth = 1; depth <= Snapshot.mostBases; depth++) {
+        guest.memory.set("depth", String(depth))
+        last = yield* diff(machine, last)
+      }
+      expect(Snapshot.layers(last)).toHaveLength(Snapshot.mostBases + 1)
+      const clone = yield* Machine.restore("n", last)
+      const remembered = yield* Effect.flatMap(MemoryDriver.MemoryDriver, (driver) => driver.guest("n"))
+      expect(remembered.memory.get("depth")).toBe(String(Snapshot.mostBases))
+      expect(yield* reason(diff(clone, last))).toMatchObject({
+        _tag: "DifferenceUnknown",
+        why: `which stands on ${Snapshot.mostBases} others already`
+      })
+      const deeper = { ...last, id: "e".repeat(64), base: last, manifest: { ...last.manifest, base: last.id } }
+      expect(yield* reason(Machine.restore("o", deeper))).toMatchObject({ _tag: "SnapshotUnusable" })
+      // Whole, it stands on none.
+      yield* machine.save("/whole")
+    }).pipe(host))
+
+  it.effect("is unknown after a save that failed or was left, until there is another", () =>
+    Effect.gen(function*() {
+      const { asked, driver, machine, snapshot } = yield* kept({ save: Effect.void })
+      const before = yield* asked()
+      yield* driver.script("*", { save: Effect.fail("no room") })
+      yield* Effect.flip(machine.save("/s"))
+      expect((yield* reason(diff(machine, snapshot)))?._tag).toBe("DifferenceUnknown")
+      yield* driver.script("*", { save: Effect.never })
+      const saving = yield* fork(machine.save("/s"))
+      yield* Fiber.interrupt(saving)
+      expect((yield* reason(diff(machine, snapshot)))?._tag).toBe("DifferenceUnknown")
+      yield* driver.script("*", {})
+      // Who is refused does not stop the guest.
+      const saves = (yield* asked()).slice(before.length)
+      expect(saves).toEqual(["pause", "save", "resume", "pause", "save", "resume"])
+      const store = yield* SnapshotStore.SnapshotStore
+      const again = yield* store.add({ kind: "saved", spec: Snapshot.specOf(machine.spec) }, machine.save)
+      expect((yield* diff(machine, again)).base).toEqual(again)
+    }).pipe(host))
+
+  it.effect("is not known of a machine that was attached to", () =>
+    Effect.gen(function*() {
+      const { snapshot } = yield* kept()
+      const spec = yield* MachineSpec.decode(wanted("k"))
+      const keep = { directory: "/k" }
+      const kept2 = yield* Effect.scoped(Effect.gen(function*() {
+        const machine = yield* Machine.launch(spec, { keep })
+        yield* machine.start
+        return yield* diff(machine, snapshot).pipe(Effect.flip)
+      }))
+      expect(kept2.reason._tag).toBe("DifferenceUnknown")
+      const machine = yield* Machine.attach(spec, { keep })
+      expect(yield* reason(diff(machine, snapshot))).toMatchObject({
+        why: "since when it is known what it has written is not known"
+      })
+    }).pipe(host))
+
+  it.effect("whose base is not with it is not restored", () =>
+    Effect.gen(function*() {
+      const { machine, snapshot } = yield* kept()
+      const { base: _, ...alone } = yield* diff(machine, snapshot)
+      const why = [`its base ${snapshot.id.slice(0, 12)} is not there`]
+      expect(yield* reason(Machine.restore("n", alone))).toMatchObject({ _tag: "SnapshotUnusable", why })
+    }).pipe(host))
+})
+
 describe("restore", () => {
   it.effect("brings up a paused machine that goes on with a copy of the memory", () =>
     Effect.gen(function*() {

@@ -140,4 +140,52 @@ export const storePromises = <E>(options: {
         }
       }
     }))
+
+  const diffOf = (base: string, more: Partial<SnapshotStore.AddOptions> = {}) =>
+    add(more, (directory) => Effect.map(write(directory), (saved) => ({ ...saved, base, moment: "now" })))
+
+  test("a difference names its base, and comes with it", (store) =>
+    Effect.gen(function*() {
+      const base = yield* add({ name: "base" })
+      const first = yield* diffOf(base.id)
+      const second = yield* diffOf(first.id, { name: "second" })
+      expect(first).toMatchObject({ base, manifest: { base: base.id, moment: "now" } })
+      expect(second.base).toEqual(first)
+      for (const look of [store.open, store.verify]) expect(yield* look("second")).toEqual(second)
+      expect(new Map((yield* store.list).map(({ id, manifest }) => [id, manifest?.base]))).toEqual(
+        new Map([[base.id, undefined], [first.id, base.id], [second.id, first.id]])
+      )
+    }))
+
+  test("a difference to what is not there, or goes meanwhile, is not kept", (store) =>
+    Effect.gen(function*() {
+      const none = "0".repeat(64)
+      const why = [`its base ${none.slice(0, 12)} is not there`]
+      expect(yield* reason(diffOf(none, { name: "s" }))).toMatchObject({ _tag: "SnapshotUnusable", why })
+      const base = yield* add()
+      const losing = add({}, (directory) =>
+        Effect.andThen(
+          store.remove(base.id),
+          Effect.map(write(directory), (saved) => ({ ...saved, base: base.id }))
+        ))
+      expect((yield* reason(losing))?._tag).toBe("SnapshotUnusable")
+      expect(yield* store.list).toEqual([])
+    }))
+
+  test("what others are the difference to stays until they are gone, with its names", (store) =>
+    Effect.gen(function*() {
+      const base = yield* add({ name: "base" })
+      const one = yield* diffOf(base.id)
+      const two = yield* diffOf(base.id, { name: "two" })
+      for (const key of ["base", base.id]) {
+        const refused = yield* reason(store.remove(key))
+        expect(refused).toMatchObject({ _tag: "SnapshotInUse", snapshot: key })
+        expect(refused?._tag === "SnapshotInUse" ? refused.by.toSorted() : []).toEqual([one.id, two.id].toSorted())
+      }
+      expect((yield* store.open("base")).id).toBe(base.id)
+      expect(yield* store.remove(one.id)).toBe(true)
+      expect(yield* store.remove("two")).toBe(true)
+      expect(yield* store.remove("base")).toBe(true)
+      expect(yield* store.list).toEqual([])
+    }))
 }

@@ -44,14 +44,18 @@ const run = (command: string, args: ReadonlyArray<string>): Effect.Effect<Ended>
     return Effect.sync(() => child.kill("SIGKILL"))
   })
 
-const operate = (cache: string, what: "add" | "replace" | "remove", name: string, killedAt: number | string = 0) =>
-  run(process.execPath, [fixture, cache, what, name, String(killedAt)])
+const operate = (
+  cache: string,
+  what: "add" | "replace" | "diff" | "remove",
+  name: string,
+  killedAt: number | string = 0
+) => run(process.execPath, [fixture, cache, what, name, String(killedAt)])
 
 describe("a process that is killed at any step", () => {
-  for (const what of ["add", "replace", "remove"] as const) {
+  for (const what of ["add", "replace", "diff", "remove"] as const) {
     it.live(`${what}: the store is as it was, or has the whole of it`, () =>
       Effect.gen(function*() {
-        const name = what === "add" ? "new" : "base"
+        const name = what === "add" || what === "diff" ? "new" : "base"
         const trial = Effect.fnUntraced(function*(killedAt: number) {
           return yield* withCache(Effect.fnUntraced(function*(cache) {
             const before = yield* using(cache, (store) => store.add(golden({ name: "base" }), writing()))
@@ -65,7 +69,7 @@ describe("a process that is killed at any step", () => {
                   yield* store.verify(id)
                 }
                 const names = all.flatMap((one) => one.names).toSorted()
-                if (what === "add") {
+                if (what === "add" || what === "diff") {
                   expect([["base"], ["base", "new"]]).toContainEqual(names)
                   expect(all).toHaveLength(names.length)
                 } else if (what === "replace") {
@@ -73,6 +77,10 @@ describe("a process that is killed at any step", () => {
                   expect(names).toEqual(["base"])
                 } else {
                   expect(all.length === 0 || (all[0]?.id === before.id && names[0] === "base")).toBe(true)
+                }
+                if (what === "diff" && names.includes("new")) {
+                  expect((yield* store.open("new")).base?.id).toBe(before.id)
+                  expect((yield* Effect.flip(store.remove("base"))).reason._tag).toBe("SnapshotInUse")
                 }
                 // The next one sweeps, and has the name.
                 yield* store.add(golden({ name, replace: true }), writing())

@@ -853,4 +853,41 @@ describe("DiskSnapshotStore, used by many", () => {
       ),
     60_000
   )
+
+  it.live("a difference is told with all that is wrong with what it stands on", () =>
+    withCache((cache) =>
+      using(
+        cache,
+        Effect.fnUntraced(function*(store) {
+          const diffOf = (base: string, name: string) =>
+            store.add(
+              golden({ name }),
+              (directory) =>
+                Effect.map(writing({ memory: `memory of ${name}` })(directory), (made) => ({ ...made, base }))
+            )
+          const base = yield* store.add(golden({ name: "base" }), writing())
+          const first = yield* diffOf(base.id, "first")
+          yield* diffOf(first.id, "second")
+          const [baseName, firstName] = [base, first].map(({ id }) => `its base ${id.slice(0, 12)}`)
+          truncateSync(join(base.directory, "memory"), 9000)
+          const short = `${baseName}: memory is shorter than it was, 9000 bytes instead of 10000`
+          for (const look of [store.open, store.verify]) {
+            expect(yield* whyOf(look("first"))).toEqual([short])
+            expect(yield* whyOf(look("second"))).toEqual([`${firstName}: ${short}`])
+          }
+          expect(yield* whyOf(diffOf(first.id, "third"))).toEqual([`${firstName}: ${short}`])
+          writeFileSync(join(base.directory, "memory"), "n".repeat(10_000))
+          expect(yield* whyOf(store.open("first"))).toEqual([`${baseName}: memory has changed`])
+          // Another snapshot in its place is not it.
+          const other = yield* store.add(golden(), writing({ memory: "other" }))
+          rmSync(base.directory, { recursive: true })
+          cpSync(other.directory, base.directory, { recursive: true })
+          expect(yield* whyOf(store.open("second"))).toEqual([`${firstName}: ${baseName}: its manifest has changed`])
+          rmSync(base.directory, { recursive: true })
+          expect(yield* whyOf(store.open("second"))).toEqual([`${firstName}: ${baseName} is not there`])
+          expect((yield* store.list).map(({ names }) => names.join()).toSorted()).toEqual(["", "first", "second"])
+          expect([yield* store.remove("second"), yield* store.remove("first")]).toEqual([true, true])
+        })
+      )
+    ))
 })

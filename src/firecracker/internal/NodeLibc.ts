@@ -1,5 +1,5 @@
 /**
- * What Node cannot do: receive a descriptor over a socket, map a file, wait for a process that is not its child. By koffi, an
+ * What Node cannot do: receive a descriptor over a socket, map a file, find its holes, wait for a process that is not its child. By koffi, an
  * optional peer dependency. Structures are those of Linux on 64 bits and little-endian, which are the same with glibc and
  * with musl.
  */
@@ -41,6 +41,8 @@ export interface Libc {
   /** The address of so many bytes of a file, or of zeros, to read only. */
   readonly map: (length: number, descriptor?: number) => number
   readonly unmap: (address: number, length: number) => void
+  /** Where the reading goes on (lseek(2)). */
+  readonly lseek: (descriptor: number, offset: number, whence: number) => number
 }
 
 export const nameOf = (errno: number): string => getSystemErrorName(-errno)
@@ -49,6 +51,10 @@ export const textOf = (cause: unknown): string => cause instanceof Error ? cause
 
 export const failure = (why: string, cause?: unknown): FirecrackerError.FirecrackerError =>
   FirecrackerError.make(new FirecrackerError.PageServerFailed({ why, cause }))
+
+/** What was said to `failure`. */
+export const whyOf = ({ message, reason }: FirecrackerError.FirecrackerError): string =>
+  reason._tag === "PageServerFailed" ? reason.why : message
 
 export const attempt = <A>(what: string, run: () => A): Effect.Effect<A, FirecrackerError.FirecrackerError> =>
   Effect.try({ try: run, catch: (cause) => failure(`${what}: ${textOf(cause)}`, cause) })
@@ -93,6 +99,7 @@ const make = (koffi: typeof Koffi, path: string): Libc => {
   const eventfd = declare("int eventfd(uint, int)")
   const fcntl = declare("int fcntl(int, int, long)")
   const getsockopt = declare("int getsockopt(int, int, int, void *, void *)")
+  const lseek = declare("long lseek(int, long, int)")
   const listen = declare("int listen(int, int)")
   const mmap = declare("intptr_t mmap(void *, size_t, int, int, int, long)")
   const munmap = declare("int munmap(uintptr_t, size_t)")
@@ -188,7 +195,8 @@ const make = (koffi: typeof Koffi, path: string): Libc => {
       ),
     unmap: (address, length) => {
       munmap(address, length)
-    }
+    },
+    lseek: (descriptor, offset, whence) => lseek(descriptor, offset, whence)
   }
 }
 

@@ -2,6 +2,7 @@
  * What is written down beside a machine that is kept: what those have to know who attach to it. It is there once the machine is
  * all that it was to be, so one whose launch was broken off has none.
  */
+import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
 import type { MachineSpec } from "../../microvm/MachineSpec.ts"
 import { Platform } from "../../microvm/Snapshot.ts"
@@ -28,6 +29,7 @@ const Text = Schema.fromJsonString(Schema.Struct({
   boots: Schema.Array(Schema.Struct({ name: Schema.String, path: Schema.String })),
   facts: Schema.Struct({ noCtrlAltDel: Schema.Array(Schema.String), restartIsOff: Schema.Boolean }),
   metrics: Schema.Boolean,
+  tracks: Schema.Boolean.pipe(Schema.withDecodingDefaultKey(Effect.succeed(false))),
   platform: Platform
 }))
 
@@ -41,13 +43,15 @@ export interface Lasting {
   readonly boots: ReadonlyArray<{ readonly name: string; readonly path: string }>
   readonly facts: Pick<Facts, "noCtrlAltDel" | "restartIsOff">
   readonly metrics: boolean
+  /** Is it known which pages it writes? */
+  readonly tracks: boolean
   /** What a snapshot of it counts on. */
   readonly platform: Platform
 }
 
 export const lastingOf = (
   { id }: MachineSpec,
-  { argv, channels, config, entries, facts }: LaunchPlan,
+  { argv, channels, config, entries, facts, tracks }: LaunchPlan,
   { architecture, version }: Setup,
   platform: Platform
 ): Lasting => ({
@@ -57,6 +61,7 @@ export const lastingOf = (
   boots: entries.filter(({ field }) => field === "kernel" || field === "initramfs"),
   facts,
   metrics: config.metrics !== undefined,
+  tracks,
   platform
 })
 

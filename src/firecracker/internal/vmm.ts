@@ -98,21 +98,21 @@ export const makeVmm = (
     reset = Deferred.makeUnsafe()
     return Deferred.succeed(now, undefined)
   })
-  const create = (state: string, memory: string) =>
-    api.createSnapshot({ snapshot_type: "Full", snapshot_path: state, mem_file_path: memory }).pipe(
+  const create = (type: "Full" | "Diff") => (state: string, memory: string) =>
+    api.createSnapshot({ snapshot_type: type, snapshot_path: state, mem_file_path: memory }).pipe(
       Effect.tapError((error) => isSlow(error) ? untilIdle : Effect.void),
       Effect.ensuring(hangUp)
     )
   const saveAs = (form: Form, to: string): Effect.Effect<void, FirecrackerError> =>
-    form === "full"
-      // Firecracker cannot be called off: whoever leaves has to wait until it has written all.
-      ? Effect.uninterruptible(write(to, create))
+    form === "unstarted"
       // Those that it would boot, which are a snapshot's when it was restored from one.
-      : Effect.forEach(
+      ? Effect.forEach(
         lasting.boots,
         ({ name, path }) => host.copy(path, `${to}/${name}`),
         { discard: true }
       )
+      // Firecracker cannot be called off: whoever leaves has to wait until it has written all.
+      : Effect.uninterruptible(write(to, form === "diff", create(form === "diff" ? "Diff" : "Full")))
 
   return {
     ended,
@@ -123,13 +123,23 @@ export const makeVmm = (
     ping: call("ping", api.getInstance()),
     // One that was saved before it ran is handed over paused, too.
     resume: Effect.suspend(() => call("resume", hasStarted ? api.patchVm({ state: "Resumed" }) : start)),
-    save: (to) =>
-      Effect.suspend(() => {
-        const form: Form = hasStarted ? "full" : "unstarted"
-        const { platform, target } = lasting
-        const madeBy = `Firecracker ${FirecrackerVersion.format(target.version)}`
-        return Effect.as(Effect.mapError(saveAs(form, to), failed("snapshot")), { platform, madeBy, form })
-      }),
+    save: Effect.fnUntraced(function*(to, base) {
+      const form: Form = !hasStarted ? "unstarted" : base === undefined ? "full" : "diff"
+      const { platform, target, tracks } = lasting
+      const version = FirecrackerVersion.format(target.version)
+      if (form === "diff" && !tracks) {
+        const remedy =
+          "take 1.15 or later: before, more than 3 GiB of memory, or some that is plugged in, is saved wrong"
+        return yield* MicroVmError.make(
+          new MicroVmError.Unsupported({ operation: "a difference", backend: `firecracker ${version}`, remedy })
+        )
+      }
+      yield* Effect.mapError(saveAs(form, to), failed("snapshot"))
+      const saved = { platform, madeBy: `Firecracker ${version}`, form }
+      // A machine has no memory to be different before it has run.
+      if (!tracks || form === "unstarted") return saved
+      return { ...saved, moment: yield* host.moment, ...(base !== undefined && { base: base.id }) }
+    }),
     request: (request) =>
       Effect.suspend(() => {
         const takeBack = onAsk(request)

@@ -36,8 +36,11 @@ export interface Workplace {
   readonly owner: { readonly uid: number; readonly gid: number } | undefined
   /** The first process of a namespace ignores it (pid_namespaces(7)). */
   readonly ignoresTermination: boolean
-  /** Has Firecracker write the files of a snapshot, which are in the directory `to` in the end, both or none. */
-  readonly write: (to: string, create: Create) => Effect.Effect<void, Failure>
+  /**
+   * Has Firecracker write the files of a snapshot, which are in the directory `to` in the end, all or none: with a list of its
+   * pages, if it is a difference.
+   */
+  readonly write: (to: string, isDiff: boolean, create: Create) => Effect.Effect<void, Failure>
 }
 
 export interface Services {
@@ -65,17 +68,25 @@ const commandOf = ({ argv: [program, ...args] }: LaunchPlan, cwd?: string) =>
 // It starts nothing, so its group is all there is of it. To enter a cgroup takes some 15 ms.
 const spawning = { policy, killScope: "group" } as const
 
+const filesIn = (directory: string) =>
+  [
+    `${directory}/${snapshotFiles.state}`,
+    `${directory}/${snapshotFiles.memory}`,
+    `${directory}/${snapshotFiles.pages}`
+  ] as const
+
 /** Where one is at work that is in no jail. */
 export const unjailed = (monitor: Monitor, directory: string, host: FirecrackerHost["Service"]): Workplace => ({
   monitor,
   directory,
   owner: undefined,
   ignoresTermination: false,
-  write: (to, create) => {
-    const files = [`${to}/${snapshotFiles.state}`, `${to}/${snapshotFiles.memory}`] as const
-    return create(...files).pipe(
-      Effect.andThen(host.makeReadable(files[1])),
-      Effect.tapError(() => Effect.ignore(host.remove(files)))
+  write: (to, isDiff, create) => {
+    const [state, memory, pages] = filesIn(to)
+    return create(state, memory).pipe(
+      Effect.andThen(isDiff ? host.listPages(memory, pages) : Effect.void),
+      Effect.andThen(host.makeReadable(memory)),
+      Effect.tapError(() => Effect.ignore(host.remove([state, memory, pages])))
     )
   }
 })
@@ -150,10 +161,12 @@ const inJail = Effect.fnUntraced(function*(
     directory,
     owner,
     ignoresTermination,
-    write: (to, create) => {
+    write: (to, isDiff, create) => {
       const [state, memory] = [`saved-${snapshotFiles.state}`, `saved-${snapshotFiles.memory}`] as const
-      const files = [`${to}/${snapshotFiles.state}`, `${to}/${snapshotFiles.memory}`] as const
+      const files = filesIn(to)
       return create(state, memory).pipe(
+        // Before it is moved out: a copy has no holes.
+        Effect.andThen(isDiff ? host.listPages(`${directory}/${memory}`, files[2]) : Effect.void),
         Effect.andThen(jail.collect(JailPlan.JailPath(`/${state}`), files[0])),
         Effect.andThen(jail.collect(JailPlan.JailPath(`/${memory}`), files[1])),
         Effect.andThen(host.makeReadable(files[1])),

@@ -15,7 +15,7 @@ import type { LaunchStep, MemoryDriver, MemoryEvent, MemoryGuest, Script } from 
 import { obey } from "../MemoryDriver.ts"
 import * as MicroVmError from "../MicroVmError.ts"
 import type { Attached, Capabilities, LaunchOptions, MicroVmProvider, Vmm } from "../MicroVmProvider.ts"
-import type * as Snapshot from "../Snapshot.ts"
+import * as Snapshot from "../Snapshot.ts"
 import { makeSocketPair } from "./socketPair.ts"
 
 const backend = "memory"
@@ -46,8 +46,24 @@ export const makeMemoryHost = (capabilities: Capabilities): {
         () => Effect.sync(() => void (one.isHeld = false))
       )
     })
-  /** What was saved, by the form that its manifest has: a store may move directories. */
-  const saves = new Map<string, ReadonlyMap<string, string>>()
+  /** What was saved, by the form that its manifest has: a store may move directories. `undefined` is what was forgotten since. */
+  const saves = new Map<string, ReadonlyMap<string, string | undefined>>()
+  const savedAs = (snapshot: Snapshot.Snapshot) =>
+    Effect.fromNullishOr(saves.get(snapshot.manifest.form)).pipe(
+      Effect.mapError(() => `nothing was saved as "${snapshot.manifest.form}"`)
+    )
+  /** What the machine remembered when the snapshot was made. */
+  const recall = (snapshot: Snapshot.Snapshot): Effect.Effect<Map<string, string>, string> =>
+    Effect.map(Effect.forEach(Snapshot.layers(snapshot), savedAs), (all) => {
+      const memory = new Map<string, string>()
+      for (const layer of all) {
+        for (const [name, value] of layer) {
+          if (value === undefined) memory.delete(name)
+          else memory.set(name, value)
+        }
+      }
+      return memory
+    })
   let platform: Snapshot.Platform = { backend }
   let lives = 0
 
@@ -189,14 +205,13 @@ export const makeMemoryHost = (capabilities: Capabilities): {
     for (const name of spec.channels) channels.set(name, yield* makeSocketPair(16))
     if (from !== undefined) {
       yield* step("restore")
-      const saved = saves.get(from.manifest.form)
-      if (saved === undefined) {
-        const cause = new Error(`nothing was saved as "${from.manifest.form}"`)
-        return yield* MicroVmError.fail(
+      const remembered = yield* Effect.mapError(recall(from), (why) => {
+        const cause = new Error(why)
+        return MicroVmError.make(
           new MicroVmError.LaunchFailed({ id, stage: "restore", stderrTail: "", consoleTail, cause })
         )
-      }
-      for (const [name, value] of saved) guest.memory.set(name, value)
+      })
+      for (const [name, value] of remembered) guest.memory.set(name, value)
     }
     yield* note("launched")
 
@@ -219,18 +234,29 @@ export const makeMemoryHost = (capabilities: Capabilities): {
         Effect.suspend(() => run?.(guest) ?? Effect.void).pipe(Effect.catchCause(() => guest.panic))
       )
     })
-    const save = Effect.sync((): Snapshot.Saved => {
-      const form = `${template ? "template" : "copy"} ${saves.size + 1}`
-      saves.set(form, new Map(guest.memory))
-      if (!capabilities.saveKeepsChannels) channels.forEach((pair) => pair.close())
-      return { form, platform, madeBy: "the in-memory backend" }
-    })
+    const save = (base: Snapshot.Snapshot | undefined) =>
+      Effect.gen(function*() {
+        const { memory } = guest
+        const before = base === undefined ? new Map<string, string>() : yield* Effect.orDie(recall(base))
+        const form = `${base === undefined ? template ? "template" : "copy" : "diff"} ${saves.size + 1}`
+        saves.set(
+          form,
+          new Map([
+            ...Array.from(before.keys(), (name) => [name, undefined] as const).filter(([name]) => !memory.has(name)),
+            ...Array.from(memory).filter(([name, value]) => before.get(name) !== value)
+          ])
+        )
+        if (!capabilities.saveKeepsChannels) channels.forEach((pair) => pair.close())
+        const saved = { form, platform, madeBy: "the in-memory backend" }
+        if (!capabilities.diff) return saved
+        return { ...saved, moment: form, ...(base !== undefined && { base: base.id }) }
+      })
     const vmm: Vmm = {
       start: perform("start", begin),
       pause: perform("pause", setPaused(true)),
       ping: Effect.mapError(Effect.suspend(() => script().ping ?? Effect.void), (cause) => failed("ping", cause)),
       resume: perform("resume", Effect.andThen(setPaused(false), begin)),
-      save: () => perform("save", save),
+      save: (_, base) => perform("save", save(base)),
       ended: Deferred.await(over),
       poll,
       request,

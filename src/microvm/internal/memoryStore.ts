@@ -50,11 +50,17 @@ export const makeMemoryStore = (): {
         : MicroVmError.fail(new MicroVmError.SnapshotAlreadyExists({ snapshot: name }))
     )
 
-  const open = Effect.fnUntraced(function*(nameOrId: string) {
+  const open = Effect.fnUntraced(function*(
+    nameOrId: string
+  ): Effect.fn.Return<Snapshot.Snapshot, MicroVmError.MicroVmError> {
     const kept = yield* find(nameOrId)
-    const { faults, snapshot } = kept
+    const { snapshot } = kept
+    const faults = [
+      ...kept.faults,
+      ...(snapshot.base === undefined ? [] : yield* faultsOfBase(snapshot.base.id))
+    ]
     if (faults.length > 0) {
-      return yield* MicroVmError.fail(new MicroVmError.SnapshotUnusable({ snapshot: nameOrId, why: [...faults] }))
+      return yield* MicroVmError.fail(new MicroVmError.SnapshotUnusable({ snapshot: nameOrId, why: faults }))
     }
     kept.lastUsed = (yield* DateTime.now).epochMilliseconds
     snapshots.delete(snapshot.id)
@@ -62,9 +68,22 @@ export const makeMemoryStore = (): {
     return snapshot
   })
 
+  const faultsOfBase = (base: string): Effect.Effect<ReadonlyArray<string>, MicroVmError.MicroVmError> =>
+    Effect.matchEffect(open(base), {
+      onFailure: (error) => {
+        const faults = Snapshot.baseFaults(base, error.reason)
+        return faults === undefined ? Effect.fail(error) : Effect.succeed(faults)
+      },
+      onSuccess: () => Effect.succeed([])
+    })
+
+  /** Those that are only the difference to it. */
+  const diffsOf = (id: string): ReadonlyArray<string> =>
+    [...snapshots.values()].flatMap(({ snapshot }) => snapshot.base?.id === id ? [snapshot.id] : [])
+
   const store: SnapshotStore["Service"] = {
     add: Effect.fnUntraced(function*(options, write) {
-      const { kind, labels = {}, name, spec } = options
+      const { kind, labels, name, spec } = options
       if (name !== undefined) yield* Snapshot.checkName(name)
       yield* isFree(options)
       const id = (++made).toString(16).padStart(64, "0")
@@ -73,11 +92,17 @@ export const makeMemoryStore = (): {
       const now = yield* DateTime.now
       // Somebody else may have had the same name in mind.
       yield* isFree(options)
+      const { base } = saved
+      const unusable = base === undefined ? [] : yield* faultsOfBase(base)
+      if (unusable.length > 0) {
+        return yield* MicroVmError.fail(new MicroVmError.SnapshotUnusable({ snapshot: id, why: unusable }))
+      }
       const createdAt = DateTime.formatIso(now)
       const snapshot = {
         id,
         directory,
-        manifest: { format: 1, kind, ...saved, spec, labels: { ...labels, ...saved.labels }, createdAt, files: [] }
+        manifest: { format: 1, kind, ...Snapshot.told(saved, labels), spec, createdAt, files: [] },
+        ...(base !== undefined && { base: (yield* find(base)).snapshot })
       } as const
       snapshots.set(id, { snapshot, faults: [], lastUsed: now.epochMilliseconds })
       if (name !== undefined) names.set(name, id)
@@ -97,13 +122,14 @@ export const makeMemoryStore = (): {
     remove: (nameOrId) =>
       Effect.andThen(
         checkKey(nameOrId),
-        Effect.sync(() => {
+        Effect.suspend(() => {
           const id = names.get(nameOrId) ?? nameOrId
-          const isName = names.delete(nameOrId)
-          const others = namesOf(id)
-          if (isName && others.length > 0) return true
-          for (const name of others) names.delete(name)
-          return snapshots.delete(id)
+          const known = namesOf(id)
+          if (names.has(nameOrId) && known.length > 1) return Effect.succeed(names.delete(nameOrId))
+          const by = diffsOf(id)
+          if (by.length > 0) return MicroVmError.fail(new MicroVmError.SnapshotInUse({ snapshot: nameOrId, by }))
+          for (const name of known) names.delete(name)
+          return Effect.succeed(snapshots.delete(id))
         })
       )
   }

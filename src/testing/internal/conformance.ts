@@ -11,7 +11,7 @@ import type { MachineState } from "../../microvm/MachineState.ts"
 import * as MicroVmError from "../../microvm/MicroVmError.ts"
 import { type Capabilities, MicroVmProvider } from "../../microvm/MicroVmProvider.ts"
 import * as MicroVmRuntime from "../../microvm/MicroVmRuntime.ts"
-import type { Snapshot } from "../../microvm/Snapshot.ts"
+import * as Snapshot from "../../microvm/Snapshot.ts"
 import { SnapshotStore, type Stored } from "../../microvm/SnapshotStore.ts"
 
 /**
@@ -46,7 +46,7 @@ export interface Rig<out R = never> {
   /** The word that the guest keeps. Needed with `remember`. */
   readonly recall?: ((machine: Machine.Machine) => Effect.Effect<string, unknown, R>) | undefined
   /** Damages a snapshot that is stored. */
-  readonly corrupt?: ((snapshot: Snapshot) => Effect.Effect<void, unknown, R>) | undefined
+  readonly corrupt?: ((snapshot: Snapshot.Snapshot) => Effect.Effect<void, unknown, R>) | undefined
   /** An empty directory for a machine that is kept, which goes with the scope. Needed with `keep`. */
   readonly directory?: Effect.Effect<string, unknown, R | Scope.Scope> | undefined
   /** A channel of `spec` on which the guest sends back each byte it gets. */
@@ -172,7 +172,12 @@ export const makeSuite = <R>(rig: Rig<R>): Suite<R> => {
         yield* Effect.scoped(Effect.gen(function*() {
           // The store may be one that others use too.
           yield* Effect.addFinalizer(() =>
-            kept.pipe(Effect.flatMap(Effect.forEach((one) => store.remove(one.id), { discard: true })), Effect.ignore)
+            kept.pipe(
+              Effect.tap(Effect.forEach((one) => Effect.ignore(store.remove(one.id)), { discard: true })),
+              // What others are the difference to goes after them.
+              Effect.repeat({ until: (seen) => seen.length === 0, times: Snapshot.mostBases + 1 }),
+              Effect.ignore
+            )
           )
           const runtime = yield* MicroVmRuntime.make()
           // A guest that has not booted does not hear its power button.
