@@ -47,6 +47,7 @@ import * as FirecrackerHost from "./FirecrackerHost.ts"
 import { attach } from "./internal/attach.ts"
 import { type Beside, bringUp } from "./internal/bringUp.ts"
 import { kernelFault, refusedClock } from "./internal/verdicts.ts"
+import type { WorkingSets } from "./internal/workingSets.ts"
 import { Jail } from "./Jail.ts"
 import * as LaunchPlan from "./LaunchPlan.ts"
 import { MetricsFiles } from "./MetricsCollector.ts"
@@ -55,6 +56,7 @@ import type { UidPool } from "./UidPool.ts"
 import { Vsock } from "./Vsock.ts"
 
 export { type Beside } from "./internal/bringUp.ts"
+export { type WorkingSets } from "./internal/workingSets.ts"
 
 /**
  * @category options
@@ -69,6 +71,8 @@ export interface Options extends Omit<FirecrackerHost.Options, "jailer">, Omit<L
   readonly deadlines?: Deadlines | undefined
   /** Has each machine jailed. Default: none is. */
   readonly jail?: JailOptions | undefined
+  /** With `memoryBackend: "uffd"`, the pages that machines need first. Default: each page is copied when it is asked for. */
+  readonly workingSets?: WorkingSets | undefined
   /**
    * What else is to be there before a machine's Firecracker starts, and until it has ended: listeners for what the guest
    * connects to, for one. For a machine that is kept it is there as long as somebody has hold of that. Default: nothing.
@@ -252,7 +256,7 @@ const make = Effect.fnUntraced(function*({ jail: jailOptions, ...options }: Opti
   const wanted = jailOptions === undefined ? options : { ...options, jailer: jailOptions.jailer ?? "jailer" }
   const setup = yield* Effect.fromResult(FirecrackerHost.choose(yield* host.observe(wanted), options))
   const jails = jailOptions === undefined ? undefined : yield* jailing(jailOptions, setup)
-  const { beside, deadlines = {}, stateDirectory } = options
+  const { beside, deadlines = {}, stateDirectory, workingSets } = options
   const readyWithin = Duration.fromInputUnsafe(options.readyWithin ?? "5 seconds")
   const sample: LaunchPlan.Options = { ...options, jail: jails?.sample }
   const planOf = (spec: MachineSpec, how: LaunchOptions, planning: LaunchPlan.Options, memory?: string) => {
@@ -311,7 +315,7 @@ const make = Effect.fnUntraced(function*({ jail: jailOptions, ...options }: Opti
     const plan = yield* Effect.fromResult(planOf(spec, how, { ...options, adjustClock, jail }, memory))
     const platform = platformOf(spec)
     return yield* bringUp(
-      { spec, plan, how, setup, stateDirectory, deadlines, readyWithin, platform, beside },
+      { spec, plan, how, setup, stateDirectory, deadlines, readyWithin, platform, beside, workingSets },
       services
     )
   })
@@ -422,6 +426,7 @@ const jailConfig = Config.all({
  * - `MICROVM_FIRECRACKER_API_TIMEOUT_MS`: how long a call of the API may take, but those of snapshots.
  * - `MICROVM_FIRECRACKER_SOCKET_READY_TIMEOUT_MS`: how long Firecracker may take until it answers.
  * - `MICROVM_MEM_BACKEND`: `file` or `uffd`, in any case.
+ * - `MICROVM_MEM_WORKING_SETS`: a directory to write down in which pages machines need first, with `uffd`.
  * - `MICROVM_JAILER_BIN`: the jailer. Machines are jailed when it is set.
  * - `MICROVM_JAILER_UID`, `MICROVM_JAILER_GID`: whom Firecracker becomes in a jail.
  * - `MICROVM_JAILER_CHROOT_BASE`, `MICROVM_JAILER_CGROUP_PARENT`, `MICROVM_JAILER_CGROUP_VERSION` (`1` or `2`): see `JailPlan`.
@@ -451,6 +456,10 @@ export const config: Config.Config<Options> = Config.all({
   ),
   readyWithin: milliseconds("MICROVM_FIRECRACKER_SOCKET_READY_TIMEOUT_MS"),
   memoryBackend: Config.schema(MemoryBackend, "MICROVM_MEM_BACKEND").pipe(Config.withDefault("file")),
+  workingSets: Config.String("MICROVM_MEM_WORKING_SETS").pipe(
+    Config.withDefault(undefined),
+    Config.map((directory): WorkingSets | undefined => directory === undefined ? undefined : { directory })
+  ),
   jail: Config.String("MICROVM_JAILER_BIN").pipe(
     Config.withDefault(undefined),
     Config.flatMap((jailer): Config.Config<JailOptions | undefined> =>

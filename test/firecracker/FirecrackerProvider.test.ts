@@ -62,6 +62,12 @@ interface Script {
   readonly memoryFault?: string
   /** How the server of its pages ends. */
   readonly pagesEnd?: PageServer.Serving["ended"]
+  /** What a machine asks for. */
+  readonly pages?: ReadonlyArray<number>
+  /** Files that are there, or come to be. */
+  readonly texts?: Map<string, string>
+  /** Why no file can be written. */
+  readonly writeFault?: string
   /** How it answers; 204 otherwise, and its version to `GET /version`. */
   readonly answer?: (request: ApiRequest) => Answer | undefined
 }
@@ -91,12 +97,23 @@ const reactions = { SIGUSR1: { exitAfter: "1 millis" } } as const
 const unused = () => Effect.die("not expected")
 
 const host = (
-  { answer, holdFault, inspect, log = "", memoryFault, observed, options = {}, pagesEnd = Effect.never, process }:
-    Script,
+  {
+    answer,
+    holdFault,
+    inspect,
+    log = "",
+    memoryFault,
+    observed,
+    options = {},
+    pages: touched = [],
+    pagesEnd = Effect.never,
+    process,
+    texts = new Map(),
+    writeFault
+  }: Script,
   { calls, files }: Seen
 ) => {
   const note = (what: string) => Effect.sync(() => void files.push(what))
-  const texts = new Map<string, string>()
   let moments = 0
   const memoryFails = memoryFault === undefined
     ? undefined
@@ -133,10 +150,9 @@ const host = (
       note([`${directory} kept`, ...Array.from(links, ([name, to]) => `${name} to ${to}`), ...empty].join(", ")),
     empty: (directory) => note(`${directory} emptied`),
     write: (path, text) =>
-      Effect.andThen(
-        note(`${path} written`),
-        Effect.sync(() => void texts.set(path, text))
-      ),
+      writeFault === undefined
+        ? Effect.andThen(note(`${path} written`), Effect.sync(() => void texts.set(path, text)))
+        : FirecrackerError.fail(new FirecrackerError.HostFailed({ operation: "write", path, why: writeFault })),
     read: (path) => Effect.sync(() => texts.get(path)),
     copy: (from, to) => note(`${from} to ${to}`),
     makeReadable: (path) => note(`${path} for all`),
@@ -206,13 +222,20 @@ const host = (
       )
   })
   const pages = Layer.succeed(PageServer.PageServer, {
-    start: ({ memory, socket }) =>
-      Effect.acquireRelease(note(`pages of ${memory} at ${socket}`), () => note("pages end")).pipe(
+    start: ({ memory, prefetch, record = false, socket }) =>
+      Effect.acquireRelease(
+        note(
+          `pages of ${memory} at ${socket}${record ? ", recorded" : ""}${
+            prefetch === undefined ? "" : `, first ${prefetch.pages.join()}`
+          }`
+        ),
+        () => note("pages end")
+      ).pipe(
         Effect.as({
           ready: Effect.succeed({ pid: 1, uid: 0, gid: 0 }),
           ended: pagesEnd,
           stats: Effect.succeed({ faults: 0, copied: 0, zeroed: 0, prefetched: 0, removed: 0 }),
-          workingSet: Effect.succeed({ pageSize: 4096, pages: [] })
+          workingSet: Effect.succeed({ pageSize: 4096, pages: touched })
         })
       )
   })
@@ -882,6 +905,102 @@ describe("a difference", () => {
     ))
 })
 
+describe("the pages that machines need first", () => {
+  const file = `/sets/${"f".repeat(64)}.json`
+  const options: FirecrackerProvider.Options = { memoryBackend: "uffd", workingSets: { directory: "/sets" } }
+  const written = [`removed ${file}.new`, `${file} written`]
+  const started = (how = "") => `pages of /s/memory at /d/pages.sock${how}`
+
+  it.effect("are written down of the first machine, and copied unasked for those after it", () =>
+    Effect.gen(function*() {
+      const texts = new Map<string, string>()
+      yield* onHost({ options, texts, pages: [7, 0, 1] }, ({ files }) =>
+        Effect.gen(function*() {
+          yield* restore()
+          assert.deepStrictEqual(files.slice(1), [started(", recorded")])
+          yield* TestClock.adjust("9 seconds")
+          assert.isFalse(texts.has(file))
+          yield* TestClock.adjust("1 second")
+          assert.deepStrictEqual(files.slice(2), written)
+        }))
+      assert.strictEqual(texts.get(file), `{"pageSize":4096,"pages":[7,0,1]}`)
+      yield* onHost({ options, texts }, ({ files }) =>
+        Effect.gen(function*() {
+          yield* restore()
+          yield* TestClock.adjust("1 minute")
+          assert.deepStrictEqual(files.slice(1), [started(", first 7,0,1")])
+        }))
+    }))
+
+  it.effect("are kept when the machine ends before, however it does", () =>
+    Effect.gen(function*() {
+      for (const end of ["scope", "machine"] as const) {
+        const texts = new Map<string, string>()
+        const gone = yield* Deferred.make<"Gone">()
+        yield* onHost({ options, texts, pages: [1], pagesEnd: Deferred.await(gone) }, ({ files }) =>
+          Effect.gen(function*() {
+            const scope = yield* Scope.make()
+            yield* Scope.provide(restore(), scope)
+            if (end === "scope") {
+              yield* through(Scope.close(scope, Exit.void))
+            } else yield* Deferred.succeed(gone, "Gone")
+            yield* TestClock.adjust(0)
+            assert.isTrue(texts.has(file), end)
+            // The server is there until they are.
+            if (end === "scope") {
+              assert.isAbove(files.indexOf("pages end"), files.indexOf(`${file} written`))
+            }
+            yield* through(Scope.close(scope, Exit.void))
+          }))
+      }
+    }))
+
+  it.effect("are found out anew where what is written is no such thing", () =>
+    Effect.gen(function*() {
+      for (const text of ["", "{", `{"pageSize":5,"pages":[]}`, `{"pageSize":4096,"pages":[-1]}`]) {
+        const texts = new Map([[file, text]])
+        yield* onHost({ options, texts, pages: [3] }, ({ files }) =>
+          Effect.gen(function*() {
+            yield* restore()
+            assert.strictEqual(files[1], started(", recorded"))
+            yield* TestClock.adjust("10 seconds")
+            assert.strictEqual(texts.get(file), `{"pageSize":4096,"pages":[3]}`)
+          }))
+      }
+    }))
+
+  it.effect("are bounded, and of a machine that asked for none there are none", () =>
+    Effect.gen(function*() {
+      for (const count of [0, 65_536, 70_000]) {
+        const texts = new Map<string, string>()
+        const pages = Array.from({ length: count }, (_, index) => 99_999_999 - index)
+        yield* onHost({ options, texts, pages }, () => Effect.andThen(restore(), TestClock.adjust("10 seconds")))
+        assert.strictEqual(texts.get(file)?.match(/\d{8}/g)?.length ?? 0, Math.min(count, 65_536))
+        // What `read` takes.
+        assert.isBelow(texts.get(file)?.length ?? 0, 2 ** 20)
+      }
+    }))
+
+  it.effect("do without what cannot be written", () =>
+    onHost({ options, pages: [1], writeFault: "EROFS" }, () =>
+      Effect.gen(function*() {
+        const vmm = yield* restore()
+        yield* TestClock.adjust("10 seconds")
+        assert.strictEqual((yield* vmm.poll)._tag, "None")
+      })))
+
+  it.effect("are nobody's business where memory is mapped, or none is restored", () =>
+    Effect.gen(function*() {
+      const texts = new Map([[file, "{"]])
+      const mapped = { ...options, memoryBackend: "file" } as const
+      yield* onHost({ options: mapped, texts, pages: [1] }, () =>
+        Effect.andThen(restore(), TestClock.adjust("10 seconds")))
+      yield* onHost({ options, texts, pages: [1] }, () =>
+        Effect.andThen(launch, TestClock.adjust("10 seconds")))
+      assert.strictEqual(texts.get(file), "{")
+    }))
+})
+
 describe("restoring", () => {
   it.effect("loads, and hands over a machine that stands still", () =>
     onHost({}, ({ calls, files }) =>
@@ -1279,6 +1398,7 @@ describe("config", () => {
         deadlines: { read: undefined, change: undefined },
         readyWithin: undefined,
         memoryBackend: "file",
+        workingSets: undefined,
         jail: undefined
       })
     }))
@@ -1293,6 +1413,7 @@ describe("config", () => {
         MICROVM_FIRECRACKER_API_TIMEOUT_MS: "250",
         MICROVM_FIRECRACKER_SOCKET_READY_TIMEOUT_MS: "1500",
         MICROVM_MEM_BACKEND: " UFFD ",
+        MICROVM_MEM_WORKING_SETS: "/var/cache/sets",
         MICROVM_JAILER_BIN: "/opt/jailer",
         MICROVM_JAILER_UID: "123",
         MICROVM_JAILER_GID: "100",
@@ -1308,6 +1429,7 @@ describe("config", () => {
         deadlines: { read: Duration.millis(250), change: Duration.millis(250) },
         readyWithin: Duration.millis(1500),
         memoryBackend: "uffd",
+        workingSets: { directory: "/var/cache/sets" },
         jail: {
           jailer: "/opt/jailer",
           user: { uid: 123, gid: 100 },

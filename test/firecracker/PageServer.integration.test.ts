@@ -1,7 +1,10 @@
+import * as NodeServices from "@effect/platform-node/NodeServices"
 import { afterAll, assert, describe, it } from "@effect/vitest"
-import { NodePageServer, PageServer } from "effect-microvm-runtime/firecracker"
+import { FirecrackerHost, NodeFirecrackerHost, NodePageServer, PageServer } from "effect-microvm-runtime/firecracker"
+import { NodeProcessSpawner } from "effect-microvm-runtime/process"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import { build } from "esbuild"
@@ -9,6 +12,7 @@ import { spawnSync } from "node:child_process"
 import * as Fs from "node:fs"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
+import * as WorkingSets from "../../src/firecracker/internal/workingSets.ts"
 import * as UffdClient from "./uffdClient.ts"
 
 const client = UffdClient.make()
@@ -64,6 +68,42 @@ const stateOf = (pid: number | undefined): string =>
 
 const descriptors = () => Fs.readdirSync("/proc/self/fd").length
 const threads = () => Fs.readdirSync("/proc/self/task").length
+
+describe.skipIf(!isThere)("the pages that machines of a snapshot need first", () => {
+  const host = NodeFirecrackerHost.layer.pipe(Layer.provide([NodeProcessSpawner.layer, NodeServices.layer]))
+
+  it.live("are found out with the first, and are there before the second asks for them", () =>
+    Effect.gen(function*() {
+      const sets = join(directory, "sets")
+      Fs.mkdirSync(sets)
+      const machine = Effect.gen(function*() {
+        const known = yield* WorkingSets.of(
+          { directory: sets, recordFor: "1 hour" },
+          "of-a-snapshot",
+          yield* FirecrackerHost.FirecrackerHost
+        )
+        const serving = yield* start(known.wanted)
+        const running = yield* run(["touch=seq:1", "hold", "touch=seq:64"])
+        yield* serving.ready
+        yield* known.keep(serving)
+        yield* said(running, "holds")
+        const first = "prefetch" in known.wanted
+          ? yield* until(serving.stats, ({ prefetched }) => prefetched >= 63)
+          : yield* serving.stats
+        yield* running.release
+        assert.strictEqual((yield* finished(running)).exit, 0)
+        yield* serving.ended
+        return { first, last: yield* serving.stats }
+      }).pipe(Effect.scoped)
+      const one = yield* machine
+      assert.deepStrictEqual([one.last.prefetched, one.last.copied], [0, 64])
+      assert.deepStrictEqual(Fs.readdirSync(sets), ["of-a-snapshot.json"])
+      const two = yield* machine
+      assert.strictEqual(two.last.faults, two.first.faults)
+      assert.isAtMost(two.last.faults, 1)
+      assert.strictEqual(two.last.prefetched + two.last.copied, 64)
+    }).pipe(Effect.provide(host)))
+})
 
 describe.skipIf(!isThere)("memory is served page by page", () => {
   it.live("as it is in the file, until the machine is gone", () =>

@@ -5,7 +5,7 @@ import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import type { MachineSpec } from "../../microvm/MachineSpec.ts"
 import * as MicroVmError from "../../microvm/MicroVmError.ts"
-import type { Vmm } from "../../microvm/MicroVmProvider.ts"
+import type { LaunchOptions, Vmm } from "../../microvm/MicroVmProvider.ts"
 import type { Platform } from "../../microvm/Snapshot.ts"
 import type { ApiTransport } from "../ApiTransport.ts"
 import * as FirecrackerApi from "../FirecrackerApi.ts"
@@ -23,6 +23,7 @@ import * as Kept from "./kept.ts"
 import { faultsOf } from "./planFaults.ts"
 import { tend, type Tended } from "./tending.ts"
 import { makeVmm, settling } from "./vmm.ts"
+import * as WorkingSets from "./workingSets.ts"
 import { type Arrange, enter, type How, type Services as PlaceServices, type Workplace } from "./workplace.ts"
 
 /** Mostly it is there within 10 ms. */
@@ -50,7 +51,7 @@ export type Beside = (place: {
 export interface Bringing {
   readonly spec: MachineSpec
   readonly plan: LaunchPlan
-  readonly how: How
+  readonly how: How & Pick<LaunchOptions, "from">
   readonly setup: Setup
   /** What a snapshot of this machine counts on. */
   readonly platform: Platform
@@ -60,6 +61,7 @@ export interface Bringing {
   /** How long Firecracker may take until it answers. */
   readonly readyWithin: Duration.Duration
   readonly beside: Beside | undefined
+  readonly workingSets: WorkingSets.WorkingSets | undefined
 }
 
 type Failure = FirecrackerError.FirecrackerError
@@ -113,7 +115,7 @@ export const bringUp = Effect.fnUntraced(function*(
   bringing: Bringing,
   services: Services
 ): Effect.fn.Return<Vmm, MicroVmError.MicroVmError, Scope.Scope> {
-  const { beside, how: { keep }, how, plan, platform, setup, spec, stateDirectory } = bringing
+  const { beside, how: { from, keep }, how, plan, platform, setup, spec, stateDirectory, workingSets } = bringing
   const { id } = spec
   const { holder, host, metricsFiles, pageServer } = services
   const scope = yield* Effect.scope
@@ -121,7 +123,7 @@ export const bringUp = Effect.fnUntraced(function*(
   // Closed after the process is gone: what it says on its way out is still heard.
   const ears = yield* Scope.fork(scope)
   let tended: Tended | undefined
-  let serving: PageServer.Serving | undefined
+  let serving: Served | undefined
   const arrange: Arrange = Effect.fnUntraced(function*({ directory, owner }) {
     if (keep === undefined) {
       // Its log goes with its directory.
@@ -136,7 +138,9 @@ export const bringUp = Effect.fnUntraced(function*(
     }
     if (plan.served !== undefined) {
       const { path: memory } = plan.served
-      serving = yield* pageServer.start({ socket: `${directory}/${names.pages}`, memory, owner })
+      const { keep: keepSet, wanted } = yield* WorkingSets.of(workingSets, from?.id, host)
+      const started = yield* pageServer.start({ socket: `${directory}/${names.pages}`, memory, owner, ...wanted })
+      serving = { ...started, keepSet: keepSet(started) }
     }
     if (beside !== undefined) yield* beside({ spec, vsock: `${directory}/${names.vsock}`, owner })
   })
@@ -163,11 +167,16 @@ export const bringUp = Effect.fnUntraced(function*(
 const launchFailed = (id: string, stage: string, cause: unknown) =>
   MicroVmError.make(new MicroVmError.LaunchFailed({ id, stage, stderrTail: "", consoleTail: "", cause }))
 
+/** A server that is there, and what it is to be remembered of it once the machine is up. */
+interface Served extends PageServer.Serving {
+  readonly keepSet: Effect.Effect<void, never, Scope.Scope>
+}
+
 interface Instructing extends Bringing {
   readonly place: Workplace
   readonly lasting: Kept.Lasting
   readonly tended: Tended
-  readonly serving: PageServer.Serving | undefined
+  readonly serving: Served | undefined
   readonly ears: Scope.Scope
 }
 
@@ -214,6 +223,7 @@ const instruct = Effect.fnUntraced(function*(
     const { ended, ready } = serving
     // Firecracker has no deadline for a server that does not serve.
     yield* Effect.raceFirst(Effect.andThen(loading, ready), Effect.andThen(ended, Effect.never))
+    yield* serving.keepSet
     yield* PageServer.watch(
       serving,
       Effect.fnUntraced(function*(error) {
