@@ -10,6 +10,8 @@ import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
+import * as Stream from "effect/Stream"
+import * as HostError from "../host/HostError.ts"
 import type * as Machine from "../microvm/Machine.ts"
 
 /**
@@ -51,7 +53,7 @@ export interface Options {
   readonly every?: Duration.Input | undefined
   /** How long an answer may take. Default 5 seconds. */
   readonly within?: Duration.Input | undefined
-  /** How many in a row have to fail. Default 3: with the other defaults, a hang is noticed after half a minute at most. */
+  /** How many in a row have to fail, 1 or more. Default 3: with the other defaults, a hang is noticed after half a minute at most. */
   readonly failures?: number | undefined
   /** Told of each hang, once until it answers again. Default: a warning in the log. */
   readonly onHang?: ((hang: Hang) => Effect.Effect<void>) | undefined
@@ -59,12 +61,45 @@ export interface Options {
   readonly policy?: "report" | "end" | undefined
 }
 
-const describe = ({ id, silentFor, what, why }: Hang): string =>
-  `machine ${id}: its ${what} has not answered for ${Duration.format(silentFor)}${why === undefined ? "" : `: ${why}`}`
+/**
+ * A hang for people: `"its agent has not answered for 30s: no answer"`.
+ *
+ * ```ts import.meta.vitest
+ * import { Watchdog } from "effect-microvm-runtime/supervisor"
+ * import * as Duration from "effect/Duration"
+ * Watchdog.format({ id: "web-1", what: "monitor", silentFor: Duration.seconds(30) }) // => "its monitor has not answered for 30s"
+ * ```
+ *
+ * @category conversions
+ * @since 0.1.0
+ */
+export const format = ({ silentFor, what, why }: Omit<Hang, "id">): string =>
+  `its ${what} has not answered for ${Duration.format(silentFor)}${why === undefined ? "" : `: ${why}`}`
+
+/** What cannot be, all at once: to fail at once, or to ask without a pause, would end each machine. */
+const faultsOf = (
+  options: { readonly every: Duration.Duration; readonly within: Duration.Duration; readonly failures: number }
+) => [
+  ...(Number.isInteger(options.failures) && options.failures >= 1
+    ? []
+    : [{ field: "failures", value: options.failures, remedy: "give a whole number, 1 or more" }]),
+  ...(["every", "within"] as const).filter((field) => !Duration.isPositive(options[field])).map((field) => ({
+    field,
+    value: Duration.format(options[field]),
+    remedy: "give a duration above zero"
+  }))
+]
 
 /**
- * Watches a machine until it has ended, and does not end before. A machine that is paused, or not started, is not asked: its guest
- * cannot answer, and its monitor has been told so by us.
+ * Watches a machine until it has ended, or was let go of: one that is `keep` goes on after its scope. It does not end before. A machine
+ * that is paused, or not started, is not asked: its guest cannot answer, and its monitor has been told so by us.
+ *
+ * Fails with `InvalidArgument` for options that cannot be, before it asks anything.
+ *
+ * **Gotchas**
+ *
+ * - A guest stands still while its machine is saved, and its agent does not answer then: let such a check succeed meanwhile where
+ *   that may take long.
  *
  * ```ts import.meta.vitest
  * import { Machine, MachineSpec, MemoryDriver, MemoryProvider } from "effect-microvm-runtime/microvm"
@@ -85,13 +120,18 @@ const describe = ({ id, silentFor, what, why }: Hang): string =>
  * @category constructors
  * @since 0.1.0
  */
-export const watch: (machine: Machine.Machine, options?: Options) => Effect.Effect<void> = Effect.fn("Watchdog.watch")(
+export const watch: (
+  machine: Machine.Machine,
+  options?: Options
+) => Effect.Effect<void, HostError.HostError> = Effect.fn("Watchdog.watch")(
   function*(machine: Machine.Machine, options: Options = {}) {
     const { id } = machine
     const { failures = 3, policy = "report" } = options
     const every = Duration.fromInputUnsafe(options.every ?? "5 seconds")
     const within = Duration.fromInputUnsafe(options.within ?? "5 seconds")
-    const onHang = options.onHang ?? ((hang: Hang) => Effect.logWarning(describe(hang)))
+    const faults = faultsOf({ every, within, failures })
+    if (faults.length > 0) return yield* HostError.fail(new HostError.InvalidArgument({ faults }))
+    const onHang = options.onHang ?? ((hang: Hang) => Effect.logWarning(`machine ${id}: ${format(hang)}`))
 
     const watchOne = Effect.fnUntraced(function*({ check, name }: Check) {
       let failed = 0
@@ -122,9 +162,11 @@ export const watch: (machine: Machine.Machine, options?: Options) => Effect.Effe
     })
 
     const checks: ReadonlyArray<Check> = [{ name: "monitor", check: machine.ping }, ...options.checks ?? []]
-    yield* Effect.raceFirst(
+    yield* Effect.raceAllFirst([
       Effect.forEach(checks, watchOne, { concurrency: "unbounded", discard: true }),
-      machine.ended
-    )
+      machine.ended,
+      // The end of one that goes on without us is not told to us.
+      Stream.runDrain(machine.changes)
+    ])
   }
 )

@@ -1,7 +1,9 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
 import * as Machine from "../../src/microvm/Machine.ts"
 import * as MachineSpec from "../../src/microvm/MachineSpec.ts"
@@ -86,5 +88,51 @@ describe("a machine is watched", () => {
       yield* machine.resume
       yield* TestClock.adjust("1 minute")
       assert.lengthOf(hangs, 1)
+    }).pipe(Effect.scoped, Effect.provide(MemoryProvider.layer)))
+
+  it.effect("until it is let go of, when it is one that goes on", () =>
+    Effect.gen(function*() {
+      const spec = yield* MachineSpec.decode({ id: "a", kernel: "/kernel" })
+      const keep = { directory: "/kept/a" }
+      const { hangs, onHang } = told()
+      const scope = yield* Scope.make()
+      const machine = yield* Scope.provide(Machine.launch(spec, { keep }), scope)
+      yield* machine.start
+      const fiber = yield* Effect.forkChild(Watchdog.watch(machine, { onHang, policy: "end" }), {
+        startImmediately: true
+      })
+      yield* TestClock.adjust("1 minute")
+      assert.isUndefined(fiber.pollUnsafe())
+      yield* Scope.close(scope, Exit.void)
+      yield* Fiber.join(fiber)
+      yield* TestClock.adjust("1 hour")
+      assert.deepStrictEqual(hangs, [])
+      const again = yield* Machine.attach(spec, { keep })
+      assert.strictEqual(yield* again.state, "running")
+    }).pipe(Effect.scoped, Effect.provide(MemoryProvider.layer)))
+
+  it.effect("by options that can be, or not at all", () =>
+    Effect.gen(function*() {
+      const machine = yield* launch({ ping: Effect.never })
+      yield* machine.start
+      const faultsOf = (options: Watchdog.Options) =>
+        Effect.map(
+          Effect.flip(Watchdog.watch(machine, { policy: "end", ...options })),
+          ({ reason }) => reason._tag === "InvalidArgument" ? reason.faults.map(({ field }) => field) : [reason._tag]
+        )
+      for (const failures of [0, -1, 1.5, Number.NaN]) {
+        assert.deepStrictEqual(yield* faultsOf({ failures }), ["failures"], String(failures))
+      }
+      assert.deepStrictEqual(yield* faultsOf({ failures: 0, every: 0, within: "-1 seconds" }), [
+        "failures",
+        "every",
+        "within"
+      ])
+      assert.strictEqual(yield* machine.state, "running")
+      yield* Effect.forkChild(Watchdog.watch(machine, { failures: 1, policy: "end", onHang: () => Effect.void }), {
+        startImmediately: true
+      })
+      yield* TestClock.adjust("10 seconds")
+      assert.strictEqual((yield* machine.ended)._tag, "Killed")
     }).pipe(Effect.scoped, Effect.provide(MemoryProvider.layer)))
 })
