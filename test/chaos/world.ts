@@ -283,7 +283,7 @@ export class World {
             return false
           }
         })
-      return isOurs ? [`process ${pid} (${command}): ${line.replaceAll("\0", " ").slice(0, 200)}`] : []
+      return isOurs ? [`process ${pid} (${command}): ${line.replaceAll("\0", " ").slice(0, 4096)}`] : []
     })
   }
 
