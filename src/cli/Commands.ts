@@ -176,6 +176,13 @@ const runCommand = Command.make(
         "How long the guest may take to obey its agent, and then its power button, before it is forced; 5s by default"
       )
     ),
+    watchdog: Flag.String("watchdog").pipe(
+      Flag.withMetavar("DURATION"),
+      Flag.optional,
+      Flag.withDescription(
+        "End a machine that hangs, and exit with 125, once it or its guest has not answered for this long: 30s, 5m; off by default"
+      )
+    ),
     network: Flag.Literals("network", ["none", "nat"]).pipe(
       Flag.withDefault("none"),
       Flag.withDescription(
@@ -249,7 +256,7 @@ const runCommand = Command.make(
       "   64  bad command line",
       "   69  no usable backend",
       "  124  --timeout passed",
-      "  125  the runtime failed, or the machine ended before the command",
+      "  125  the runtime failed, or the machine ended before the command, or was ended by --watchdog",
       "  126  the command could not be executed",
       "  127  the command was not found",
       "  128+n  the command was killed by signal n, or the run was ended by it"

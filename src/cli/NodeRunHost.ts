@@ -111,7 +111,8 @@ const open = Effect.fnUntraced(function*(id: string, options: RunOptions & { rea
       vcpus: options.vcpus,
       memoryMib: options.memoryMib,
       grace: options.grace,
-      ...(Option.isSome(options.timeout) ? { timeout: options.timeout.value } : {})
+      ...(Option.isSome(options.timeout) ? { timeout: options.timeout.value } : {}),
+      ...(Option.isSome(options.watchdog) ? { watchdog: options.watchdog.value } : {})
     })
   const supervisor = yield* supervise(paths.journal)
   // Not before its journal is ours: of several that want to go on with it, one does.

@@ -151,6 +151,7 @@ const toOptions = ({ info }: RunDirectory.Run, now: number): RunOptions => {
       ? Option.none()
       : Option.some(Duration.max(Duration.subtract(info.timeout, ranFor), Duration.millis(1))),
     grace: info.grace,
+    watchdog: Option.fromUndefinedOr(info.watchdog),
     command: [program, ...args]
   }
 }

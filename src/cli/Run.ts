@@ -50,6 +50,7 @@ import { launch, remember, rememberVisitor, resume, type Up } from "./internal/c
 import { refused } from "./internal/refused.ts"
 import { saveMachine } from "./internal/saveMachine.ts"
 import { serveMachine } from "./internal/serveMachine.ts"
+import { watchMachine } from "./internal/watchMachine.ts"
 import { formatTook, Reporter } from "./Reporter.ts"
 import { type Place, RunHost, type RunHostError } from "./RunHost.ts"
 import type { RunOptions } from "./RunOptions.ts"
@@ -223,6 +224,8 @@ export const run = Effect.fn("Run.run")(function*(
     let up: Up["ready"] | undefined
     let streams: Fiber.Fiber<unknown, unknown> | undefined
     let isStopping = false
+    /** Then its guest hears nothing. */
+    let isHung = false
     let entry: Entry | undefined
     let stopGrace: Duration.Duration | undefined
 
@@ -243,10 +246,12 @@ export const run = Effect.fn("Run.run")(function*(
     const doors = yield* Scope.fork(whole)
     const control = yield* Control
     const services = yield* Effect.context<SnapshotStore>()
+    const { watch, whileSaving } = watchMachine()
+    const save = saveMachine(() => up)
     const handle = serveMachine({
       look: () => up,
       phase: () => isStopping ? "stopping" : up === undefined ? "starting" : "running",
-      save: saveMachine(() => up),
+      save: (request) => whileSaving(save(request)),
       onCommand: (description) =>
         options.detach && entry !== undefined ? rememberVisitor(entry, description) : Effect.void,
       stop: ({ force, grace }) =>
@@ -297,6 +302,16 @@ export const run = Effect.fn("Run.run")(function*(
       up = ready
       if (start !== undefined) cameUp = toStart(start)
       if (start?._tag === "Restored") yield* reporter.line(`restored in ${formatTook(start.took)}`)
+      if (Option.isSome(options.watchdog)) {
+        yield* watch(ready, options.watchdog.value, (why) =>
+          Effect.gen(function*() {
+            if (isStopping) return
+            const tail = yield* Effect.timeoutOption(ready.machine.consoleTail, lastWordsWithin)
+            const message = withConsole(`the machine was ended, as it hangs: ${why}`, Option.getOrElse(tail, () => ""))
+            isHung = true
+            yield* Deferred.succeed(cut, { _tag: "Failed", message })
+          })).pipe(Effect.forkIn(doors, { startImmediately: true }))
+      }
       const command = Effect.gen(function*() {
         const [program, ...args] = options.command
         const started = left === undefined
@@ -362,7 +377,7 @@ export const run = Effect.fn("Run.run")(function*(
       Effect.raceFirst(Deferred.await(cut))
     )
 
-    const agent = up?.agent
+    const agent = isHung ? undefined : up?.agent
     up = undefined
     isStopping = true
     yield* Scope.close(doors, Exit.void).pipe(

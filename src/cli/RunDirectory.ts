@@ -34,7 +34,7 @@ import * as ProcessIdentity from "../process/ProcessIdentity.ts"
 
 /**
  * What a run was asked for. `supervisor` is the process that it belongs to; `startedAt` is in ISO 8601, UTC; of `env` there are
- * the names only. `grace` and `timeout` are in milliseconds.
+ * the names only. `grace`, `timeout` and `watchdog` are in milliseconds.
  *
  * @category schemas
  * @since 0.1.0
@@ -52,7 +52,8 @@ export const RunInfo = Schema.Struct({
   vcpus: Schema.Int,
   memoryMib: Schema.Int,
   grace: Elapsed,
-  timeout: Schema.optionalKey(Elapsed)
+  timeout: Schema.optionalKey(Elapsed),
+  watchdog: Schema.optionalKey(Elapsed)
 })
 
 /**

@@ -38,6 +38,8 @@ export interface RunOptions {
   readonly timeout: Option.Option<Duration.Duration>
   /** How long the guest may take to power off before it is forced. */
   readonly grace: Duration.Duration
+  /** How long the machine, or the agent in it, may be silent before it is ended. Absent: nobody watches. */
+  readonly watchdog: Option.Option<Duration.Duration>
   readonly command: readonly [string, ...ReadonlyArray<string>]
 }
 
@@ -73,6 +75,7 @@ export interface RunFlags {
   readonly env: ReadonlyArray<string>
   readonly timeout: Option.Option<string>
   readonly grace: string
+  readonly watchdog: Option.Option<string>
   readonly network: "none" | "nat"
   readonly allow: ReadonlyArray<string>
   readonly detach: boolean
@@ -122,12 +125,14 @@ export const fromFlags = (flags: RunFlags): Result.Result<RunOptions, UsageError
     if (flags.cold) faults.push("--cold and --from exclude each other: leave one of them out")
     if (flags.from.value === "") faults.push("--from is empty: name a snapshot, as microvm snapshot ls lists them")
   }
-  const positive = (flag: string, text: string): Duration.Duration => {
+  const durationOf = (flag: string, text: string, isGood: (millis: number) => boolean, remedy: string) => {
     const duration = DurationText.parse(text)
-    if (Option.isSome(duration) && Duration.toMillis(duration.value) > 0) return duration.value
-    faults.push(`--${flag} ${JSON.stringify(text)} is no duration above zero: write 500ms, 30s, 5m or 2h`)
+    if (Option.isSome(duration) && isGood(Duration.toMillis(duration.value))) return duration.value
+    faults.push(`--${flag} ${JSON.stringify(text)} is no duration ${remedy}`)
     return Duration.zero
   }
+  const positive = (flag: string, text: string): Duration.Duration =>
+    durationOf(flag, text, (millis) => millis > 0, "above zero: write 500ms, 30s, 5m or 2h")
   const { env, faults: envFaults } = readEnv(flags.env)
   faults.push(...envFaults)
   const allow = EgressRule.parseAll(flags.allow)
@@ -147,6 +152,11 @@ export const fromFlags = (flags: RunFlags): Result.Result<RunOptions, UsageError
   faults.push(...commandFaults(flags.command, "microvm run -- uname -a"))
   const timeout = Option.map(flags.timeout, (text) => positive("timeout", text))
   const grace = positive("grace", flags.grace)
+  // Sooner than that, a guest on a host that is busy is not told from one that hangs.
+  const watchdog = Option.map(
+    flags.watchdog,
+    (text) => durationOf("watchdog", text, (millis) => millis >= 1000, "of a second or more: write 30s, 5m or 2h")
+  )
   if (faults.length > 0 || program === undefined) return Result.fail(new UsageError({ faults }))
   const { backend, name } = flags
   return Result.succeed({
@@ -165,6 +175,7 @@ export const fromFlags = (flags: RunFlags): Result.Result<RunOptions, UsageError
     detach: flags.detach,
     timeout,
     grace,
+    watchdog,
     command: [program, ...args]
   })
 }

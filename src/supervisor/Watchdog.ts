@@ -55,6 +55,8 @@ export interface Options {
   readonly within?: Duration.Input | undefined
   /** How many in a row have to fail, 1 or more. Default 3: with the other defaults, a hang is noticed after half a minute at most. */
   readonly failures?: number | undefined
+  /** While this is so, nobody is asked, as with a machine that is paused. Default never. */
+  readonly unless?: Effect.Effect<boolean> | undefined
   /** Told of each hang, once until it answers again. Default: a warning in the log. */
   readonly onHang?: ((hang: Hang) => Effect.Effect<void>) | undefined
   /** `report`, the default, only tells. `end` ends the machine: one that hangs hears nothing, so by SIGKILL. */
@@ -98,8 +100,8 @@ const faultsOf = (
  *
  * **Gotchas**
  *
- * - A guest stands still while its machine is saved, and its agent does not answer then: let such a check succeed meanwhile where
- *   that may take long.
+ * - A guest stands still while its machine is saved, and a monitor may hear nothing then: say so by `unless`, where that may take
+ *   long.
  *
  * ```ts import.meta.vitest
  * import { Machine, MachineSpec, MemoryDriver, MemoryProvider } from "effect-microvm-runtime/microvm"
@@ -126,7 +128,7 @@ export const watch: (
 ) => Effect.Effect<void, HostError.HostError> = Effect.fn("Watchdog.watch")(
   function*(machine: Machine.Machine, options: Options = {}) {
     const { id } = machine
-    const { failures = 3, policy = "report" } = options
+    const { failures = 3, policy = "report", unless = Effect.succeed(false) } = options
     const every = Duration.fromInputUnsafe(options.every ?? "5 seconds")
     const within = Duration.fromInputUnsafe(options.within ?? "5 seconds")
     const faults = faultsOf({ every, within, failures })
@@ -138,7 +140,7 @@ export const watch: (
       let since = yield* Clock.currentTimeMillis
       while (true) {
         yield* Effect.sleep(every)
-        if ((yield* machine.state) !== "running") {
+        if ((yield* machine.state) !== "running" || (yield* unless)) {
           failed = 0
           since = yield* Clock.currentTimeMillis
           continue

@@ -43,7 +43,8 @@ describe("help", () => {
     Effect.gen(function*() {
       const { code, stdout } = yield* microvm(["run", "--help"])
       assert.strictEqual(code, 0)
-      const flags = "backend name vcpus memory image cold from env timeout grace network allow detach dry-run json"
+      const flags =
+        "backend name vcpus memory image cold from env timeout grace watchdog network allow detach dry-run json"
       for (const flag of flags.split(" ")) assert.include(stdout, `--${flag}`)
       for (const exit of [124, 125, 126, 127, 64, 69]) assert.include(stdout, String(exit))
       assert.include(stdout, "MICROVM_BACKEND")

@@ -1,6 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Latch from "effect/Latch"
 import * as Option from "effect/Option"
 import * as Random from "effect/Random"
@@ -9,6 +10,7 @@ import * as Schema from "effect/Schema"
 import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
 import * as TestClock from "effect/testing/TestClock"
+import { Control } from "../../src/cli/Control.ts"
 import * as Run from "../../src/cli/Run.ts"
 import * as ImageError from "../../src/image/ImageError.ts"
 import { RunReport } from "../../src/lifecycle/RunReport.ts"
@@ -566,6 +568,83 @@ describe("nothing is begun", () => {
       assert.deepStrictEqual(report.end, { _tag: "Failed", message: "a bug" })
       assert.strictEqual(report.exitCode, 125)
       assert.deepStrictEqual(left, nothing)
+    }))
+})
+
+describe("a machine that is watched", () => {
+  const watched: Setting = { flags: { command: ["sleep", "1000000"], watchdog: Option.some("30s") } }
+
+  it.effect("is left alone while it answers, and while it is saved, however long that takes", () =>
+    Effect.gen(function*() {
+      let isSaved = false
+      const started = yield* after(commandStarts, {
+        ...watched,
+        machine: {
+          ping: Effect.suspend(() => isSaved ? Effect.never : Effect.void),
+          save: Effect.suspend(() => {
+            isSaved = true
+            return Effect.delay(Effect.sync(() => void (isSaved = false)), "10 minutes")
+          })
+        },
+        flags: { command: ["sleep", "3600"], watchdog: Option.some("30s") }
+      })
+      const saved = yield* Control.use(({ ask }) => ask("m", { _tag: "Save", name: "s" })).pipe(
+        Effect.provideContext(started.host),
+        Effect.forkChild({ startImmediately: true })
+      )
+      yield* TestClock.adjust("1 hour")
+      assert.strictEqual((yield* Fiber.join(saved))._tag, "Saved")
+      const { code, left, lines } = yield* started.end
+      assert.deepStrictEqual([code, lines], [0, []])
+      assert.deepStrictEqual(left, nothing)
+    }))
+
+  it.effect("is ended at once when its monitor hangs, and that is told", () =>
+    Effect.gen(function*() {
+      let isHung = false
+      const started = yield* after(commandStarts, {
+        ...watched,
+        machine: {
+          ping: Effect.suspend(() => isHung ? Effect.never : Effect.void),
+          request: (request, guest) => request === "Kill" ? obey(request, guest) : Effect.never
+        }
+      })
+      yield* TestClock.adjust("1 minute")
+      isHung = true
+      const { code, left, report, stages, took } = yield* started.end
+      assert.strictEqual(code, 125)
+      assert.deepStrictEqual(report.end, {
+        _tag: "Failed",
+        message: "the machine was ended, as it hangs: its monitor has not answered for 30s"
+      })
+      assert.deepStrictEqual(stages, ["SIGKILL ended"])
+      assert.isAtMost(took, commandStarts + 91_000)
+      assert.deepStrictEqual(left, nothing)
+    }))
+
+  it.effect("is ended when its agent hangs, with the end of its console; not when nobody watches", () =>
+    Effect.gen(function*() {
+      const hang = Effect.fnUntraced(function*(setting: Setting) {
+        const started = yield* after(commandStarts, setting)
+        const guest = yield* started.guest
+        const machine = yield* started.machine
+        yield* machine.print("rcu: INFO: rcu_sched self-detected stall on CPU\n")
+        for (let request = 0; request < 1000; request++) yield* guest.inject({ _tag: "Ignore" })
+        yield* TestClock.adjust("2 minutes")
+        return started
+      })
+      const { code, left, report, stages } = yield* (yield* hang(watched)).end
+      assert.strictEqual(code, 125)
+      assert.match(
+        report.end._tag === "Failed" ? report.end.message : "",
+        /as it hangs: its agent has not answered for .*\n--- the end of its console ---\nrcu: .*stall/s
+      )
+      assert.deepStrictEqual(stages, ["SIGKILL ended"])
+      assert.deepStrictEqual(left, nothing)
+      const unwatched = yield* hang(forever)
+      assert.isUndefined(unwatched.fiber.pollUnsafe())
+      yield* unwatched.signal("SIGTERM")
+      assert.strictEqual((yield* unwatched.end).code, 143)
     }))
 })
 

@@ -72,6 +72,7 @@ describe("flags", () => {
       env: ["A=1"],
       timeout: Option.some("3s"),
       grace: "1m",
+      watchdog: Option.some("30s"),
       command: ["sh", "-c", "true"]
     })
     assert.deepStrictEqual(Result.getOrThrow(result), {
@@ -86,6 +87,7 @@ describe("flags", () => {
       detach: false,
       timeout: Option.some(Duration.seconds(3)),
       grace: Duration.minutes(1),
+      watchdog: Option.some(Duration.seconds(30)),
       command: ["sh", "-c", "true"]
     })
   })
@@ -120,6 +122,7 @@ describe("flags", () => {
       env: ["A", "1B=x", "C=\0"],
       timeout: Option.some("0s"),
       grace: "soon",
+      watchdog: Option.some("999ms"),
       network: "nat",
       allow: ["tcp:443"],
       command: []
@@ -134,6 +137,7 @@ describe("flags", () => {
       `--name "bad_" is not possible: give 1 to 64 letters, digits and "-", the first and the last no "-"`,
       `--timeout "0s" is no duration above zero: write 500ms, 30s, 5m or 2h`,
       "--vcpus 99 is not possible: give a whole number from 1 to 32",
+      `--watchdog "999ms" is no duration of a second or more: write 30s, 5m or 2h`,
       "no command: write it after --, as in microvm run -- uname -a"
     ])
   })

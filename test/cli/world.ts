@@ -59,6 +59,7 @@ export const flags: RunOptions.RunFlags = {
   env: [],
   timeout: Option.none(),
   grace: "5s",
+  watchdog: Option.none(),
   network: "none",
   allow: [],
   detach: false,

@@ -5,8 +5,13 @@ import { afterAll, assert, beforeAll, describe, it } from "@effect/vitest"
 import * as Schema from "effect/Schema"
 import * as NodeFs from "node:fs"
 import { RunReport } from "../../src/lifecycle/RunReport.ts"
+<<<<<<< HEAD
 import { sleep } from "../cli/executable.ts"
 import { type Done, install, noRuns, Runs, text } from "./background.ts"
+=======
+import { descendants, sleep } from "../cli/executable.ts"
+import { type Done, install, noRuns, Runs } from "./background.ts"
+>>>>>>> 4f468c1 (microvm run --watchdog: a machine that hangs is noticed and ended, attached or not, and says so)
 
 if (noRuns !== undefined) console.warn(`SKIPPED tests of machines in the background: ${noRuns}`)
 
@@ -210,6 +215,35 @@ describe.skipIf(noRuns !== undefined)("microvm run --detach", () => {
     assert.deepInclude(await runs.microvm("wait", timed), { code: 124, stdout: "124\n" })
     const report = decodeReport((await runs.microvm("wait", "--json", timed)).stdout)
     assert.strictEqual(report.end._tag, "TimedOut")
+    await runs.nothingLeft()
+  })
+
+  it("that hangs is ended by its watchdog, in the foreground and behind it, and by nobody without one", async () => {
+    await using runs = new Runs(bin)
+    const watched = ["--watchdog", "3s", "--", "sh", "-c", `echo up; ${forever}`]
+    const vmmOf = (owner: number): number => {
+      const found = descendants(owner).find(({ command }) => command.startsWith("qemu"))
+      if (found === undefined) throw new Error(`there is no QEMU below ${owner}`)
+      return found.pid
+    }
+    const front = runs.start(["run", "--name", runs.name(), ...watched])
+    const [behind, unwatched] = await Promise.all([runs.up(watched), runs.sh(forever), front.says("up")])
+    // Both answer for longer than the watchdog waits.
+    await sleep(4000)
+    assert.deepInclude(await runs.look(behind), { state: "up" })
+    const stopped = vmmOf(runs.holder(unwatched))
+    for (const pid of [vmmOf(front.pid), vmmOf(runs.holder(behind)), stopped]) process.kill(pid, "SIGSTOP")
+    const told = /the machine was ended, as it hangs: its (monitor|agent) has not answered for [23](\.\d+|s .*)?s/
+    const { code, stderr } = await front.end
+    assert.strictEqual(code, 125, stderr)
+    assert.match(stderr, told)
+    assert.deepInclude(await runs.microvm("wait", behind), { code: 125, stdout: "125\n" })
+    const report = decodeReport((await runs.microvm("wait", "--json", behind)).stdout)
+    assert.match(report.end._tag === "Failed" ? report.end.message : "", told)
+    assert.strictEqual(report.shutdown?._tag === "Forced" && report.shutdown.stage, "SIGKILL")
+    assert.deepInclude(await runs.look(unwatched), { state: "up" })
+    process.kill(stopped, "SIGCONT")
+    assert.deepInclude(await runs.microvm("stop", "--force", unwatched), { code: 0 })
     await runs.nothingLeft()
   })
 

@@ -90,6 +90,22 @@ describe("a machine is watched", () => {
       assert.lengthOf(hangs, 1)
     }).pipe(Effect.scoped, Effect.provide(MemoryProvider.layer)))
 
+  it.effect("and not asked while it is said not to be", () =>
+    Effect.gen(function*() {
+      const machine = yield* launch({ ping: Effect.never })
+      const { hangs, onHang } = told()
+      yield* machine.start
+      let isSaved = true
+      yield* Effect.forkChild(Watchdog.watch(machine, { onHang, unless: Effect.sync(() => isSaved) }), {
+        startImmediately: true
+      })
+      yield* TestClock.adjust("1 hour")
+      assert.deepStrictEqual(hangs, [])
+      isSaved = false
+      yield* TestClock.adjust("1 minute")
+      assert.lengthOf(hangs, 1)
+    }).pipe(Effect.scoped, Effect.provide(MemoryProvider.layer)))
+
   it.effect("until it is let go of, when it is one that goes on", () =>
     Effect.gen(function*() {
       const spec = yield* MachineSpec.decode({ id: "a", kernel: "/kernel" })
