@@ -14,7 +14,7 @@ import {
   writeSync
 } from "node:fs"
 import { dirname, join } from "node:path"
-import type { Answer, Launch, Mishap, Recover } from "./orders.ts"
+import type { Answer, Harm, Launch, Mishap, Recover } from "./orders.ts"
 import { isWhole, makeRandom, seed, some, upTo } from "./plan.ts"
 import { type Done, missing, type Supervisor, tree, World } from "./world.ts"
 
@@ -486,6 +486,49 @@ describe.skipIf(reason !== undefined)("a supervisor of QEMU that is killed", () 
             used?.answer === "answer 7" && used.left === 0 && used.console.includes("hello from 7")
           ? []
           : [JSON.stringify(done.used)]),
+        ...await world.leftovers(before)
+      ]
+    })
+    assert.deepStrictEqual(failed, [], again)
+  }, 300_000)
+})
+
+describe.skipIf(reason !== undefined)("an agent that is killed in its guest, or a monitor that stands still", () => {
+  const cases: ReadonlyArray<{ readonly keep: boolean; readonly harm: Harm; readonly watches: "us" | "next" }> = [
+    { keep: false, harm: "agent gone", watches: "us" },
+    { keep: true, harm: "agent gone", watches: "next" },
+    { keep: true, harm: "agent killed", watches: "us" },
+    { keep: false, harm: "monitor stopped", watches: "us" },
+    { keep: false, harm: "agent killed", watches: "us" },
+    { keep: true, harm: "monitor stopped", watches: "us" },
+    { keep: true, harm: "agent gone", watches: "us" },
+    { keep: true, harm: "agent killed", watches: "next" }
+  ]
+
+  it("is noticed by whoever watches, who ends it unless it comes again, and nothing is left", async () => {
+    const failed = await each(some(cases, 2), async ({ harm, keep, watches }) => {
+      const state = world.state()
+      // On a busy host, a guest takes some seconds to start its agent again.
+      const failures = harm === "agent killed" ? 20 : 3
+      const order = launch(state, { backend: "qemu", keep, harm, failures })
+      let done: Done
+      if (watches === "us") done = await rescuer.do({ ...order, last: "watch" })
+      else {
+        const one = await world.supervisor(0)
+        await one.start({ ...order, last: "wait" }, "Up")
+        await one.end()
+        done = await rescuer.do(recover(state, { backend: "qemu", mode: "adopt", watch: failures }))
+      }
+      const [used] = done.used
+      const hung = { "agent killed": undefined, "agent gone": "agent", "monitor stopped": "monitor" }[harm]
+      // A guest in a monitor that stands still does not answer either.
+      const isTold = harm === "monitor stopped" ? used?.hung !== undefined : used?.hung === hung
+      const isRight = used !== undefined && isTold && used.left === 0 &&
+        used.answer === (hung === undefined ? "answer 7" : "") && used.end.includes("SIGKILL")
+      return [
+        ...done.left,
+        ...done.records,
+        ...(isRight ? [] : [JSON.stringify(done.used), JSON.stringify(done.fates)]),
         ...await world.leftovers(before)
       ]
     })

@@ -22,23 +22,38 @@ const conditions = {
   jumps: Schema.optionalKey(Schema.Boolean)
 }
 
+/**
+ * - `agent killed`: by SIGKILL. The guest's init starts it again.
+ * - `agent gone`: the same, and it cannot be started again.
+ * - `monitor stopped`: by SIGSTOP.
+ */
+const Harm = Schema.Literals(["agent killed", "agent gone", "monitor stopped"])
+
 const Launch = Schema.Struct({
   ...conditions,
   do: Schema.Literal("launch"),
   ids: Schema.Array(Schema.String),
   keep: Schema.Boolean,
-  /** `kill` ends them at once, `leave` ends in order, and `wait` does so when it is told `go`. */
-  last: Schema.Literals(["kill", "leave", "wait"])
+  /** What is done to them once they are up; for machines with a guest. */
+  harm: Schema.optionalKey(Harm),
+  /** After how many answers that do not come a watchdog ends one. Default 3. */
+  failures: Schema.optionalKey(Schema.Int),
+  /** `kill` ends them at once, `leave` ends in order, `wait` does so when it is told `go`, and `watch` once a watchdog has. */
+  last: Schema.Literals(["kill", "leave", "wait", "watch"])
 })
 
 export type Launch = typeof Launch.Type
+
+export type Harm = typeof Harm.Type
 
 const Recover = Schema.Struct({
   ...conditions,
   do: Schema.Literal("recover"),
   mode: Schema.Literals(["adopt", "kill"]),
   /** Those that are adopted are asked for an answer, and then to end with code 7. */
-  use: Schema.Boolean
+  use: Schema.Boolean,
+  /** In place of that, they are watched: until they answer, or are ended after so many answers that do not come. */
+  watch: Schema.optionalKey(Schema.Int)
 })
 
 export type Recover = typeof Recover.Type
@@ -79,10 +94,12 @@ const Fate = Schema.Struct({
 
 export type Fate = typeof Fate.Type
 
-/** What an adopted machine said. */
+/** What a machine said, and how it ended. */
 const Used = Schema.Struct({
   id: Schema.String,
   answer: Schema.String,
+  /** What did not answer. */
+  hung: Schema.optionalKey(Schema.String),
   console: Schema.String,
   end: Schema.String,
   left: Schema.Int

@@ -3,13 +3,16 @@
  * other, and may kill itself at any step of it: `node supervisorProgram.ts DIRECTORY`, where DIRECTORY has the templates, and
  * gets the disks and the addresses.
  */
+import * as Arr from "effect/Array"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import type * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import type * as Path from "effect/Path"
 import * as Scope from "effect/Scope"
 import { readdirSync, writeSync } from "node:fs"
@@ -42,10 +45,12 @@ import * as MachineSpec from "../../src/microvm/MachineSpec.ts"
 import type * as NodeProcessSpawner from "../../src/process/NodeProcessSpawner.ts"
 import * as Resources from "../../src/supervisor/Resources.ts"
 import * as Supervisor from "../../src/supervisor/Supervisor.ts"
+import * as Watchdog from "../../src/supervisor/Watchdog.ts"
 import { load } from "./backends.ts"
 import {
   type Answer,
   type Fate,
+  type Harm,
   type Launch,
   type Order,
   readOrder,
@@ -187,6 +192,57 @@ const untilGo = Effect.callback<void>((resume) => {
   go = () => resume(Effect.void)
 })
 
+const connect = (machine: Machine.Machine) =>
+  Effect.flatMap(machine.channel(GuestAgent.channelName), (socket) => GuestAgent.make(socket, { within: "2 minutes" }))
+
+/** Done when it is. */
+const harm = Effect.fnUntraced(function*(how: Harm, machine: Machine.Machine, { exec, spawn }: GuestAgent.GuestAgent) {
+  if (how === "monitor stopped") {
+    process.kill(Option.getOrThrow(machine.pid), "SIGSTOP")
+    return
+  }
+  if (how === "agent gone") yield* exec({ path: "sh", args: ["-c", "rm /sbin/microvm-agent"] })
+  yield* spawn({ path: "sh", args: ["-c", "kill -9 $(pidof qemu-ga)"] })
+})
+
+/** Until it answers again, when it is ended, or has been ended as it does not. */
+const watch = Effect.fnUntraced(
+  function*(
+    { machine, supervised }: { readonly machine: Machine.Machine; readonly supervised: Supervisor.Supervised },
+    agent: Effect.Effect<GuestAgent.GuestAgent, unknown>,
+    failures: number
+  ) {
+    let hung: string | undefined
+    const check = Effect.flatMap(agent, ({ ping }) => ping)
+    yield* Watchdog.watch(machine, {
+      checks: [{ name: "agent", check }],
+      every: "300 millis",
+      within: "1 second",
+      failures,
+      policy: "end",
+      onHang: ({ what }) => Effect.sync(() => void (hung ??= what))
+    }).pipe(Effect.forkScoped)
+    const { id } = machine
+    // Until then the one that is killed may answer.
+    const ask = Effect.flatMap(
+      Effect.delay(agent, "1 second"),
+      ({ exec }) => Effect.timeout(exec({ path: "sh", args: ["-c", "echo answer $((3 + 4))"] }), "3 seconds")
+    ).pipe(Effect.retry({ while: () => hung === undefined }))
+    const said = yield* Effect.raceFirst(Effect.option(ask), Effect.as(machine.ended, Option.none()))
+    yield* machine.shutdown({ request: { atLeast: "SIGKILL" } })
+    const told: Used = {
+      id,
+      answer: Option.match(said, { onNone: () => "", onSome: ({ stdout }) => new TextDecoder().decode(stdout).trim() }),
+      ...(hung === undefined ? {} : { hung }),
+      console: "",
+      end: MachineEnd.format(yield* Effect.timeout(machine.ended, "1 minute")),
+      left: (yield* supervised.released).left
+    }
+    return told
+  },
+  Effect.scoped
+)
+
 const launch = Effect.fnUntraced(function*(order: Launch, told: Told) {
   const supervision = yield* supervise(order, told)
   const scope = yield* Scope.make()
@@ -196,8 +252,17 @@ const launch = Effect.fnUntraced(function*(order: Launch, told: Told) {
       (id) => launchOne(supervision, { id, keep: order.keep, resources: true }),
       { concurrency: 8 }
     )
+    const { harm: how } = order
+    const agents = how === undefined ? [] : yield* Effect.forEach(all, ({ machine }) => connect(machine))
+    for (const [one, agent] of Arr.zip(all, agents)) if (how !== undefined) yield* harm(how, one.machine, agent)
     say({ _tag: "Up" })
     if (order.last === "wait") yield* untilGo
+    if (order.last === "watch") {
+      const watched = Arr.zip(all, agents)
+      told.used.push(
+        ...(yield* Effect.forEach(watched, ([one, agent]) => watch(one, Effect.succeed(agent), order.failures ?? 3)))
+      )
+    }
     if (order.last === "kill") {
       yield* Effect.forEach(all, ({ machine }) => machine.shutdown({ request: { atLeast: "SIGKILL" } }), {
         concurrency: "unbounded"
@@ -287,8 +352,14 @@ const recover = Effect.fnUntraced(function*(order: Recover, told: Told) {
     told.fates.push({ id, action, why, ...(end === undefined ? {} : { end }) })
     told.left.push(...left(released))
   }
-  if (order.use) {
-    const machines = yield* supervisor.machines
+  const machines = yield* supervisor.machines
+  if (order.watch !== undefined) {
+    for (const supervised of machines) {
+      // To an agent that is gone, the connection never comes about.
+      const connecting = yield* Effect.forkScoped(connect(supervised.machine))
+      told.used.push(yield* watch({ machine: supervised.machine, supervised }, Fiber.join(connecting), order.watch))
+    }
+  } else if (order.use) {
     told.used.push(...(yield* Effect.forEach(machines, (one) => use(order.backend, one), { concurrency: 8 })))
   }
   yield* supervision.count
