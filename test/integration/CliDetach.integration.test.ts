@@ -5,13 +5,8 @@ import { afterAll, assert, beforeAll, describe, it } from "@effect/vitest"
 import * as Schema from "effect/Schema"
 import * as NodeFs from "node:fs"
 import { RunReport } from "../../src/lifecycle/RunReport.ts"
-<<<<<<< HEAD
-import { sleep } from "../cli/executable.ts"
-import { type Done, install, noRuns, Runs, text } from "./background.ts"
-=======
 import { descendants, sleep } from "../cli/executable.ts"
-import { type Done, install, noRuns, Runs } from "./background.ts"
->>>>>>> 4f468c1 (microvm run --watchdog: a machine that hangs is noticed and ended, attached or not, and says so)
+import { type Done, install, noRuns, Runs, text } from "./background.ts"
 
 if (noRuns !== undefined) console.warn(`SKIPPED tests of machines in the background: ${noRuns}`)
 
