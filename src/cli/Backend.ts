@@ -8,15 +8,14 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as SchemaIssue from "effect/SchemaIssue"
-import * as FirecrackerHost from "../firecracker/FirecrackerHost.ts"
-import * as FirecrackerProvider from "../firecracker/FirecrackerProvider.ts"
-import * as FirecrackerVersion from "../firecracker/FirecrackerVersion.ts"
 import { MicroVmError } from "../microvm/MicroVmError.ts"
 import type { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
 import type { ProcessHolder } from "../process/ProcessHolder.ts"
+import type { ProcessHost } from "../process/ProcessHost.ts"
 import type { ProcessSpawner } from "../process/ProcessSpawner.ts"
 import * as QemuHost from "../qemu/QemuHost.ts"
 import * as QemuProvider from "../qemu/QemuProvider.ts"
+import { FirecrackerHere } from "./FirecrackerHere.ts"
 
 /**
  * @category models
@@ -92,37 +91,33 @@ const qemu: Found<ProcessHolder | ProcessSpawner | QemuHost.QemuHost> = Layer.un
   )
 }))
 
-const firecracker: Found<FirecrackerProvider.Requirements> = Layer.unwrap(Effect.gen(function*() {
-  const options = yield* FirecrackerProvider.config
-  const host = yield* FirecrackerHost.FirecrackerHost
-  const observed = yield* host.observe(options)
-  const { because, version } = yield* Effect.fromResult(FirecrackerHost.choose(observed, options))
-  return Layer.merge(
-    FirecrackerProvider.layerWith(options).pipe(
-      Layer.provide(
-        Layer.succeed(FirecrackerHost.FirecrackerHost, { ...host, observe: () => Effect.succeed(observed) })
-      )
-    ),
-    Layer.succeed(BackendDetail, `Firecracker ${FirecrackerVersion.format(version)}, since ${because}`)
-  )
-}))
+/** Loaded where it is asked for. */
+const code = Effect.promise(() => import("./internal/firecrackerBackend.ts"))
+
+const firecracker: Found<FirecrackerHere | ProcessHolder | ProcessHost | ProcessSpawner> = Layer.unwrap(
+  Effect.gen(function*() {
+    const { parts } = yield* FirecrackerHere
+    const { find } = yield* code
+    const found = Effect.map(
+      find,
+      ({ detail, provider }) => Layer.merge(provider, Layer.succeed(BackendDetail, detail))
+    )
+    return Layer.provide(Layer.unwrap(found), parts)
+  })
+)
 
 const isUnavailable = (error: unknown): error is MicroVmError =>
   error instanceof MicroVmError && error.reason._tag === "BackendUnavailable"
 
-/** Who has named a Firecracker, or a jailer, is to know why it was not taken. */
 const qemuSince = (error: MicroVmError) =>
-  Layer.unwrap(
-    Effect.map(FirecrackerProvider.config, ({ binary, jail }) =>
-      binary === undefined && jail === undefined ? qemu : Layer.flatMap(qemu, (context) =>
-        Layer.succeedContext(
-          Context.add(
-            context,
-            BackendDetail,
-            `${Context.get(context, BackendDetail)}; not Firecracker: ${error.message}`
-          )
-        )))
-  )
+  Layer.unwrap(Effect.gen(function*() {
+    const { isNamed } = yield* code
+    if (!(yield* isNamed)) return qemu
+    return Layer.flatMap(qemu, (context) =>
+      Layer.succeedContext(
+        Context.add(context, BackendDetail, `${Context.get(context, BackendDetail)}; not Firecracker: ${error.message}`)
+      ))
+  }))
 
 /**
  * The backend that was asked for, as `MICROVM_FIRECRACKER_*` and `MICROVM_QEMU_*` say. `auto` takes Firecracker where there is
@@ -131,16 +126,23 @@ const qemuSince = (error: MicroVmError) =>
  * @category layers
  * @since 0.1.0
  */
-export const layer = (choice: Choice): Found<FirecrackerProvider.Requirements | ProcessHolder | QemuHost.QemuHost> => {
+export const layer = (
+  choice: Choice
+): Found<FirecrackerHere | ProcessHolder | ProcessHost | ProcessSpawner | QemuHost.QemuHost> => {
   switch (choice) {
     case "firecracker":
       return firecracker
     case "qemu":
       return qemu
     case "auto":
-      return Layer.catch(
-        firecracker,
-        (error) => isUnavailable(error) ? qemuSince(error) : Layer.effectContext(Effect.fail(error))
-      )
+      return Layer.unwrap(Effect.gen(function*() {
+        const { mayBe } = yield* FirecrackerHere
+        return (yield* mayBe)
+          ? Layer.catch(
+            firecracker,
+            (error) => isUnavailable(error) ? qemuSince(error) : Layer.effectContext(Effect.fail(error))
+          )
+          : qemu
+      }))
   }
 }

@@ -27,7 +27,6 @@ import { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
 import { SnapshotStore } from "../microvm/SnapshotStore.ts"
 import * as GoldenMachines from "../warm/GoldenMachines.ts"
 import * as Backend from "./Backend.ts"
-import * as Doctor from "./Doctor.ts"
 import { orSignal } from "./HostSignals.ts"
 import { commandArgument, envFlag } from "./internal/commandFlags.ts"
 import { exitWith, jsonFlag, print, untilSignal } from "./internal/handlers.ts"
@@ -301,6 +300,8 @@ const doctor = Command.make(
       return yield* exitWith(ExitCode.run.usage)
     }
     yield* Effect.gen(function*() {
+      // It looks at all there is, which no other command needs.
+      const Doctor = yield* Effect.promise(() => import("./Doctor.ts"))
       const diagnosis = yield* Doctor.diagnose({
         network,
         machines,

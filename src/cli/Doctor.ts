@@ -4,6 +4,7 @@
  * @since 0.1.0
  */
 import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as ChildProcess from "effect/process/ChildProcess"
 import * as Result from "effect/Result"
@@ -21,6 +22,7 @@ import { ProcessSpawner } from "../process/ProcessSpawner.ts"
 import * as QemuHost from "../qemu/QemuHost.ts"
 import * as QemuProvider from "../qemu/QemuProvider.ts"
 import * as Backend from "./Backend.ts"
+import { FirecrackerHere } from "./FirecrackerHere.ts"
 import * as RunDirectory from "./RunDirectory.ts"
 
 /**
@@ -128,7 +130,10 @@ const firecracker = Effect.gen(function*() {
       failed("firecracker release", false, what, "take another release, or do without")
     )
   ]
-}).pipe(Effect.catch((error) => Effect.succeed([unusable("firecracker", false, error)])))
+}).pipe(
+  Effect.catch((error) => Effect.succeed([unusable("firecracker", false, error)])),
+  Effect.provide(Layer.unwrap(FirecrackerHere.use(({ parts }) => Effect.succeed(parts))))
+)
 
 const qemu = Effect.gen(function*() {
   const host = yield* QemuHost.QemuHost

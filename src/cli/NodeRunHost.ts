@@ -96,8 +96,8 @@ const reclaimDead = Effect.fnUntraced(function*(state: string) {
 })
 
 const open = Effect.fnUntraced(function*(id: string, options: RunOptions & { readonly resume?: boolean | undefined }) {
-  const context = yield* Effect.context<Needs>()
-  const { backend } = yield* MicroVmProvider
+  const context = yield* Effect.context<Needs | MicroVmProvider>()
+  const { backend } = Context.get(context, MicroVmProvider)
   const state = yield* RunDirectory.stateDirectory
   const paths = options.resume === true
     ? (yield* RunDirectory.find(state, id, { whole: true })).paths
@@ -117,15 +117,16 @@ const open = Effect.fnUntraced(function*(id: string, options: RunOptions & { rea
   const supervisor = yield* supervise(paths.journal)
   // Not before its journal is ours: of several that want to go on with it, one does.
   if (options.resume === true) yield* RunDirectory.adopt(state, id)
-  // Beside the run, as nobody waits for it.
-  yield* Effect.forkScoped(Effect.ignore(Effect.andThen(reclaimDead(state), RunDirectory.prune(state))))
   const log = (name: "console" | "output") =>
     Effect.map(RunLog.open({ directory: paths.directory, name }), ({ sink }) => sink)
   const place: Place = {
     supervisor,
     resources: yield* resources(state, options),
     ...(options.detach ? { logs: { output: yield* log("output"), console: yield* log("console") } } : {}),
-    conclude: (report) => Effect.ignore(Effect.provideContext(RunDirectory.conclude(state, report), context))
+    conclude: (report) => Effect.ignore(Effect.provideContext(RunDirectory.conclude(state, report), context)),
+    tidy: Effect.ignore(
+      Effect.provideContext(Effect.andThen(reclaimDead(state), RunDirectory.prune(state)), context)
+    )
   }
   return place
 })

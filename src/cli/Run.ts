@@ -111,6 +111,13 @@ export const toEnd = (error: unknown): RunEnd => {
   return error instanceof PlatformError.PlatformError ? ofStream(error) : { _tag: "Failed", message }
 }
 
+/**
+ * Has the command ended, with all of its output here, in a machine that has nothing but its memory? Nobody could tell whether such a
+ * guest powered off, so its monitor is asked to end at once, with what the command may have left running.
+ */
+const isSettled = (end: RunEnd, { drives, networks }: MachineSpec.MachineSpec): boolean =>
+  end._tag === "Completed" && end.status._tag !== "Lost" && drives.length === 0 && networks.length === 0
+
 const shownLines = 50
 
 /**
@@ -283,7 +290,10 @@ export const run = Effect.fn("Run.run")(function*(
     const onMachine = (one: Machine.Machine | undefined) =>
       Effect.gen(function*() {
         machine = one
-        if (one === undefined || place?.logs === undefined) return
+        if (one === undefined) return
+        // While the guest is waited for.
+        if (place !== undefined) yield* Effect.forkIn(place.tidy, outer)
+        if (place?.logs === undefined) return
         yield* Stream.run(one.console, place.logs.console).pipe(Effect.forkIn(whole, { startImmediately: true }))
       })
     const body: Effect.Effect<
@@ -399,7 +409,8 @@ export const run = Effect.fn("Run.run")(function*(
           ? { request: { atLeast: "SIGKILL" } }
           : {
             leading: [{ name: "guest power-off", request: agent.powerOff, grace }],
-            policy: { stages: [bounded(first), ...rest.map(bounded)] }
+            policy: { stages: [bounded(first), ...rest.map(bounded)] },
+            ...(isSettled(ended, machine.spec) ? { request: { atLeast: "SIGTERM" } } : {})
           }
       ))
     )

@@ -3,7 +3,7 @@ import * as NodeServices from "@effect/platform-node/NodeServices"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import { RunHost } from "../../src/cli/RunHost.ts"
+import { type Place, RunHost } from "../../src/cli/RunHost.ts"
 import * as Journal from "../../src/journal/Journal.ts"
 import { MicroVmProvider } from "../../src/microvm/MicroVmProvider.ts"
 import * as NodeProcessHost from "../../src/process/NodeProcessHost.ts"
@@ -13,7 +13,8 @@ import * as Supervisor from "../../src/supervisor/Supervisor.ts"
 const holder = Layer.mock(ProcessHolder)({ destroy: () => Effect.succeed({ _tag: "Absent" }) })
 
 export const layerWith = (
-  given: Partial<RunHost["Service"]> = {}
+  given: Partial<RunHost["Service"]> = {},
+  resources: Place["resources"] = []
 ): Layer.Layer<RunHost> =>
   Layer.succeed(RunHost, {
     recover: () => Effect.succeed([]),
@@ -27,7 +28,12 @@ export const layerWith = (
           Layer.fresh
         )
       )
-      return { supervisor: Context.get(services, Supervisor.Supervisor), resources: [], conclude: () => Effect.void }
+      return {
+        supervisor: Context.get(services, Supervisor.Supervisor),
+        resources,
+        conclude: () => Effect.void,
+        tidy: Effect.void
+      }
     }),
     ...given
   })

@@ -18,6 +18,7 @@ import * as Stdio from "effect/Stdio"
 import * as Stream from "effect/Stream"
 import * as TestClock from "effect/testing/TestClock"
 import { Control } from "../../src/cli/Control.ts"
+import { FirecrackerHere } from "../../src/cli/FirecrackerHere.ts"
 import { HostSignals } from "../../src/cli/HostSignals.ts"
 import { Reporter } from "../../src/cli/Reporter.ts"
 import * as Run from "../../src/cli/Run.ts"
@@ -38,6 +39,7 @@ import { BackendUnavailable, fail, type MicroVmError } from "../../src/microvm/M
 import { MicroVmProvider } from "../../src/microvm/MicroVmProvider.ts"
 import { SnapshotStore } from "../../src/microvm/SnapshotStore.ts"
 import * as QemuHost from "../../src/qemu/QemuHost.ts"
+import type * as Supervisor from "../../src/supervisor/Supervisor.ts"
 import * as FakeGuestAgent from "../../src/testing/FakeGuestAgent.ts"
 import * as GoldenMachines from "../../src/warm/GoldenMachines.ts"
 import * as MemoryRunHost from "./memoryRunHost.ts"
@@ -169,6 +171,12 @@ export interface Setting {
   readonly stdout?: Stdio.Stdio["stdout"]
   readonly stderr?: Stdio.Stdio["stderr"]
   readonly json?: boolean
+  /** Has the machine a disk, for which its guest is to power off? Default false. */
+  readonly disk?: boolean
+}
+
+const disk: Supervisor.Resource = {
+  acquire: () => Effect.succeed({ drives: [{ name: "data", path: "/data.ext4", readOnly: false }] })
 }
 
 /** The guest: boots for a while, or goes on where it was saved; then its agent serves. It powers off when it is told to. */
@@ -226,7 +234,7 @@ export const start = Effect.fnUntraced(function*(setting: Setting = {}) {
             setting.built === true ? Option.some(image) : Option.none()
           )
         ),
-        MemoryRunHost.layer,
+        MemoryRunHost.layerWith({}, setting.disk === true ? [disk] : []),
         NodeHasher.layer,
         SecureRandom.layerWebCrypto,
         Stdio.layerTest({
@@ -351,13 +359,14 @@ export const firecracker = (observed?: Partial<FirecrackerHost.Observations>) =>
     tail: () => Effect.succeed(""),
     trim: () => Effect.void
   }
-  return Layer.mergeAll(
+  const parts = Layer.mergeAll(
     Layer.succeed(FirecrackerHost.FirecrackerHost, host),
     Layer.succeed(Jail, { observe: ({ executable }) => none(executable), prepare: ({ root }) => none(root) }),
     Layer.succeed(MetricsFiles, { create: none, open: none }),
     Layer.succeed(PageServer, { start: ({ socket }) => none(socket) }),
     NodeVsock.layer
   )
+  return Layer.succeed(FirecrackerHere, { mayBe: Effect.succeed(true), parts })
 }
 
 /** A host with QEMU and without KVM. */

@@ -142,6 +142,9 @@ describe("the packed package", () => {
     cpSync(join(installed, "package.json"), join(alone, "package.json"))
     const { stdout } = await run(alone, join(alone, "bin.js"), "--version")
     expect(stdout).toContain(readManifest(installed).version)
+    // The version alone is told without the program.
+    const help = await run(alone, join(alone, "bin.js"), "--help")
+    expect(help.stdout).toContain("microvm <subcommand>")
     const linked = await run(project, join(modules(project), ".bin", "microvm"), "--version")
     expect(linked.stdout).toBe(stdout)
   })

@@ -13,7 +13,6 @@ import * as Ref from "effect/Ref"
 import * as NodeOs from "node:os"
 import * as NodePath from "node:path"
 import packageJson from "../../../package.json" with { type: "json" }
-import * as NodeFirecracker from "../../firecracker/NodeFirecracker.ts"
 import * as NodeHostCommands from "../../host/NodeHostCommands.ts"
 import * as NodeHostFacts from "../../host/NodeHostFacts.ts"
 import * as ImageStore from "../../image/ImageStore.ts"
@@ -28,6 +27,7 @@ import * as Commands from "../Commands.ts"
 import { HostSignals } from "../HostSignals.ts"
 import * as NodeControl from "../NodeControl.ts"
 import * as NodeDetach from "../NodeDetach.ts"
+import * as NodeFirecrackerHere from "../NodeFirecrackerHere.ts"
 import * as NodeRunHost from "../NodeRunHost.ts"
 import { Reporter } from "../Reporter.ts"
 
@@ -50,7 +50,7 @@ const services = Layer.mergeAll(
   NodeImageStore.layer,
   NodeDiskSnapshotStore.layer,
   qemuHost,
-  NodeFirecracker.layer,
+  NodeFirecrackerHere.layer,
   NodeControl.layer,
   NodeDetach.layer,
   NodeRunHost.layer,
