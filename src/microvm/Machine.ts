@@ -26,7 +26,7 @@ import type { ExitStatus } from "../lifecycle/ExitStatus.ts"
 import * as Shutdown from "../lifecycle/Shutdown.ts"
 import * as ShutdownOutcome from "../lifecycle/ShutdownOutcome.ts"
 import * as ShutdownPolicy from "../lifecycle/ShutdownPolicy.ts"
-import { type Life, makeLife } from "./internal/life.ts"
+import { type Life, makeLife, ofLife } from "./internal/life.ts"
 import { makeLineage } from "./internal/lineage.ts"
 import type * as MachineEnd from "./MachineEnd.ts"
 import * as MachineSpec from "./MachineSpec.ts"
@@ -585,7 +585,7 @@ const fromVmm = Effect.fnUntraced(function*(
     return outcome
   })
 
-  return {
+  return ofLife({
     id,
     spec,
     backend,
@@ -605,5 +605,5 @@ const fromVmm = Effect.fnUntraced(function*(
     poll,
     shutdown,
     extendShutdown: (by) => ladder === undefined ? Effect.succeed(Duration.zero) : ladder.shutdown.extend(by)
-  }
+  }, life)
 })

@@ -173,6 +173,7 @@ export const make = Effect.fnUntraced(function*(
   const provider = yield* MicroVmProvider
   const store = yield* SnapshotStore
   const entries = new Map<MachineSpec.MachineId, Entry>()
+  const views = new WeakMap<Entry, MachineView>()
   const buried: Array<Entry> = []
   const launch = yield* makeLauncher(provider, store, options)
 
@@ -181,16 +182,20 @@ export const make = Effect.fnUntraced(function*(
       const entry = entries.get(id)
       return entry === undefined ? MicroVmError.fail(new MicroVmError.MachineNotFound({ id })) : Effect.succeed(entry)
     })
-  const view = (entry: Entry): Effect.Effect<MachineView> =>
-    Effect.map(stateOf(entry), (state) => ({
-      id: entry.id,
-      state,
-      spec: entry.spec,
-      backend: provider.backend,
-      pid: entry.life === undefined ? Option.none() : entry.life.machine.pid,
-      snapshots: [...entry.snapshots.keys()],
-      end: entry.end
-    }))
+  /** The same one again while nothing has changed: who lists a thousand machines makes no garbage of them. */
+  const view = (entry: Entry): MachineView => {
+    const { end, id, life, names: snapshots, spec } = entry
+    const state = stateOf(entry)
+    const pid = life === undefined ? Option.none<number>() : life.machine.pid
+    const last = views.get(entry)
+    if (
+      last !== undefined && last.state === state && last.pid === pid && last.end === end &&
+      last.snapshots === snapshots && last.id === id && last.spec === spec
+    ) return last
+    const next: MachineView = { id, state, spec, backend: provider.backend, pid, snapshots, end }
+    views.set(entry, next)
+    return next
+  }
 
   /** The id of a snapshot by its name. */
   const named = (entry: Entry, name: string): Effect.Effect<string, MicroVmError.MicroVmError> =>
@@ -210,15 +215,13 @@ export const make = Effect.fnUntraced(function*(
       )
 
   const refuse = (entry: Entry, operation: MachineState.Operation) =>
-    Effect.flatMap(
-      stateOf(entry),
-      (from) =>
-        MicroVmError.fail(new MicroVmError.InvalidTransition({ id: entry.id, from, to: MachineState.goals[operation] }))
-    )
+    Effect.suspend(() => {
+      const to = MachineState.goals[operation]
+      return MicroVmError.fail(new MicroVmError.InvalidTransition({ id: entry.id, from: stateOf(entry), to }))
+    })
   const allow = (entry: Entry, operation: MachineState.Operation) =>
-    Effect.flatMap(
-      stateOf(entry),
-      (from) => Option.isSome(MachineState.next(from, operation)) ? Effect.void : refuse(entry, operation)
+    Effect.suspend(() =>
+      Option.isSome(MachineState.next(stateOf(entry), operation)) ? Effect.void : refuse(entry, operation)
     )
   /** Runs when all earlier operations on the machine are done, if the state then allows it. */
   const inTurn = <A, E>(
@@ -258,7 +261,7 @@ export const make = Effect.fnUntraced(function*(
         return entry.turn.withPermit(Effect.onError(
           unmask(Effect.flatMap(launch(entry), ({ machine }) => then(machine))),
           () => giveUp(entry, () => entries.delete(id))
-        )).pipe(Effect.andThen(view(entry)))
+        )).pipe(Effect.map(() => view(entry)))
       })
     )
 
@@ -319,6 +322,7 @@ export const make = Effect.fnUntraced(function*(
                 store.add({ kind: "saved", spec, labels }, (directory) => machine.save(directory, { base: since }))
               )
               entry.snapshots.set(name, made.id)
+              entry.names = [...entry.snapshots.keys()]
             })
           ))
     )
@@ -328,6 +332,7 @@ export const make = Effect.fnUntraced(function*(
     const entry = yield* find(id)
     yield* store.remove(yield* named(entry, name))
     entry.snapshots.delete(name)
+    entry.names = [...entry.snapshots.keys()]
   }, Effect.uninterruptible)
 
   const end = (entry: Entry, how: Machine.ShutdownOptions): Effect.Effect<ShutdownOutcome.ShutdownOutcome, StopError> =>
@@ -339,8 +344,7 @@ export const make = Effect.fnUntraced(function*(
       }))
   const stop = Effect.fn("MicroVmRuntime.stop")(function*(id: string, how: Machine.ShutdownOptions = {}) {
     const entry = yield* find(id)
-    const state = yield* stateOf(entry)
-    return yield* Option.isSome(MachineState.next(state, "stop"))
+    return yield* Option.isSome(MachineState.next(stateOf(entry), "stop"))
       ? end(entry, how)
       : inTurn(id, "stop", (same) => end(same, how))
   })
@@ -416,15 +420,10 @@ export const make = Effect.fnUntraced(function*(
     stop,
     destroy,
     rename,
-    get: (id) =>
-      Effect.suspend(() => {
-        const entry = entries.get(id)
-        return entry === undefined ? Effect.succeedNone : Effect.asSome(view(entry))
-      }),
+    get: (id) => Effect.sync(() => Option.map(Option.fromUndefinedOr(entries.get(id)), view)),
     // Ids are ASCII, so the order of UTF-16 code units is that of the bytes.
-    list: Effect.suspend(() => Effect.forEach([...entries.values()].toSorted((a, b) => a.id < b.id ? -1 : 1), view)),
-    listSnapshots: (id) =>
-      Effect.sync(() => Option.map(Option.fromUndefinedOr(entries.get(id)), (e) => [...e.snapshots.keys()])),
+    list: Effect.sync(() => [...entries.values()].toSorted((a, b) => a.id < b.id ? -1 : 1).map(view)),
+    listSnapshots: (id) => Effect.sync(() => Option.map(Option.fromUndefinedOr(entries.get(id)), ({ names }) => names)),
     machine: (id) => Effect.sync(() => Option.fromUndefinedOr(entries.get(id)?.life?.machine))
   }
 })

@@ -406,6 +406,23 @@ describe("stop and destroy", () => {
       expect(yield* driver.claims).toEqual([])
     }).pipe(host))
 
+  it.effect("a list makes nothing anew but what has changed", () =>
+    Effect.gen(function*() {
+      const { runtime } = yield* setUp()
+      for (const id of ["a", "b"]) yield* runtime.create(wanted(id))
+      const [a, b] = yield* runtime.list
+      expect(yield* runtime.list).toEqual([a, b])
+      yield* runtime.start("b")
+      const [again, started] = yield* runtime.list
+      expect(again).toBe(a)
+      expect(started).toEqual({ ...b, state: "running" })
+      yield* runtime.snapshot("a", "s")
+      yield* runtime.removeSnapshot("a", "s")
+      yield* runtime.snapshot("a", "t")
+      expect((yield* runtime.list).map(({ snapshots }) => snapshots)).toEqual([["t"], []])
+      expect(a?.snapshots).toEqual([])
+    }).pipe(host))
+
   it.effect("only the latest destroyed machines are remembered", () =>
     Effect.gen(function*() {
       const { runtime } = yield* setUp({}, { retain: 2 })

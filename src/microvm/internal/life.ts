@@ -22,6 +22,21 @@ export interface Life {
   readonly gone: Effect.Effect<never, Error>
 }
 
+const lives = new WeakMap<object, Life>()
+
+/** Makes `stateNow` know a handle by the life it is of. */
+export const ofLife = <Handle extends object>(handle: Handle, life: Life): Handle => {
+  lives.set(handle, life)
+  return handle
+}
+
+/** For who looks at a thousand handles at once: an effect for each is a lot of garbage, and lets others in between. */
+export const stateNow = (handle: object): MachineState.MachineState => {
+  const life = lives.get(handle)
+  if (life === undefined) throw new Error("the handle of a machine is another than Machine has made")
+  return life.state()
+}
+
 export const makeLife = Effect.fnUntraced(function*(first: "created" | "paused" | "running"): Effect.fn.Return<Life> {
   let state: MachineState.MachineState = first
   let asked = false

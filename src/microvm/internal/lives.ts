@@ -14,6 +14,7 @@ import type { MachineState } from "../MachineState.ts"
 import * as MicroVmError from "../MicroVmError.ts"
 import { MicroVmProvider } from "../MicroVmProvider.ts"
 import type { SnapshotStore } from "../SnapshotStore.ts"
+import { stateNow } from "./life.ts"
 import { once } from "./once.ts"
 
 export interface Life {
@@ -32,6 +33,8 @@ export interface Entry {
   end: Option.Option<MachineEnd>
   /** Its snapshots: the ids in the store, by name. */
   readonly snapshots: Map<string, string>
+  /** Their names, oldest first: another array when they change. */
+  names: ReadonlyArray<string>
   /** The snapshot that each of its lives is restored from, by its id; none when it boots. */
   readonly from: string | undefined
   life: Life | undefined
@@ -47,6 +50,7 @@ export const makeEntry = (spec: MachineSpec, from?: string): Entry => ({
   state: "creating",
   end: Option.none(),
   snapshots: new Map(),
+  names: [],
   from,
   life: undefined,
   launching: undefined,
@@ -54,13 +58,12 @@ export const makeEntry = (spec: MachineSpec, from?: string): Entry => ({
   turn: Semaphore.makeUnsafe(1)
 })
 
-export const stateOf = (entry: Entry): Effect.Effect<MachineState> =>
-  Effect.suspend(() =>
-    entry.life === undefined
-      ? Effect.succeed(entry.state)
-      // Released, yet not ended: it could not be killed.
-      : Effect.map(entry.life.machine.state, (state) => state === "destroyed" ? "stopping" : state)
-  )
+export const stateOf = ({ life, state }: Entry): MachineState => {
+  if (life === undefined) return state
+  const own = stateNow(life.machine)
+  // Released, yet not ended: it could not be killed.
+  return own === "destroyed" ? "stopping" : own
+}
 
 /** Ends the life and waits for the record of it. Did it end? */
 export const release = Effect.fnUntraced(function*(life: Life) {
