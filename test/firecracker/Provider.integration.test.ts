@@ -17,10 +17,12 @@ import {
   readlinkSync,
   realpathSync,
   rmSync,
+  statSync,
   writeFileSync
 } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
+import { FirecrackerHost } from "../../src/firecracker/FirecrackerHost.ts"
 import * as FirecrackerProvider from "../../src/firecracker/FirecrackerProvider.ts"
 import * as NodeFirecracker from "../../src/firecracker/NodeFirecracker.ts"
 import * as GuestAgent from "../../src/guest/GuestAgent.ts"
@@ -28,12 +30,14 @@ import * as ShutdownPolicy from "../../src/lifecycle/ShutdownPolicy.ts"
 import * as Machine from "../../src/microvm/Machine.ts"
 import * as MachineSpec from "../../src/microvm/MachineSpec.ts"
 import type { MachineRequest } from "../../src/microvm/MicroVmProvider.ts"
+import * as Snapshot from "../../src/microvm/Snapshot.ts"
+import { SnapshotStore } from "../../src/microvm/SnapshotStore.ts"
 import * as NodeProcessSpawner from "../../src/process/NodeProcessSpawner.ts"
 import * as FakeFirecracker from "../../src/testing/FakeFirecracker.ts"
 import * as FakeJailer from "../../src/testing/FakeJailer.ts"
 import * as MicroVmConformance from "../../src/testing/MicroVmConformance.ts"
 import * as NodeDiskSnapshotStore from "../../src/warm/NodeDiskSnapshotStore.ts"
-import { haltingKernel } from "../testing/haltingKernel.ts"
+import { haltingKernel, writingKernel } from "../testing/haltingKernel.ts"
 
 /** A place of our own, so that what is left can be seen. The user of a jail has to get through. */
 const work = realpathSync(mkdtempSync(join(tmpdir(), "firecracker-provider-")))
@@ -264,11 +268,70 @@ if (FIRECRACKER_BIN === undefined) {
   console.warn("FIRECRACKER_BIN is not set: no real Firecracker is looked at here")
 } else {
   const real = { binary: FIRECRACKER_BIN, jailer: JAILER_BIN }
-  conformance("on a real one", "fcr-", { guest: "none", real })
+  conformance("on a real one", "fcr-", { guest: "none", real, diffs: true })
+  layer(Layer.merge(backend({ guest: "none", real, diffs: true }), stores), {
+    excludeTestServices: true,
+    timeout: "2 minutes"
+  })(
+    "a difference that a real one has written",
+    (it) => {
+      it.effect("makes with its base what all of the memory is", () =>
+        Effect.gen(function*() {
+          const store = yield* SnapshotStore
+          const writing = join(work, "writing")
+          writeFileSync(writing, writingKernel())
+          const machine = yield* Machine.launch(
+            yield* MachineSpec.decode({ id: "writer", kernel: writing, memoryMib: 96 })
+          )
+          const add = (base?: Snapshot.Snapshot) =>
+            store.add(
+              { kind: "saved", spec: Snapshot.specOf(machine.spec) },
+              (directory) => machine.save(directory, { base })
+            )
+          const memoryOf = ({ directory }: Snapshot.Snapshot) => readFileSync(join(directory, "memory"))
+          yield* machine.start
+          yield* Effect.sleep("50 millis")
+          let last = yield* add()
+          for (let round = 0; round < 2; round++) {
+            yield* Effect.sleep("20 millis")
+            yield* machine.pause
+            const diff = yield* add(last)
+            const whole = yield* add()
+            yield* machine.resume
+            assert.isBelow(statSync(join(diff.directory, "memory")).blocks * 512, 16 * 2 ** 20)
+            assert.isFalse(memoryOf(last).equals(memoryOf(whole)))
+            const merged = join(work, `merged-${round}`)
+            const layers = Snapshot.layers(diff).slice(1).map(({ directory }) => ({
+              memory: join(directory, "memory"),
+              pages: join(directory, "pages")
+            }))
+            yield* FirecrackerHost.use((made) =>
+              made.mergeMemory(join(Snapshot.layers(diff)[0]?.directory ?? "", "memory"), layers, merged)
+            )
+            assert.isTrue(readFileSync(merged).equals(memoryOf(whole)))
+            // What was written since the whole one is not what was written since the difference.
+            assert.strictEqual((yield* Effect.flip(add(diff))).reason._tag, "DifferenceUnknown")
+            last = whole
+          }
+          const diff = yield* add(last)
+          const clone = yield* Machine.restore("clone", diff)
+          yield* clone.resume
+          yield* Effect.sleep("20 millis")
+          assert.strictEqual(yield* clone.state, "running")
+          yield* clone.pause
+          const again = yield* store.add(
+            { kind: "saved", spec: Snapshot.specOf(clone.spec) },
+            (directory) => clone.save(directory, { base: diff })
+          )
+          assert.strictEqual(Snapshot.layers(again).length, 3)
+          yield* Machine.restore("clone-2", again)
+        }))
+    }
+  )
   conformance("on a real one whose memory is served", "fcru-", { guest: "none", real, memoryBackend: "uffd" }, /row 60/)
   if (JAILER_BIN === undefined || !isRoot) console.warn("JAILER_BIN is not set, or we are not root: no real jail here")
   else {
-    conformance("in a real jail", "fcrj-", { guest: "none", real, jail })
+    conformance("in a real jail", "fcrj-", { guest: "none", real, jail, diffs: true })
     conformance("in a real jail with a process table of its own", "fcrn-", {
       guest: "none",
       real,
