@@ -45,7 +45,8 @@ export const mostLearned = 4096
 
 /**
  * How many flows a machine may have: the kernel keeps those of the whole host in one table, 262,144 by default, and opens none for
- * anybody when it is full. Each new one is compared with all of its machine (8 µs with so many of them).
+ * anybody when it is full. Each new one is compared with all of its machine (8 µs with so many of them), and only by its first
+ * packet: until somebody answers, the kernel takes each for new.
  */
 const mostFlows = 4096
 
@@ -174,10 +175,10 @@ ${unknown("oifname")}  }
     ip6 saddr @masqueraded6 oifname != @covered masquerade
   }
   chain flows-forward {
-    ct state new iifname @flows goto deny
+    ct status & confirmed == 0 iifname @flows goto deny
   }
   chain flows-input {
-    ct state new iifname @flows goto deny
+    ct status & confirmed == 0 iifname @flows goto deny
   }
   chain deny {
     ct direction reply oifname @denied-in drop
