@@ -280,8 +280,32 @@ describe("the firewall", () => {
       assert.notInclude(removal, "mv-2")
       assert.notInclude(told.map(({ input = "" }) => input).join(), "delete table")
       const { uninstall } = yield* Firewall.Firewall
+      told.splice(0)
       yield* uninstall([other])
-      assert.include(told.at(-1)?.input, "delete table inet test")
+      const [last = "", ...more] = told.flatMap(({ input = [] }) => input)
+      assert.deepStrictEqual(more, [])
+      assert.include(last, `flush chain inet test outside-${other.token}\n`)
+      assert.include(last, "delete table inet test")
+    }).pipe(Effect.provide(layer))
+  })
+
+  it.effect("leaves the table to who has come when the last machine was to go with it", () => {
+    const other = { ...machine, token: "00000000000000bb", link: "mv-2" }
+    let left: ReadonlyArray<Firewall.Machine> = [machine]
+    const { layer, told } = scripted(({ args, input = "" }) => {
+      if (args.includes("-t")) return Effect.succeed(sets())
+      if (args[0] === "-j") return Effect.succeed(listing(...left))
+      if (input.includes("delete table")) {
+        left = [machine, other]
+        return stumbles("Error: Could not process rule: Device or resource busy")
+      }
+      left = left.filter(({ token }) => !input.includes(`delete chain inet test outside-${token}`))
+      return Effect.succeed("")
+    })
+    return Effect.gen(function*() {
+      yield* Firewall.Firewall.use(({ uninstall }) => uninstall([machine]))
+      assert.deepStrictEqual(left, [other])
+      assert.lengthOf(told.filter(({ input = "" }) => input.includes("delete table")), 1)
     }).pipe(Effect.provide(layer))
   })
 

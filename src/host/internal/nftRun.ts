@@ -65,6 +65,12 @@ const busy = ["resource busy", "No such file or directory"]
 export const remove = Effect.fnUntraced(function*(table: string, wanted: ReadonlyArray<Text.Known>, dryRun: boolean) {
   const what = `looking for rules in table ${table}`
   const look = query(table, what, `list map inet ${table} outside`)
+  /** Is it gone, with these machines? Not when somebody has come, or has removed it before us. */
+  const tableGoes = (last: ReadonlyArray<Text.Known>) =>
+    apply(table, `removing table ${table}`, Text.removeTable(table, last)).pipe(
+      Effect.as(true),
+      Effect.catchIf((error) => busy.some((words) => stderrHas(error, words)), () => Effect.succeed(false))
+    )
   const once = Effect.gen(function*() {
     const listing = yield* look
     const links = new Map(List.machines(listing).map(({ link, token }) => [token, link]))
@@ -73,18 +79,14 @@ export const remove = Effect.fnUntraced(function*(table: string, wanted: Readonl
       return link === undefined ? [] : [{ ...machine, link }]
     })
     if (dryRun || listing.nftables.length === 0) return there
-    if (there.length > 0) {
-      const sets = List.ownSets(table, yield* query(table, what, "-t", "list sets inet"))
-      const found = there.map((machine) => ({ machine, sets: sets.get(machine.token) ?? [] }))
-      yield* apply(table, `removing the rules of ${people(found.length)}`, Text.remove(table, found))
-    }
+    // Each transaction waits for the kernel: the last machine goes with the table, in one.
+    if (there.length === links.size && (yield* tableGoes(there))) return there
+    if (there.length === 0) return there
+    const sets = List.ownSets(table, yield* query(table, what, "-t", "list sets inet"))
+    const found = there.map((machine) => ({ machine, sets: sets.get(machine.token) ?? [] }))
+    yield* apply(table, `removing the rules of ${people(found.length)}`, Text.remove(table, found))
     // Of two that go at the same time, the later one finds nobody.
-    if (links.size === 0 || List.machines(yield* look).length === 0) {
-      yield* apply(table, `removing table ${table}`, Text.removeUnused(table)).pipe(
-        // Somebody has come, or has removed it before us.
-        Effect.catchIf((error) => busy.some((words) => stderrHas(error, words)), () => Effect.void)
-      )
-    }
+    if (List.machines(yield* look).length === 0) yield* tableGoes([])
     return there
   })
   const there = yield* Effect.retry(once, {

@@ -441,9 +441,15 @@ export const remove = (table: string, found: ReadonlyArray<Found>): string => {
   ].join("")
 }
 
-/** Away with the table, unless a machine is in it: then its chain holds on to `deny`, and the kernel refuses all of this. */
-export const removeUnused = (table: string): string =>
-  `${callers.map((chain) => `flush chain inet ${table} ${chain}\n`).join("")}delete chain inet ${table} deny
+/**
+ * Away with the table and these machines, unless another one is in it: then its chain holds on to `deny`, and the kernel refuses
+ * all of this.
+ */
+export const removeTable = (table: string, machines: ReadonlyArray<Known>): string =>
+  `${
+    [...callers, ...machines.flatMap(({ token }) => [chains.outside(token), chains.near(token)])]
+      .map((chain) => `flush chain inet ${table} ${chain}\n`).join("")
+  }delete chain inet ${table} deny
 delete table inet ${table}
 delete table arp ${table}
 `
