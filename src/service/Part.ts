@@ -115,6 +115,8 @@ export interface PartOptions<Deps extends ReadonlyArray<Any>> {
   readonly faults?: ReadonlyArray<string> | undefined
 }
 
+const variance = { _R: (_: never) => _ }
+
 /**
  * Names a layer and says what it depends on. Nothing is built before the service starts; a part that several others depend
  * on is built once.
@@ -142,7 +144,7 @@ export const make = <A, E, R, const Deps extends ReadonlyArray<Any> = readonly [
   layer: Layer.Layer<A, E, R>,
   options: PartOptions<Deps> = {}
 ): Part<A, E, Exclude<R, PartControl | Provides<Deps[number]>> | Services<Deps[number]>> => ({
-  [TypeId]: { _R: (_: never) => _ },
+  [TypeId]: variance,
   name,
   layer,
   dependsOn: options.dependsOn ?? [],

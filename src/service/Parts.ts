@@ -149,7 +149,7 @@ export const start = <const P extends ReadonlyArray<Part.Any>>(
   parts: P,
   options?: StartOptions
 ): Effect.Effect<Started<Part.Provides<P[number]>>, ServiceError, Part.Services<P[number]>> =>
-  Effect.gen(function*() {
-    const { start: begin, ...control } = yield* make(parts)
-    return { ...control, context: yield* begin(options) }
-  })
+  Effect.flatMap(
+    make(parts),
+    ({ start: begin, ...control }) => Effect.map(begin(options), (context) => ({ ...control, context }))
+  )

@@ -358,6 +358,28 @@ describe("Parts.stop", () => {
       expect((yield* Fiber.join(fiber))[0]).toMatchObject({ _tag: "Abandoned", doing: "GET /slow, for 1h 1s" })
     }))
 
+  it.effect("what is done in parts within a part is what the part does, and each is told by itself", () =>
+    Effect.gen(function*() {
+      const hangs = (name: string) =>
+        Layer.effectDiscard(
+          Effect.addFinalizer(() => Effect.never.pipe(Effect.interruptible, Effect.withSpan(name), Effect.exit))
+        )
+      const inner = Effect.acquireRelease(
+        Parts.start([Part.make("a", hangs("A.drain")), Part.make("b", Layer.empty)]).pipe(Effect.orDie),
+        (started) => Effect.map(Effect.all([started.stop({ budget: "10 seconds" }), started.status]), () => undefined)
+      )
+      const tenant = Part.make("tenant", Layer.effectDiscard(inner))
+      const other = Part.make("other", hangs("Other.drain"))
+      const started = yield* startOf([tenant, other])
+      const outcomes = yield* Effect.forkChild(started.stop({ budget: "1 second" }), { startImmediately: true })
+      yield* TestClock.adjust("1 second")
+      expect((yield* Fiber.join(outcomes)).map((outcome) => "doing" in outcome && [outcome.name, outcome.doing]))
+        .toEqual([
+          ["tenant", "A.drain, for 1s"],
+          ["other", "Other.drain, for 1s"]
+        ])
+    }))
+
   it.effect("a finalizer that fails is reported, and the others run", () =>
     Effect.gen(function*() {
       const journal = yield* makeJournal
@@ -484,11 +506,8 @@ describe("Parts.stop", () => {
       const parts = yield* Parts.make([c])
       const starting = yield* Effect.forkChild(parts.start(), { startImmediately: true })
       yield* TestClock.adjust(10)
-      expect((yield* parts.status).map(({ name, state }) => `${name} ${state}`)).toEqual([
-        "a running",
-        "b starting",
-        "c waiting"
-      ])
+      const told = (yield* parts.status).map((one) => `${one.name} ${one.state} ${Duration.format(one.since)}`)
+      expect(told).toEqual(["a running 5ms", "b starting 5ms", "c waiting 10ms"])
       expect(yield* stopOf(parts, { budget: "1 second" })).toEqual([["Stopped", "b", 0], ["Stopped", "a", 7]])
       const exit = yield* Fiber.await(starting)
       expect(Exit.isFailure(exit) && Cause.hasInterruptsOnly(exit.cause)).toBe(true)

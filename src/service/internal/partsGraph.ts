@@ -1,77 +1,131 @@
 /** The parts of a service in order of dependence, and what is wrong with them. */
+import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
+import type * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
+import * as Scope from "effect/Scope"
 import type * as Part from "../Part.ts"
+import type { PartState } from "./partsModel.ts"
+import type { Control } from "./partsTracker.ts"
+
+/** Most parts have none, and share it. */
+const none: Array<Node> = []
+
+/** A part, and where it is in its life. */
+export class Node {
+  readonly part: Part.Any
+  /** Its place in the order. */
+  index = -1
+  needs: ReadonlyArray<Node> = none
+  neededBy: Array<Node> = none
+  readonly scope = Scope.makeUnsafe()
+  state: PartState = "waiting"
+  /** When it came into its state. */
+  since = 0
+  /** What it provides, once it is there. */
+  context = Context.empty()
+  control: Control<Node> | undefined = undefined
+  /** Builds its layer. */
+  builder: Fiber.Fiber<unknown, unknown> | undefined = undefined
+  /** When it is no longer waited for. */
+  deadline = Infinity
+  /** While it stops: how far the deadline may move, and the time that those after it need. */
+  cap = Infinity
+  reserve = 0
+
+  constructor(part: Part.Any) {
+    this.part = part
+  }
+}
 
 export interface Graph {
   /** All parts, also those that are only depended on, each once, after all that it depends on. */
-  readonly order: ReadonlyArray<Part.Any>
+  readonly order: ReadonlyArray<Node>
   readonly faults: ReadonlyArray<string>
 }
 
-const collect = (parts: ReadonlyArray<Part.Any>): Set<Part.Any> => {
-  // A set that grows while it is walked: every part is visited once.
-  const all = new Set(parts)
-  for (const part of all) for (const dependency of part.dependsOn) all.add(dependency)
-  return all
+/** Each part once, with its dependencies. */
+const link = (parts: ReadonlyArray<Part.Any>): Map<Part.Any, Node> => {
+  const nodes = new Map<Part.Any, Node>()
+  const nodeOf = (part: Part.Any): Node => {
+    const known = nodes.get(part)
+    if (known !== undefined) return known
+    const node = new Node(part)
+    nodes.set(part, node)
+    return node
+  }
+  for (const part of parts) nodeOf(part)
+  // A map that grows while it is walked: every part is visited once.
+  for (const node of nodes.values()) {
+    if (node.part.dependsOn.length === 0) continue
+    // One that is named twice is waited for, and found, twice.
+    node.needs = node.part.dependsOn.map(nodeOf)
+    for (const need of node.needs) {
+      if (need.neededBy.length === 0) need.neededBy = [node]
+      else need.neededBy.push(node)
+    }
+  }
+  return nodes
 }
 
 /** How a value is written, NaN and Infinity too. */
 const inspect = (value: unknown): string => typeof value === "number" ? `${value}` : JSON.stringify(value)
 
-const durationFault = (part: Part.Any, field: "startWithin" | "stopWithin"): ReadonlyArray<string> => {
+const durationFault = (part: Part.Any, field: "startWithin" | "stopWithin"): string | undefined => {
   const input = part[field]
-  if (input === undefined) return []
+  if (input === undefined) return undefined
   const duration = Number.isNaN(input) ? Option.none() : Duration.fromInput(input)
   if (Option.isNone(duration)) {
-    return [`part "${part.name}": ${field} is ${inspect(input)}: write it as 500 or "2 seconds"`]
+    return `part "${part.name}": ${field} is ${inspect(input)}: write it as 500 or "2 seconds"`
   }
   return Duration.isNegative(duration.value)
-    ? [`part "${part.name}": ${field} is ${Duration.format(duration.value)}: give it a time of zero or more`]
-    : []
+    ? `part "${part.name}": ${field} is ${Duration.format(duration.value)}: give it a time of zero or more`
+    : undefined
 }
 
-const faultsOf = (part: Part.Any): ReadonlyArray<string> => [
-  ...part.name.trim() === "" ? [`a part has the name ${JSON.stringify(part.name)}: give it one that can be read`] : [],
-  ...durationFault(part, "startWithin"),
-  ...durationFault(part, "stopWithin"),
-  ...Number.isFinite(part.stopWeight) && part.stopWeight > 0
-    ? []
-    : [`part "${part.name}": stopWeight is ${part.stopWeight}: give it a number above zero`],
-  ...part.faults.map((fault) => `part "${part.name}": ${fault}`)
-]
+const addFaults = (part: Part.Any, faults: Array<string>): void => {
+  if (part.name.trim() === "") {
+    faults.push(`a part has the name ${JSON.stringify(part.name)}: give it one that can be read`)
+  }
+  for (const field of ["startWithin", "stopWithin"] as const) {
+    const fault = durationFault(part, field)
+    if (fault !== undefined) faults.push(fault)
+  }
+  if (!(Number.isFinite(part.stopWeight) && part.stopWeight > 0)) {
+    faults.push(`part "${part.name}": stopWeight is ${part.stopWeight}: give it a number above zero`)
+  }
+  for (const fault of part.faults) faults.push(`part "${part.name}": ${fault}`)
+}
 
 export const make = (parts: ReadonlyArray<Part.Any>): Graph => {
-  const all = collect(parts)
+  const nodes = link(parts)
   const faults: Array<string> = []
   const names = new Set<string>()
-  const waits = new Map<Part.Any, number>()
-  const dependents = new Map<Part.Any, Array<Part.Any>>()
-  const order: Array<Part.Any> = []
-  for (const part of all) {
-    faults.push(...faultsOf(part))
-    if (names.has(part.name)) faults.push(`two parts are called "${part.name}": rename one`)
-    names.add(part.name)
-    // One that is named twice is waited for, and found, twice.
-    waits.set(part, part.dependsOn.length)
-    if (part.dependsOn.length === 0) order.push(part)
-    for (const dependency of part.dependsOn) {
-      const known = dependents.get(dependency)
-      if (known === undefined) dependents.set(dependency, [part])
-      else known.push(part)
-    }
+  const order: Array<Node> = []
+  const waits = new Map<Node, number>()
+  for (const node of nodes.values()) {
+    const { name } = node.part
+    addFaults(node.part, faults)
+    if (names.has(name)) faults.push(`two parts are called "${name}": rename one`)
+    names.add(name)
+    if (node.needs.length === 0) order.push(node)
+    else waits.set(node, node.needs.length)
   }
   // An array that grows while it is walked.
-  for (const part of order) {
-    for (const dependent of dependents.get(part) ?? []) {
+  for (const node of order) {
+    for (const dependent of node.neededBy) {
       const left = (waits.get(dependent) ?? 0) - 1
       waits.set(dependent, left)
       if (left === 0) order.push(dependent)
     }
   }
-  if (order.length < all.size) {
-    const cycle = [...all].filter((part) => !order.includes(part)).map((part) => part.name)
+  if (order.length < nodes.size) {
+    const placed = new Set(order)
+    const cycle = [...nodes.values()].filter((node) => !placed.has(node)).map(({ part }) => part.name)
     faults.push(`the parts ${cycle.join(", ")} depend on each other in a circle: take one dependency away`)
   }
+  order.forEach((node, index) => {
+    node.index = index
+  })
   return { order, faults }
 }

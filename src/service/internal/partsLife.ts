@@ -7,7 +7,6 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import { identity } from "effect/Function"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as References from "effect/References"
@@ -17,31 +16,12 @@ import { share } from "../../lifecycle/StopBudget.ts"
 import * as Part from "../Part.ts"
 import type { ServiceEvent } from "../Phase.ts"
 import { explain, fromReason, ServiceError, ServiceErrorReason } from "../ServiceError.ts"
+import type { Node } from "./partsGraph.ts"
 import type { PartOutcome, PartState, PartStatus, StartOptions, StopOptions } from "./partsModel.ts"
-import { Tracker } from "./partsTracker.ts"
+import { Control, type Stopping, Tracker } from "./partsTracker.ts"
 import * as Walk from "./partsWalk.ts"
 
 type OnEvent = ((event: ServiceEvent) => Effect.Effect<void>) | undefined
-
-interface Node {
-  readonly part: Part.Any
-  readonly needs: ReadonlyArray<Node>
-  readonly neededBy: Array<Node>
-  readonly scope: Scope.Closeable
-  state: PartState
-  /** When it came into its state. */
-  since: number
-  /** What it provides, once it is there. */
-  context: Context.Context<never>
-  tracker: Tracker | undefined
-  /** Builds its layer. */
-  builder: Fiber.Fiber<unknown, unknown> | undefined
-  /** When it is no longer waited for. */
-  deadline: number
-  /** While it stops: how far the deadline may move, and the time that those after it need. */
-  cap: number
-  reserve: number
-}
 
 /** A stop that runs, in milliseconds of the monotonic clock. */
 interface Stop {
@@ -52,31 +32,6 @@ interface Stop {
 }
 
 const toMillis = (input: Duration.Input): number => Duration.toMillis(Duration.fromInputUnsafe(input))
-
-const link = (order: ReadonlyArray<Part.Any>): ReadonlyArray<Node> => {
-  const nodes = new Map<Part.Any, Node>()
-  for (const part of order) {
-    // Those that it depends on come before it.
-    const needs = part.dependsOn.flatMap((dependency) => nodes.get(dependency) ?? [])
-    const node: Node = {
-      part,
-      needs,
-      neededBy: [],
-      scope: Scope.makeUnsafe(),
-      state: "waiting",
-      since: 0,
-      context: Context.empty(),
-      tracker: undefined,
-      builder: undefined,
-      deadline: Infinity,
-      cap: Infinity,
-      reserve: 0
-    }
-    for (const need of needs) need.neededBy.push(node)
-    nodes.set(part, node)
-  }
-  return [...nodes.values()]
-}
 
 /**
  * The types of `Part.make` and `Parts.start` have proven that nothing is missing: what a part needs is provided by those
@@ -104,11 +59,18 @@ const unbuild = (builder: Fiber.Fiber<unknown, unknown>): Effect.Effect<void> =>
         : Effect.die(Cause.squash(exit.cause)))
   }))
 
-/** What of the weights is on the heaviest way from a part through all that can only stop after it. */
-const weightsAfter = (nodes: ReadonlyArray<Node>): ReadonlyMap<Node, number> => {
-  const weights = new Map<Node, number>()
-  for (const node of nodes) {
-    weights.set(node, Math.max(0, ...node.needs.map((need) => need.part.stopWeight + (weights.get(need) ?? 0))))
+const endOf = ({ builder, scope }: Node): Effect.Effect<void> => {
+  const close = Scope.close(scope, Exit.void)
+  return builder === undefined ? close : Effect.andThen(unbuild(builder), close)
+}
+
+/** By the numbers of the nodes: what of the weights is on the heaviest way through all that can only stop after them. */
+const weightsAfter = (nodes: ReadonlyArray<Node>): ReadonlyArray<number> => {
+  const weights: Array<number> = []
+  for (const { index, needs } of nodes) {
+    let most = 0
+    for (const need of needs) most = Math.max(most, need.part.stopWeight + (weights[need.index] ?? 0))
+    weights[index] = most
   }
   return weights
 }
@@ -123,9 +85,22 @@ export interface Life {
   readonly status: Effect.Effect<ReadonlyArray<PartStatus>>
 }
 
-export const make = (order: ReadonlyArray<Part.Any>, clock: Clock.Clock): Life => {
-  const nodes = link(order)
+const empty: Context.Context<never> = Context.empty()
+
+/** Most parts provide nothing but the map by which layers are shared, which all have. */
+const provides = (context: Context.Context<never>): Context.Context<never> =>
+  context.mapUnsafe.size === 1 && context.mapUnsafe.has(Layer.CurrentMemoMap.key) ? empty : context
+
+const contextsOf = (nodes: ReadonlyArray<Node>): ReadonlyArray<Context.Context<never>> =>
+  nodes.flatMap(({ context }) => context === empty ? [] : [context])
+
+const tell = (onEvent: OnEvent, event: ServiceEvent): Effect.Effect<void> =>
+  onEvent === undefined ? Effect.void : Effect.ignoreCause(onEvent(event))
+
+export const make = (nodes: ReadonlyArray<Node>, clock: Clock.Clock): Life => {
   const now = (): number => Walk.monotonic(clock)
+  const made = now()
+  for (const node of nodes) node.since = made
   /** The answer is how long it was in the state before. */
   const enter = (node: Node, state: PartState, time: number): number => {
     const took = time - node.since
@@ -134,125 +109,135 @@ export const make = (order: ReadonlyArray<Part.Any>, clock: Clock.Clock): Life =
     return took
   }
   const doing = (node: Node): string =>
-    node.tracker?.doing(clock.currentTimeNanosUnsafe()) ?? "nothing that a span tells"
-  const tell = (onEvent: OnEvent, event: ServiceEvent): Effect.Effect<void> =>
-    onEvent === undefined ? Effect.void : Effect.ignoreCause(onEvent(event))
+    node.control?.doing(clock.currentTimeNanosUnsafe()) ?? "nothing that a span tells"
 
   // The start that has begun, and the stop that has.
   let starting: Walk.Walk | undefined
+  let tracker: Tracker | undefined
   let stopped: Deferred.Deferred<ReadonlyArray<PartOutcome>> | undefined
   let stopping: Stop | undefined
   let abandoned = false
 
-  const extendStop = (node: Node) => (by: Duration.Input): Effect.Effect<Duration.Duration> =>
-    Effect.suspend(() => {
-      const stop = stopping
-      if (stop === undefined || node.state !== "stopping") return Effect.succeed(Duration.zero)
-      const farthest = Math.min(node.cap, stop.hardEnd - node.reserve)
-      const deadline = Math.max(node.deadline, Math.min(now() + toMillis(by), farthest))
-      const granted = Duration.millis(deadline - node.deadline)
-      if (Duration.isZero(granted)) return Effect.succeed(granted)
-      node.deadline = deadline
-      stop.end = Math.max(stop.end, deadline + node.reserve)
-      stop.walk.rouse()
-      return Effect.as(tell(stop.onEvent, { _tag: "BudgetExtended", part: node.part.name, by: granted }), granted)
-    })
-
-  const control = (node: Node): Context.Service.Shape<typeof Part.PartControl> => ({
-    name: node.part.name,
-    extendStop: extendStop(node),
-    timeLeft: Effect.sync(() =>
-      node.state === "stopping" ? Option.some(Duration.millis(Math.max(0, node.deadline - now()))) : Option.none()
-    )
-  })
+  const stops: Stopping<Node> = {
+    extendStop: (node) => (by) =>
+      Effect.suspend(() => {
+        const stop = stopping
+        if (stop === undefined || node.state !== "stopping") return Effect.succeed(Duration.zero)
+        const farthest = Math.min(node.cap, stop.hardEnd - node.reserve)
+        const deadline = Math.max(node.deadline, Math.min(now() + toMillis(by), farthest))
+        const granted = Duration.millis(deadline - node.deadline)
+        if (Duration.isZero(granted)) return Effect.succeed(granted)
+        node.deadline = deadline
+        stop.end = Math.max(stop.end, deadline + node.reserve)
+        stop.walk.rouse()
+        return Effect.as(tell(stop.onEvent, { _tag: "BudgetExtended", part: node.part.name, by: granted }), granted)
+      }),
+    timeLeft: (node) =>
+      Effect.sync(() =>
+        node.state === "stopping" ? Option.some(Duration.millis(Math.max(0, node.deadline - now()))) : Option.none()
+      )
+  }
 
   /** What builds a part, in a fiber of its own. */
-  const builderWith = (services: Context.Context<never>) => {
-    const memoMap = Layer.CurrentMemoMap.forkOrCreate(services)
-    const given = proven(Context.omit(Tracer.ParentSpan)(services))
+  const builderWith = (services: Context.Context<never>, memoMap: Layer.MemoMap) => {
     const tracer = Context.get(services, Tracer.Tracer)
     const isTimed = Context.get(services, References.TracerTimingEnabled)
-    const outer = Option.getOrUndefined(Context.getOption(services, Tracer.ParentSpan))
+    const all = tracker = new Tracker(tracer, isTimed, Context.getOrUndefined(services, Part.PartControl))
+    const base = Context.omit(Tracer.ParentSpan)(services).pipe(
+      Context.add(Tracer.Tracer, all),
+      Context.add(Layer.CurrentMemoMap, memoMap),
+      proven
+    )
     const run = Effect.runForkWith(services)
     return (node: Node): Fiber.Fiber<Context.Context<never>, unknown> => {
-      const { layer, name } = node.part
-      const tracker = node.tracker = new Tracker(tracer, isTimed, outer)
-      const own = node.needs.length === 0
-        ? given
-        : Context.mergeAll(given, ...node.needs.map((need) => need.context))
-      const context = Context.add(Context.add(own, Tracer.Tracer, tracker), Part.PartControl, control(node))
+      const { needs, part: { layer, name }, scope } = node
+      const control = node.control = new Control(name, node, stops, all)
+      const own = needs.length === 0 ? base : Context.mergeAll(base, ...contextsOf(needs))
+      const context = Context.add(own, Part.PartControl, control)
       const built = Effect.withFiber<Context.Context<never>, unknown, unknown>((fiber) => {
         node.builder = fiber
-        return Effect.onExit(Layer.buildWithMemoMap(layer, memoMap, node.scope), (exit) => {
-          tracker.parent = undefined
-          return Exit.isSuccess(exit) ? Effect.void : Scope.close(node.scope, exit)
-        })
+        return Effect.onExit(
+          Layer.buildWithMemoMap(layer, memoMap, scope),
+          (exit) => Exit.isSuccess(exit) ? Effect.void : Scope.close(scope, exit)
+        )
       })
       // A span that nobody is told of would be most of what it takes to start a part that is quick.
       if (tracer === Tracer.nativeTracer) return Effect.runForkWith(context)(built)
       return run(Effect.useSpan("Part.start", { attributes: { part: name } }, (span) => {
-        tracker.parent = span
-        return Effect.updateContext(built, () => context)
+        control.parent = span
+        const grown = Effect.sync(() => {
+          control.parent = undefined
+        })
+        return Effect.ensuring(Effect.updateContext(built, () => context), grown)
       }))
     }
   }
 
   const start = (services: Context.Context<never>, options: StartOptions) =>
-    Effect.uninterruptibleMask((restore) =>
-      Effect.gen(function*() {
-        if (starting !== undefined || stopped !== undefined) return yield* Effect.die("parts are started once")
-        const { onEvent, rollbackBudget = "10 seconds", startWithin: longest } = options
-        const build = builderWith(services)
-        let failure: ServiceError | undefined
-        const failed = (node: Node, error: ServiceError, took: Duration.Duration): Effect.Effect<void> => {
-          failure ??= error
-          return tell(onEvent, { _tag: "PartFailed", part: node.part.name, took, why: explain(error) })
-        }
-        starting = Walk.make<Node, Context.Context<never>, unknown>({
-          nodes,
-          after: (node) => node.needs,
-          visit: (node, time) => {
-            enter(node, "starting", time)
-            const { startWithin = longest } = node.part
-            if (startWithin !== undefined) node.deadline = node.since + toMillis(startWithin)
-            return build(node)
-          },
-          deadline: (node) => node.deadline,
-          ended: (node, exit, time) => {
-            // A stop that has begun in the meantime sees to it.
-            if (node.state !== "starting") return Effect.void
-            node.builder = undefined
-            if (Exit.isSuccess(exit)) {
-              node.context = exit.value
-              const took = Duration.millis(enter(node, "running", time))
-              return tell(onEvent, { _tag: "PartStarted", part: node.part.name, took })
-            }
-            const error = Cause.squash(exit.cause)
-            return failed(
-              node,
-              error instanceof ServiceError ? error : startError(node.part, explain(error), exit.cause),
-              Duration.millis(enter(node, "failed", time))
-            )
-          },
-          overdue: (node, _, time) => {
-            const took = Duration.millis(time - node.since)
-            const why = `it has not started within ${Duration.format(took)}; it was doing: ${doing(node)}`
-            return failed(node, startError(node.part, why), took)
-          },
-          halted: () => failure !== undefined || stopped !== undefined
-        })
-        const exit = yield* Effect.exit(restore(starting.run))
-        const isComplete = Exit.isSuccess(exit) && failure === undefined && stopped === undefined
-        if (isComplete) return proven(Context.mergeAll(...nodes.map((node) => node.context)))
-        yield* stop({ budget: rollbackBudget, onEvent })
-        yield* exit
-        return yield* failure ?? Effect.interrupt
+    Effect.uninterruptibleMask((restore): Effect.Effect<Context.Context<unknown>, ServiceError> => {
+      if (starting !== undefined || stopped !== undefined) return Effect.die("parts are started once")
+      const { onEvent, rollbackBudget = "10 seconds", startWithin: longest } = options
+      const memoMap = Layer.CurrentMemoMap.forkOrCreate(services)
+      const build = builderWith(services, memoMap)
+      let failure: ServiceError | undefined
+      const failed = (node: Node, error: ServiceError, took: Duration.Duration): Effect.Effect<void> => {
+        failure ??= error
+        return tell(onEvent, { _tag: "PartFailed", part: node.part.name, took, why: explain(error) })
+      }
+      starting = Walk.make<Node, Context.Context<never>, unknown>({
+        nodes,
+        after: ({ needs }) => needs,
+        before: ({ neededBy }) => neededBy,
+        now,
+        visit: (node, time) => {
+          enter(node, "starting", time)
+          const { startWithin = longest } = node.part
+          if (startWithin !== undefined) node.deadline = node.since + toMillis(startWithin)
+          return build(node)
+        },
+        deadline: (node) => node.deadline,
+        ended: (node, exit, time) => {
+          // A stop that has begun in the meantime sees to it.
+          if (node.state !== "starting") return undefined
+          node.builder = undefined
+          if (Exit.isSuccess(exit)) {
+            node.context = provides(exit.value)
+            const took = enter(node, "running", time)
+            return onEvent === undefined
+              ? undefined
+              : tell(onEvent, { _tag: "PartStarted", part: node.part.name, took: Duration.millis(took) })
+          }
+          const error = Cause.squash(exit.cause)
+          return failed(
+            node,
+            error instanceof ServiceError ? error : startError(node.part, explain(error), exit.cause),
+            Duration.millis(enter(node, "failed", time))
+          )
+        },
+        overdue: (node, _, time) => {
+          const took = Duration.millis(time - node.since)
+          const why = `it has not started within ${Duration.format(took)}; it was doing: ${doing(node)}`
+          return failed(node, startError(node.part, why), took)
+        },
+        halted: () => failure !== undefined || stopped !== undefined
       })
-    )
+      return Effect.flatMap(Effect.exit(restore(starting.run)), (exit) => {
+        if (Exit.isSuccess(exit) && failure === undefined && stopped === undefined) {
+          const all = Context.mergeAll(Context.make(Layer.CurrentMemoMap, memoMap), ...contextsOf(nodes))
+          return Effect.succeed(proven(all))
+        }
+        return stop({ budget: rollbackBudget, onEvent }).pipe(
+          Effect.andThen(exit),
+          Effect.andThen(Effect.suspend(() => failure ?? Effect.interrupt))
+        )
+      })
+    })
 
-  const stopAll = Effect.fnUntraced(function*(options: StopOptions) {
+  const stopAll = (services: Context.Context<never>, options: StopOptions) => {
     const { onEvent } = options
-    const run = Effect.runForkWith(yield* Effect.context())
+    const tracer = Context.get(services, Tracer.Tracer)
+    const tracked = tracker === undefined ? services : Context.add(services, Tracer.Tracer, tracker)
+    const run = Effect.runForkWith(services)
     const began = now()
     const budget = toMillis(options.budget)
     const walked = nodes.filter((node) => node.state === "starting" || node.state === "running")
@@ -266,23 +251,28 @@ export const make = (order: ReadonlyArray<Part.Any>, clock: Clock.Clock): Life =
     }
     const walk = Walk.make<Node, void, never>({
       nodes: walked,
-      after: (node) => node.neededBy,
+      after: ({ neededBy }) => neededBy,
+      before: ({ needs }) => needs,
+      now,
       visit: (node, time) => {
-        const { name, stopWeight, stopWithin } = node.part
-        const { builder, tracker } = node
+        const { control, part: { name, stopWeight, stopWithin } } = node
         const left = (stopping?.end ?? time) - time
-        const rest = weights.get(node) ?? 0
+        const rest = weights[node.index] ?? 0
         const granted = toMillis(share(left, rest === 0 ? [stopWeight] : [stopWeight, rest]))
         node.cap = time + (stopWithin === undefined ? Infinity : toMillis(stopWithin))
         node.deadline = Math.min(time + granted, node.cap)
         node.reserve = granted === Infinity ? 0 : Math.max(0, left - granted)
         enter(node, "stopping", time)
-        const close = Scope.close(node.scope, Exit.void)
-        const end = builder === undefined ? close : Effect.andThen(unbuild(builder), close)
-        return run(end.pipe(
-          tracker === undefined ? identity : Effect.withTracer(tracker),
-          Effect.withSpan("Part.stop", { attributes: { part: name } }, { captureStackTrace: false })
-        ))
+        const end = endOf(node)
+        const context = control === undefined ? tracked : Context.add(tracked, Part.PartControl, control)
+        if (tracer === Tracer.nativeTracer) return Effect.runForkWith(context)(end)
+        return run(
+          Effect.useSpan(
+            "Part.stop",
+            { attributes: { part: name } },
+            (span) => Effect.updateContext(end, () => Context.add(context, Tracer.ParentSpan, span))
+          )
+        )
       },
       deadline: (node) => node.deadline,
       ended: (node, exit, time) => {
@@ -296,27 +286,34 @@ export const make = (order: ReadonlyArray<Part.Any>, clock: Clock.Clock): Life =
         return tell(onEvent, { _tag: "PartFailed", part: name, took, why: explain(exit.cause) })
       },
       overdue: (node, fiber, time) => {
+        // Before: what can be interrupted has ended afterwards.
+        const at = doing(node)
         fiber.interruptUnsafe()
-        return abandon(node, Duration.millis(time - node.since), doing(node))
+        return abandon(node, Duration.millis(time - node.since), at)
       },
       halted: () => abandoned
     })
     const hardEnd = began + Math.max(budget, toMillis(options.hardCap ?? budget))
     stopping = { end: began + budget, hardEnd, walk, onEvent }
-    yield* walk.run
     // Only when it was abandoned. From the front of the stop: whom a part waits for is still what it was.
-    for (const node of walked.toReversed()) {
-      if (node.state === "stopping") yield* abandon(node, Duration.millis(now() - node.since), doing(node))
-      else if (node.state === "running") {
-        const others = new Set(node.neededBy.filter(({ state }) => state === "abandoned").map(({ part }) => part.name))
-        // Its stop begins all the same, but nobody waits for it any more.
-        yield* Effect.forkDetach(Scope.close(node.scope, Exit.void), { startImmediately: true })
-        yield* abandon(node, Duration.zero, `has not begun to stop: waits for ${[...others].join(", ")}`)
-      }
+    const giveUp = (node: Node): Effect.Effect<void> => {
+      if (node.state === "stopping") return abandon(node, Duration.millis(now() - node.since), doing(node))
+      if (node.state === "stopped" || node.state === "abandoned") return Effect.void
+      const others = new Set(node.neededBy.filter(({ state }) => state === "abandoned").map(({ part }) => part.name))
+      // Its stop begins all the same, but nobody waits for it any more.
+      return Effect.andThen(
+        Effect.forkDetach(endOf(node), { startImmediately: true }),
+        abandon(node, Duration.zero, `has not begun to stop: waits for ${[...others].join(", ")}`)
+      )
     }
-    stopping = undefined
-    return outcomes
-  })
+    return walk.run.pipe(
+      Effect.andThen(Effect.forEach(walked.toReversed(), giveUp, { discard: true })),
+      Effect.map(() => {
+        stopping = undefined
+        return outcomes
+      })
+    )
+  }
 
   const stop = (options: StopOptions): Effect.Effect<ReadonlyArray<PartOutcome>> =>
     Effect.uninterruptibleMask((restore) => {
@@ -324,7 +321,7 @@ export const make = (order: ReadonlyArray<Part.Any>, clock: Clock.Clock): Life =
       const outcomes = Deferred.makeUnsafe<ReadonlyArray<PartOutcome>>()
       stopped = outcomes
       starting?.rouse()
-      return stopAll(options).pipe(
+      return Effect.contextWith((services: Context.Context<never>) => stopAll(services, options)).pipe(
         Effect.exit,
         Effect.map((exit) => Deferred.doneUnsafe(outcomes, exit)),
         Effect.forkDetach({ startImmediately: true }),

@@ -1,20 +1,24 @@
 /** Visits the nodes of a graph in order, each as soon as those before it are done, with a deadline for each visit. */
-import * as Clock from "effect/Clock"
+import type * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 
-export interface Walker<in out N, A, E> {
+export interface Walker<in out N extends { readonly index: number }, A, E> {
+  /** Those to visit. Each has a number of its own, from zero on. */
   readonly nodes: ReadonlyArray<N>
-  /** Whom a node waits for. Those that are not walked count as done. */
+  /** Whom a node waits for, and who waits for it. Those that are not walked count as done. */
   readonly after: (node: N) => ReadonlyArray<N>
+  readonly before: (node: N) => ReadonlyArray<N>
+  /** In milliseconds of the monotonic clock, as all times here. */
+  readonly now: () => number
   /** Begins a visit, in a fiber of its own, which the walk does not end. */
   readonly visit: (node: N, now: number) => Fiber.Fiber<A, E>
-  /** In milliseconds of the monotonic clock; it may move, followed by a `rouse`. */
+  /** It may move, followed by a `rouse`. */
   readonly deadline: (node: N) => number
-  /** A visit has ended. */
-  readonly ended: (node: N, exit: Exit.Exit<A, E>, now: number) => Effect.Effect<void>
+  /** A visit has ended. The answer tells of it. */
+  readonly ended: (node: N, exit: Exit.Exit<A, E>, now: number) => Effect.Effect<void> | undefined
   /** A visit is not waited for any longer. */
   readonly overdue: (node: N, fiber: Fiber.Fiber<A, E>, now: number) => Effect.Effect<void>
   /** Nothing more is begun or waited for once this is true; a change has to be followed by a `rouse`. */
@@ -29,106 +33,143 @@ export interface Walk {
 
 export const monotonic = (clock: Clock.Clock): number => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
 
-export const make = <N, A, E>(walker: Walker<N, A, E>): Walk => {
-  let wake = Deferred.makeUnsafe<void>()
-  const rouse = (): void => {
-    Deferred.doneUnsafe(wake, Exit.void)
+/** Wakes a walk that waits. */
+class Bell {
+  #wake: Deferred.Deferred<void> | undefined
+  // One timer for all visits: it is set anew only when it would be too late.
+  #timer: { readonly at: number; readonly fiber: Fiber.Fiber<void> } | undefined
+
+  ring(): void {
+    if (this.#wake !== undefined) Deferred.doneUnsafe(this.#wake, Exit.void)
   }
 
-  // One timer for all visits: it is set anew only when it would be too late.
-  let timer: { readonly at: number; readonly fiber: Fiber.Fiber<void> } | undefined
-  const unset = Effect.sync(() => {
-    timer?.fiber.interruptUnsafe()
-    timer = undefined
+  readonly unset = Effect.sync(() => {
+    this.#timer?.fiber.interruptUnsafe()
+    this.#timer = undefined
   })
-  const alarm = (at: number, now: number): Effect.Effect<void> => {
-    if (at >= (timer?.at ?? Infinity)) return Effect.void
+
+  #alarm(at: number, now: number): Effect.Effect<void> {
+    if (at >= (this.#timer?.at ?? Infinity)) return Effect.void
     // One that is early, as timers that cut fractions off are, means another round. Whole microseconds, so that there
     // are few.
-    const rousing = Effect.delay(
+    const ringing = Effect.delay(
       Effect.sync(() => {
-        timer = undefined
-        rouse()
+        this.#timer = undefined
+        this.ring()
       }),
       Math.ceil((at - now) * 1000) / 1000
     )
-    return unset.pipe(
-      Effect.andThen(Effect.forkDetach(rousing, { startImmediately: true, uninterruptible: false })),
+    return this.unset.pipe(
+      Effect.andThen(Effect.forkDetach(ringing, { startImmediately: true, uninterruptible: false })),
       Effect.map((fiber) => {
-        timer = { at, fiber }
+        this.#timer = { at, fiber }
       })
     )
   }
 
-  const walk = Effect.gen(function*() {
-    const clock = yield* Clock.Clock
-    const walked = new Set(walker.nodes)
-    const waits = new Map<N, number>()
-    const before = new Map<N, Array<N>>()
-    for (const node of walked) {
-      for (const other of walker.after(node)) {
-        if (!walked.has(other)) continue
-        waits.set(node, (waits.get(node) ?? 0) + 1)
-        const known = before.get(other)
-        if (known === undefined) before.set(other, [node])
-        else known.push(node)
-      }
+  /** Until it rings, which it does at that time at the latest. */
+  wait(at: number, now: number): Effect.Effect<void> {
+    const wake = this.#wake = Deferred.makeUnsafe()
+    return Effect.andThen(this.#alarm(at, now), Deferred.await(wake))
+  }
+}
+
+// Not inside of `make`: V8 keeps all that a generator function refers to until its next full collection.
+const walk = Effect.fnUntraced(
+  function*<N extends { readonly index: number }, A, E>(walker: Walker<N, A, E>, bell: Bell): Effect.fn.Return<void> {
+    const { nodes, now } = walker
+    // By the numbers of the nodes: for how many others each still waits, and the visits that are under way.
+    const waits: Array<number | undefined> = []
+    const going: Array<Fiber.Fiber<A, E> | undefined> = []
+    let count = 0
+    for (const node of nodes) waits[node.index] = 0
+    for (const node of nodes) {
+      let others = 0
+      for (const other of walker.after(node)) if (waits[other.index] !== undefined) others++
+      waits[node.index] = others
     }
     // Nodes are begun from the front while others are added at the back.
-    const ready = walker.nodes.filter((node) => !waits.has(node))
+    const ready = nodes.filter((node) => waits[node.index] === 0)
     let next = 0
-    const going = new Map<N, Fiber.Fiber<A, E>>()
     let exits: Array<readonly [N, Exit.Exit<A, E>]> = []
+    let news: Array<Effect.Effect<void>> = []
     // No deadline is earlier than this one.
     let earliest = Infinity
 
+    const watch = (node: N, fiber: Fiber.Fiber<A, E>): void => {
+      going[node.index] = fiber
+      count++
+      earliest = Math.min(earliest, walker.deadline(node))
+      fiber.addObserver((exit) => {
+        if (going[node.index] === undefined) return
+        going[node.index] = undefined
+        count--
+        exits.push([node, exit])
+        bell.ring()
+      })
+    }
+    const end = (node: N, exit: Exit.Exit<A, E>, time: number): void => {
+      const told = walker.ended(node, exit, time)
+      if (told !== undefined) news.push(told)
+      release(node)
+    }
     const release = (node: N): void => {
-      going.delete(node)
-      for (const other of before.get(node) ?? []) {
-        const left = (waits.get(other) ?? 0) - 1
-        waits.set(other, left)
-        if (left === 0) ready.push(other)
+      for (const other of walker.before(node)) {
+        const left = waits[other.index]
+        if (left === undefined) continue
+        waits[other.index] = left - 1
+        if (left === 1) ready.push(other)
       }
     }
 
     while (true) {
-      const news = exits
+      let time = now()
+      const ended = exits
       exits = []
-      const then = monotonic(clock)
-      for (const [node, exit] of news) {
-        if (!going.has(node)) continue
-        release(node)
-        yield* walker.ended(node, exit, then)
-      }
-      for (let node = ready[next]; node !== undefined && !walker.halted(); node = ready[++next]) {
-        const now = monotonic(clock)
-        const fiber = walker.visit(node, now)
-        going.set(node, fiber)
-        earliest = Math.min(earliest, walker.deadline(node))
-        fiber.addObserver((exit) => {
-          exits.push([node, exit])
-          rouse()
-        })
-      }
-      // Everything that has ended is told before anything is given up.
+      for (const [node, exit] of ended) end(node, exit, time)
+      // Everything that has ended is told before what waits for it is begun, and before anything is given up.
+      const told = news
+      news = []
+      for (const one of told) yield* one
       if (exits.length > 0) continue
-      if (walker.halted() || going.size === 0) return
-      const now = monotonic(clock)
-      if (earliest <= now) {
+      if (told.length > 0) time = now()
+      for (const until = ready.length; next < until && !walker.halted(); next++) {
+        const node = ready[next]
+        if (node === undefined) break
+        const fiber = walker.visit(node, time)
+        const exit = fiber.pollUnsafe()
+        time = now()
+        // Nobody holds on to the fibers of visits that take no time.
+        if (exit === undefined) watch(node, fiber)
+        else end(node, exit, time)
+      }
+      if (exits.length > 0 || news.length > 0) continue
+      if (walker.halted()) return
+      if (next < ready.length) continue
+      if (count === 0) return
+      if (earliest <= time) {
         earliest = Infinity
-        for (const [node, fiber] of going) {
+        // In the order in which they were begun.
+        for (const node of ready) {
+          const fiber = going[node.index]
+          if (fiber === undefined) continue
           const deadline = walker.deadline(node)
-          if (deadline <= now) {
+          if (deadline <= time) {
+            going[node.index] = undefined
+            count--
             release(node)
-            yield* walker.overdue(node, fiber, now)
+            yield* walker.overdue(node, fiber, time)
           } else earliest = Math.min(earliest, deadline)
         }
         continue
       }
-      wake = Deferred.makeUnsafe()
-      yield* alarm(earliest, now)
-      yield* Deferred.await(wake)
+      yield* bell.wait(earliest, time)
     }
-  })
-  return { run: Effect.ensuring(walk, unset), rouse }
+  },
+  (self, _, bell) => Effect.ensuring(self, bell.unset)
+)
+
+export const make = <N extends { readonly index: number }, A, E>(walker: Walker<N, A, E>): Walk => {
+  const bell = new Bell()
+  return { run: walk(walker, bell), rouse: () => bell.ring() }
 }
