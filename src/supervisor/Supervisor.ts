@@ -274,15 +274,25 @@ const make = Effect.fnUntraced(
       provided(Reclaimer.make(HeldProcesses.kind), context)
     ]
     const ours = new Map<string, Supervised>()
-    /** Those whose records are not to be taken for a dead supervisor's: of machines that come up, are there, or are released. */
-    const busy = new Set<string>()
+    /**
+     * Those whose records are not to be taken for a dead supervisor's: of machines that come up, are there, or are released. How many,
+     * since another one may come up under an id whose record is gone, while the last of it is done.
+     */
+    const busy = new Map<string, number>()
+    const enter = (id: string): void => void busy.set(id, (busy.get(id) ?? 0) + 1)
+    const leave = (id: string): void => {
+      const left = (busy.get(id) ?? 0) - 1
+      if (left > 0) busy.set(id, left)
+      else busy.delete(id)
+    }
+    const forget = (entry: Entry): void => {
+      if (ours.get(entry.id)?.entry === entry) ours.delete(entry.id)
+      leave(entry.id)
+    }
 
     const release = (entry: Entry) =>
       Reconcile.release(entry, kinds).pipe(
-        Effect.ensuring(Effect.sync(() => {
-          ours.delete(entry.id)
-          busy.delete(entry.id)
-        })),
+        Effect.ensuring(Effect.sync(() => forget(entry))),
         // Its id may be another machine's from now on, of whoever is told.
         Effect.tap(onReleased),
         Effect.withSpan("Supervisor.release", { attributes: { id: entry.id } })
@@ -328,8 +338,7 @@ const make = Effect.fnUntraced(
           // It goes on, and so does all that it has, until somebody asks for it.
           watcher.interruptUnsafe()
           yield* Scope.close(how.inner, Exit.void)
-          ours.delete(entry.id)
-          busy.delete(entry.id)
+          forget(entry)
         }).pipe(Effect.ignore, Effect.uninterruptible)
       )
       return supervised
@@ -401,11 +410,10 @@ const make = Effect.fnUntraced(
       const scope = yield* Effect.scope
       return yield* Effect.uninterruptibleMask((restore) =>
         Effect.gen(function*() {
-          const isFirst = !busy.has(id)
-          busy.add(id)
+          enter(id)
           const entry = yield* Effect.onError(
             journal.open({ id, keep, labels, spec: null }),
-            () => Effect.sync(() => isFirst && busy.delete(id))
+            () => Effect.sync(() => leave(id))
           )
           const inner = yield* Scope.make()
           const brought = yield* restore(
@@ -469,9 +477,9 @@ const make = Effect.fnUntraced(
     const adopt = (entry: Entry, machine: Machine.Machine, inner: Scope.Closeable) =>
       Effect.uninterruptibleMask((restore) =>
         Effect.gen(function*() {
-          busy.add(entry.id)
+          enter(entry.id)
           yield* restore(Effect.andThen(entry.adopt, Scope.provide(resume(entry), inner))).pipe(
-            Effect.onError(() => Effect.sync(() => busy.delete(entry.id)))
+            Effect.onError(() => Effect.sync(() => leave(entry.id)))
           )
           yield* lookAfter(machine, entry, { adopted: true, keep: true, releaseWhen: "ended", inner, scope: own })
         })

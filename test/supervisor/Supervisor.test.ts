@@ -76,14 +76,19 @@ const makeWorld = Effect.gen(function*() {
   const backend = yield* Layer.build(MemoryProvider.layer)
   const journal = Journal.layer({ directory: `${directory}/state` }).pipe(Layer.provide(NodeLease.layer))
   /** A supervisor; closing the scope is its end in order. */
-  const supervisor = Effect.fnUntraced(function*(options: Supervisor.Options = {}) {
+  const supervisor = Effect.fnUntraced(function*(
+    options: Supervisor.Options = {},
+    wrap: (own: Journal.Journal["Service"]) => Journal.Journal["Service"] = (own) => own
+  ) {
     const context = yield* Layer.build(
       Supervisor.layerWith({
         kinds: [ports.kind],
         resume: ({ id }) => Effect.sync(() => void resumed.push(id)),
         ...options
       }).pipe(
-        Layer.provideMerge(journal),
+        Layer.provideMerge(
+          Layer.effect(Journal.Journal, Effect.map(Journal.Journal, wrap)).pipe(Layer.provide(journal))
+        ),
         Layer.provide(holder),
         Layer.provide(Layer.succeedContext(backend)),
         Layer.fresh
@@ -144,6 +149,34 @@ describe("a machine", () => {
       yield* Effect.flatMap(driver.guest("a"), ({ powerOff }) => powerOff)
       const released = yield* supervised.released
       assert.deepStrictEqual([released.left, [...ports.taken], yield* entries], [0, [], []])
+    }).pipe(Effect.scoped, live))
+
+  it.effect("can be launched anew as soon as its record is gone, and is not taken for what it was before", () =>
+    Effect.gen(function*() {
+      const { bring, driver, ports, supervisor } = yield* makeWorld
+      const isGone = yield* Latch.make()
+      const goOn = yield* Latch.make()
+      // The first one's release stands still once its record is removed.
+      let isFirst = true
+      const { launch, machines, recover } = yield* supervisor({}, (journal) => ({
+        ...journal,
+        open: (record) =>
+          Effect.map(journal.open(record), (entry) => {
+            if (!isFirst) return entry
+            isFirst = false
+            return { ...entry, close: Effect.andThen(entry.close, Effect.andThen(isGone.open, goOn.await)) }
+          })
+      }))
+      const one = launch({ id: "a", resources: [ports.resource(1)], bring: bring("a") })
+      const { supervised } = yield* one
+      yield* Effect.flatMap(driver.guest("a"), ({ powerOff }) => powerOff)
+      yield* isGone.await
+      yield* one
+      yield* goOn.open
+      yield* supervised.released
+      assert.deepStrictEqual((yield* machines).map(({ entry }) => entry.id), ["a"])
+      assert.deepStrictEqual(yield* recover({ mode: "kill" }), [])
+      assert.deepStrictEqual([...ports.taken], [1])
     }).pipe(Effect.scoped, live))
 
   it.effect("can be launched anew by whoever is told of its release", () =>
