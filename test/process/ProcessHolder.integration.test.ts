@@ -212,6 +212,43 @@ describe("a process that is held", () => {
   )
 
   world(
+    "is read to its end however long its tail is, in time that grows with it and no faster",
+    ({ directory, spawn }) =>
+      Effect.gen(function*() {
+        const bytes = 2 ** 26
+        yield* spawn(`head -c ${bytes} /dev/zero; exec sleep 1000`, { tailBytes: bytes })
+        const take = ProcessHolder.use((holder) =>
+          Stream.runFold(
+            holder.follow({ directory, stream: "stdout", wait: false }),
+            () => 0,
+            (sum, piece) => sum + piece.bytes.length
+          )
+        )
+        for (let got = 0; got < bytes; got = yield* take) yield* Effect.sleep("50 millis")
+        const before = process.cpuUsage()
+        expect(yield* take).toBe(bytes)
+        const { system, user } = process.cpuUsage(before)
+        // Joined anew with each piece of 64 KiB, they would take ten times as long.
+        expect((system + user) / 1000).toBeLessThan(1500)
+      })
+  )
+
+  world(
+    "has a holder that ends, also where it can never write down how that was",
+    ({ directory, holder, spawn }) =>
+      Effect.gen(function*() {
+        const held = yield* spawn("exec sleep 1000")
+        const pid = holder()
+        mkdirSync(join(directory, "exit.json.new"))
+        yield* held.signal("SIGKILL")
+        // Whoever has hold of it is told.
+        expect(yield* Effect.timeout(held.exit, "20 seconds")).toMatchObject({ _tag: "Signaled", signal: "SIGKILL" })
+        expect(isThere(pid)).toBe(true)
+        expect(yield* eventually(() => !isThere(pid), 60_000)).toBe(true)
+      })
+  )
+
+  world(
     "is followed by many, also without the hand, who know where something is missing",
     ({ directory, spawn }) =>
       Effect.gen(function*() {

@@ -51,18 +51,32 @@ const longestPiece = 2 ** 30
 
 const frames = (socket: NodeNet.Socket, { directory, stream }: FollowOptions): Stream.Stream<Piece, ProcessError> => {
   const source = toSource(stream, socket)
-  let bytes = Buffer.alloc(0)
+  // Joined once all of a piece is there: a piece may be as long as the tail.
+  let chunks: Array<Uint8Array> = []
+  let size = 0
+  let wanted = Protocol.frameHeader
   let hasEnded = false
+  const join = (): Buffer => {
+    const bytes = Buffer.concat(chunks)
+    chunks = [bytes]
+    return bytes
+  }
   const fail = (why: string) => Effect.fail(fromReason(ProcessErrorReason.HolderFailed({ directory, why })))
   const pull: Pull.Pull<readonly [Piece, ...ReadonlyArray<Piece>], ProcessError> = Effect.suspend(() => {
-    if (!hasEnded && bytes.length >= Protocol.frameHeader) {
+    if (!hasEnded && size >= wanted) {
+      const bytes = join()
       const length = bytes.readUInt32BE(8)
-      const end = Protocol.frameHeader + length
       if (length > longestPiece) return fail("it sends pieces that are none")
       hasEnded = length === 0
-      if (!hasEnded && bytes.length >= end) {
-        const piece = { position: Number(bytes.readBigUInt64BE(0)), bytes: bytes.subarray(Protocol.frameHeader, end) }
-        bytes = bytes.subarray(end)
+      wanted = Protocol.frameHeader + length
+      if (!hasEnded && size >= wanted) {
+        const piece = {
+          position: Number(bytes.readBigUInt64BE(0)),
+          bytes: bytes.subarray(Protocol.frameHeader, wanted)
+        }
+        chunks = [bytes.subarray(wanted)]
+        size -= wanted
+        wanted = Protocol.frameHeader
         return Effect.succeed([piece])
       }
     }
@@ -70,7 +84,8 @@ const frames = (socket: NodeNet.Socket, { directory, stream }: FollowOptions): S
     const taken = source.take()
     if (taken === undefined) return Effect.andThen(source.ready, pull)
     if (taken === "end") return fail("it is gone")
-    bytes = Buffer.concat([bytes, taken])
+    chunks.push(taken)
+    size += taken.length
     return pull
   })
   return Stream.fromPull(Effect.succeed(pull))

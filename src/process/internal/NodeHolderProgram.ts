@@ -34,6 +34,9 @@ const farewell = 2000
 /** Milliseconds between attempts to write down how it ended, and until a client has said what it wants. */
 const patience = 1000
 
+/** Of them, where there is room, and it is something else that is wrong. */
+const mostAttempts = 10
+
 /** Milliseconds. How often is it looked whether anybody can still come. */
 const lookEvery = 2000
 
@@ -294,13 +297,15 @@ const keep = ({ child, clients, order, server }: Keeping) => {
     writeDurably(Protocol.files.ended, JSON.stringify(ended))
     syncDirectory()
   }
-  const leave = (how: Protocol.End): void => {
+  const leave = (how: Protocol.End, attempts = 1): void => {
     try {
       writeDown(how)
     } catch (cause) {
-      // A full disk may have room again; a directory that was removed is not missed by anybody.
-      if (codeOf(cause) !== "ENOENT") {
-        setTimeout(leave, patience, how)
+      const code = codeOf(cause)
+      // A full disk may have room again. A directory that was removed is not missed by anybody, and one that is read-only, or broken,
+      // mostly stays so.
+      if (code === "ENOSPC" || code === "EDQUOT" || (code !== "ENOENT" && attempts < mostAttempts)) {
+        setTimeout(leave, patience, how, attempts + 1)
         return
       }
     }
