@@ -117,12 +117,16 @@ const open = Effect.fnUntraced(function*(id: string, options: RunOptions & { rea
   const supervisor = yield* supervise(paths.journal)
   // Not before its journal is ours: of several that want to go on with it, one does.
   if (options.resume === true) yield* RunDirectory.adopt(state, id)
-  const log = (name: "console" | "output") =>
-    Effect.map(RunLog.open({ directory: paths.directory, name }), ({ sink }) => sink)
+  const log = (name: "console" | "output") => RunLog.open({ directory: paths.directory, name })
+  const logs = Effect.gen(function*() {
+    const output = yield* log("output")
+    const console = yield* log("console")
+    return { output: output.sink, console: console.sink, catchUp: console.catchUp }
+  })
   const place: Place = {
     supervisor,
     resources: yield* resources(state, options),
-    ...(options.detach ? { logs: { output: yield* log("output"), console: yield* log("console") } } : {}),
+    ...(options.detach ? { logs: yield* logs } : {}),
     conclude: (report) => Effect.ignore(Effect.provideContext(RunDirectory.conclude(state, report), context)),
     tidy: Effect.ignore(
       Effect.provideContext(Effect.andThen(reclaimDead(state), RunDirectory.prune(state)), context)

@@ -7,6 +7,7 @@ import * as Argument from "effect/cli/Argument"
 import * as Command from "effect/cli/Command"
 import * as Flag from "effect/cli/Flag"
 import * as Clock from "effect/Clock"
+import type * as Config from "effect/Config"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -19,6 +20,7 @@ import * as Supervisor from "../supervisor/Supervisor.ts"
 import * as GoldenMachines from "../warm/GoldenMachines.ts"
 import * as Backend from "./Backend.ts"
 import { exitWith, jsonFlag, print, untilSignal } from "./internal/handlers.ts"
+import { noBackend } from "./internal/noBackend.ts"
 import { Detach } from "./NodeDetach.ts"
 import { Reporter } from "./Reporter.ts"
 import * as Run from "./Run.ts"
@@ -34,6 +36,13 @@ const describe = ({ action, end, id, released, why }: Supervisor.Recovered, dryR
   if (released === undefined || released.claims.length === 0) return head
   // Its first line says what the head says.
   return [head, ...Reconcile.format([released], { dryRun }).split("\n").slice(1)].join("\n")
+}
+
+/** A fault of what was named is no fault of ours. */
+const codeOf = (error: Config.ConfigError | RunDirectory.RunDirectoryError): number => {
+  if (error._tag === "ConfigError") return ExitCode.run.usage
+  const { _tag } = error.reason
+  return _tag === "NoSuchRun" || _tag === "AmbiguousId" ? 1 : ExitCode.run.runtimeFailed
 }
 
 /** Sees to one run: a supervisor in the background for a machine that lives, and an end to all else. */
@@ -64,7 +73,7 @@ const recoverOne = Effect.fnUntraced(function*(run: RunDirectory.Run, options: S
       : { id: run.id, action: "Left", why: `what is written of its machine cannot be read: see ${run.paths.journal}` }
     return [found]
   }).pipe(
-    Effect.provide(Backend.layer(toChoice(run.info.backend))),
+    Effect.provide(Layer.catch(Backend.layer(toChoice(run.info.backend)), noBackend)),
     Effect.catch((error) => {
       const isHeld = error._tag === "JournalError" && error.reason._tag === "LeaseHeld"
       const left: Supervisor.Recovered = isHeld
@@ -114,7 +123,7 @@ const recover = Command.make(
       else yield* print(recovered.map((one) => describe(one, dryRun)).join("\n"))
       yield* exitWith(recovered.some(({ action }) => action === "Left") ? 1 : 0)
     }).pipe(
-      Effect.catch((error) => Effect.andThen(reporter.line(Backend.explain(error)), exitWith(1))),
+      Effect.catch((error) => Effect.andThen(reporter.line(Backend.explain(error)), exitWith(codeOf(error)))),
       untilSignal
     )
   })
@@ -126,7 +135,8 @@ const recover = Command.make(
       "",
       "    0  nothing is left",
       "    1  something could not be removed, and is told",
-      "   64  bad command line"
+      "   64  bad command line",
+      "  125  the runtime failed, as the state directory cannot be used"
     ].join("\n  ")
   ),
   Command.withShortDescription("See to what killed runs have left")

@@ -19,6 +19,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Latch from "effect/Latch"
 import * as Option from "effect/Option"
 import * as PlatformError from "effect/PlatformError"
 import * as Random from "effect/Random"
@@ -294,7 +295,16 @@ export const run = Effect.fn("Run.run")(function*(
         // While the guest is waited for.
         if (place !== undefined) yield* Effect.forkIn(place.tidy, outer)
         if (place?.logs === undefined) return
-        yield* Stream.run(one.console, place.logs.console).pipe(Effect.forkIn(whole, { startImmediately: true }))
+        const { catchUp, console } = place.logs
+        // It is listened to first, so that nothing is missed in between.
+        const begun = yield* Latch.make(context.resume !== true)
+        yield* Stream.run(Stream.tap(one.console, () => begun.await), console).pipe(
+          Effect.forkIn(whole, { startImmediately: true })
+        )
+        if (context.resume !== true) return
+        const tail = yield* Effect.timeoutOption(one.consoleTail, lastWordsWithin)
+        if (Option.isSome(tail)) yield* catchUp(tail.value)
+        yield* begun.open
       })
     const body: Effect.Effect<
       RunEnd,

@@ -32,6 +32,8 @@ export interface Place {
   readonly logs?: {
     readonly output: Sink.Sink<void, Uint8Array>
     readonly console: Sink.Sink<void, Uint8Array>
+    /** Adds what of the console's last text nobody has written there: while its machine had no supervisor. */
+    readonly catchUp: (console: string) => Effect.Effect<void>
   }
   /** Leaves the report, for `microvm wait`. */
   readonly conclude: (report: RunReport) => Effect.Effect<void>

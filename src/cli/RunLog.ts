@@ -46,6 +46,8 @@ export interface RunLog {
   readonly sink: Sink.Sink<void, Uint8Array>
   /** Adds these bytes. What cannot be written is left out, and the log says so where it would be. */
   readonly write: (bytes: Uint8Array) => Effect.Effect<void>
+  /** Adds what of this text is not in it yet: its beginning may be what was written last. */
+  readonly catchUp: (text: string) => Effect.Effect<void>
 }
 
 /** Of a file. */
@@ -166,7 +168,17 @@ export const open = Effect.fn("RunLog.open")(function*(
       Effect.uninterruptible,
       Semaphore.withPermit(turn)
     )
-  return { sink: Sink.forEach(write), write }
+  const catchUp = Effect.fnUntraced(
+    function*(text: string) {
+      // What was cut off within a character cannot be compared.
+      const whole = text.replace(/^\uFFFD+/, "")
+      const written = yield* Effect.orElseSucceed(lastBytes(place, 4 * whole.length), () => new Uint8Array(0))
+      yield* write(new TextEncoder().encode(whole.slice(overlap(new TextDecoder().decode(written), whole))))
+    },
+    Effect.provideService(FileSystem.FileSystem, fs),
+    Effect.provideService(Path.Path, path)
+  )
+  return { sink: Sink.forEach(write), write, catchUp }
 })
 
 /**
@@ -197,6 +209,33 @@ const readAt = (part: Part, at: number, bytes: number) =>
 const endOf = (all: ReadonlyArray<Part>): number => {
   const last = all.at(-1)
   return last === undefined ? 0 : last.start + last.size
+}
+
+/** The end of a log, up to so many bytes. */
+const lastBytes = Effect.fnUntraced(function*(place: Place, most: number) {
+  const pieces: Array<Uint8Array> = []
+  let left = most
+  for (const part of (yield* parts(place)).toReversed()) {
+    const bytes = Math.min(left, part.size)
+    pieces.unshift(yield* readAt(part, part.size - bytes, bytes))
+    left -= bytes
+  }
+  return Buffer.concat(pieces)
+})
+
+/** How much of the text's beginning is the end of what was written, at the most (Knuth, Morris and Pratt). */
+const overlap = (written: string, text: string): number => {
+  const shorter = new Uint32Array(text.length)
+  const step = (from: number, char: string): number => {
+    let matched = from
+    while (matched > 0 && text.charAt(matched) !== char) matched = shorter[matched - 1] ?? 0
+    return text.charAt(matched) === char ? matched + 1 : 0
+  }
+  let matched = 0
+  for (let at = 1; at < text.length; at++) shorter[at] = matched = step(matched, text.charAt(at))
+  matched = 0
+  for (let at = 0; at < written.length; at++) matched = step(matched, written.charAt(at))
+  return matched
 }
 
 /** Where the last lines begin. An unfinished line is one. */

@@ -4,7 +4,11 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as TestConsole from "effect/testing/TestConsole"
+import * as NodeFs from "node:fs"
 import * as RunDirectory from "../../src/cli/RunDirectory.ts"
+import * as MachineSpec from "../../src/microvm/MachineSpec.ts"
+import * as MicroVmError from "../../src/microvm/MicroVmError.ts"
+import { MicroVmProvider } from "../../src/microvm/MicroVmProvider.ts"
 import * as NodeProcessHost from "../../src/process/NodeProcessHost.ts"
 import type { RecoverOptions } from "../../src/supervisor/Supervisor.ts"
 import { microvm } from "./commandLine.ts"
@@ -33,5 +37,49 @@ describe("recover", () => {
       })
       assert.deepStrictEqual(seen, [["dev", { dryRun: false, mode: "kill" }]])
       assert.deepStrictEqual([done.code, done.stdout], [0, "dev: reclaimed, its machine has ended\n"])
+    }).pipe(live))
+
+  it.live("needs no backend to remove what is left", () =>
+    Effect.gen(function*() {
+      const state = yield* makeState
+      yield* RunDirectory.begin(state, { ...infoOf("dev"), backend: "qemu" })
+      yield* leaveRecord(state, "dev")
+      yield* kill(state, "dev")
+      const why = "qemu-system-x86_64 is not found in PATH"
+      const done = yield* microvm(["recover", "--kill"], {
+        env: { MICROVM_STATE_DIR: state },
+        observed: MicroVmError.make(
+          new MicroVmError.BackendUnavailable({ backend: "qemu", why, remedy: "install QEMU" })
+        ),
+        runHost: {
+          // As a supervisor does.
+          recover: (id) =>
+            Effect.gen(function*() {
+              const { attach } = yield* MicroVmProvider
+              const spec = yield* Effect.orDie(MachineSpec.decode({ id, kernel: "/kernel" }))
+              const told = yield* Effect.match(Effect.scoped(attach(spec, { directory: "/none" })), {
+                onFailure: ({ message }) => message,
+                onSuccess: () => "it was got hold of"
+              })
+              return [{ id, action: "Reclaimed" as const, why: told }]
+            })
+        }
+      })
+      assert.deepStrictEqual([done.code, done.stderr], [0, []])
+      assert.include(
+        done.stdout,
+        `dev: reclaimed, Machine "dev" cannot be attached to: The qemu backend cannot be used, ${why}`
+      )
+    }).pipe(live))
+
+  it.live("exits with 125 when the state directory cannot be used, and with 1 for a run that is not there", () =>
+    Effect.gen(function*() {
+      const state = yield* makeState
+      const env = { MICROVM_STATE_DIR: state }
+      assert.strictEqual((yield* microvm(["recover", "nonesuch"], { env })).code, 1)
+      NodeFs.writeFileSync(state, "")
+      const done = yield* microvm(["recover"], { env })
+      assert.strictEqual(done.code, 125)
+      assert.include(done.stderr.join("\n"), "MICROVM_STATE_DIR")
     }).pipe(live))
 })

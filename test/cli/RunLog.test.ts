@@ -71,6 +71,32 @@ describe("a log", () => {
     { arbitrary: { runs: 60 } }
   )
 
+  it.effect.prop(
+    "catches up with a text that goes on where it ends, and adds nothing twice",
+    [
+      Schema.Int.check(Schema.isBetween({ minimum: 0, maximum: 400 })),
+      Schema.Int.check(Schema.isBetween({ minimum: 0, maximum: 400 })),
+      // A file is longer than such a text.
+      Schema.Int.check(Schema.isBetween({ minimum: 1200, maximum: 2000 }))
+    ],
+    ([first, second, maxBytes]) =>
+      Effect.gen(function*() {
+        const at = yield* place
+        const all = Array.from({ length: 80 }, (_, nth) => `tick ${nth} ✓\n`).join("")
+        const [from, written] = [Math.min(first, second), Math.max(first, second)]
+        const log = yield* RunLog.open(at, { maxBytes })
+        yield* log.write(encode(all.slice(0, written)))
+        // Its first character may have lost its beginning.
+        yield* log.catchUp(`\uFFFD${all.slice(from)}`)
+        yield* log.catchUp(all.slice(from))
+        let dropped = 0
+        const read = yield* text(at, { onDropped: (bytes) => Effect.sync(() => void (dropped += bytes)) })
+        const whole = Buffer.from(encode(all))
+        assert.strictEqual(read, whole.subarray(dropped).toString())
+      }).pipe(Effect.scoped, Effect.provide(NodeServices.layer)),
+    { arbitrary: { runs: 60 } }
+  )
+
   it.effect("finds the beginning of a long line", () =>
     Effect.gen(function*() {
       const at = yield* place
