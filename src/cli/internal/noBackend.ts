@@ -25,7 +25,9 @@ export const noBackend = (
       powerButton: false,
       panicDetection: false,
       saveKeepsChannels: false,
-      keep: false
+      diff: false,
+      keep: false,
+      user: false
     },
     plan: () => Result.fail(error),
     platform: () => Result.fail(error),
