@@ -25,6 +25,7 @@ export interface WorkingSets {
 
 const Text = Schema.fromJsonString(WorkingSet)
 const decode = Schema.decodeOption(Text)
+const encode = Schema.encodeEffect(Text)
 
 /** 256 MiB of small pages: it was first needed first, and a text of them is one that is read again. */
 const mostPages = 65_536
@@ -55,7 +56,7 @@ export const of = Effect.fnUntraced(function*(
       if (pages.length === 0) return
       // Half of one may be there, of somebody who was killed.
       yield* host.remove([`${file}.new`])
-      yield* host.write(file, Schema.encodeSync(Text)({ pageSize, pages: pages.slice(0, mostPages) }))
+      yield* host.write(file, yield* Effect.orDie(encode({ pageSize, pages: pages.slice(0, mostPages) })))
     }).pipe(
       Effect.catch((error) => Effect.logWarning(`which pages its machines need first is not kept: ${error.message}`)),
       Effect.uninterruptible
@@ -64,7 +65,8 @@ export const of = Effect.fnUntraced(function*(
     wanted: { record: true },
     keep: (serving) =>
       // Whoever ends the machine before does not lose it.
-      Effect.raceFirst(Effect.sleep(recordFor), Effect.exit(serving.ended)).pipe(
+      Effect.exit(serving.ended).pipe(
+        Effect.timeoutOption(recordFor),
         Effect.ensuring(write(serving)),
         Effect.forkScoped({ startImmediately: true }),
         Effect.asVoid
