@@ -78,6 +78,9 @@ export interface Options {
 
 const engine = Effect.promise(() => import("./internal/NodeHttpEngine.ts"))
 
+/** For a request that is on its way, of a client that was busy a moment ago. */
+const nextRequest = Duration.millis(20)
+
 /** When the time is over: for handlers that were interrupted to say so (503). */
 const lastWords = Duration.millis(100)
 
@@ -175,7 +178,7 @@ export const make = Effect.fn("NodeHttpListener.make")(function*(options: Option
 
   const drain = Effect.gen(function*() {
     yield* Effect.forkChild(closeUpgraded)
-    yield* connections.close
+    yield* connections.close(nextRequest)
     const left = connections.inFlight()
     yield* left.length === 0 ? wait : Effect.withSpan(wait, `waiting for ${tellAll(left)}`)
   })

@@ -254,6 +254,19 @@ describe("a stop", () => {
     }))
 })
 
+// By the test's clock, which stands still: what waits for a moment never ends.
+it.effect("a stop does not wait for whoever may probe again on the same connection", () =>
+  Effect.gen(function*() {
+    const { port, stop } = yield* started()
+    const socket = yield* Effect.promise(() => idle(port))
+    const answered = new Promise((resolve) => socket.once("data", resolve))
+    const closed = new Promise((resolve) => socket.once("close", resolve))
+    socket.write("GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+    yield* Effect.promise(() => answered)
+    yield* stop
+    yield* Effect.promise(() => closed)
+  }))
+
 describe("a failure to accept connections", () => {
   // Node's own accept(2) fails in silence on Linux, so this one is made up; the server is the real one.
   const serverOf = (port: number) =>

@@ -37,8 +37,8 @@ export interface Connections {
   /** This one is no HTTP any more: it ends by itself or by `destroy`. */
   readonly upgraded: (socket: Duplex) => void
   readonly inFlight: () => ReadonlyArray<InFlight>
-  /** Stops accepting, and closes what is idle. */
-  readonly close: Effect.Effect<void>
+  /** Stops accepting, and closes what is idle; what was busy a moment ago, if its next request has not begun `within`. */
+  readonly close: (within: Duration.Duration) => Effect.Effect<void>
   /** Closes what has sent no more than a piece of a request. */
   readonly closeUnfinished: () => void
   /** Waits for the last connection after `close`. */
@@ -53,10 +53,9 @@ const turn = Effect.callback<void>((resume) => {
 
 /**
  * Milliseconds since a client connected or was answered in which it probably goes on asking. Its next request may be on
- * its way while the server stops, and gets this long to arrive. Everything else that is idle is closed at once.
+ * its way while the server stops. Everything else that is idle is closed at once.
  */
 const busyFor = 1_000
-const nextRequest = Duration.millis(20)
 
 /** Before all other listeners of the server, and before it listens. */
 export const track = (server: Server): Connections => {
@@ -132,7 +131,7 @@ export const track = (server: Server): Connections => {
       [...connections.values()].flatMap(({ answering }) =>
         [...answering].map(({ req: { method = "", url = "" } }) => ({ method, path: url.replace(/[?#].*$/s, "") }))
       ),
-    close: Effect.gen(function*() {
+    close: Effect.fnUntraced(function*(within) {
       lastAnswers()
       // A request that is here, or a connection that the system has accepted, is not lost.
       yield* turn
@@ -142,7 +141,7 @@ export const track = (server: Server): Connections => {
       const now = performance.now()
       const quiet = (socket: Net.Socket, { read }: Connection) => socket.bytesRead === read
       closeIdle((socket, connection) => quiet(socket, connection) && now - connection.since > busyFor)
-      yield* Effect.timeoutOption(ended.await, nextRequest)
+      if (!Duration.isZero(within)) yield* Effect.timeoutOption(ended.await, within)
       yield* turn
       closeIdle(quiet)
     }),
