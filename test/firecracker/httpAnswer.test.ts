@@ -34,6 +34,12 @@ describe("an answer of Firecracker's", () => {
     })
   })
 
+  it("with the same head as the last one is held against its own limit", () => {
+    const answer = bytesOf(`${head}Content-Length: 4\r\n\r\ntrue`)
+    const tagsOf = (limits: ReadonlyArray<number>) => limits.map((most) => HttpAnswer.make(most).push(answer)._tag)
+    expect(tagsOf([4, 4, 3, 4, 3, 3])).toEqual(["Done", "Done", "Violation", "Done", "Violation", "Violation"])
+  })
+
   it("without a body ends at the blank line", () => {
     expect(read([bytesOf("HTTP/1.1 204 \r\nConnection: keep-alive\r\nDeprecation: true\r\n\r\n")])).toEqual({
       _tag: "Done",
