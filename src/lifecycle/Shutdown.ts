@@ -26,10 +26,11 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
+import { constVoid } from "effect/Function"
 import * as Option from "effect/Option"
 import * as Tracer from "effect/Tracer"
 import type { ExitStatus } from "./ExitStatus.ts"
-import { ShutdownOutcome, type StageReport, type Survivor } from "./ShutdownOutcome.ts"
+import type { ShutdownOutcome, StageReport, Survivor } from "./ShutdownOutcome.ts"
 import type { ShutdownPolicy, Stage } from "./ShutdownPolicy.ts"
 
 /**
@@ -58,7 +59,7 @@ export interface ShutdownTarget<in R, out E> {
   /** Waits until it has ended. */
   readonly ended: Effect.Effect<ExitStatus>
   /** Asks it to end. Fails only when the request could not be made; a target that is gone is not a failure. */
-  readonly request: (request: R) => Effect.Effect<void, E>
+  readonly request: (request: R) => Effect.Effect<unknown, E>
   /** Looks at what is there now, also where no request reaches. */
   readonly remains: Effect.Effect<Remains>
 }
@@ -130,17 +131,11 @@ const toMillis = (input: Duration.Input): number => {
   return Duration.toMillis(Duration.fromInputUnsafe(input))
 }
 
-/** A stage is over and the target is still there. No Error: nobody is told of it, and a stack trace would cost. */
-type Escalate = "Escalate"
-const escalate: Effect.Effect<never, Escalate> = Effect.fail("Escalate")
-
 /** Nobody sees a span of the native tracer, and to make one takes as long as to send the signal. */
-const traced = <A>(self: Effect.Effect<A>): Effect.Effect<A> =>
-  Effect.flatMap(
-    Effect.tracer,
-    (tracer) =>
-      tracer === Tracer.nativeTracer ? self : Effect.withSpan(self, "Shutdown.run", { captureStackTrace: false })
-  )
+const traced = <A>(self: Effect.Effect<A>, caller: Fiber.Fiber<unknown, unknown>): Effect.Effect<A> =>
+  caller.getRef(Tracer.Tracer) === Tracer.nativeTracer
+    ? self
+    : Effect.withSpan(self, "Shutdown.run", { captureStackTrace: false })
 
 /**
  * Makes the shutdown of a target by a policy. Nothing happens before `run`.
@@ -194,45 +189,33 @@ export const make = <R, E>(
       let current = -1
       let deadline = 0
       let cap = 0
-      let wake = Deferred.makeUnsafe<void>()
-      const rouse = (): void => {
-        Deferred.doneUnsafe(wake, Exit.void)
-      }
+      /** Has the running stage look whether it is over. */
+      let rouse = constVoid
 
       const hasEnded = Effect.map(target.poll, (polled) => {
         if (Option.isSome(polled)) status = polled.value
         return status !== undefined
       })
 
-      const watching = target.ended.pipe(
-        Effect.map((seen) => {
-          status = seen
-          rouse()
-        }),
-        Effect.forkDetach({ startImmediately: true, uninterruptible: false })
-      )
-      let watcher: Fiber.Fiber<void> | undefined
-      const watch: Effect.Effect<void> = Effect.suspend(() =>
-        watcher === undefined
-          ? Effect.map(watching, (fiber) => {
-            watcher = fiber
-          })
-          : Effect.void
-      )
+      let watcher: Fiber.Fiber<ExitStatus> | undefined
 
       /**
-       * Asks for one stage and waits for how it ends. Fails when the target has not ended by then. No generators on the way
-       * to the request: these functions belong to one shutdown, and the first call of a generator takes as long as the
-       * request.
+       * Asks for one stage and waits for how it ends: has the target ended by then? Requests, the watcher and the timer are
+       * fibers of their own, so that none can hold up the next stage, and each does no more than tell when it is over. No
+       * generators on the way to the request: these functions belong to one shutdown, and the first call of a generator
+       * takes as long as the request.
        */
-      const attempt = (stage: Stage<R>, index: number, start: number): Effect.Effect<Stage<R>, Escalate> =>
-        Effect.suspend(() => {
+      const attempt = (stage: Stage<R>, index: number, start: number): Effect.Effect<boolean> =>
+        Effect.withFiber((fiber) => {
+          const fork = Effect.runForkWith(fiber.context)
           const began = now()
           current = index
           deadline = began + Duration.toMillis(stage.grace)
           cap = deadline + Duration.toMillis(stage.maxExtension)
           let failure: { readonly error: unknown } | undefined
+          let asking: Fiber.Fiber<unknown, E> | undefined
           const until = (): number => index === last ? deadline : Math.min(deadline, lastStageBy)
+
           const deadlinePassed: Effect.Effect<StageReport["end"]> = Effect.flatMap(hasEnded, (ended) => {
             if (ended) return Effect.succeed("ended" as const)
             // More time was granted while the target was asked.
@@ -241,33 +224,32 @@ export const make = <R, E>(
             floor = last
             return Effect.succeed("hastened" as const)
           })
-          const wait: Effect.Effect<StageReport["end"]> = Effect.suspend(() => {
-            if (status !== undefined) return Effect.succeed("ended" as const)
-            if (failure !== undefined) {
-              return Effect.map(hasEnded, (ended) => ended ? "ended" as const : "failed" as const)
-            }
-            if (floor > index) return Effect.succeed("hastened" as const)
+          /** How the stage ends, if it ends now. */
+          const verdict = (left: number): Effect.Effect<StageReport["end"]> | undefined => {
+            if (status !== undefined) return Effect.succeed("ended")
+            if (failure !== undefined) return Effect.map(hasEnded, (ended) => ended ? "ended" : "failed")
+            if (floor > index) return Effect.succeed("hastened")
             // An end at the very deadline is in time: the target is asked, whichever timer came first.
-            if (until() <= now()) return deadlinePassed
-            wake = Deferred.makeUnsafe()
-            // The deadline may have moved while we slept, so look again in either case. Timers cut fractions off, and one
-            // that is early means another round.
-            return Deferred.await(wake).pipe(
-              Effect.timeoutOrElse({ duration: Math.ceil(until() - now()), orElse: () => Effect.void }),
-              Effect.andThen(wait)
-            )
+            return left <= 0 ? deadlinePassed : undefined
+          }
+          const wait: Effect.Effect<StageReport["end"]> = Effect.callback((resume) => {
+            let timer: Fiber.Fiber<void> | undefined
+            rouse = () => {
+              timer?.interruptUnsafe()
+              const left = until() - now()
+              const end = verdict(left)
+              if (end === undefined) {
+                // The deadline may move meanwhile, and timers cut fractions off: one that is early means another round.
+                timer = fork(Effect.map(clock.sleep(Duration.millis(Math.ceil(left))), () => rouse()))
+              } else {
+                rouse = constVoid
+                resume(end)
+              }
+            }
+            rouse()
           })
-          // In a fiber of its own: a request that hangs, even while it is cancelled, must not hold up the next stage.
-          const request = target.request(stage.request).pipe(
-            Effect.catchCause((cause) =>
-              Effect.sync(() => {
-                failure = { error: Cause.squash(cause) }
-                rouse()
-              })
-            ),
-            Effect.forkDetach({ startImmediately: true, uninterruptible: false })
-          )
-          const finish = (end: StageReport["end"]): Effect.Effect<Stage<R>, Escalate> => {
+
+          const finish = (end: StageReport["end"]): Effect.Effect<boolean> => {
             const report: StageReport = {
               name: stage.name,
               after: Duration.millis(began - start),
@@ -275,17 +257,29 @@ export const make = <R, E>(
               end,
               ...(failure === undefined ? {} : { error: failure.error })
             }
+            asking?.interruptUnsafe()
             reports.push(report)
-            return Effect.andThen(
-              tell({ _tag: "StageEnded", report }),
-              end === "ended" ? Effect.succeed(stage) : escalate
-            )
+            return Effect.as(tell({ _tag: "StageEnded", report }), end === "ended")
           }
           return tell({ _tag: "StageStarted", stage: stage.name, grace: stage.grace }).pipe(
-            Effect.andThen(request),
-            // After the first request: nothing that can wait comes before it.
-            Effect.tap(watch),
-            Effect.flatMap((asking) => Effect.tap(wait, () => Effect.sync(() => asking.interruptUnsafe()))),
+            Effect.flatMap(() => {
+              asking = fork(target.request(stage.request))
+              asking.addObserver((exit) => {
+                if (Exit.isSuccess(exit)) return
+                failure = { error: Cause.squash(exit.cause) }
+                rouse()
+              })
+              // After the first request: nothing that can wait comes before it.
+              if (watcher === undefined) {
+                watcher = fork(target.ended)
+                watcher.addObserver((exit) => {
+                  if (Exit.isFailure(exit)) return
+                  status = exit.value
+                  rouse()
+                })
+              }
+              return wait
+            }),
             Effect.flatMap(finish)
           )
         })
@@ -297,23 +291,26 @@ export const make = <R, E>(
           const stage = stages[index]
           return stage === undefined
             ? Effect.undefined
-            : Effect.catch(attempt(stage, index, start), () => climb(index + 1, start))
+            : Effect.flatMap(
+              attempt(stage, index, start),
+              (ended) => ended ? Effect.succeed(stage) : climb(index + 1, start)
+            )
         })
 
-      const conclude = Effect.fnUntraced(function*(stage: Stage<R> | undefined, start: number) {
-        watcher?.interruptUnsafe()
-        current = -1
-        const { status: found, survivors } = yield* target.remains
-        const ended = status ?? Option.getOrUndefined(found)
-        const common = { stages: reports, elapsed: Duration.millis(now() - start) }
-        if (ended === undefined) return ShutdownOutcome.cases.Unkillable.make({ ...common, survivors })
-        if (survivors.length > 0) return ShutdownOutcome.cases.Survivors.make({ ...common, status: ended, survivors })
-        if (reports.length === 0) return ShutdownOutcome.cases.AlreadyExited.make({ ...common, status: ended })
-        const name = (stage ?? stages[last] ?? stages[0]).name
-        return stage?.force === false
-          ? ShutdownOutcome.cases.Graceful.make({ ...common, status: ended, stage: name })
-          : ShutdownOutcome.cases.Forced.make({ ...common, status: ended, stage: name })
-      })
+      const conclude = (stage: Stage<R> | undefined, start: number): Effect.Effect<ShutdownOutcome> =>
+        Effect.suspend(() => {
+          watcher?.interruptUnsafe()
+          current = -1
+          return Effect.map(target.remains, ({ status: found, survivors }): ShutdownOutcome => {
+            const ended = status ?? Option.getOrUndefined(found)
+            const common = { stages: reports, elapsed: Duration.millis(now() - start) }
+            if (ended === undefined) return { _tag: "Unkillable", ...common, survivors }
+            if (survivors.length > 0) return { _tag: "Survivors", ...common, status: ended, survivors }
+            if (reports.length === 0) return { _tag: "AlreadyExited", ...common, status: ended }
+            const name = (stage ?? stages[last] ?? stages[0]).name
+            return { _tag: stage?.force === false ? "Graceful" : "Forced", ...common, status: ended, stage: name }
+          })
+        })
 
       const perform = (start: number): Effect.Effect<ShutdownOutcome> =>
         hasEnded.pipe(
@@ -322,7 +319,7 @@ export const make = <R, E>(
         )
 
       const run = (request: ShutdownRequest = {}): Effect.Effect<ShutdownOutcome, NoSuchStage> =>
-        Effect.uninterruptibleMask((restore) => {
+        Effect.withFiber((caller) => {
           const { atLeast, within } = request
           if (atLeast !== undefined) {
             const index = atLeast === "next"
@@ -334,18 +331,13 @@ export const make = <R, E>(
             floor = Math.max(floor, index)
           }
           if (within !== undefined) lastStageBy = Math.min(lastStageBy, now() + toMillis(within))
-          if (startedAt !== undefined) {
-            rouse()
-            return restore(Deferred.await(outcome))
-          }
-          startedAt = now()
-          return perform(startedAt).pipe(
-            Effect.exit,
-            Effect.map((exit) => Deferred.doneUnsafe(outcome, exit)),
-            traced,
-            Effect.forkDetach({ startImmediately: true }),
-            Effect.andThen(restore(Deferred.await(outcome)))
-          )
+          if (startedAt === undefined) {
+            startedAt = now()
+            // Started in the same breath: a caller that is interrupted now must not leave a shutdown that never runs.
+            Effect.runForkWith(caller.context)(traced(perform(startedAt), caller))
+              .addObserver((exit) => Deferred.doneUnsafe(outcome, exit))
+          } else rouse()
+          return Deferred.await(outcome)
         })
 
       const extend = (by: Duration.Input): Effect.Effect<Duration.Duration> =>

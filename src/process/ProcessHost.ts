@@ -119,10 +119,10 @@ export interface CGroup {
   /** Starts to watch; the effect it gives waits until `populated` may have changed since it was last run. */
   readonly watch: Effect.Effect<Effect.Effect<void>, never, Scope.Scope>
   /**
-   * Sends to each member, and tells to whom. Fails when there were members and none could be signalled. It looks and sends
-   * without a pause, so that no pid changes hands between.
+   * Sends these to each member, one after the other, and tells to whom. Fails when there were members and none could be
+   * signalled. It looks once and sends without a pause, so that no pid changes hands between.
    */
-  readonly signal: (signal: Signal) => Effect.Effect<ReadonlyArray<number>, ProcessError>
+  readonly signal: (...signals: ReadonlyArray<Signal>) => Effect.Effect<ReadonlyArray<number>, ProcessError>
   /** SIGKILL to all in it at once, those that fork meanwhile included. */
   readonly kill: Effect.Effect<void, ProcessError>
   /** Removes it and all below it; `false` while something lives in it. */

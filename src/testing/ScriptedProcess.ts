@@ -246,10 +246,13 @@ const make = Effect.fnUntraced(function*(options: Options) {
         wake()
       })
     }),
-    signal: (signal) =>
+    signal: (...signals) =>
       Effect.suspend(() => {
         const found = members(path)
-        return Effect.as(send(found, signal), found.map((entry) => entry.info.pid))
+        return Effect.as(
+          Effect.forEach(signals, (signal) => send(found, signal), { discard: true }),
+          found.map((entry) => entry.info.pid)
+        )
       }),
     kill: Effect.suspend(() => Effect.forEach(members(path), (entry) => act(entry, "SIGKILL"), { discard: true })),
     remove: Effect.sync(() => {

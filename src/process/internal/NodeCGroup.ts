@@ -110,24 +110,25 @@ export const at = (path: string): CGroup => ({
   members: Effect.sync(() => members(path)),
   populated: Effect.sync(() => read(`${path}/cgroup.events`)?.includes("populated 1") === true),
   watch: watch(path),
-  signal: (signal) =>
+  signal: (...signals) =>
     Effect.suspend(() => {
-      const reached: Array<number> = []
-      let refusal: unknown
-      for (const pid of members(path)) {
-        try {
-          process.kill(pid, Signal.toNumber(signal))
-          reached.push(pid)
-        } catch (cause) {
-          if (errnoName(cause) !== "ESRCH") refusal = cause
+      const found = members(path)
+      const reached = new Set<number>()
+      let refusal: ProcessError | undefined
+      for (const signal of signals) {
+        for (const pid of found) {
+          try {
+            process.kill(pid, Signal.toNumber(signal))
+            reached.add(pid)
+          } catch (cause) {
+            const code = errnoName(cause)
+            if (code === "ESRCH") continue
+            const target = `the members of ${path}`
+            refusal ??= fromReason(ProcessErrorReason.SignalFailed({ signal, target, code }), cause)
+          }
         }
       }
-      return reached.length === 0 && refusal !== undefined
-        ? Effect.fail(fromReason(
-          ProcessErrorReason.SignalFailed({ signal, target: `the members of ${path}`, code: errnoName(refusal) }),
-          refusal
-        ))
-        : Effect.succeed(reached)
+      return reached.size === 0 && refusal !== undefined ? Effect.fail(refusal) : Effect.succeed([...reached])
     }),
   kill: Effect.try({
     try: () => NodeFs.writeFileSync(`${path}/cgroup.kill`, "1"),

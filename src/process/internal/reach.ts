@@ -18,7 +18,7 @@ export interface Leader {
 
 /** A kill scope at work. */
 export interface Reach {
-  readonly request: (signal: Signal) => Effect.Effect<void, ProcessError>
+  readonly request: (signal: Signal) => Effect.Effect<unknown, ProcessError>
   /** What is alive in it. */
   readonly members: Effect.Effect<ReadonlyArray<ProcessInfo>>
   /** Is nothing alive in it, once the leader has ended? */
@@ -31,11 +31,11 @@ const isFollowedByContinue = (signal: Signal): boolean =>
   !["SIGKILL", "SIGSTOP", "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGCONT"].includes(signal)
 
 /** Sends `signal`, and then SIGCONT where it takes one to be heard. */
-export const withContinue = <A>(
-  send: (signal: Signal) => Effect.Effect<A, ProcessError>
+const withContinue = (
+  send: (signal: Signal) => Effect.Effect<unknown, ProcessError>
 ) =>
-(signal: Signal): Effect.Effect<A, ProcessError> =>
-  isFollowedByContinue(signal) ? Effect.tap(send(signal), () => send("SIGCONT")) : send(signal)
+(signal: Signal): Effect.Effect<unknown, ProcessError> =>
+  isFollowedByContinue(signal) ? Effect.andThen(send(signal), send("SIGCONT")) : send(signal)
 
 /**
  * Looks again and again: when the event comes, and anyway after pauses that grow (milliseconds), for an event can be lost
@@ -103,11 +103,12 @@ const controlGroup = (host: ProcessHost["Service"], leader: Leader, cgroup: CGro
    * To all that are in it at one moment, as kill(2) does for a group. What they fork afterwards is not signalled: it may be
    * what a handler needs to end in order. A fork between our look and the signal is left to the next stage.
    */
-  const signalAll = withContinue((signal) =>
-    Effect.flatMap(cgroup.signal(signal), (reached) =>
+  const signalAll = (signal: Signal) =>
+    Effect.flatMap(
+      isFollowedByContinue(signal) ? cgroup.signal(signal, "SIGCONT") : cgroup.signal(signal),
       // At its very start the leader may not have entered yet.
-      reached.includes(leader.pid) ? Effect.void : leader.signal(signal))
-  )
+      (reached) => reached.includes(leader.pid) ? Effect.void : withContinue(leader.signal)(signal)
+    )
 
   const awaitEmpty = Effect.scoped(Effect.gen(function*() {
     if (yield* isEmpty) return
