@@ -17,7 +17,7 @@ export const runtime = ManagedRuntime.make(Layer.mergeAll(NodeServices.layer, No
 
 export interface Child {
   readonly pid: number
-  /** SIGTERM, the grace, SIGKILL; gives the milliseconds until the child was reaped. */
+  /** SIGTERM, the grace, SIGKILL, or SIGKILL at once for a grace of 0; gives the milliseconds until it was reaped. */
   readonly stop: () => Promise<number>
   /** Whatever there is to clear up after that. */
   readonly close: () => Promise<void>
@@ -108,7 +108,7 @@ export const ours = (killScope: KillScope.Choice): Contender => ({
         Effect.flatMap(ProcessSpawner.ProcessSpawner, (spawner) =>
           spawner.spawn(
             ChildProcess.make(command, args, { stdin: "ignore", stdout: "ignore", stderr: "ignore" }),
-            { killScope, policy: ShutdownPolicy.signals({ grace }) }
+            { killScope, policy: ShutdownPolicy.signals(grace === 0 ? { signal: "SIGKILL" } : { grace }) }
           )),
         scope
       )
