@@ -506,7 +506,11 @@ const make = Effect.fnUntraced(
           return { id, action: "Reclaimed", why: "its machine has ended", end: end.value } as const
         }
         if (mode === "kill") {
-          if (!dryRun) yield* Effect.ignore(found.machine.shutdown({ request: { atLeast: "SIGKILL" } }))
+          // A process that is held is ended with all others, when what is left of them is released: at once, and nobody has to wait
+          // for what each of them says of its end.
+          if (!dryRun && !(yield* livesOn(entry))) {
+            yield* Effect.ignore(found.machine.shutdown({ request: { atLeast: "SIGKILL" } }))
+          }
           return { id, action: "Reclaimed", why: "it was to be ended" } as const
         }
         if (!dryRun) yield* adopt(entry, found.machine, inner)
