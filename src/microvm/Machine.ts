@@ -28,6 +28,7 @@ import * as ShutdownOutcome from "../lifecycle/ShutdownOutcome.ts"
 import * as ShutdownPolicy from "../lifecycle/ShutdownPolicy.ts"
 import { type Life, makeLife, ofLife } from "./internal/life.ts"
 import { makeLineage } from "./internal/lineage.ts"
+import { askFor, nameShortage } from "./internal/shortage.ts"
 import type * as MachineEnd from "./MachineEnd.ts"
 import * as MachineSpec from "./MachineSpec.ts"
 import * as MachineState from "./MachineState.ts"
@@ -340,34 +341,6 @@ const bringUp = Effect.fnUntraced(
     return yield* asMachine(spec, provider, Effect.catch(get, nameShortage(options)), options, how.from)
   }
 )
-
-const askFor = ({ shortage }: LaunchOptions, status: ExitStatus) =>
-  Effect.map(
-    shortage === undefined ? Effect.succeedNone : shortage(status),
-    (found) => Option.isNone(found) ? {} : { shortage: found.value }
-  )
-
-/** The same failure, with what the host did not give. */
-const nameShortage = (options: LaunchOptions) =>
-  Effect.fnUntraced(function*(error: MicroVmError.MicroVmError): Effect.fn.Return<never, MicroVmError.MicroVmError> {
-    const { reason } = error
-    if (reason._tag !== "LaunchFailed" || reason.status === undefined) return yield* error
-    const { cause, consoleTail, id, stage, status, stderrTail } = reason
-    const { shortage } = yield* askFor(options, status)
-    return yield* shortage === undefined
-      ? error
-      : MicroVmError.fail(
-        new MicroVmError.LaunchFailed({
-          id,
-          stage,
-          status,
-          stderrTail,
-          consoleTail,
-          shortage,
-          ...(cause !== undefined && { cause })
-        })
-      )
-  })
 
 /** One that is kept goes on when its scope closes. */
 const asMachine = (
