@@ -75,7 +75,7 @@ export interface Options {
  * @category conversions
  * @since 0.1.0
  */
-export const format = ({ silentFor, what, why }: Omit<Hang, "id">): string =>
+export const format = ({ silentFor, what, why }: Hang): string =>
   `its ${what} has not answered for ${Duration.format(silentFor)}${why === undefined ? "" : `: ${why}`}`
 
 /** What cannot be, all at once: to fail at once, or to ask without a pause, would end each machine. */
