@@ -164,7 +164,7 @@ export const warmRun = async (rounds: number): Promise<Section> => {
   const warm = median(samples, "microvm run -- true")
   return {
     title: "A command in a machine, from fork to exit",
-    text: "A process of Node, a machine, the command, and their end.",
+    text: "A process of Node, a machine, the command, the guest's power-off.",
     tables: [table(samples)],
     verdicts: [verdict("warm ≤ 350 ms", ms(warm), warm <= 350)]
   }

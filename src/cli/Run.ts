@@ -112,13 +112,6 @@ export const toEnd = (error: unknown): RunEnd => {
   return error instanceof PlatformError.PlatformError ? ofStream(error) : { _tag: "Failed", message }
 }
 
-/**
- * Has the command ended, with all of its output here, in a machine that has nothing but its memory? Nobody could tell whether such a
- * guest powered off, so its monitor is asked to end at once, with what the command may have left running.
- */
-const isSettled = (end: RunEnd, { drives, networks }: MachineSpec.MachineSpec): boolean =>
-  end._tag === "Completed" && end.status._tag !== "Lost" && drives.length === 0 && networks.length === 0
-
 const shownLines = 50
 
 /**
@@ -419,8 +412,7 @@ export const run = Effect.fn("Run.run")(function*(
           ? { request: { atLeast: "SIGKILL" } }
           : {
             leading: [{ name: "guest power-off", request: agent.powerOff, grace }],
-            policy: { stages: [bounded(first), ...rest.map(bounded)] },
-            ...(isSettled(ended, machine.spec) ? { request: { atLeast: "SIGTERM" } } : {})
+            policy: { stages: [bounded(first), ...rest.map(bounded)] }
           }
       ))
     )

@@ -395,7 +395,7 @@ describe("run", () => {
       assert.deepInclude(report, { id: "web-1", backend: "qemu", command: ["echo", "hello"], exitCode: 0 })
       assert.strictEqual(`backend qemu: ${report.backendDetail}`, took)
       assert.deepStrictEqual(report.phases.map(({ name }) => name), ["image", "launch", "boot", "command", "stop"])
-      assert.strictEqual(report.shutdown?._tag, "Forced")
+      assert.strictEqual(report.shutdown?._tag, "Graceful")
     }).pipe(Effect.provide(TestConsole.layer)))
 
   it.live("that has no place is not to be found in place of the one that has it", () =>

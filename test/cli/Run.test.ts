@@ -29,7 +29,6 @@ const encoder = new TextEncoder()
 /** A machine that hears only some of what it is asked, and whose guest does not power off. */
 const deaf = (...heard: ReadonlyArray<MachineRequest>): Setting => ({
   ...command("true"),
-  disk: true,
   guest: { onShutdown: () => Effect.void },
   machine: { request: (request, guest) => heard.includes(request) ? obey(request, guest) : Effect.void }
 })
@@ -46,7 +45,7 @@ const after = Effect.fnUntraced(function*(millis: number, setting: Setting) {
 describe("a command", () => {
   it.effect("is run between a start and an end in order, and its code is the run's", () =>
     Effect.gen(function*() {
-      const { asked, left, phases, report, stages, took } = yield* run({ ...command("exit", "7"), disk: true })
+      const { asked, left, phases, report, stages, took } = yield* run(command("exit", "7"))
       assert.strictEqual(report.exitCode, 7)
       assert.deepStrictEqual(report.end, {
         _tag: "Completed",
@@ -56,18 +55,6 @@ describe("a command", () => {
       assert.deepStrictEqual(stages, ["guest power-off ended"])
       assert.deepStrictEqual(asked, [])
       assert.strictEqual(took, 9500)
-      assert.deepStrictEqual(left, nothing)
-    }))
-
-  it.effect("is not followed by a power-off of a guest that has nothing but its memory", () =>
-    Effect.gen(function*() {
-      const { asked, code, left, phases, report, stages, took } = yield* run(command("exit", "7"))
-      assert.strictEqual(code, 7)
-      assert.deepStrictEqual(phases.slice(-2), ["command 0", "stop 0"])
-      assert.deepStrictEqual(stages, ["SIGTERM ended"])
-      assert.deepStrictEqual(asked, ["Terminate"])
-      assert.strictEqual(report.shutdown?._tag, "Forced")
-      assert.strictEqual(took, 9000)
       assert.deepStrictEqual(left, nothing)
     }))
 
@@ -89,7 +76,7 @@ describe("a command", () => {
       assert.strictEqual(ended.code, code)
       assert.strictEqual(ended.stderr, stderr)
       assert.strictEqual(ended.report.end._tag, "Completed")
-      assert.deepStrictEqual(ended.stages, ["SIGTERM ended"])
+      assert.deepStrictEqual(ended.stages, ["guest power-off ended"])
       assert.deepStrictEqual(ended.left, nothing)
     }))
 
@@ -134,7 +121,7 @@ describe("a command", () => {
         channels: 13
       })
       assert.match(yield* Run.makeId, /^run-[a-z0-9]{12}$/)
-      const started = yield* after(commandStarts, { flags: { vcpus: Option.some(2) }, disk: true })
+      const started = yield* after(commandStarts, { flags: { vcpus: Option.some(2) } })
       assert.strictEqual((yield* started.machine).spec.vcpus, 2)
       yield* started.end
     }))
@@ -157,7 +144,7 @@ describe("what a command reads and writes", () => {
     Effect.gen(function*() {
       const { code, left, took } = yield* run({ ...command("exit", "3"), stdin: Stream.never })
       assert.strictEqual(code, 3)
-      assert.strictEqual(took, 9000)
+      assert.strictEqual(took, 9500)
       assert.deepStrictEqual(left, nothing)
     }))
 
@@ -328,7 +315,7 @@ describe("a signal", () => {
     ["while the machine is launched", takes.image + 1000, "SIGINT", 130, forever, "launch 1000"],
     ["while the guest boots", takes.image + takes.launch + 1000, "SIGHUP", 129, forever, "boot 1000"],
     ["while the command runs", commandStarts + 1000, "SIGTERM", 143, forever, "command 1000"],
-    ["while the machine stops", stop, "SIGINT", 130, { ...command("exit", "7"), disk: true }, "command 0"]
+    ["while the machine stops", stop, "SIGINT", 130, command("exit", "7"), "command 0"]
   ]
   it.effect.each(moments)(
     "%s ends the run in order",
@@ -400,7 +387,7 @@ describe("a signal", () => {
     Effect.gen(function*() {
       let millis = 0
       for (;; millis += 125) {
-        const started = yield* after(millis, { ...command("sleep", "1"), disk: true })
+        const started = yield* after(millis, command("sleep", "1"))
         if (started.fiber.pollUnsafe() !== undefined) break
         yield* started.signal("SIGTERM")
         const { code, left } = yield* started.end
@@ -455,7 +442,7 @@ describe("a machine", () => {
 
   it.effect("that ends once the command has is in order", () =>
     Effect.gen(function*() {
-      const started = yield* after(commandStarts + 200, { ...command("exit", "7"), disk: true })
+      const started = yield* after(commandStarts + 200, command("exit", "7"))
       yield* Effect.flatMap(started.machine, ({ crash }) => crash("late"))
       const { code, left } = yield* started.end
       assert.strictEqual(code, 7)
@@ -697,7 +684,6 @@ describe("a guest", () => {
       let refuse = Effect.void
       const started = yield* after(commandStarts, {
         ...command("sleep", "1"),
-        disk: true,
         guest: { onShutdown: () => Effect.suspend(() => refuse) }
       })
       const guest = yield* started.guest

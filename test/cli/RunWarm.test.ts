@@ -22,7 +22,7 @@ const restored = `restored in ${((takes.launch + takes.restore + takes.answer) /
 const golden = takes.image + takes.launch + takes.boot + takes.save
 /** A machine is restored as fast as it answers. */
 const commandStarts = takes.launch + takes.restore + takes.answer
-const phasesOfRestored = [`restore ${takes.launch + takes.restore}`, `renew ${takes.answer}`, "command 0", "stop 0"]
+const phasesOfRestored = [`restore ${takes.launch + takes.restore}`, `renew ${takes.answer}`, "command 0", "stop 500"]
 
 /** A host where a golden machine was made before. */
 const makeUsedHost = Effect.tap(makeHost, (host) => run(warm({ host })))
@@ -42,7 +42,7 @@ describe("a machine that is restored", () => {
       assert.deepStrictEqual(first.phases, [`golden ${golden}`, ...phasesOfRestored])
       assert.deepStrictEqual(first.lines, [making, restored])
       assert.strictEqual(first.report.start?._tag, "Restored")
-      assert.deepStrictEqual(first.stages, ["SIGTERM ended"])
+      assert.deepStrictEqual(first.stages, ["guest power-off ended"])
 
       const second = yield* run(warm({ host, flags: { command: ["echo", "hello"] } }))
       assert.deepInclude(second, { code: 0, stdout: "hello\n", left: nothing })

@@ -3,7 +3,7 @@ import * as NodeServices from "@effect/platform-node/NodeServices"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import { type Place, RunHost } from "../../src/cli/RunHost.ts"
+import { RunHost } from "../../src/cli/RunHost.ts"
 import * as Journal from "../../src/journal/Journal.ts"
 import { MicroVmProvider } from "../../src/microvm/MicroVmProvider.ts"
 import * as NodeProcessHost from "../../src/process/NodeProcessHost.ts"
@@ -13,8 +13,7 @@ import * as Supervisor from "../../src/supervisor/Supervisor.ts"
 const holder = Layer.mock(ProcessHolder)({ destroy: () => Effect.succeed({ _tag: "Absent" }) })
 
 export const layerWith = (
-  given: Partial<RunHost["Service"]> = {},
-  resources: Place["resources"] = []
+  given: Partial<RunHost["Service"]> = {}
 ): Layer.Layer<RunHost> =>
   Layer.succeed(RunHost, {
     recover: () => Effect.succeed([]),
@@ -30,7 +29,7 @@ export const layerWith = (
       )
       return {
         supervisor: Context.get(services, Supervisor.Supervisor),
-        resources,
+        resources: [],
         conclude: () => Effect.void,
         tidy: Effect.void
       }

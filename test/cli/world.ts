@@ -39,7 +39,6 @@ import { BackendUnavailable, fail, type MicroVmError } from "../../src/microvm/M
 import { MicroVmProvider } from "../../src/microvm/MicroVmProvider.ts"
 import { SnapshotStore } from "../../src/microvm/SnapshotStore.ts"
 import * as QemuHost from "../../src/qemu/QemuHost.ts"
-import type * as Supervisor from "../../src/supervisor/Supervisor.ts"
 import * as FakeGuestAgent from "../../src/testing/FakeGuestAgent.ts"
 import * as GoldenMachines from "../../src/warm/GoldenMachines.ts"
 import * as MemoryRunHost from "./memoryRunHost.ts"
@@ -171,12 +170,6 @@ export interface Setting {
   readonly stdout?: Stdio.Stdio["stdout"]
   readonly stderr?: Stdio.Stdio["stderr"]
   readonly json?: boolean
-  /** Has the machine a disk, for which its guest is to power off? Default false. */
-  readonly disk?: boolean
-}
-
-const disk: Supervisor.Resource = {
-  acquire: () => Effect.succeed({ drives: [{ name: "data", path: "/data.ext4", readOnly: false }] })
 }
 
 /** The guest: boots for a while, or goes on where it was saved; then its agent serves. It powers off when it is told to. */
@@ -234,7 +227,7 @@ export const start = Effect.fnUntraced(function*(setting: Setting = {}) {
             setting.built === true ? Option.some(image) : Option.none()
           )
         ),
-        MemoryRunHost.layerWith({}, setting.disk === true ? [disk] : []),
+        MemoryRunHost.layer,
         NodeHasher.layer,
         SecureRandom.layerWebCrypto,
         Stdio.layerTest({
