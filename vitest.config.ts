@@ -56,13 +56,23 @@ export default defineConfig({
       {
         extends: true,
         test: {
+          name: "hosts",
+          include: ["test/{firecracker,host,supervisor}/**/*.integration.test.ts"],
+          testTimeout: 180_000,
+          hookTimeout: 180_000,
+          sequence: { groupOrder: 4 }
+        }
+      },
+      {
+        extends: true,
+        test: {
           name: "integration",
           include: ["test/**/*.integration.test.ts"],
-          exclude: ["test/{journal,service,testing}/**"],
+          exclude: ["test/{firecracker,host,journal,service,supervisor,testing}/**"],
           testTimeout: 180_000,
           hookTimeout: 180_000,
           fileParallelism: false,
-          sequence: { groupOrder: 4 }
+          sequence: { groupOrder: 5 }
         }
       }
     ]

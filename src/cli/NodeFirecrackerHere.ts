@@ -17,7 +17,7 @@ import { FirecrackerHere } from "./FirecrackerHere.ts"
 type Needs = FileSystem.FileSystem | Path.Path | ProcessHost | ProcessSpawner | SupervisorGuard
 
 /** What `FirecrackerProvider.config` reads. */
-const isItsVariable = (name: string): boolean => /^MICROVM_(FIRECRACKER_|JAILER_|MEM_BACKEND$)/.test(name)
+const isItsVariable = (name: string): boolean => /^MICROVM_(FIRECRACKER|JAILER|MEM)_/.test(name)
 
 const mayBe = Effect.sync(() =>
   Object.entries(process.env).some(([name, value]) => isItsVariable(name) && value !== "") ||

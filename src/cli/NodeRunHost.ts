@@ -43,7 +43,14 @@ const networks = Effect.fnUntraced(function*(state: string) {
 })
 
 /** `MICROVM_UIDS`: the first and the last, as `2000000000-2000065535`. */
-const uidsConfig = Config.schema(Schema.String.check(Schema.isPattern(/^\d{1,10}-\d{1,10}$/)), "MICROVM_UIDS").pipe(
+const Uids = Schema.String.check(
+  Schema.makeFilter((text) => {
+    const [, first, last] = /^(\d{5,10})-(\d{5,10})$/.exec(text) ?? []
+    return Number(first) >= 65_536 && Number(first) <= Number(last) && Number(last) < 2 ** 32 - 1
+  }, { expected: "two numbers from 65536 to 4294967294, the smaller one first: 2000000000-2000065535" })
+)
+
+const uidsConfig = Config.schema(Uids, "MICROVM_UIDS").pipe(
   Config.map((text) => {
     const [first = 0, last = 0] = text.split("-").map(Number)
     return { first, count: last - first + 1 }
@@ -129,7 +136,7 @@ const open = Effect.fnUntraced(function*(id: string, options: RunOptions & { rea
     ...(options.detach ? { logs: yield* logs } : {}),
     conclude: (report) => Effect.ignore(Effect.provideContext(RunDirectory.conclude(state, report), context)),
     tidy: Effect.ignore(
-      Effect.provideContext(Effect.andThen(reclaimDead(state), RunDirectory.prune(state)), context)
+      Effect.provideContext(Effect.andThen(RunDirectory.prune(state), reclaimDead(state)), context)
     )
   }
   return place

@@ -19,7 +19,6 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import * as Latch from "effect/Latch"
 import * as Option from "effect/Option"
 import * as PlatformError from "effect/PlatformError"
 import * as Random from "effect/Random"
@@ -289,15 +288,19 @@ export const run = Effect.fn("Run.run")(function*(
         if (place !== undefined) yield* Effect.forkIn(place.tidy, outer)
         if (place?.logs === undefined) return
         const { catchUp, console } = place.logs
-        // It is listened to first, so that nothing is missed in between.
-        const begun = yield* Latch.make(context.resume !== true)
-        yield* Stream.run(Stream.tap(one.console, () => begun.await), console).pipe(
-          Effect.forkIn(whole, { startImmediately: true })
-        )
-        if (context.resume !== true) return
+        // It is listened to first, so that nothing is missed. What comes meanwhile may be in the tail, too.
+        const early: Array<Uint8Array> = []
+        let isBehind = context.resume === true
+        const live = Stream.filter(one.console, (bytes) => {
+          if (isBehind) early.push(bytes)
+          return !isBehind
+        })
+        yield* Stream.run(live, console).pipe(Effect.forkIn(whole, { startImmediately: true }))
+        if (!isBehind) return
         const tail = yield* Effect.timeoutOption(one.consoleTail, lastWordsWithin)
         if (Option.isSome(tail)) yield* catchUp(tail.value)
-        yield* begun.open
+        while (early.length > 0) yield* catchUp(new TextDecoder().decode(Buffer.concat(early.splice(0))))
+        isBehind = false
       })
     const body: Effect.Effect<
       RunEnd,

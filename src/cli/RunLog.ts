@@ -173,7 +173,8 @@ export const open = Effect.fn("RunLog.open")(function*(
       // What was cut off within a character cannot be compared.
       const whole = text.replace(/^\uFFFD+/, "")
       const written = yield* Effect.orElseSucceed(lastBytes(place, 4 * whole.length), () => new Uint8Array(0))
-      yield* write(new TextEncoder().encode(whole.slice(overlap(new TextDecoder().decode(written), whole))))
+      const seen = new TextDecoder().decode(written).replace(/\uFFFD+$/, "")
+      yield* write(new TextEncoder().encode(whole.slice(overlap(seen, whole))))
     },
     Effect.provideService(FileSystem.FileSystem, fs),
     Effect.provideService(Path.Path, path)

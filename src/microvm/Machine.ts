@@ -476,11 +476,17 @@ const fromVmm = Effect.fnUntraced(function*(
       MicroVmError.make(new MicroVmError.OperationFailed({ id, operation: "snapshot", cause }))
     )
   })
+  const canDiffer = capabilities.diff
+    ? vmm.refusesDiff ?? Effect.void
+    : MicroVmError.fail(
+      new MicroVmError.Unsupported({ operation: "a difference", backend, remedy: "save the machine whole" })
+    )
   const lineage = makeLineage(id, restored?.manifest.moment)
   const save = Effect.fn("Machine.save")((directory: string, { base }: SaveOptions = {}) =>
     turn.withPermit(Effect.uninterruptibleMask((unmask) =>
       Effect.gen(function*() {
-        yield* allow("snapshot", capabilities.snapshot && (base === undefined || capabilities.diff))
+        yield* allow("snapshot", capabilities.snapshot)
+        if (base !== undefined) yield* canDiffer
         yield* lineage.check(base)
         const saving = lineage.track(vmm.save(directory, base))
         const write = unmask(whileThere("snapshot", Effect.raceFirst(saving, Deferred.await(calledOff))))

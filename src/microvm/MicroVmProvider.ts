@@ -146,6 +146,8 @@ export interface Vmm {
     directory: string,
     base?: Snapshot.Snapshot
   ) => Effect.Effect<Snapshot.Saved, MicroVmError>
+  /** Why this machine cannot be saved as a difference, if it cannot though the backend can. */
+  readonly refusesDiff?: Effect.Effect<never, MicroVmError> | undefined
   /** Waits until all that `Kill` reaches is gone. */
   readonly ended: Effect.Effect<MachineEnd>
   /** Has it ended by now? Must not wait. */

@@ -15,6 +15,7 @@ import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import type * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
@@ -336,9 +337,10 @@ const make = Effect.fnUntraced(
             return
           }
           // It goes on, and so does all that it has, until somebody asks for it.
-          watcher.interruptUnsafe()
+          yield* Fiber.interrupt(watcher)
           yield* Scope.close(how.inner, Exit.void)
-          forget(entry)
+          // Unless it has ended just now, and was released.
+          if (ours.get(entry.id) === supervised) forget(entry)
         }).pipe(Effect.ignore, Effect.uninterruptible)
       )
       return supervised

@@ -57,7 +57,7 @@ describe.skipIf(reason !== undefined)("machines that come and go", () => {
         assert.isBelow(grown, 2 * 2 ** 20)
         await one.end()
       },
-      600_000
+      1_800_000
     )
   }
 })

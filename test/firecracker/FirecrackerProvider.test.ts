@@ -907,6 +907,7 @@ describe("a difference", () => {
 
 describe("the pages that machines need first", () => {
   const file = `/sets/${"f".repeat(64)}.json`
+  const run = Effect.tap(restore(), (vmm) => vmm.resume)
   const options: FirecrackerProvider.Options = { memoryBackend: "uffd", workingSets: { directory: "/sets" } }
   const written = [`removed ${file}.new`, `${file} written`]
   const started = (how = "") => `pages of /s/memory at /d/pages.sock${how}`
@@ -916,7 +917,7 @@ describe("the pages that machines need first", () => {
       const texts = new Map<string, string>()
       yield* onHost({ options, texts, pages: [7, 0, 1] }, ({ files }) =>
         Effect.gen(function*() {
-          yield* restore()
+          yield* run
           assert.deepStrictEqual(files.slice(1), [started(", recorded")])
           yield* TestClock.adjust("9 seconds")
           assert.isFalse(texts.has(file))
@@ -926,10 +927,17 @@ describe("the pages that machines need first", () => {
       assert.strictEqual(texts.get(file), `{"pageSize":4096,"pages":[7,0,1]}`)
       yield* onHost({ options, texts }, ({ files }) =>
         Effect.gen(function*() {
-          yield* restore()
+          yield* run
           yield* TestClock.adjust("1 minute")
           assert.deepStrictEqual(files.slice(1), [started(", first 7,0,1")])
         }))
+    }))
+
+  it.effect("are not those of a machine that has not run", () =>
+    Effect.gen(function*() {
+      const texts = new Map<string, string>()
+      yield* onHost({ options, texts, pages: [1] }, () => Effect.andThen(restore(), TestClock.adjust("1 minute")))
+      assert.isFalse(texts.has(file))
     }))
 
   it.effect("are kept when the machine ends before, however it does", () =>
@@ -940,7 +948,7 @@ describe("the pages that machines need first", () => {
         yield* onHost({ options, texts, pages: [1], pagesEnd: Deferred.await(gone) }, ({ files }) =>
           Effect.gen(function*() {
             const scope = yield* Scope.make()
-            yield* Scope.provide(restore(), scope)
+            yield* Scope.provide(run, scope)
             if (end === "scope") {
               yield* through(Scope.close(scope, Exit.void))
             } else yield* Deferred.succeed(gone, "Gone")
@@ -961,7 +969,7 @@ describe("the pages that machines need first", () => {
         const texts = new Map([[file, text]])
         yield* onHost({ options, texts, pages: [3] }, ({ files }) =>
           Effect.gen(function*() {
-            yield* restore()
+            yield* run
             assert.strictEqual(files[1], started(", recorded"))
             yield* TestClock.adjust("10 seconds")
             assert.strictEqual(texts.get(file), `{"pageSize":4096,"pages":[3]}`)
@@ -974,7 +982,7 @@ describe("the pages that machines need first", () => {
       for (const count of [0, 65_536, 70_000]) {
         const texts = new Map<string, string>()
         const pages = Array.from({ length: count }, (_, index) => 99_999_999 - index)
-        yield* onHost({ options, texts, pages }, () => Effect.andThen(restore(), TestClock.adjust("10 seconds")))
+        yield* onHost({ options, texts, pages }, () => Effect.andThen(run, TestClock.adjust("10 seconds")))
         assert.strictEqual(texts.get(file)?.match(/\d{8}/g)?.length ?? 0, Math.min(count, 65_536))
         // What `read` takes.
         assert.isBelow(texts.get(file)?.length ?? 0, 2 ** 20)
@@ -984,7 +992,7 @@ describe("the pages that machines need first", () => {
   it.effect("do without what cannot be written", () =>
     onHost({ options, pages: [1], writeFault: "EROFS" }, () =>
       Effect.gen(function*() {
-        const vmm = yield* restore()
+        const vmm = yield* run
         yield* TestClock.adjust("10 seconds")
         assert.strictEqual((yield* vmm.poll)._tag, "None")
       })))
@@ -993,10 +1001,8 @@ describe("the pages that machines need first", () => {
     Effect.gen(function*() {
       const texts = new Map([[file, "{"]])
       const mapped = { ...options, memoryBackend: "file" } as const
-      yield* onHost({ options: mapped, texts, pages: [1] }, () =>
-        Effect.andThen(restore(), TestClock.adjust("10 seconds")))
-      yield* onHost({ options, texts, pages: [1] }, () =>
-        Effect.andThen(launch, TestClock.adjust("10 seconds")))
+      yield* onHost({ options: mapped, texts, pages: [1] }, () => Effect.andThen(run, TestClock.adjust("10 seconds")))
+      yield* onHost({ options, texts, pages: [1] }, () => Effect.andThen(launch, TestClock.adjust("10 seconds")))
       assert.strictEqual(texts.get(file), "{")
     }))
 })

@@ -76,6 +76,9 @@ describe("deadlines", () => {
       assert.deepStrictEqual(expired, ["at once"])
       yield* TestClock.adjust("365 days")
       assert.deepStrictEqual(expired, ["at once"])
+      add("after it", "1 second")
+      yield* TestClock.adjust("1 second")
+      assert.deepStrictEqual(expired, ["at once", "after it"])
     }))
 
   it.effect("are not reached once the scope is closed", () =>

@@ -55,9 +55,10 @@ describe.skipIf(noRuns !== undefined)("microvm recover", () => {
 
   /** What the one who was killed had read and not yet written is lost: one piece at most, of what came at a time. */
   const assertOneGap = (seen: ReadonlyArray<number>, ticks: number, tell: string) => {
+    assert.deepStrictEqual(seen, [...new Set(seen)], `${tell}: said twice`)
     const missing = Array.from({ length: ticks }, (_, tick) => tick).filter((tick) => !seen.includes(tick))
     assert.isNotNaN(ticks, tell)
-    assert.isAtMost(missing.length, 5, `${tell}: ${missing.join(" ")} are missing`)
+    assert.isAtMost(missing.length, 20, `${tell}: ${missing.join(" ")} are missing`)
     assert.strictEqual(
       (missing.at(-1) ?? 0) - (missing[0] ?? 0),
       Math.max(0, missing.length - 1),

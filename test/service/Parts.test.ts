@@ -380,6 +380,21 @@ describe("Parts.stop", () => {
         ])
     }))
 
+  it.effect("a tracer that one part provides does not hide what the parts that need it do", () =>
+    Effect.gen(function*() {
+      const tracer = Tracer.make({ span: (options) => Tracer.nativeTracer.span(options) })
+      const telemetry = Part.make("telemetry", Layer.succeed(Tracer.Tracer, tracer))
+      const hangs = Effect.addFinalizer(() =>
+        Effect.never.pipe(Effect.interruptible, Effect.withSpan("Db.drain"), Effect.exit)
+      )
+      const db = Part.make("db", Layer.effectDiscard(hangs), { dependsOn: [telemetry] })
+      const started = yield* startOf([db])
+      const outcomes = yield* Effect.forkChild(started.stop({ budget: "1 second" }), { startImmediately: true })
+      yield* TestClock.adjust("1 second")
+      expect((yield* Fiber.join(outcomes))[0]).toMatchObject({ _tag: "Abandoned", name: "db" })
+      expect((yield* Fiber.join(outcomes))[0]).toHaveProperty("doing", expect.stringMatching(/^Db\.drain, for /))
+    }))
+
   it.effect("a finalizer that fails is reported, and the others run", () =>
     Effect.gen(function*() {
       const journal = yield* makeJournal

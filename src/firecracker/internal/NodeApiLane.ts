@@ -102,7 +102,9 @@ export const make = (options: {
     if (isStale && task.isRepeatable && !isClosed) {
       connection.task = undefined
       underWay--
-      return begin(task, undefined)
+      begin(task, undefined)
+      // If that could not even dial, the turn is the next one's.
+      return advance()
     }
     release(connection)
     // A write that fails leaves a request of which the end is missing: it was not done.
@@ -182,10 +184,7 @@ export const make = (options: {
     exchange: (request, { isRepeatable, within }) =>
       Effect.callback((resume) => {
         if (isClosed) return resume(broken("connect", new Error("the transport is closed")))
-        const isInTime = options.deadlines.add(within, () => {
-          giveUp(task)
-          resume(late)
-        })
+        let isInTime = (): unknown => undefined
         const task: Task = {
           request,
           isRepeatable,
@@ -199,6 +198,10 @@ export const make = (options: {
           isSent: false
         }
         waiting.add(task)
+        isInTime = options.deadlines.add(within, () => {
+          giveUp(task)
+          resume(late)
+        })
         advance()
         return Effect.sync(() => {
           isInTime()

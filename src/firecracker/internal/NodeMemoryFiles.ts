@@ -28,17 +28,30 @@ const seek = (libc: Libc, descriptor: number, from: number, what: number): numbe
   }
 }
 
+/** Of 32 GiB, every other page. A jail may leave a file that is none of ours, and much larger. */
+const mostRuns = 2 ** 22
+
+/** What is looked for at a time: others wait. */
+const runsAtATime = 4096
+
 /** The stretches of a file that were written. */
-const writtenOf = (libc: Libc, descriptor: number): ReadonlyArray<PageMap.Run> => {
-  const runs: Array<PageMap.Run> = []
-  let end = 0
-  for (;;) {
+const writtenOf = async (
+  libc: Libc,
+  descriptor: number,
+  runs: Array<PageMap.Run> = [],
+  from = 0
+): Promise<ReadonlyArray<PageMap.Run>> => {
+  let end = from
+  for (let more = runsAtATime; more > 0; more--) {
     const start = seek(libc, descriptor, end, SEEK_DATA)
     if (start === undefined) return runs
     end = seek(libc, descriptor, start, SEEK_HOLE) ?? start
     if (start % pageSize !== 0 || end % pageSize !== 0 || end <= start) throw new Error(untold)
     runs.push({ first: start / pageSize, count: (end - start) / pageSize })
   }
+  if (runs.length >= mostRuns) throw new Error(`it has more than ${mostRuns} stretches`)
+  await new Promise(setImmediate)
+  return writtenOf(libc, descriptor, runs, end)
 }
 
 const untold =
@@ -54,7 +67,7 @@ const probe = async (libc: Libc, path: string): Promise<void> => {
     await file.truncate(probeBytes)
     await file.write(new Uint8Array(pageSize), 0, pageSize, 5 * pageSize)
     await file.write(new Uint8Array(pageSize).fill(1), 0, pageSize, 7 * pageSize)
-    const found = writtenOf(libc, file.fd).map(({ count, first }) => `${first}+${count}`).join()
+    const found = (await writtenOf(libc, file.fd)).map(({ count, first }) => `${first}+${count}`).join()
     if (found !== "5+1,7+1") throw new Error(untold)
   } finally {
     await file.close()
@@ -75,7 +88,7 @@ export const listPages = (libc: Libc, memory: string, to: string): Effect.Effect
   attempt("find out which pages were written of", memory, async () => {
     await probe(libc, `${memory}.probe`)
     await using file = await open(memory)
-    await NodeFs.writeFile(to, PageMap.encode(writtenOf(libc, file.fd)), { flag: "wx", mode: 0o600 })
+    await NodeFs.writeFile(to, PageMap.encode(await writtenOf(libc, file.fd)), { flag: "wx", mode: 0o600 })
   })
 
 const chunkBytes = 2 ** 20

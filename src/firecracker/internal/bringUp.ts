@@ -223,7 +223,6 @@ const instruct = Effect.fnUntraced(function*(
     const { ended, ready } = serving
     // Firecracker has no deadline for a server that does not serve.
     yield* Effect.raceFirst(Effect.andThen(loading, ready), Effect.andThen(ended, Effect.never))
-    yield* serving.keepSet
     yield* PageServer.watch(
       serving,
       Effect.fnUntraced(function*(error) {
@@ -252,5 +251,14 @@ const instruct = Effect.fnUntraced(function*(
       (error) => launchFailed(id, "writing down what it is", error)
     )
   }
-  return makeVmm({ spec, lasting, hasStarted: plan.load !== undefined, place, api, host, vsock, tended })
+  const vmm = makeVmm({ spec, lasting, hasStarted: plan.load !== undefined, place, api, host, vsock, tended })
+  if (serving === undefined) return vmm
+  // What is touched while it is loaded is not what its guest needs.
+  let isKept = false
+  const keepSet = Effect.suspend(() => {
+    if (isKept) return Effect.void
+    isKept = true
+    return Scope.provide(serving.keepSet, scope)
+  })
+  return { ...vmm, resume: Effect.tap(vmm.resume, () => keepSet) }
 })

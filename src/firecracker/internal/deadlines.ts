@@ -33,7 +33,8 @@ export const make = Effect.fnUntraced(function*(): Effect.fn.Return<Deadlines, n
     if (sleeper !== undefined && sleeper.until <= until) return
     sleeper?.fiber.interruptUnsafe()
     const fiber = fork(Effect.andThen(clock.sleep(Duration.millis(Math.ceil(until - now()))), Effect.sync(wake)))
-    sleeper = { until, fiber }
+    // A clock may let none of the time pass that is left; then all is done by now.
+    if (fiber.pollUnsafe() === undefined) sleeper = { until, fiber }
   }
 
   const wake = (): void => {

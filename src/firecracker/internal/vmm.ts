@@ -114,10 +114,21 @@ export const makeVmm = (
       // Firecracker cannot be called off: whoever leaves has to wait until it has written all.
       : Effect.uninterruptible(write(to, form === "diff", create(form === "diff" ? "Diff" : "Full")))
 
+  const { platform, target, tracks } = lasting
+  const version = FirecrackerVersion.format(target.version)
+  const refusesDiff = tracks ? undefined : Effect.fail(MicroVmError.make(
+    new MicroVmError.Unsupported({
+      operation: "a difference",
+      backend: `firecracker ${version}`,
+      remedy: "take 1.15 or later: before, more than 3 GiB of memory, or some that is plugged in, is saved wrong"
+    })
+  ))
+
   return {
     ended,
     poll,
     console,
+    refusesDiff,
     start: call("start", start),
     pause: call("pause", api.patchVm({ state: "Paused" })),
     ping: call("ping", api.getInstance()),
@@ -125,15 +136,7 @@ export const makeVmm = (
     resume: Effect.suspend(() => call("resume", hasStarted ? api.patchVm({ state: "Resumed" }) : start)),
     save: Effect.fnUntraced(function*(to, base) {
       const form: Form = !hasStarted ? "unstarted" : base === undefined ? "full" : "diff"
-      const { platform, target, tracks } = lasting
-      const version = FirecrackerVersion.format(target.version)
-      if (form === "diff" && !tracks) {
-        const remedy =
-          "take 1.15 or later: before, more than 3 GiB of memory, or some that is plugged in, is saved wrong"
-        return yield* MicroVmError.make(
-          new MicroVmError.Unsupported({ operation: "a difference", backend: `firecracker ${version}`, remedy })
-        )
-      }
+      if (form === "diff" && refusesDiff !== undefined) yield* refusesDiff
       yield* Effect.mapError(saveAs(form, to), failed("snapshot"))
       const saved = { platform, madeBy: `Firecracker ${version}`, form }
       // A machine has no memory to be different before it has run.

@@ -16,10 +16,10 @@ import { WorkingSet } from "../PageServer.ts"
 export interface WorkingSets {
   /**
    * Where it is written down, in a file for each snapshot. It has to be there. A file that is removed, or is none of ours, is written
-   * anew.
+   * anew; those of snapshots that are gone stay, up to 590 KB each, and are the caller's to remove.
    */
   readonly directory: string
-  /** How long the first machine is looked at, from when it is up. Default 10 seconds. */
+  /** How long the first machine is looked at, from when it first runs. Default 10 seconds. */
   readonly recordFor?: Duration.Input | undefined
 }
 

@@ -115,11 +115,12 @@ export const at = (path: string): CGroup => ({
       const found = members(path)
       const reached = new Set<number>()
       let refusal: ProcessError | undefined
-      for (const signal of signals) {
+      for (const [nth, signal] of signals.entries()) {
         for (const pid of found) {
           try {
             process.kill(pid, Signal.toNumber(signal))
-            reached.add(pid)
+            // SIGCONT goes to all of a session (kill(2)), also to who refuses what comes before it.
+            if (nth === 0) reached.add(pid)
           } catch (cause) {
             const code = errnoName(cause)
             if (code === "ESRCH") continue

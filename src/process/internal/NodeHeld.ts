@@ -57,7 +57,9 @@ const frames = (socket: NodeNet.Socket, { directory, stream }: FollowOptions): S
   let wanted = Protocol.frameHeader
   let hasEnded = false
   const join = (): Buffer => {
-    const bytes = Buffer.concat(chunks)
+    const [only] = chunks
+    // It copies a single one too, and so would each frame all that comes after it.
+    const bytes = chunks.length === 1 && Buffer.isBuffer(only) ? only : Buffer.concat(chunks)
     chunks = [bytes]
     return bytes
   }

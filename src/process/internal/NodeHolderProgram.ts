@@ -297,15 +297,16 @@ const keep = ({ child, clients, order, server }: Keeping) => {
     writeDurably(Protocol.files.ended, JSON.stringify(ended))
     syncDirectory()
   }
-  const leave = (how: Protocol.End, attempts = 1): void => {
+  const leave = (how: Protocol.End, others = 1): void => {
     try {
       writeDown(how)
     } catch (cause) {
       const code = codeOf(cause)
       // A full disk may have room again. A directory that was removed is not missed by anybody, and one that is read-only, or broken,
       // mostly stays so.
-      if (code === "ENOSPC" || code === "EDQUOT" || (code !== "ENOENT" && attempts < mostAttempts)) {
-        setTimeout(leave, patience, how, attempts + 1)
+      const isFull = code === "ENOSPC" || code === "EDQUOT"
+      if (isFull || (code !== "ENOENT" && others < mostAttempts)) {
+        setTimeout(leave, patience, how, isFull ? others : others + 1)
         return
       }
     }

@@ -152,7 +152,10 @@ export const make = (nodes: ReadonlyArray<Node>, clock: Clock.Clock): Life => {
     return (node: Node): Fiber.Fiber<Context.Context<never>, unknown> => {
       const { needs, part: { layer, name }, scope } = node
       const control = node.control = new Control(name, node, stops, all)
-      const own = needs.length === 0 ? base : Context.mergeAll(base, ...contextsOf(needs))
+      const own = needs.length === 0
+        ? base
+        // A tracer that one of them provides must not hide from us what the part does.
+        : Context.add(Context.mergeAll(base, ...contextsOf(needs)), Tracer.Tracer, all)
       const context = Context.add(own, Part.PartControl, control)
       const built = Effect.withFiber<Context.Context<never>, unknown, unknown>((fiber) => {
         node.builder = fiber
