@@ -136,7 +136,7 @@ export const makeVmm = (
     resume: Effect.suspend(() => call("resume", hasStarted ? api.patchVm({ state: "Resumed" }) : start)),
     save: Effect.fnUntraced(function*(to, base) {
       const form: Form = !hasStarted ? "unstarted" : base === undefined ? "full" : "diff"
-      if (form === "diff" && refusesDiff !== undefined) yield* refusesDiff
+      if (form === "diff" && refusesDiff !== undefined) return yield* refusesDiff
       yield* Effect.mapError(saveAs(form, to), failed("snapshot"))
       const saved = { platform, madeBy: `Firecracker ${version}`, form }
       // A machine has no memory to be different before it has run.
