@@ -135,8 +135,12 @@ const open = Effect.fnUntraced(function*(id: string, options: RunOptions & { rea
     resources: yield* resources(state, options),
     ...(options.detach ? { logs: yield* logs } : {}),
     conclude: (report) => Effect.ignore(Effect.provideContext(RunDirectory.conclude(state, report), context)),
-    tidy: Effect.ignore(
-      Effect.provideContext(Effect.andThen(RunDirectory.prune(state), reclaimDead(state)), context)
+    // Once, though another machine may follow the first. Neither waits for the other to go well.
+    tidy: yield* Effect.cached(
+      Effect.provideContext(
+        Effect.andThen(Effect.ignore(RunDirectory.prune(state)), Effect.ignore(reclaimDead(state))),
+        context
+      )
     )
   }
   return place

@@ -299,7 +299,8 @@ export const run = Effect.fn("Run.run")(function*(
         if (!isBehind) return
         const tail = yield* Effect.timeoutOption(one.consoleTail, lastWordsWithin)
         if (Option.isSome(tail)) yield* catchUp(tail.value)
-        while (early.length > 0) yield* catchUp(new TextDecoder().decode(Buffer.concat(early.splice(0))))
+        const decoder = new TextDecoder()
+        while (early.length > 0) yield* catchUp(decoder.decode(Buffer.concat(early.splice(0)), { stream: true }))
         isBehind = false
       })
     const body: Effect.Effect<
@@ -437,6 +438,10 @@ export const run = Effect.fn("Run.run")(function*(
     ...(cameUp === undefined ? {} : { start: cameUp }),
     ...(outcome === undefined ? {} : { shutdown: outcome })
   }
-  if (place !== undefined) yield* place.conclude(report)
+  if (place !== undefined) {
+    yield* place.conclude(report)
+    // Who came to no machine had no other time for it.
+    if (outcome === undefined) yield* Effect.timeoutOption(place.tidy, leaveOffWithin)
+  }
   return report
 }, Effect.scoped)

@@ -95,7 +95,7 @@ export const layer = (
         size: count,
         remedy: "end machines, recover those of dead supervisors, or give a larger range"
       })
-      // Another directory may have the same range: whoever begins anywhere hardly ever meets.
+      // Another directory may have the same range: whoever begins anywhere rarely meets; only ranges of their own never do.
       const start = Random.nextIntBetween(first, first + count, { halfOpen: true })
       return Users.of({
         claim: { kind: "user", data: { directory } },

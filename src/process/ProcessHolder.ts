@@ -32,7 +32,7 @@ import type { CGroups } from "./SpawnOptions.ts"
  *
  * What is other than with a `Process` of ours:
  *
- * - `exit` is the real status also for those who have attached, and `Lost` when the holder was killed.
+ * - `exit` is the real status also for those who have attached, and `Lost` when the holder was killed, or could not write it down.
  * - `stdout` and `stderr` start where it was got hold of, with its start for the one who has spawned it. There may be any
  *   number of readers. None holds the process up: one that is behind by more than the tail loses the oldest bytes.
  * - `channel` may be taken one at a time. When its user goes, it stays open towards the process, and what the process writes

@@ -452,7 +452,9 @@ describe("a machine", () => {
   for (const step of ["claim", "spawn", "connect"] as const) {
     it.effect(`that cannot be launched (${step}) is told in the backend's words`, () =>
       Effect.gen(function*() {
+        let tidied = 0
         const { left, phases, report } = yield* run({
+          tidy: Effect.sync(() => void tidied++),
           machine: {
             launch: (now) => now === step ? Effect.fail(new Error("qemu-system-x86_64: no such thing")) : Effect.void
           }
@@ -465,6 +467,8 @@ describe("a machine", () => {
         assert.isUndefined(report.shutdown)
         assert.deepStrictEqual(phases, ["image 4000", "launch 0"])
         assert.deepStrictEqual(left.claims, [])
+        // What others have left may be why.
+        assert.strictEqual(tidied, 1)
       }))
   }
 

@@ -13,7 +13,8 @@ import * as Supervisor from "../../src/supervisor/Supervisor.ts"
 const holder = Layer.mock(ProcessHolder)({ destroy: () => Effect.succeed({ _tag: "Absent" }) })
 
 export const layerWith = (
-  given: Partial<RunHost["Service"]> = {}
+  given: Partial<RunHost["Service"]> = {},
+  tidy: Effect.Effect<void> = Effect.void
 ): Layer.Layer<RunHost> =>
   Layer.succeed(RunHost, {
     recover: () => Effect.succeed([]),
@@ -31,7 +32,7 @@ export const layerWith = (
         supervisor: Context.get(services, Supervisor.Supervisor),
         resources: [],
         conclude: () => Effect.void,
-        tidy: Effect.void
+        tidy
       }
     }),
     ...given

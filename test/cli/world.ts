@@ -170,6 +170,8 @@ export interface Setting {
   readonly stdout?: Stdio.Stdio["stdout"]
   readonly stderr?: Stdio.Stdio["stderr"]
   readonly json?: boolean
+  /** Sees to what other runs have left. */
+  readonly tidy?: Effect.Effect<void>
 }
 
 /** The guest: boots for a while, or goes on where it was saved; then its agent serves. It powers off when it is told to. */
@@ -227,7 +229,7 @@ export const start = Effect.fnUntraced(function*(setting: Setting = {}) {
             setting.built === true ? Option.some(image) : Option.none()
           )
         ),
-        MemoryRunHost.layer,
+        MemoryRunHost.layerWith({}, setting.tidy),
         NodeHasher.layer,
         SecureRandom.layerWebCrypto,
         Stdio.layerTest({

@@ -215,7 +215,7 @@ describe.skipIf(noRuns !== undefined)("microvm run --detach", () => {
 
   it("that hangs is ended by its watchdog, in the foreground and behind it, and by nobody without one", async () => {
     await using runs = new Runs(bin)
-    const watched = ["--watchdog", "6s", "--", "sh", "-c", `echo up; ${forever}`]
+    const watched = ["--watchdog", "10s", "--", "sh", "-c", `echo up; ${forever}`]
     const vmmOf = (owner: number): number => {
       const found = descendants(owner).find(({ command }) => command.startsWith("qemu"))
       if (found === undefined) throw new Error(`there is no QEMU below ${owner}`)
@@ -224,7 +224,7 @@ describe.skipIf(noRuns !== undefined)("microvm run --detach", () => {
     const front = runs.start(["run", "--name", runs.name(), ...watched])
     const [behind, unwatched] = await Promise.all([runs.up(watched), runs.sh(forever), front.says("up")])
     // Both answer for longer than the watchdog waits.
-    await sleep(7000)
+    await sleep(11_000)
     assert.deepInclude(await runs.look(behind), { state: "up" })
     const stopped = vmmOf(runs.holder(unwatched))
     for (const pid of [vmmOf(front.pid), vmmOf(runs.holder(behind)), stopped]) process.kill(pid, "SIGSTOP")

@@ -21,14 +21,17 @@ export const watchMachine = () => {
         () => Effect.sync(() => void saving--)
       ),
     watch: (
-      { agent, machine }: { readonly agent: GuestAgent; readonly machine: Machine.Machine },
+      { agent, machine }: { readonly agent: Pick<GuestAgent, "ping">; readonly machine: Machine.Machine },
       silence: Duration.Duration,
       onHang: (why: string) => Effect.Effect<void>
     ): Effect.Effect<void> => {
       // Each takes a pause and then an answer's time.
       const part = Duration.times(silence, 1 / (2 * answers))
+      // A refusal takes as long as a silence, or the machine would have half of the time.
+      const refusal = Duration.subtract(part, Duration.millis(1))
+      const ping = Effect.catch(agent.ping, (error) => Effect.delay(Effect.fail(error), refusal))
       return Effect.orDie(Watchdog.watch(machine, {
-        checks: [{ name: "agent", check: agent.ping }],
+        checks: [{ name: "agent", check: ping }],
         every: part,
         within: part,
         failures: answers,

@@ -120,7 +120,8 @@ export const makeVmm = (
     new MicroVmError.Unsupported({
       operation: "a difference",
       backend: `firecracker ${version}`,
-      remedy: "take 1.15 or later: before, more than 3 GiB of memory, or some that is plugged in, is saved wrong"
+      remedy: "save it whole, or launch it anew with `diffs`: " +
+        "by 1.15 or later, if it has more than 3 GiB of memory or some that is plugged in"
     })
   ))
 

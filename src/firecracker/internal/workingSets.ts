@@ -47,13 +47,15 @@ export const of = Effect.fnUntraced(function*(
 ): Effect.fn.Return<Kept> {
   if (sets === undefined || snapshot === undefined) return nothing
   const file = `${sets.directory}/${snapshot}.json`
-  const known = decode((yield* Effect.orElseSucceed(host.read(file), () => "")) ?? "")
+  const look = Effect.map(Effect.orElseSucceed(host.read(file), () => ""), (text) => decode(text ?? ""))
+  const known = yield* look
   if (known._tag === "Some") return { ...nothing, wanted: { prefetch: known.value } }
   const recordFor = Duration.fromInputUnsafe(sets.recordFor ?? "10 seconds")
   const write = ({ workingSet }: Serving) =>
     Effect.gen(function*() {
       const { pageSize, pages } = yield* workingSet
-      if (pages.length === 0) return
+      // Another one that was restored at the same time may have been first.
+      if (pages.length === 0 || (yield* look)._tag === "Some") return
       // Half of one may be there, of somebody who was killed.
       yield* host.remove([`${file}.new`])
       yield* host.write(file, yield* Effect.orDie(encode({ pageSize, pages: pages.slice(0, mostPages) })))

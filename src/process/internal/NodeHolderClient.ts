@@ -139,7 +139,7 @@ export const readRest = (directory: string, fd: number): Uint8Array | undefined 
 /** Sees to it that no holder starts here any more; `false` when one has been before us. */
 export const preclude = (directory: string): boolean => {
   const claim: Protocol.Claim = { version: Protocol.version, holder: null, mark: "" }
-  const fresh = `${directory}/${Protocol.files.held}.none`
+  const fresh = `${directory}/${Protocol.files.held}.none-${process.pid}`
   try {
     NodeFs.writeFileSync(fresh, JSON.stringify(claim), { mode: 0o600 })
     NodeFs.linkSync(fresh, `${directory}/${Protocol.files.held}`)
