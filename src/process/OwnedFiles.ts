@@ -63,11 +63,11 @@ export const ensureDirectory = (
       () => Effect.void
     )
     const parent = path.replace(/\/+[^/]+\/*$/, "")
-    return Effect.catchIf(make, (error) => error.reason._tag === "NotFound", (error) =>
+    return Effect.catchIf(make, (error) => error.reason._tag === "NotFound", () =>
       Effect.flatMap(
         parent === "" || parent === path ? Effect.succeed(true) : fs.exists(parent),
-        // There is a directory, and nothing can be made in it.
-        (isThere) => isThere ? Effect.fail(error) : Effect.andThen(ensureDirectory(parent), make)
+        // Another process may have made it just now. If not, nothing can be made in it, and the second try says so, too.
+        (isThere) => Effect.andThen(isThere ? Effect.void : ensureDirectory(parent), make)
       ))
   })
 
