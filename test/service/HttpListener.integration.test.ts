@@ -203,6 +203,27 @@ describe("a stop", () => {
       expect(late.error).toBe("ECONNREFUSED")
     }))
 
+  it.live("who was answered a moment ago may ask once more, who was silent for a while is not waited for", () =>
+    Effect.gen(function*() {
+      const { server } = yield* gated
+      const { port, stop } = yield* started(server)
+      const silent = new Client(port)
+      silent.get("/hello")
+      yield* Effect.promise(() => silent.until("hello"))
+      yield* Effect.sleep("150 millis")
+      const busy = new Client(port)
+      busy.get("/hello")
+      yield* Effect.promise(() => busy.until("hello"))
+      const stopping = yield* Effect.forkChild(stop, { startImmediately: true })
+      yield* Effect.promise(() => silent.closed)
+      busy.get("/hello")
+      yield* Fiber.join(stopping)
+      yield* Effect.promise(() => busy.closed)
+      expect(busy.error).toBeUndefined()
+      expect(busy.text.match(/hello/g)).toHaveLength(2)
+      expect(busy.text).toMatch(/connection: close/i)
+    }))
+
   it.live("waits for requests in flight, tells their clients to close, and ends with the last answer", () =>
     Effect.gen(function*() {
       const { entered, open, server } = yield* gated

@@ -53,9 +53,10 @@ const turn = Effect.callback<void>((resume) => {
 
 /**
  * Milliseconds since a client connected or was answered in which it probably goes on asking. Its next request may be on
- * its way while the server stops. Everything else that is idle is closed at once.
+ * its way while the server stops. Everything else that is idle is closed at once: who has been silent for several times
+ * the wait hardly ever asks within it.
  */
-const busyFor = 1_000
+const busyFor = 100
 
 /** Before all other listeners of the server, and before it listens. */
 export const track = (server: Server): Connections => {
