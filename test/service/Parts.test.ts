@@ -529,6 +529,31 @@ describe("Parts.stop", () => {
       expect(journal.lines).toEqual(["0 +a", "5 +b", "10 -a", "17 .a"])
     }))
 
+  it.effect("a part that asks for it while it is being built, and has not waited for anything, is interrupted", () =>
+    Effect.gen(function*() {
+      const journal = yield* makeJournal
+      const control = Deferred.makeUnsafe<Parts.Control>()
+      const a = Part.make("a", slow(journal, "a", 5, Effect.void))
+      const b = Part.make(
+        "b",
+        Layer.effectDiscard(Effect.gen(function*() {
+          const { stop } = yield* Deferred.await(control)
+          yield* Effect.acquireRelease(journal.note("+b"), () => journal.note("-b"))
+          yield* Effect.forkDetach(stop({ budget: "1 second" }), { startImmediately: true })
+          yield* journal.note("built")
+        })),
+        { dependsOn: [a] }
+      )
+      const parts = yield* Parts.make([b])
+      yield* Deferred.succeed(control, parts)
+      const starting = yield* Effect.forkChild(parts.start(), { startImmediately: true })
+      yield* TestClock.adjust("1 hour")
+      const exit = yield* Fiber.await(starting)
+      expect(Exit.isFailure(exit) && Cause.hasInterruptsOnly(exit.cause)).toBe(true)
+      expect(yield* stopOf(parts, { budget: "1 second" })).toEqual([["Stopped", "b", 0], ["Stopped", "a", 0]])
+      expect(journal.lines).toEqual(["0 +a", "5 +b", "5 -b", "5 -a", "5 .a"])
+    }))
+
   it.effect("before the start there is nothing to stop, and after it no start", () =>
     Effect.gen(function*() {
       const parts = yield* Parts.make([Part.make("a", Layer.empty)])

@@ -152,10 +152,12 @@ export const make = (nodes: ReadonlyArray<Node>, clock: Clock.Clock): Life => {
     return (node: Node): Fiber.Fiber<Context.Context<never>, unknown> => {
       const { needs, part: { layer, name }, scope } = node
       const control = node.control = new Control(name, node, stops, all)
-      const own = needs.length === 0
+      const provided = contextsOf(needs)
+      // Shared by all that are given nothing: what a fiber looks up in a context is kept with it.
+      const own = provided.length === 0
         ? base
         // A tracer that one of them provides must not hide from us what the part does.
-        : Context.add(Context.mergeAll(base, ...contextsOf(needs)), Tracer.Tracer, all)
+        : Context.add(Context.mergeAll(base, ...provided), Tracer.Tracer, all)
       const context = Context.add(own, Part.PartControl, control)
       const built = Effect.withFiber<Context.Context<never>, unknown, unknown>((fiber) => {
         node.builder = fiber
