@@ -158,35 +158,43 @@ type SendName = { [K in keyof Table]: Table[K] extends { readonly body: string }
 const isPath = (path: string): boolean => /^\/[A-Za-z0-9_/-]{0,899}$/.test(path)
 const pathRemedy = "give \"/\", then at most 899 letters, digits, \"_\", \"-\" and \"/\""
 
+const seconds = Duration.seconds(5)
+const minutes = Duration.minutes(5)
+const durationOf = (given: Duration.Input | undefined, otherwise: Duration.Duration): Duration.Duration =>
+  given === undefined ? otherwise : Duration.fromInputUnsafe(given)
+
 const firstPause = Duration.millis(10)
 const laterPauses = Schedule.exponential("20 millis")
 const attempts = 5
 
-const isBusy = ({ reason }: FirecrackerError): boolean => reason._tag === "ApiFault" && reason.status === 503
-
-const ask = (transport: ApiTransport, request: ApiRequest): Effect.Effect<ApiResponse, FirecrackerError> => {
-  const attempt = Effect.flatMap(transport.request(request), (answer) => {
-    if (answer.status >= 200 && answer.status < 300) return Effect.succeed(answer)
-    const { method, path } = request
-    return fail(new ApiFault({ method, path, status: answer.status, ...FaultMessage.classify(answer) }))
-  })
-  // A retry costs something also where there is none, so it begins with the second attempt.
-  return Effect.catchIf(attempt, isBusy, () =>
-    Effect.delay(
-      Effect.retry(attempt, { while: isBusy, schedule: laterPauses, times: attempts - 1 }),
-      firstPause
-    ))
-}
+/** What is answered to who opens one connection too many. */
+const busy = 503
+const isBusy = ({ reason }: FirecrackerError): boolean => reason._tag === "ApiFault" && reason.status === busy
 
 const violation = (method: Method, path: string, detail: string) =>
   fail(new ProtocolViolation({ method, path, detail }))
 
 const parseJson = Schema.decodeUnknownOption(Schema.fromJsonString(Schema.Unknown))
 
-const jsonOf = (method: Method, path: string, { body }: ApiResponse): Effect.Effect<unknown, FirecrackerError> => {
+const jsonOf = ({ method, path }: ApiRequest, answer: ApiResponse): Effect.Effect<unknown, FirecrackerError> => {
+  const { body, status } = answer
+  if (status < 200 || status >= 300) {
+    return fail(new ApiFault({ method, path, status, ...FaultMessage.classify(answer) }))
+  }
   if (body.trim() === "") return Effect.void
   const json = parseJson(body)
   return Option.isSome(json) ? Effect.succeed(json.value) : violation(method, path, "a body that is not JSON")
+}
+
+/** The JSON of the answer. */
+const ask = (transport: ApiTransport, request: ApiRequest): Effect.Effect<unknown, FirecrackerError> => {
+  const attempt = transport.request(request)
+  const again = Effect.flatMap(attempt, (answer) => jsonOf(request, answer))
+  // A retry costs something also where there is none, so it begins with the second attempt.
+  return Effect.flatMap(attempt, (answer) =>
+    answer.status === busy
+      ? Effect.delay(Effect.retry(again, { while: isBusy, schedule: laterPauses, times: attempts - 1 }), firstPause)
+      : jsonOf(request, answer))
 }
 
 const decodeAs = <A>(path: string, schema: Schema.Decoder<A>) => {
@@ -221,7 +229,7 @@ export const readVersion = Effect.fn("FirecrackerApi.readVersion")(function*(
 ): Effect.fn.Return<FirecrackerVersion.FirecrackerVersion, FirecrackerError> {
   const within = Duration.fromInputUnsafe(options.within ?? "5 seconds")
   const answer = yield* ask(transport, { method: "GET", path: "/version", within })
-  const { firecracker_version: text } = yield* decodeVersion(yield* jsonOf("GET", "/version", answer))
+  const { firecracker_version: text } = yield* decodeVersion(answer)
   return FirecrackerVersion.parse(text) ?? (yield* violation("GET", "/version", "a version that is none"))
 })
 
@@ -246,20 +254,19 @@ export const readVersion = Effect.fn("FirecrackerApi.readVersion")(function*(
  */
 export const make = (transport: ApiTransport, options: Options): FirecrackerApi => {
   const { deadlines = {}, ...target } = options
-  const read = Duration.fromInputUnsafe(deadlines.read ?? "5 seconds")
-  const change = Duration.fromInputUnsafe(deadlines.change ?? "5 seconds")
-  const snapshot = Duration.fromInputUnsafe(deadlines.snapshot ?? "5 minutes")
+  const read = durationOf(deadlines.read, seconds)
+  const change = durationOf(deadlines.change, seconds)
+  const snapshot = durationOf(deadlines.snapshot, minutes)
 
-  const perform = Effect.fnUntraced(function*(
+  const perform = (
     { body, method, path }: Capabilities.Call,
     given: Duration.Input | undefined
-  ): Effect.fn.Return<unknown, FirecrackerError> {
+  ): Effect.Effect<unknown, FirecrackerError> => {
     const text = bodyText(target, body)
-    if (Result.isFailure(text)) return yield* fail(text.failure)
+    if (Result.isFailure(text)) return fail(text.failure)
     const usual = method === "GET" ? read : path.startsWith("/snapshot/") ? snapshot : change
-    const within = given === undefined ? usual : Duration.fromInputUnsafe(given)
-    return yield* jsonOf(method, path, yield* ask(transport, { method, path, body: text.success, within }))
-  })
+    return ask(transport, { method, path, body: text.success, within: durationOf(given, usual) })
+  }
 
   // `Effect.fn` would be made anew for each of forty methods of each client, which costs more than the calls of a start.
   const call = (
@@ -286,9 +293,9 @@ export const make = (transport: ApiTransport, options: Options): FirecrackerApi 
   return {
     target,
     request: (method, path, body, given = {}) =>
-      (isPath(path) ? perform({ method, path, body }, given.within) : fail(invalid("path", path, pathRemedy))).pipe(
-        spanned("FirecrackerApi.request")
-      ),
+      Effect.suspend(() =>
+        isPath(path) ? perform({ method, path, body }, given.within) : fail(invalid("path", path, pathRemedy))
+      ).pipe(spanned("FirecrackerApi.request")),
     getInstance: get("getInstance", FirecrackerSchema.InstanceInfo),
     getVersion: get("getVersion", FirecrackerSchema.VersionInfo),
     getVmConfig: get("getVmConfig", FirecrackerSchema.FullVmConfiguration),

@@ -115,13 +115,11 @@ export const make = Effect.fnUntraced(function*(
     return yield* FirecrackerError.fail(new FirecrackerError.InvalidRequest({ faults: pathFaults }))
   }
   const deadlines = yield* Deadlines.make()
-  const makeLane = (most: number) =>
-    Effect.acquireRelease(
-      Effect.sync(() => NodeApiLane.make({ socketPath, maxBodyBytes, most, deadlines })),
-      (lane) => Effect.sync(lane.close)
-    )
-  const changes = yield* makeLane(1)
-  const reads = yield* makeLane(concurrentReads)
+  const laneOf = (most: number) => NodeApiLane.make({ socketPath, maxBodyBytes, most, deadlines })
+  const [changes, reads] = yield* Effect.acquireRelease(
+    Effect.sync(() => [laneOf(1), laneOf(concurrentReads)] as const),
+    (lanes) => Effect.sync(() => lanes.forEach((lane) => lane.close()))
+  )
 
   return {
     request: (call) =>

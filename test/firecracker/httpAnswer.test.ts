@@ -74,6 +74,37 @@ describe("an answer of Firecracker's", () => {
   )
 })
 
+describe("an answer that comes in two pieces", () => {
+  const Line = Schema.Literals([
+    "Server: Firecracker API",
+    "Connection: keep-alive",
+    "Connection: close",
+    "Deprecation: true",
+    "Content-Length: 2",
+    "Transfer-Encoding: chunked",
+    "no header"
+  ])
+
+  it.prop(
+    "is the same wherever it was cut, and is none before its last byte",
+    {
+      status: Schema.Literals(["200", "204", "400", "413", "503", "100"]),
+      lines: Schema.Array(Line).check(Schema.isMaxLength(3)),
+      body: Schema.Literals(["", "{}", `{"fault_message":"nö"}`, `{ "error": "Too many open connections" }`])
+    },
+    ({ body, lines, status }) => {
+      const length = status === "204" ? [] : [`Content-Length: ${bytesOf(body).length}`]
+      const answer = [`HTTP/1.1 ${status} `, ...lines, ...length, "", status === "204" ? "" : body].join("\r\n")
+      const bytes = bytesOf(answer)
+      const whole = read([bytes])
+      for (let at = 1; at < bytes.length; at++) {
+        expect(read([bytes.subarray(0, at), bytes.subarray(at)])).toEqual(whole)
+        if (whole._tag === "Done") expect(read([bytes.subarray(0, at)])).toEqual({ _tag: "More" })
+      }
+    }
+  )
+})
+
 describe("anything else is refused", () => {
   it.each([
     ["no HTTP", "SSH-2.0-OpenSSH", `it starts with "SSH-2.0-OpenSSH"`],

@@ -1,4 +1,5 @@
 import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
@@ -21,8 +22,9 @@ const nanosPerMilli = 1_000_000
  * would cost more than the call that it is for. When the scope closes nothing expires any more.
  */
 export const make = Effect.fnUntraced(function*(): Effect.fn.Return<Deadlines, never, Scope.Scope> {
-  const clock = yield* Clock.clockWith(Effect.succeed)
-  const fork = Effect.runForkWith(yield* Effect.context())
+  const context = yield* Effect.context()
+  const clock = Context.get(context, Clock.Clock)
+  const fork = Effect.runForkWith(context)
   const pending = new Set<Pending>()
   let sleeper: { readonly until: number; readonly fiber: Fiber.Fiber<void> } | undefined
 
@@ -32,7 +34,7 @@ export const make = Effect.fnUntraced(function*(): Effect.fn.Return<Deadlines, n
     // Who was woken for nothing sleeps again, so one that sleeps for a call which has been answered can be left alone.
     if (sleeper !== undefined && sleeper.until <= until) return
     sleeper?.fiber.interruptUnsafe()
-    const fiber = fork(Effect.andThen(clock.sleep(Duration.millis(Math.ceil(until - now()))), Effect.sync(wake)))
+    const fiber = fork(Effect.map(clock.sleep(Duration.millis(Math.ceil(until - now()))), wake))
     // A clock may let none of the time pass that is left; then all is done by now.
     if (fiber.pollUnsafe() === undefined) sleeper = { until, fiber }
   }

@@ -29,6 +29,15 @@ export const invalid = (field: string, value: unknown, remedy: string): InvalidR
 
 const defaultPayloadLimit = 51_200
 
+const jsonText = (value: unknown): string | undefined => {
+  try {
+    const text: unknown = JSON.stringify(value)
+    return typeof text === "string" ? text : undefined
+  } catch {
+    return undefined
+  }
+}
+
 /** The body as text. `undefined` when there is none. */
 export const bodyText = (
   target: Capabilities.Target,
@@ -37,19 +46,11 @@ export const bodyText = (
   const { payloadLimit = defaultPayloadLimit } = target
   const plain = Redacted.isRedacted(body) ? Redacted.value(body) : body
   if (plain === undefined) return Result.succeed(undefined)
-  return Result.flatMap(
-    Result.try({
-      try: (): unknown => JSON.stringify(plain),
-      catch: () => invalid("body", body, "give what JSON can say")
-    }),
-    (text) => {
-      if (typeof text !== "string") return Result.fail(invalid("body", body, "give what JSON can say"))
-      if (isWithin(text, payloadLimit)) return Result.succeed(text)
-      const bytes = byteLength(text)
-      const remedy = `give at most ${payloadLimit}, or start Firecracker with a larger --http-api-max-payload-size`
-      return Result.fail(invalid("body", `${bytes} bytes`, remedy))
-    }
-  )
+  const text = jsonText(plain)
+  if (text === undefined) return Result.fail(invalid("body", body, "give what JSON can say"))
+  if (isWithin(text, payloadLimit)) return Result.succeed(text)
+  const remedy = `give at most ${payloadLimit}, or start Firecracker with a larger --http-api-max-payload-size`
+  return Result.fail(invalid("body", `${byteLength(text)} bytes`, remedy))
 }
 
 export type Refusal = InvalidRequest | UnsupportedByVersion

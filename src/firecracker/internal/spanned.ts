@@ -5,8 +5,9 @@ import * as Tracer from "effect/Tracer"
  * A span, where somebody sees it: to make one costs more than the rest of a call, and without a tracer it is thrown away. No
  * stack is taken for it: the place that would be named is always the same.
  */
-export const spanned = (name: string) => {
-  const withSpan = Effect.withSpan(name, undefined, { captureStackTrace: false })
-  return <A, E, R>(call: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-    Effect.withFiber((fiber) => fiber.getRef(Tracer.Tracer) === Tracer.nativeTracer ? call : withSpan(call))
-}
+export const spanned = (name: string) => <A, E, R>(call: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  Effect.withFiber((fiber) =>
+    fiber.getRef(Tracer.Tracer) === Tracer.nativeTracer
+      ? call
+      : Effect.withSpan(name, undefined, { captureStackTrace: false })(call)
+  )
