@@ -84,7 +84,7 @@ const startHolder = (order: Protocol.Order): Effect.Effect<void, ProcessError> =
       holder = NodeChildProcess.spawn(process.execPath, [...nodeOptions, program], {
         cwd: "/",
         // Without the mark of those above us, whose guards would kill it.
-        env: environment,
+        env: { ...environment, [Mark.variable]: Protocol.ownMark(order.mark) },
         stdio: ["pipe", "pipe", log],
         detached: true
       })
@@ -117,7 +117,16 @@ const startHolder = (order: Protocol.Order): Effect.Effect<void, ProcessError> =
     })
     holder.stdin?.on("error", () => {}).end(JSON.stringify(order))
     holder.unref()
-    return Effect.sync(() => void holder.kill("SIGKILL"))
+    return Effect.timeoutOption(
+      Effect.callback<void>((ended) => {
+        if (holder.pid === undefined || holder.exitCode !== null || holder.signalCode !== null) {
+          return ended(Effect.void)
+        }
+        holder.ref()
+        holder.once("exit", () => ended(Effect.void)).kill("SIGKILL")
+      }),
+      dyingTime
+    )
   }).pipe(Effect.timeoutOrElse({
     duration: patience,
     orElse: () => Effect.fail(holderFailed(order.directory, `it did not start within ${patience}`))
@@ -293,10 +302,14 @@ const make = Effect.gen(function*() {
     }
     for (const { pid } of yield* marked(claim)) yield* Effect.ignore(host.kill(pid, "SIGKILL"))
   })
-  const marked = (claim: HolderSchema.Claim) =>
+  /** With the mark of the holder itself, a child that was just being made. */
+  const marked = ({ holder, mark }: HolderSchema.Claim) =>
     Effect.map(
-      host.list(claim.holder?.startTime ?? 0),
-      (all) => all.filter((info) => info.mark === claim.mark && isAlive(info))
+      host.list(holder?.startTime ?? 0),
+      (all) =>
+        all.filter((info) =>
+          isAlive(info) && (info.mark === mark || (info.mark === Protocol.ownMark(mark) && info.pid !== holder?.pid))
+        )
     )
   const isLeft = Effect.fnUntraced(function*(claim: HolderSchema.Claim) {
     if ("child" in claim) {
@@ -321,7 +334,10 @@ const make = Effect.gen(function*() {
       if (wasGone || dryRun) return { _tag: wasGone ? "Absent" : "Destroyed" }
 
       // One that has no child yet is not to have one.
-      if (!("child" in claim) && !(yield* holderGone)) yield* Effect.ignore(host.kill(holder.pid, "SIGKILL"))
+      if (!("child" in claim) && !(yield* holderGone)) {
+        yield* Effect.ignore(host.kill(holder.pid, "SIGKILL"))
+        yield* Effect.timeoutOption(pollUntil(holderGone), dyingTime)
+      }
       const killed = Effect.gen(function*() {
         // It may have got its child at the last moment.
         const now = Option.getOrElse(Client.readClaim(directory) ?? Option.none(), () => claim)

@@ -18,6 +18,7 @@ import {
   mkdtempSync,
   readdirSync,
   readFileSync,
+  readlinkSync,
   rmdirSync,
   rmSync,
   writeFileSync
@@ -580,12 +581,41 @@ describe("destroy", () => {
       }
     }))
 
+  world("has nothing to end where one was interrupted as it started", ({ directory, sh }) =>
+    Effect.gen(function*() {
+      const holder = yield* ProcessHolder
+      const inside = (place: string) => (pid: string): boolean => {
+        try {
+          return readlinkSync(`/proc/${pid}/cwd`).startsWith(place) && isThere(Number(pid))
+        } catch {
+          return false
+        }
+      }
+      for (let round = 0; round < 16; round++) {
+        const place = join(directory, `${round}`)
+        mkdirSync(place, { mode: 0o700 })
+        const { args, command: program, options } = sh("sleep 1000 & setsid sleep 1000 & wait")
+        const command = ChildProcess.make(program, args, { ...options, cwd: place })
+        yield* Effect.scoped(holder.spawn(command, { directory: place })).pipe(Effect.timeoutOption(round * 10))
+        // At once, unless it came up.
+        if ((yield* holder.destroy({ directory: place, dryRun: true }))._tag === "Destroyed") {
+          yield* Effect.scoped(holder.attach({ directory: place }))
+          yield* holder.destroy({ directory: place })
+        }
+        expect(readdirSync("/proc").filter(inside(place))).toEqual([])
+      }
+    }))
+
   world(
     "does not kill another process that has the pid of a holder that is gone",
     ({ directory, own }) =>
       Effect.gen(function*() {
         const stranger = spawnNode("sleep", ["1000"], { env: { ...process.env, ...own.env } })
-        const left = spawnNode("sleep", ["1000"], { env: { ...process.env, ...own.env, [Mark.variable]: "held-1.1" } })
+        const marked = (mark: string) =>
+          spawnNode("sleep", ["1000"], { env: { ...process.env, ...own.env, [Mark.variable]: mark } })
+        const left = marked("held-1.1")
+        // Before its execve(2), the child has the environment of the holder.
+        const early = marked("held-1.1-holder")
         const host = yield* ProcessHost
         const { startTime } = yield* Effect.fromOption(yield* host.inspect(stranger.pid ?? 0))
         // As it is when the holder was killed just after it had started its child.
@@ -593,7 +623,7 @@ describe("destroy", () => {
         writeFileSync(join(directory, "holder.json"), JSON.stringify({ version: 1, holder, mark: "held-1.1" }))
         expect((yield* ProcessHolder.use((one) => one.destroy({ directory })))._tag).toBe("Destroyed")
         expect(own.alive()).toEqual([stranger.pid])
-        expect(isThere(left.pid ?? 0)).toBe(false)
+        expect([left, early].filter(({ pid }) => isThere(pid ?? 0))).toEqual([])
         expect(stranger.kill("SIGKILL")).toBe(true)
       })
   )

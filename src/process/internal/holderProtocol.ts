@@ -26,6 +26,12 @@ export const files = {
 
 export const channelFile = (fd: number): string => `channel-${fd}.rest`
 
+/**
+ * The mark that a holder has itself, by that of its child: until its execve(2), a child that is just being made has nothing else in
+ * its environment.
+ */
+export const ownMark = (mark: string): string => `${mark}-holder`
+
 /** The longest first line, either way. */
 export const longestLine = 65_536
 
