@@ -52,7 +52,6 @@ const launch = (
   const command = ["env", "-C", at, ...through, process.execPath, fixture("bad/service.ts"), ...args]
   const variables = {
     PROGRAM: program,
-    NODE_COMPILE_CACHE: join(directory, "compiled"),
     TMPDIR: join(at, "tmp"),
     SERVICE_STATE_DIR: join(at, "state"),
     SERVICE_RUNTIME_PORT: "0",
@@ -213,12 +212,18 @@ describe.concurrent("ports that are taken", () => {
     }))
 })
 
-describe("SIGTERM at each 5 ms of the start-up", () => {
+describe("SIGTERM at any moment of the start-up", () => {
   it("ends in order, or by the signal before the program has begun, and leaves nothing", async () => {
     const at = place()
     writeFileSync(join(at, "Secrets.toml"), "KEY = \"value\"\n", { mode: 0o600 })
     const env = { SERVICE_HEALTHZ_PORT: "0", SERVICE_HEALTHZ_IP: "127.0.0.1" }
-    const ends = await signalEachStep({ start: () => launch("serves", { at, env }), ready: "ready" })
+    const ends = await signalEachStep({
+      start: () => launch("serves", { at, env }),
+      begins: "acquired",
+      ready: "ready",
+      loadingStepMillis: 40,
+      stepMillis: 10
+    })
     const unexpected = ends.filter(({ code, signal, stderr, stdout }) => {
       const lines = stdout.split("\n")
       const count = (line: string) => lines.filter((one) => one === line).length

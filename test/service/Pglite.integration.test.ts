@@ -1,6 +1,8 @@
-import { describe, expect, it } from "@effect/vitest"
+import { describe, expect, it, layer } from "@effect/vitest"
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
 import { existsSync, readdirSync, readFileSync, statSync } from "node:fs"
@@ -57,104 +59,6 @@ describe("the embedded PostgreSQL", () => {
       expect(existsSync(join(state, "data"))).toBe(false)
     }).pipe(Effect.scoped))
 
-  it.live("many clients at once get their own answers, transactions and errors", () =>
-    Effect.gen(function*() {
-      const url = yield* provide({ stateDirectory: yield* stateDirectory, database: pglite })
-      const pools = yield* Effect.all([connect(url), connect(url), connect(url)])
-      const [first] = pools
-      yield* first`CREATE TABLE t (id INT PRIMARY KEY)`
-      const one = Effect.fnUntraced(function*(i: number) {
-        const sql = pools[i % pools.length] ?? first
-        switch (i % 4) {
-          case 0:
-            return yield* sql.withTransaction(Effect.gen(function*() {
-              yield* sql`INSERT INTO t VALUES (${i})`
-              // Others come in between if they can.
-              yield* Effect.sleep("1 millis")
-              const rows = yield* sql<{ readonly id: number }>`SELECT id FROM t WHERE id = ${i}`
-              return rows[0]?.id
-            }))
-          case 1:
-            return (yield* sql<{ readonly n: number }>`SELECT ${i}::int AS n`)[0]?.n
-          case 2:
-            return (yield* sql.unsafe<Record<string, number>>(`SELECT ${i}::int AS c${i}, repeat('x', 5000)`))[0]
-              ?.[`c${i}`]
-          default:
-            return inspect(yield* Effect.flip(sql.unsafe(`SELEKT ${i}`)), { depth: 9 }).includes("SELEKT")
-              ? i
-              : undefined
-        }
-      })
-      const all = Array.from({ length: 240 }, (_, i) => i)
-      expect(yield* Effect.forEach(all, one, { concurrency: 24 })).toEqual(all)
-      expect(yield* first`SELECT count(*)::int AS n FROM t`).toEqual([{ n: 60 }])
-    }).pipe(Effect.scoped))
-
-  it.live("large values in both directions", () =>
-    Effect.gen(function*() {
-      const sql = yield* connect(yield* provide({ stateDirectory: yield* stateDirectory, database: pglite }))
-      const [row] = yield* sql<{ readonly n: number; readonly back: string }>`
-        SELECT length(${"z".repeat(2_000_000)}) AS n, repeat('y', 3000000) AS back`
-      expect([row?.n, row?.back.length]).toEqual([2_000_000, 3_000_000])
-    }).pipe(Effect.scoped))
-
-  it.live("a client that breaks off in a transaction leaves neither rows nor statements nor a lock", () =>
-    Effect.gen(function*() {
-      const url = yield* provide({ stateDirectory: yield* stateDirectory, database: pglite })
-      const sql = yield* connect(url)
-      yield* sql`CREATE TABLE t (id INT)`
-      const life = yield* Scope.make()
-      const rude = yield* Scope.provide(connect(url), life)
-      const reserved = yield* Scope.provide(rude.reserve, life)
-      yield* reserved.executeRaw("BEGIN", [])
-      yield* reserved.executeRaw("INSERT INTO t VALUES ($1)", [1])
-      yield* Scope.close(life, Exit.void)
-      expect(yield* sql`SELECT count(*)::int AS n FROM t`).toEqual([{ n: 0 }])
-      const mine = yield* sql<{ readonly name: string }>`SELECT name FROM pg_prepared_statements`
-      expect(new Set(mine.map(({ name }) => name.split(".")[0])).size).toBe(1)
-    }).pipe(Effect.scoped))
-
-  it.live("a wrong password, COPY FROM STDIN and garbage are refused, and it goes on", () =>
-    Effect.gen(function*() {
-      const lost: Array<unknown> = []
-      const onLost = (what: unknown) => Effect.sync(() => void lost.push(what))
-      const state = yield* stateDirectory
-      const url = yield* provide({ stateDirectory: state, database: pglite, onLost })
-      const wrong = yield* connect(url.replace(new URL(url).password, "wrong"))
-      expect(inspect(yield* Effect.flip(wrong`SELECT 1`), { depth: 9 })).toContain("password authentication failed")
-
-      const sql = yield* connect(url)
-      yield* sql`CREATE TABLE t (id INT)`
-      const copies = [
-        "COPY t FROM STDIN",
-        "SELECT 1; copy t\nfrom stdin",
-        "-- x\nCOPY t FROM STDIN",
-        "/* a */ COPY t FROM/**/STDIN",
-        "COPY t (\"id\") FROM STDIN"
-      ]
-      for (const text of copies) {
-        expect(inspect(yield* Effect.flip(sql.unsafe(text)), { depth: 9 })).toMatch(
-          /no COPY FROM STDIN|multiple commands/
-        )
-      }
-
-      const startup = Buffer.from("\0\0\0\x17\0\x03\0\0user\0postgres\0\0", "latin1")
-      const port = Number(new URL(url).port)
-      const rubbish: ReadonlyArray<Uint8Array> = [
-        Buffer.from("GET / HTTP/1.1\r\n\r\n"),
-        Buffer.alloc(3),
-        Buffer.alloc(64),
-        Buffer.from([255, 255, 255, 255, 0, 3, 0, 0]),
-        Buffer.from([0, 0, 0, 8, 4, 210, 22, 46]),
-        startup,
-        Buffer.concat([startup, Buffer.from([112, 255, 255, 255, 255])]),
-        Buffer.concat([startup, Buffer.from("Q\0\0\0\x0dSELECT 1\0", "latin1")])
-      ]
-      yield* Effect.forEach(rubbish, (bytes) => throwAt(port, bytes), { concurrency: rubbish.length })
-      expect(yield* addRow(url)).toBe(1)
-      expect(lost).toEqual([])
-    }).pipe(Effect.scoped))
-
   it.live("a second instance is refused and told who the first is", () =>
     Effect.gen(function*() {
       const state = yield* stateDirectory
@@ -202,5 +106,117 @@ describe("the embedded PostgreSQL", () => {
       expect(description).toContain("PGlite on 127.0.0.1:")
       expect(Redacted.value(info.password)).toBe(readFileSync(join(directoryOf(state), "password"), "utf8"))
       expect(yield* addRow(Redacted.value(info.url))).toBe(1)
+    }).pipe(Effect.scoped))
+})
+
+/** One that several tests have, one after the other: to make its files takes seconds. */
+class Shared extends Context.Service<Shared, { readonly url: string; readonly lost: ReadonlyArray<unknown> }>()(
+  "test/service/Pglite/Shared"
+) {
+  static readonly layer = Layer.effect(
+    Shared,
+    Effect.gen(function*() {
+      const lost: Array<unknown> = []
+      const onLost = (what: unknown) => Effect.sync(() => void lost.push(what))
+      const url = yield* provide({ stateDirectory: yield* stateDirectory, database: pglite, onLost })
+      return { url, lost }
+    })
+  )
+}
+
+layer(Shared.layer, { excludeTestServices: true, timeout: "2 minutes" })("one embedded PostgreSQL", (it) => {
+  it.effect("many clients at once get their own answers, transactions and errors", () =>
+    Effect.gen(function*() {
+      const { url } = yield* Shared
+      const pools = yield* Effect.all([connect(url), connect(url), connect(url)])
+      const [first] = pools
+      yield* first`CREATE TABLE many (id INT PRIMARY KEY)`
+      const one = Effect.fnUntraced(function*(i: number) {
+        const sql = pools[i % pools.length] ?? first
+        switch (i % 4) {
+          case 0:
+            return yield* sql.withTransaction(Effect.gen(function*() {
+              yield* sql`INSERT INTO many VALUES (${i})`
+              // Others come in between if they can.
+              yield* Effect.sleep("1 millis")
+              const rows = yield* sql<{ readonly id: number }>`SELECT id FROM many WHERE id = ${i}`
+              return rows[0]?.id
+            }))
+          case 1:
+            return (yield* sql<{ readonly n: number }>`SELECT ${i}::int AS n`)[0]?.n
+          case 2:
+            return (yield* sql.unsafe<Record<string, number>>(`SELECT ${i}::int AS c${i}, repeat('x', 5000)`))[0]
+              ?.[`c${i}`]
+          default:
+            return inspect(yield* Effect.flip(sql.unsafe(`SELEKT ${i}`)), { depth: 9 }).includes("SELEKT")
+              ? i
+              : undefined
+        }
+      })
+      const all = Array.from({ length: 240 }, (_, i) => i)
+      expect(yield* Effect.forEach(all, one, { concurrency: 24 })).toEqual(all)
+      expect(yield* first`SELECT count(*)::int AS n FROM many`).toEqual([{ n: 60 }])
+    }).pipe(Effect.scoped))
+
+  it.effect("large values in both directions", () =>
+    Effect.gen(function*() {
+      const sql = yield* connect((yield* Shared).url)
+      const [row] = yield* sql<{ readonly n: number; readonly back: string }>`
+        SELECT length(${"z".repeat(2_000_000)}) AS n, repeat('y', 3000000) AS back`
+      expect([row?.n, row?.back.length]).toEqual([2_000_000, 3_000_000])
+    }).pipe(Effect.scoped))
+
+  it.effect("a client that breaks off in a transaction leaves neither rows nor statements nor a lock", () =>
+    Effect.gen(function*() {
+      const { url } = yield* Shared
+      const sql = yield* connect(url)
+      yield* sql`CREATE TABLE rude (id INT)`
+      const life = yield* Scope.make()
+      const rude = yield* Scope.provide(connect(url), life)
+      const reserved = yield* Scope.provide(rude.reserve, life)
+      yield* reserved.executeRaw("BEGIN", [])
+      yield* reserved.executeRaw("INSERT INTO rude VALUES ($1)", [1])
+      yield* Scope.close(life, Exit.void)
+      expect(yield* sql`SELECT count(*)::int AS n FROM rude`).toEqual([{ n: 0 }])
+      const mine = yield* sql<{ readonly name: string }>`SELECT name FROM pg_prepared_statements`
+      expect(new Set(mine.map(({ name }) => name.split(".")[0])).size).toBe(1)
+    }).pipe(Effect.scoped))
+
+  it.effect("a wrong password, COPY FROM STDIN and garbage are refused, and it goes on", () =>
+    Effect.gen(function*() {
+      const { lost, url } = yield* Shared
+      const wrong = yield* connect(url.replace(new URL(url).password, "wrong"))
+      expect(inspect(yield* Effect.flip(wrong`SELECT 1`), { depth: 9 })).toContain("password authentication failed")
+
+      const sql = yield* connect(url)
+      yield* sql`CREATE TABLE t (id INT)`
+      const copies = [
+        "COPY t FROM STDIN",
+        "SELECT 1; copy t\nfrom stdin",
+        "-- x\nCOPY t FROM STDIN",
+        "/* a */ COPY t FROM/**/STDIN",
+        "COPY t (\"id\") FROM STDIN"
+      ]
+      for (const text of copies) {
+        expect(inspect(yield* Effect.flip(sql.unsafe(text)), { depth: 9 })).toMatch(
+          /no COPY FROM STDIN|multiple commands/
+        )
+      }
+
+      const startup = Buffer.from("\0\0\0\x17\0\x03\0\0user\0postgres\0\0", "latin1")
+      const port = Number(new URL(url).port)
+      const rubbish: ReadonlyArray<Uint8Array> = [
+        Buffer.from("GET / HTTP/1.1\r\n\r\n"),
+        Buffer.alloc(3),
+        Buffer.alloc(64),
+        Buffer.from([255, 255, 255, 255, 0, 3, 0, 0]),
+        Buffer.from([0, 0, 0, 8, 4, 210, 22, 46]),
+        startup,
+        Buffer.concat([startup, Buffer.from([112, 255, 255, 255, 255])]),
+        Buffer.concat([startup, Buffer.from("Q\0\0\0\x0dSELECT 1\0", "latin1")])
+      ]
+      yield* Effect.forEach(rubbish, (bytes) => throwAt(port, bytes), { concurrency: rubbish.length })
+      expect(yield* addRow(url)).toBe(1)
+      expect(lost).toEqual([])
     }).pipe(Effect.scoped))
 })

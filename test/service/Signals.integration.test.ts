@@ -38,8 +38,9 @@ describe("a signal", () => {
     // Two at a time start more slowly than the one that was measured; some signals have to come after that as well.
     const ends = await signalEachStep({
       start: () => startFixture("edge.ts", ["serve"]),
+      begins: "main",
       ready: "ready",
-      beyondSteps: 60
+      beyondSteps: 12
     })
     for (const end of ends) {
       const lines = end.stdout.split("\n")

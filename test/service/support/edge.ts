@@ -44,7 +44,11 @@ export const start = (
   const child = spawn(command, args, {
     detached: true,
     stdio: ["ignore", "pipe", "pipe"],
-    env: { PATH: process.env["PATH"] ?? "/usr/bin:/bin", ...env }
+    env: {
+      PATH: process.env["PATH"] ?? "/usr/bin:/bin",
+      NODE_COMPILE_CACHE: process.env["NODE_COMPILE_CACHE"] ?? "",
+      ...env
+    }
   })
   const { pid } = child
   if (pid === undefined) throw new Error(`${command} did not start`)
