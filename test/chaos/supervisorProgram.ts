@@ -16,6 +16,7 @@ import * as Option from "effect/Option"
 import type * as Path from "effect/Path"
 import * as Scope from "effect/Scope"
 import { readdirSync, writeSync } from "node:fs"
+import { flushCompileCache } from "node:module"
 import { createInterface } from "node:readline"
 import * as GuestAgent from "../../src/guest/GuestAgent.ts"
 import * as Addresses from "../../src/host/Addresses.ts"
@@ -417,6 +418,8 @@ const host = NodeDiskFiles.layer.pipe(Layer.provideMerge(steppedHost(steps)))
 
 Effect.runFork(
   Effect.gen(function*() {
+    // It will be killed, and what was compiled for it is there for the next one.
+    flushCompileCache()
     say({ _tag: "Ready" })
     while (true) yield* obey(yield* next)
   }).pipe(Effect.provide(host))
