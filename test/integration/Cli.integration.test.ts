@@ -155,7 +155,9 @@ describe.skipIf(lacks(qemu))("microvm run", () => {
     const reader = NodeFs.openSync(fifo, NodeFs.constants.O_RDONLY | NodeFs.constants.O_NONBLOCK)
     const stdout = NodeFs.openSync(fifo, NodeFs.constants.O_WRONLY)
     try {
-      await using running = new Executable(["--", "head", "-c", "75000", "/dev/zero"], { stdout })
+      // In two pieces: Node waits for the reader of one that is longer than 16 KiB, unless the pipe takes all of it.
+      const script = "head -c 60000 /dev/zero; sleep 1; head -c 15000 /dev/zero"
+      await using running = new Executable(["--", "sh", "-c", script], { stdout })
       NodeFs.closeSync(stdout)
       await until("a machine", () => running.hasMachine())
       await until("the machine's end", () => !running.hasMachine())
