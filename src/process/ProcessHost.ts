@@ -92,6 +92,8 @@ export interface Child {
   readonly reapedAt: () => number | undefined
   readonly poll: Effect.Effect<Option.Option<ExitStatus>>
   readonly exit: Effect.Effect<ExitStatus>
+  /** The same, told when all who wait for `exit` have been: what clears up then delays none of them. */
+  readonly afterExit: Effect.Effect<ExitStatus>
   /** To this process only, and to nobody once it is reaped. */
   readonly signal: (signal: Signal) => Effect.Effect<void, ProcessError>
   /** A pipe that the child reads from. With `end`, it is closed when the stream that is run into it ends. */

@@ -296,6 +296,7 @@ const make = Effect.fnUntraced(function*(options: Options) {
         const script = options.script(plan)
         if ("_tag" in script) return yield* script
         const exit = Deferred.makeUnsafe<ExitStatus.ExitStatus>()
+        const afterExit = Deferred.makeUnsafe<ExitStatus.ExitStatus>()
         let status: ExitStatus.ExitStatus | undefined
         let reapedAt: number | undefined
         const clock = yield* Effect.clockWith(Effect.succeed)
@@ -306,6 +307,7 @@ const make = Effect.fnUntraced(function*(options: Options) {
             status = seen
             reapedAt = Math.floor(clock.currentTimeMillisUnsafe() / 10)
             Deferred.doneUnsafe(exit, Exit.succeed(seen))
+            Deferred.doneUnsafe(afterExit, Exit.succeed(seen))
           }
         })
         const { pid, startTime } = info
@@ -317,6 +319,7 @@ const make = Effect.fnUntraced(function*(options: Options) {
           reapedAt: () => reapedAt,
           poll: Effect.sync(() => Option.fromUndefinedOr(status)),
           exit: Deferred.await(exit),
+          afterExit: Deferred.await(afterExit),
           signal: (signal) =>
             Effect.suspend(() => status === undefined ? Effect.asVoid(host.kill(pid, signal)) : Effect.void),
           input: (fd) => plan.stdio[fd] === "pipe" ? Sink.drain : undefined,

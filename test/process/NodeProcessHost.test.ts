@@ -50,6 +50,21 @@ it.live("a process without any environment has no mark", () =>
     expect((yield* host.list(0)).find((info) => info.pid === pid)).toMatchObject({ mark: undefined })
   }).pipe(Effect.scoped, Effect.provide(NodeProcessHost.layer)))
 
+it.live("who waits for an end learns of it before what clears up, whoever came first", () =>
+  Effect.gen(function*() {
+    const host = yield* ProcessHost
+    const child = yield* host.launch({ ...plan, args: ["-c", "exec sleep 60"] })
+    yield* Effect.addFinalizer(() => Effect.ignore(child.signal("SIGKILL")))
+    const told: Array<string> = []
+    const tells = (name: string, end: typeof child.exit) =>
+      Effect.forkChild(Effect.map(end, (status) => told.push(`${name} ${status._tag}`)), { startImmediately: true })
+    const fibers = [yield* tells("afterExit", child.afterExit), yield* tells("exit", child.exit)]
+    yield* child.signal("SIGKILL")
+    yield* Fiber.awaitAll(fibers)
+    expect(told).toEqual(["exit Signaled", "afterExit Signaled"])
+    expect(yield* child.afterExit).toEqual(yield* child.exit)
+  }).pipe(Effect.scoped, Effect.provide(NodeProcessHost.layer)))
+
 describe("what stands for more than one process or group", () => {
   it.live("is not signalled", () =>
     Effect.gen(function*() {

@@ -24,6 +24,12 @@ export const toStatus = (code: number | null, signal: string | null, neverDumps:
     : ExitStatus.signaled(name)
 }
 
+/** Made beforehand: code that runs once per child is never warm, and somebody waits for what this says. */
+const bySignal = (neverDumps: boolean): ReadonlyMap<string | null, ExitStatus.ExitStatus> =>
+  new Map(Signal.names.map((name) => [name, toStatus(null, name, neverDumps)]))
+const signaled = bySignal(false)
+const signaledUndumped = bySignal(true)
+
 const streamFailed = (stream: string) => (cause: unknown): ProcessError =>
   fromReason(ProcessErrorReason.StreamFailed({ stream, code: errnoName(cause) }), cause)
 
@@ -94,6 +100,7 @@ export const launch = (
     }
 
     const exit = Deferred.makeUnsafe<ExitStatus.ExitStatus>()
+    const afterExit = Deferred.makeUnsafe<ExitStatus.ExitStatus>()
     let status: ExitStatus.ExitStatus | undefined
     let reapedAt: number | undefined
     const stampReaped = (): number | undefined => {
@@ -101,9 +108,13 @@ export const launch = (
       return reapedAt
     }
     child.on("exit", (code, signal) => {
-      status = toStatus(code, signal, options.neverDumps)
+      const { neverDumps } = options
+      status = (neverDumps ? signaledUndumped : signaled).get(signal) ?? toStatus(code, signal, neverDumps)
       const seen = Exit.succeed(status)
-      inTurn(() => Deferred.doneUnsafe(exit, seen))
+      inTurn(() => {
+        Deferred.doneUnsafe(exit, seen)
+        Deferred.doneUnsafe(afterExit, seen)
+      })
       // The clock takes longer than all the rest, so those who wait come first. Whoever of them needs the time asks for it.
       stampReaped()
     })
@@ -130,6 +141,7 @@ export const launch = (
       reapedAt: stampReaped,
       poll: Effect.sync(() => Option.fromUndefinedOr(status)),
       exit: Deferred.await(exit),
+      afterExit: Deferred.await(afterExit),
       signal: (signal) =>
         Effect.try({
           try: () => {

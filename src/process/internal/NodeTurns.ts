@@ -16,11 +16,16 @@ const next = (): void => {
  * thousand children end at the same time, timers and sockets still get their share.
  */
 export const inTurn = (f: () => void): void => {
-  if (taken === 0) setImmediate(next)
-  if (taken < perTurn) {
-    taken++
+  if (taken >= perTurn) {
+    waiting.push(f)
+    return
+  }
+  const isFirst = taken++ === 0
+  try {
     f()
-  } else waiting.push(f)
+  } finally {
+    if (isFirst) setImmediate(next)
+  }
 }
 
 /** Waits until it may go on. */

@@ -135,8 +135,9 @@ export const make = Effect.fnUntraced(function*(host: ProcessHost["Service"], gu
           (draining) => Effect.sync(() => draining.interruptUnsafe())
         )
         : child.exit
+      // The engine looks for what is left, so it learns of the end after whoever only waits for that.
       const shutdown = yield* Shutdown.make(
-        Target.make(host, { ...child, pinnedUntil: child.reapedAt }, killScope, mark),
+        Target.make(host, { ...child, exit: child.afterExit, pinnedUntil: child.reapedAt }, killScope, mark),
         options.policy ?? plan.policy ?? ShutdownPolicy.defaults,
         { onEvent: options.onShutdown }
       )
@@ -193,7 +194,9 @@ export const make = Effect.fnUntraced(function*(host: ProcessHost["Service"], gu
           child.channel(fd) ??
             Effect.fail(fromReason(ProcessErrorReason.NoSuchDescriptor({ fd, available: descriptors }))),
         signal: child.signal,
-        shutdown: (request?: Shutdown.ShutdownRequest) => Effect.andThen(drainToTheEnd, shutdown.run(request)),
+        shutdown: hasOutput
+          ? (request?: Shutdown.ShutdownRequest) => Effect.andThen(drainToTheEnd, shutdown.run(request))
+          : shutdown.run,
         extendShutdown: shutdown.extend
       }
     })

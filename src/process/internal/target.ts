@@ -43,11 +43,8 @@ export const make = (
       Option.isNone(status)
         ? Effect.succeed(status)
         : Effect.map(reach.isEmpty, (isEmpty) => isEmpty ? status : Option.none())),
-    // Who waits for the end of the process itself learns of it before we do, and before we look for what is left.
-    ended: Effect.andThen(
-      Effect.yieldNow,
-      Effect.tap(leader.exit, () => Effect.andThen(Effect.yieldNow, reach.awaitEmpty))
-    ),
+    // Who waits for the end of the process itself goes on before we look for what is left.
+    ended: Effect.tap(leader.exit, () => Effect.andThen(Effect.yieldNow, reach.awaitEmpty)),
     request: reach.request,
     remains: Effect.gen(function*() {
       const left = yield* reach.members
