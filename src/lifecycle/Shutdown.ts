@@ -131,9 +131,9 @@ const toMillis = (input: Duration.Input): number => {
   return Duration.toMillis(Duration.fromInputUnsafe(input))
 }
 
-/** Nobody sees a span of the native tracer, and to make one takes as long as to send the signal. */
-const traced = <A>(self: Effect.Effect<A>, caller: Fiber.Fiber<unknown, unknown>): Effect.Effect<A> =>
-  caller.getRef(Tracer.Tracer) === Tracer.nativeTracer
+/** Nobody sees a span of the native tracer, and to make one, or to look the tracer up, takes as long as to send the signal. */
+const traced = <A>(self: Effect.Effect<A>, { cache: { tracer } }: Fiber.Fiber<unknown, unknown>): Effect.Effect<A> =>
+  tracer === undefined || tracer === Tracer.nativeTracer
     ? self
     : Effect.withSpan(self, "Shutdown.run", { captureStackTrace: false })
 
@@ -174,6 +174,8 @@ export const make = <R, E>(
     Effect.sync(() => {
       const { stages } = policy
       const last = stages.length - 1
+      const graces = stages.map(({ grace }) => Duration.toMillis(grace))
+      const extensions = stages.map(({ maxExtension }) => Duration.toMillis(maxExtension))
       const now = (): number => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
       const tell = (event: ShutdownEvent): Effect.Effect<void> =>
         options.onEvent === undefined ? Effect.void : Effect.ignoreCause(options.onEvent(event))
@@ -210,27 +212,28 @@ export const make = <R, E>(
           const fork = Effect.runForkWith(fiber.context)
           const began = now()
           current = index
-          deadline = began + Duration.toMillis(stage.grace)
-          cap = deadline + Duration.toMillis(stage.maxExtension)
+          deadline = began + (graces[index] ?? 0)
+          cap = deadline + (extensions[index] ?? 0)
           let failure: { readonly error: unknown } | undefined
           let asking: Fiber.Fiber<unknown, E> | undefined
           const until = (): number => index === last ? deadline : Math.min(deadline, lastStageBy)
 
-          const deadlinePassed: Effect.Effect<StageReport["end"]> = Effect.flatMap(hasEnded, (ended) => {
-            if (ended) return Effect.succeed("ended" as const)
-            // More time was granted while the target was asked.
-            if (until() > now()) return wait
-            if (until() === deadline) return Effect.succeed("deadline" as const)
-            floor = last
-            return Effect.succeed("hastened" as const)
-          })
+          const deadlinePassed = (): Effect.Effect<StageReport["end"]> =>
+            Effect.flatMap(hasEnded, (ended) => {
+              if (ended) return Effect.succeed("ended" as const)
+              // More time was granted while the target was asked.
+              if (until() > now()) return wait
+              if (until() === deadline) return Effect.succeed("deadline" as const)
+              floor = last
+              return Effect.succeed("hastened" as const)
+            })
           /** How the stage ends, if it ends now. */
           const verdict = (left: number): Effect.Effect<StageReport["end"]> | undefined => {
             if (status !== undefined) return Effect.succeed("ended")
             if (failure !== undefined) return Effect.map(hasEnded, (ended) => ended ? "ended" : "failed")
             if (floor > index) return Effect.succeed("hastened")
             // An end at the very deadline is in time: the target is asked, whichever timer came first.
-            return left <= 0 ? deadlinePassed : undefined
+            return left <= 0 ? deadlinePassed() : undefined
           }
           const wait: Effect.Effect<StageReport["end"]> = Effect.callback((resume) => {
             let timer: Fiber.Fiber<void> | undefined

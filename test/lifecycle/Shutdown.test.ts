@@ -8,6 +8,7 @@ import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import { TestClock } from "effect/testing"
+import * as Tracer from "effect/Tracer"
 import { ExitStatus, Shutdown, ShutdownOutcome, ShutdownPolicy, type Signal } from "../../src/lifecycle/index.ts"
 
 /** A process that reacts to signals as told, and remembers them. */
@@ -195,6 +196,21 @@ describe("Shutdown", () => {
       const shutdown = yield* Shutdown.make(target, ShutdownPolicy.defaults)
       expect(Exit.isFailure(yield* Effect.exit(shutdown.run({ within: Number.NaN })))).toBe(true)
       expect(sent).toEqual([])
+    }))
+
+  it.effect("whoever traces sees a span of it", () =>
+    Effect.gen(function*() {
+      const spans: Array<string> = []
+      const tracer = Tracer.make({
+        span: (options) => {
+          spans.push(options.name)
+          return new Tracer.NativeSpan(options)
+        }
+      })
+      const { target } = yield* scripted({ SIGTERM: Effect.succeed(ExitStatus.exited(0)) })
+      const shutdown = yield* Shutdown.make(target, ShutdownPolicy.defaults)
+      yield* Effect.withTracer(shutdown.run(), tracer)
+      expect(spans).toEqual(["Shutdown.run"])
     }))
 
   it.effect("an observer that fails changes nothing", () =>
