@@ -63,7 +63,7 @@ export default defineConfig({
         extends: true,
         test: {
           name: "hosts",
-          include: ["test/{firecracker,host,supervisor}/**/*.integration.test.ts"],
+          include: ["test/{firecracker,host,process,supervisor}/**/*.integration.test.ts"],
           testTimeout: 180_000,
           hookTimeout: 180_000,
           sequence: { groupOrder: 4 }
@@ -73,23 +73,11 @@ export default defineConfig({
         extends: true,
         test: {
           name: "integration",
-          include: ["test/{image,integration,warm}/**/*.integration.test.ts"],
+          include: ["test/**/*.integration.test.ts"],
+          exclude: ["test/{firecracker,host,journal,process,service,supervisor,testing}/**"],
           testTimeout: 180_000,
           hookTimeout: 180_000,
           sequence: { groupOrder: 5 }
-        }
-      },
-      {
-        extends: true,
-        test: {
-          // What measures itself, or counts on how fast processes come and go: one file after the other.
-          name: "alone",
-          include: ["test/**/*.integration.test.ts"],
-          exclude: ["test/{firecracker,host,image,integration,journal,service,supervisor,testing,warm}/**"],
-          testTimeout: 180_000,
-          hookTimeout: 180_000,
-          fileParallelism: false,
-          sequence: { groupOrder: 6 }
         }
       }
     ]

@@ -124,8 +124,8 @@ class Shared extends Context.Service<Shared, { readonly url: string; readonly lo
   )
 }
 
-layer(Shared.layer, { excludeTestServices: true, timeout: "2 minutes" })("one embedded PostgreSQL", (it) => {
-  it.effect("many clients at once get their own answers, transactions and errors", () =>
+layer(Shared.layer, { excludeTestServices: true, timeout: "2 minutes" })("one embedded PostgreSQL", (test) => {
+  test.effect("many clients at once get their own answers, transactions and errors", () =>
     Effect.gen(function*() {
       const { url } = yield* Shared
       const pools = yield* Effect.all([connect(url), connect(url), connect(url)])
@@ -158,7 +158,7 @@ layer(Shared.layer, { excludeTestServices: true, timeout: "2 minutes" })("one em
       expect(yield* first`SELECT count(*)::int AS n FROM many`).toEqual([{ n: 60 }])
     }).pipe(Effect.scoped))
 
-  it.effect("large values in both directions", () =>
+  test.effect("large values in both directions", () =>
     Effect.gen(function*() {
       const sql = yield* connect((yield* Shared).url)
       const [row] = yield* sql<{ readonly n: number; readonly back: string }>`
@@ -166,7 +166,7 @@ layer(Shared.layer, { excludeTestServices: true, timeout: "2 minutes" })("one em
       expect([row?.n, row?.back.length]).toEqual([2_000_000, 3_000_000])
     }).pipe(Effect.scoped))
 
-  it.effect("a client that breaks off in a transaction leaves neither rows nor statements nor a lock", () =>
+  test.effect("a client that breaks off in a transaction leaves neither rows nor statements nor a lock", () =>
     Effect.gen(function*() {
       const { url } = yield* Shared
       const sql = yield* connect(url)
@@ -182,7 +182,7 @@ layer(Shared.layer, { excludeTestServices: true, timeout: "2 minutes" })("one em
       expect(new Set(mine.map(({ name }) => name.split(".")[0])).size).toBe(1)
     }).pipe(Effect.scoped))
 
-  it.effect("a wrong password, COPY FROM STDIN and garbage are refused, and it goes on", () =>
+  test.effect("a wrong password, COPY FROM STDIN and garbage are refused, and it goes on", () =>
     Effect.gen(function*() {
       const { lost, url } = yield* Shared
       const wrong = yield* connect(url.replace(new URL(url).password, "wrong"))
