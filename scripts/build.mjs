@@ -1,4 +1,4 @@
-// Builds `dist`: types for every module of `src`, a few files of plain JavaScript, and the command `microvm` as a few files more. Few files
+// Builds `dist`: types for every module of `src`, a few files of plain JavaScript, and the command `microvm` as two files more. Few files
 // start fast: Node spends most of its time not on what is in a module, but on each module.
 // The first argument, a digest of the sources, is left in dist/.stamp. `dist` changes in one step, at the end.
 import { build } from "esbuild"
@@ -51,28 +51,35 @@ await build({
 
 const command = join(root, "src", "cli", "bin.ts")
 if (existsSync(command)) {
-  const { metafile } = await build({
+  await build({
     ...common,
     entryPoints: [command],
     outdir: join(fresh, "cli"),
-    // The first file is small: it says where V8 finds what it made of the second one before.
-    splitting: true,
-    chunkNames: "[name]-[hash]",
+    external: ["./internal/NodeMain.ts"]
+  })
+  // What it loads is no module but the text of a function, as src/cli/internal/NodeCompileCache.ts takes it.
+  const { metafile } = await build({
+    ...common,
+    entryPoints: [join(root, "src", "cli", "internal", "NodeMain.ts")],
+    outfile: join(fresh, "cli", "program.js"),
+    format: "cjs",
+    charset: "ascii",
+    minifySyntax: true,
+    minifyWhitespace: true,
     alias: { "node:tls": join(root, "scripts", "lazyTls.cjs") },
-    define: { "Intl.Segmenter": "__Segmenter" },
+    define: { "Intl.Segmenter": "__Segmenter", "import.meta.url": "__url" },
     metafile: true,
     banner: {
       js: [
-        // Some CommonJS dependencies of dependencies call `require` for Node's own modules.
-        "import { createRequire as __createRequire } from \"node:module\"",
-        "const require = __createRequire(import.meta.url)",
+        "(function (require, __url, __tell) { const module = { exports: {} }",
         // Effect's command line makes one when it is loaded, which takes a tenth of a start, and uses it when it lays out help.
         "class __Segmenter {",
         "  constructor(...options) { this.make = () => new globalThis.Intl.Segmenter(...options) }",
         "  segment(text) { return (this.made ??= this.make()).segment(text) }",
         "}"
       ].join("\n")
-    }
+    },
+    footer: { js: "__tell(module.exports.main) })" }
   })
   chmodSync(join(fresh, "cli", "bin.js"), 0o755)
   writeFileSync(join(fresh, "cli", "bin.LICENSES.txt"), licenses(Object.keys(metafile.inputs)))

@@ -57,7 +57,8 @@ const conclude = Effect.fnUntraced(function*(report: RunReport, asJson: boolean)
   const reporter = yield* Reporter
   yield* Effect.forEach(tell(report), reporter.line, { discard: true })
   if (asJson) yield* print(JSON.stringify(yield* Effect.orDie(Schema.encodeEffect(RunReport)(report)), null, 2))
-  yield* exitWith(report.exitCode, report.end._tag === "Completed")
+  const isWhole = report.end._tag === "Completed"
+  yield* exitWith(report.exitCode, { patient: isWhole, isWhole })
 })
 
 /** What is going to be started, as a plan: the machine that is restored from a snapshot is the snapshot's. */

@@ -2,28 +2,30 @@
 /**
  * The executable: loads the program, and exits. With a service's edge, the only place that calls `process.exit`.
  */
+import { fileURLToPath } from "node:url"
 import packageJson from "../../package.json" with { type: "json" }
-import { keepCompiled } from "./internal/NodeCompileCache.ts"
+import { load } from "./internal/NodeCompileCache.ts"
 
 // What the package's `engines` ask for; nobody else checks that of a command. An older one may not even load the program.
 const [major = 0, minor = 0] = process.versions.node.split(".").map(Number)
 const isTooOld = major < 22 || (major === 22 && minor < 19)
 /** No usable backend: see `ExitCode.run`. */
-const tooOld = (exit: (code: number) => void): void => {
+const tooOld = (exit: (code: number, isWhole: boolean) => void): void => {
   process.stderr.write(`microvm: this is Node ${process.versions.node}: start it with Node 22.19 or later\n`)
-  exit(69)
+  exit(69, false)
 }
-
-// From the sources, it would be a file for each module.
-if (!isTooOld && import.meta.url.endsWith(".js")) keepCompiled()
 
 const [first, ...others] = process.argv.slice(2)
 /** As the program would say it, in a fifth of the time that it takes to load. */
 const tellVersion = (): void => void process.stdout.write(`microvm v${packageJson.version}\n`)
 
+const isSource = import.meta.url.endsWith(".ts")
+
 const main = isTooOld
   ? tooOld
   : first === "--version" && others.length === 0
   ? tellVersion
-  : (await import("./internal/NodeMain.ts")).main
+  : isSource
+  ? (await import("./internal/NodeMain.ts")).main
+  : load(fileURLToPath(new URL("program.js", import.meta.url)))
 main((code) => process.exit(code))

@@ -6,34 +6,55 @@ import { join } from "node:path"
 
 let cache = ""
 let script = ""
+let program = ""
+/** Has two functions: one that all starts call, and one that only a whole run does. */
+const text = `(function (require, url, tell) {
+  const all = () => "said by all " + require("node:path").basename(url)
+  const some = () => "said by some"
+  tell((exit) => {
+    console.log(all())
+    const isWhole = process.argv[2] === "whole"
+    if (isWhole) console.log(some())
+    exit(7, isWhole)
+  })
+})`
 beforeEach(() => {
   cache = NodeFs.mkdtempSync(join(tmpdir(), "node-compile-cache-"))
   script = join(cache, "script.mjs")
+  program = join(cache, "program.js")
   const tested = new URL("../../src/cli/internal/NodeCompileCache.ts", import.meta.url)
   NodeFs.writeFileSync(
     script,
-    `import { getCompileCacheDir } from "node:module"
-     import { keepCompiled } from ${JSON.stringify(tested)}
-     keepCompiled()
-     await import("./program.mjs")
-     console.log(getCompileCacheDir() ?? "none")`
+    `import { load } from ${JSON.stringify(tested)}
+     load(${JSON.stringify(program)})((code) => process.exit(code))`
   )
-  NodeFs.writeFileSync(join(cache, "program.mjs"), `export const never = () => "said in vain"`)
+  NodeFs.writeFileSync(program, text)
 })
 afterEach(() => NodeFs.rmSync(cache, { recursive: true }))
 
-/** Where it is kept, as Node itself says: a directory of its own for each version. */
-const kept = (environment: NodeJS.ProcessEnv): string => {
+const start = (environment: NodeJS.ProcessEnv, ...args: ReadonlyArray<string>): string => {
   const env = { PATH: process.env["PATH"], ...environment }
-  const { stderr, stdout } = spawnSync(process.execPath, [script], { encoding: "utf8", env })
-  expect(stderr).toBe("")
+  const { status, stderr, stdout } = spawnSync(process.execPath, [script, ...args], { encoding: "utf8", env })
+  expect({ status, stderr }).toEqual({ status: 7, stderr: "" })
   return stdout.trim()
+}
+
+/** The files that are kept below a directory. */
+const kept = (directory: string): ReadonlyArray<string> =>
+  NodeFs.readdirSync(join(directory, "compiled")).map((name) => join(directory, "compiled", name))
+
+/** The one file that is kept. */
+const only = (): string => {
+  const [file = "", ...others] = kept(cache)
+  expect(others).toEqual([])
+  return file
 }
 
 describe("what is compiled is kept", () => {
   it("in the cache's directory, for nobody else to see", () => {
-    expect(kept({ MICROVM_CACHE_DIR: cache })).toContain(join(cache, "compiled"))
+    expect(start({ MICROVM_CACHE_DIR: cache })).toBe("said by all program.js")
     expect(NodeFs.statSync(join(cache, "compiled")).mode & 0o777).toBe(0o700)
+    expect(NodeFs.statSync(only()).mode & 0o777).toBe(0o600)
   })
 
   it.each([
@@ -45,25 +66,67 @@ describe("what is compiled is kept", () => {
       Object.entries(environment).map(([name, value]) => [name, value.replace("CACHE", cache)])
     )
     NodeFs.mkdirSync(join(cache, ...below), { recursive: true })
-    expect(kept(env)).toContain(join(cache, ...below, "compiled"))
+    start(env)
+    expect(kept(join(cache, ...below))).toHaveLength(1)
   })
 
   it("not where somebody else could have written it", () => {
     NodeFs.mkdirSync(join(cache, "compiled"))
     NodeFs.chmodSync(join(cache, "compiled"), 0o777)
-    expect(kept({ MICROVM_CACHE_DIR: cache })).toBe("none")
+    start({ MICROVM_CACHE_DIR: cache })
+    expect(kept(cache)).toEqual([])
     NodeFs.rmdirSync(join(cache, "compiled"))
-    NodeFs.symlinkSync(tmpdir(), join(cache, "compiled"))
-    expect(kept({ MICROVM_CACHE_DIR: cache })).toBe("none")
+    NodeFs.mkdirSync(join(cache, "theirs"), { mode: 0o700 })
+    NodeFs.symlinkSync(join(cache, "theirs"), join(cache, "compiled"))
+    start({ MICROVM_CACHE_DIR: cache })
+    expect(kept(cache)).toEqual([])
   })
 
   it("not where there can be no directory", () => {
-    expect(kept({ MICROVM_CACHE_DIR: "/dev/null" })).toBe("none")
+    expect(start({ MICROVM_CACHE_DIR: "/dev/null" })).toBe("said by all program.js")
   })
 
-  it("with the functions that nobody has called", () => {
-    const directory = kept({ MICROVM_CACHE_DIR: cache })
-    const files = NodeFs.readdirSync(directory).map((file) => NodeFs.readFileSync(join(directory, file), "latin1"))
-    expect(files.filter((text) => text.includes("said in vain"))).toHaveLength(1)
+  it("once, and again after the first whole run", () => {
+    const state = (...args: ReadonlyArray<string>): string => {
+      start({ MICROVM_CACHE_DIR: cache }, ...args)
+      const { ino, mtimeNs } = NodeFs.statSync(only(), { bigint: true })
+      return `${ino} ${mtimeNs}`
+    }
+    const first = state()
+    expect(state()).toBe(first)
+    expect(NodeFs.readFileSync(only(), "latin1")).not.toContain("said by some")
+    const whole = state("whole")
+    expect(whole).not.toBe(first)
+    expect([state("whole"), state()]).toEqual([whole, whole])
+    // With the functions that were called.
+    expect(NodeFs.readFileSync(only(), "latin1")).toContain("said by some")
+  })
+
+  it.each([
+    ["another program", () => NodeFs.writeFileSync(program, text.replaceAll("said", "done"))],
+    ["what is damaged", () => {
+      const bytes = NodeFs.readFileSync(only())
+      bytes.fill(0xff, bytes.length - 64)
+      NodeFs.writeFileSync(only(), bytes)
+    }],
+    ["what is torn", () => NodeFs.truncateSync(only(), 300)]
+  ])("but nothing is taken from %s", (_, change) => {
+    start({ MICROVM_CACHE_DIR: cache })
+    change()
+    const before = NodeFs.readFileSync(only())
+    expect(start({ MICROVM_CACHE_DIR: cache })).toMatch(/^(said|done) by all program.js$/)
+    expect(NodeFs.readFileSync(only()).equals(before)).toBe(false)
+  })
+
+  it("for as long as it may be of use", () => {
+    NodeFs.mkdirSync(join(cache, "compiled", "of-another-node"), { recursive: true, mode: 0o700 })
+    NodeFs.chmodSync(join(cache, "compiled"), 0o700)
+    NodeFs.writeFileSync(join(cache, "compiled", "recent"), "")
+    NodeFs.utimesSync(join(cache, "compiled", "of-another-node"), 0, 0)
+    start({ MICROVM_CACHE_DIR: cache })
+    const names = NodeFs.readdirSync(join(cache, "compiled"))
+    expect(names).toContain("recent")
+    expect(names).not.toContain("of-another-node")
+    expect(names).toHaveLength(2)
   })
 })

@@ -9,6 +9,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
+import * as Option from "effect/Option"
 import * as Ref from "effect/Ref"
 import * as NodeOs from "node:os"
 import * as NodePath from "node:path"
@@ -70,38 +71,42 @@ const flushed = (stream: NodeJS.WriteStream): Effect.Effect<void> =>
 
 const program = Effect.gen(function*() {
   yield* Commands.main(packageJson.version)(process.argv.slice(2))
-  const { code, patient } = yield* Ref.get(yield* Commands.ExitWith)
+  const { code, isWhole, patient } = yield* Ref.get(yield* Commands.ExitWith)
   const { next } = yield* HostSignals
-  return yield* Effect.andThen(flushed(process.stdout), flushed(process.stderr)).pipe(
+  const exitCode = yield* Effect.andThen(flushed(process.stdout), flushed(process.stderr)).pipe(
     Effect.as(code),
     // Output that nobody has read by then is lost, and the code is not to hide that.
     Effect.raceFirst(patient ? Effect.map(next, ExitCode.fromSignal) : Effect.as(Effect.sleep("1 second"), code))
   )
+  return { exitCode, isWhole }
 }).pipe(
   Effect.provide(services),
   // A variable that is not valid, told before anything was done.
   Effect.catch((error) =>
     Effect.sync(() => {
       process.stderr.write(`microvm: ${Backend.explain(error)}\n`)
-      return ExitCode.run.usage
+      return { exitCode: ExitCode.run.usage, isWhole: false }
     })
   ),
   Effect.provideService(Logger.LogToStderr, true)
 )
 
 /**
- * Runs the command line of this process, and tells what to exit with.
+ * Runs the command line of this process, and tells what to exit with, and whether a whole run went before.
  *
  * @internal
  */
-export const main = (exit: (code: number) => void): void => {
+export const main = (exit: (code: number, isWhole: boolean) => void): void => {
   // Without a listener, a write to a pipe whose reader has gone away ends the process with a stack trace.
   for (const stream of [process.stdout, process.stderr]) stream.on("error", () => undefined)
 
   Effect.runCallback(program, {
     onExit: (end) => {
       if (Exit.isFailure(end)) process.stderr.write(`microvm: ${Cause.pretty(end.cause)}\n`)
-      exit(Exit.isSuccess(end) ? end.value : ExitCode.run.runtimeFailed)
+      const { exitCode, isWhole } = Exit.getSuccess(end).pipe(
+        Option.getOrElse(() => ({ exitCode: ExitCode.run.runtimeFailed, isWhole: false }))
+      )
+      exit(exitCode, isWhole)
     }
   })
 }

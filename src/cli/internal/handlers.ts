@@ -10,29 +10,28 @@ import * as ExitCode from "../../lifecycle/ExitCode.ts"
 import { orSignal } from "../HostSignals.ts"
 import { say } from "../Reporter.ts"
 
-/** How the edge is to exit. The last that was set counts. */
-export class ExitWith extends Context.Service<
-  ExitWith,
-  Ref.Ref<{
-    readonly code: number
-    /** May the exit wait for whoever reads our output? Not when we are being ended. */
-    readonly patient: boolean
-  }>
->()("effect-microvm-runtime/cli/ExitWith") {
-  static readonly layer = Layer.effect(
-    ExitWith,
-    Ref.make<{ readonly code: number; readonly patient: boolean }>({ code: 0, patient: true })
-  )
+interface Ending {
+  readonly code: number
+  /** May the exit wait for whoever reads our output? Not when we are being ended. */
+  readonly patient: boolean
+  /** Was a command run in a machine, from the start to the end? Then most of this program was executed. */
+  readonly isWhole: boolean
 }
 
-export const exitWith = (code: number, patient = true) =>
-  Effect.flatMap(ExitWith, (ref) => Ref.set(ref, { code, patient }))
+/** How the edge is to exit. The last that was set counts. */
+export class ExitWith extends Context.Service<ExitWith, Ref.Ref<Ending>>()("effect-microvm-runtime/cli/ExitWith") {
+  static readonly layer = Layer.effect(ExitWith, Ref.make<Ending>({ code: 0, patient: true, isWhole: false }))
+}
+
+export const exitWith = (code: number, { isWhole = false, patient = true } = {}) =>
+  Effect.flatMap(ExitWith, (ref) => Ref.set(ref, { code, patient, isWhole }))
 
 /** For commands that have nothing of their own to end in order: the first signal interrupts them. */
 export const untilSignal = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   Effect.flatMap(
     orSignal(self),
-    (result) => Result.isSuccess(result) ? Effect.void : exitWith(ExitCode.fromSignal(result.failure), false)
+    (result) =>
+      Result.isSuccess(result) ? Effect.void : exitWith(ExitCode.fromSignal(result.failure), { patient: false })
   )
 
 export const print = (text: string) => Effect.flatMap(Stdio.Stdio, (stdio) => say(stdio.stdout(), `${text}\n`))
