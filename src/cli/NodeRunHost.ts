@@ -93,8 +93,8 @@ const recover = (journal: string, options: Supervisor.RecoverOptions) =>
 
 /** What was to end with a run that was killed, or could not be removed at its end. Machines that are kept wait for whoever asks for them. */
 const reclaimDead = Effect.fnUntraced(function*(state: string) {
-  const dead = (yield* RunDirectory.all(state)).filter((run) =>
-    run.state === "left behind" && (run.record?.keep === false || run.report !== undefined)
+  const dead = (yield* RunDirectory.leftBehind(state)).filter(({ record, report }) =>
+    record?.keep === false || report !== undefined
   )
   yield* Effect.forEach(dead, ({ paths }) => Effect.ignore(recover(paths.journal, { mode: "kill" })), {
     concurrency: 4,

@@ -372,6 +372,22 @@ export const all = Effect.fn("RunDirectory.all")(function*(
 })
 
 /**
+ * Those that were left behind. Of the others, nothing is read.
+ *
+ * @category operations
+ * @since 0.1.0
+ */
+export const leftBehind = Effect.fn("RunDirectory.leftBehind")(function*(
+  state: string
+): Effect.fn.Return<ReadonlyArray<Run>, RunDirectoryError, Services> {
+  const look = Effect.fnUntraced(function*(id: string) {
+    return (yield* remains(yield* pathsOf(state, id))) ? yield* inspect(state, id) : undefined
+  })
+  const found = yield* Effect.forEach(yield* usable(state)(ids(state)), look, { concurrency: 16 })
+  return found.flatMap((run) => run?.state === "left behind" ? [run] : [])
+})
+
+/**
  * The run of this id, or the one whose id begins so, unless it is given as a `whole`: once a run was found, another one is not to
  * be taken for it when it is removed. Fails with `NoSuchRun` and `AmbiguousId`.
  *
@@ -557,13 +573,15 @@ export const prune = Effect.fn("RunDirectory.prune")(function*(
   const { keep = 64 } = options
   const within = Duration.toMillis(Duration.fromInputUnsafe(options.within ?? "24 hours"))
   const now = yield* Clock.currentTimeMillis
-  const old = (yield* Effect.forEach(
-    yield* usable(state)(ids(state)),
-    (id) => Effect.map(inspect(state, id), (run) => ({ id, run })),
-    { concurrency: 16 }
-  ))
-    .filter(({ run }) => run === undefined || (run.state === "over" && run.record === undefined))
-    .map(({ id, run }) => ({ id, endedAt: run?.endedAt ?? 0 }))
+  const look = Effect.fnUntraced(function*(id: string) {
+    // Most have a report, and nothing else of them counts until they are to go.
+    const reportedAt = yield* modifiedAt((yield* pathsOf(state, id)).report)
+    if (reportedAt !== undefined) return [{ id, endedAt: reportedAt }]
+    const run = yield* inspect(state, id)
+    const isOver = run === undefined || (run.state === "over" && run.record === undefined)
+    return isOver ? [{ id, endedAt: run?.endedAt ?? 0 }] : []
+  })
+  const old = (yield* Effect.forEach(yield* usable(state)(ids(state)), look, { concurrency: 16 })).flat()
     .toSorted((one, other) => other.endedAt - one.endedAt)
     .filter(({ endedAt }, index) => index >= keep || now - endedAt > within)
   if (old.length === 0) return []
