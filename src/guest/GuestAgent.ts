@@ -24,8 +24,8 @@ import type * as Scope from "effect/Scope"
 import type * as Sink from "effect/Sink"
 import type * as Socket from "effect/socket/Socket"
 import type * as Stream from "effect/Stream"
-import * as ExitStatus from "../lifecycle/ExitStatus.ts"
-import * as Signal from "../lifecycle/Signal.ts"
+import type * as ExitStatus from "../lifecycle/ExitStatus.ts"
+import type * as Signal from "../lifecycle/Signal.ts"
 import * as GuestAgentSchema from "./GuestAgentSchema.ts"
 import * as GuestError from "./GuestError.ts"
 import * as Connection from "./internal/connection.ts"
@@ -167,21 +167,6 @@ const decoded = (data: string | undefined): Result.Result<Uint8Array, unknown> =
 
 type Status = typeof GuestAgentSchema.guestExecStatus.returns.Type
 
-const toStatus = (status: Status): ExitStatus.ExitStatus => {
-  const { exitcode } = status
-  // A guest is not trusted: as an exit code of ours, its 256 would read as a success.
-  if (exitcode !== undefined) {
-    return exitcode >= 0 && exitcode <= 255
-      ? ExitStatus.exited(exitcode, "agent")
-      : ExitStatus.lost(`the agent told exit code ${exitcode}, which there is not`, "agent")
-  }
-  if (status.signal === undefined) return ExitStatus.lost("the agent told neither an exit code nor a signal", "agent")
-  const signal = Signal.fromNumber(status.signal)
-  return signal === undefined
-    ? ExitStatus.lost(`killed by signal ${status.signal}, which has no name`, "agent")
-    : ExitStatus.signaled(signal, { observedBy: "agent" })
-}
-
 const toEnd = (status: Status): Result.Result<ProgramEnd, GuestError.GuestError> => {
   const stdout = decoded(status["out-data"])
   const stderr = decoded(status["err-data"])
@@ -190,7 +175,7 @@ const toEnd = (status: Status): Result.Result<ProgramEnd, GuestError.GuestError>
     return Result.fail(GuestError.make(new GuestError.Protocol({ operation, problem: "output that is not base64" })))
   }
   return Result.succeed({
-    status: toStatus(status),
+    status: Programs.statusOf(status),
     stdout: stdout.success,
     stderr: stderr.success,
     truncated: [

@@ -13,12 +13,12 @@
  *
  * All of it but the hooks is one run of one tiny program, as programs are slow to start in a guest that was just restored
  * and has no acceleration: `/sbin/microvm-syscalls` makes the system calls that it is told, and tells their results. What
- * they are is decided here. A guest without hooks starts nothing else. Each network card takes a run more, and all of them
+ * they are is decided here. A guest with a resident (`GuestResident`) does not even start that. A guest without hooks starts nothing else. Each network card takes a run more, and all of them
  * another one. Until it is renewed, a card is what it was when the machine was saved: so save machines whose cards are down, or
  * have nothing at their far ends.
  *
  * - Programs that were running when the snapshot was taken live on in every clone, with what they have in memory. The
- *   machine that clones are made of runs none but init, the power button's reader and the agent. None of them keeps a
+ *   machine that clones are made of runs none but init, the power button's reader, the agent and the resident. None of them keeps a
  *   generator that matters: busybox has none there, and `qemu-ga` draws from GLib's only for names of objects that it does
  *   not make. An image whose programs do (TLS servers, most language runtimes), or that hold connections open, has
  *   executables in `/etc/microvm/renew.d` which restart them. They are run once the guest has all else of its own, in order
@@ -36,6 +36,7 @@ import * as ExitStatus from "../lifecycle/ExitStatus.ts"
 import type { GuestAgent, ProgramEnd } from "./GuestAgent.ts"
 import * as GuestAgentSchema from "./GuestAgentSchema.ts"
 import * as GuestError from "./GuestError.ts"
+import type { GuestResident } from "./GuestResident.ts"
 import * as Cards from "./internal/cards.ts"
 import * as RenewalCalls from "./internal/renewalCalls.ts"
 import * as SystemCalls from "./internal/systemCalls.ts"
@@ -104,6 +105,14 @@ export interface Proof {
 export interface Options {
   /** The longest that it may take in all, with hooks. Default 30 seconds. */
   readonly within?: Duration.Input | undefined
+  /** Makes the system calls, where there is one that nobody has asked anything before. By default the agent has them made. */
+  readonly resident?: GuestResident | undefined
+}
+
+/** Whom to ask. */
+interface Guest {
+  readonly agent: GuestAgent
+  readonly resident: GuestResident | undefined
 }
 
 /** What a clock may be off, the error of the measurement included. */
@@ -180,16 +189,16 @@ export const renew = Effect.fn("GuestRenewal.renew")(function*(
   const within = Duration.fromInputUnsafe(options.within ?? "30 seconds")
   const faults = faultsOf(identity)
   if (faults.length > 0) return yield* GuestError.make(new GuestError.InvalidArgument({ faults }))
-  return yield* Effect.timeoutOrElse(attempt(agent, identity), {
+  return yield* Effect.timeoutOrElse(attempt({ agent, resident: options.resident }, identity), {
     duration: within,
     orElse: () => notRenewed([`not done within ${Duration.format(within)}`], true)
   })
 })
 
-const attempt = Effect.fnUntraced(function*(agent: GuestAgent, identity: Identity) {
+const attempt = Effect.fnUntraced(function*(guest: Guest, identity: Identity) {
   const { bootId, hostname, machineId, seed } = identity
-  const before = yield* measure(agent)
-  const { cards: named, hooks } = yield* prove(agent, identity, [
+  const before = yield* measure(guest)
+  const { cards: named, hooks } = yield* prove(guest, identity, [
     // First of all, as whoever needs a random number from here on gets one of this machine's own.
     RenewalCalls.seed(Redacted.value(seed)),
     correction(before),
@@ -198,16 +207,16 @@ const attempt = Effect.fnUntraced(function*(agent: GuestAgent, identity: Identit
     RenewalCalls.bootId(bootId)
   ])
   const cards = named.map(({ index, name, word }) => Cards.cardOf(word, name, index))
-  for (const [nth, card] of cards.entries()) yield* proveParts(agent, [Cards.change(card, nth), Cards.prove(card)])
-  yield* proveAddresses(agent, cards, [Cards.changeNameservers(cards)])
-  const restarted = hooks.length === 0 ? [] : yield* runHooks(agent)
+  for (const [nth, card] of cards.entries()) yield* proveParts(guest, [Cards.change(card, nth), Cards.prove(card)])
+  yield* proveAddresses(guest, cards, [Cards.changeNameservers(cards)])
+  const restarted = hooks.length === 0 ? [] : yield* runHooks(guest)
   // They may do anything.
   if (hooks.length > 0) {
-    yield* prove(agent, identity, [])
-    for (const card of cards) yield* proveParts(agent, [Cards.prove(card)])
-    yield* proveAddresses(agent, cards, [])
+    yield* prove(guest, identity, [])
+    for (const card of cards) yield* proveParts(guest, [Cards.prove(card)])
+    yield* proveAddresses(guest, cards, [])
   }
-  const { off, uncertainty } = yield* proveClock(agent)
+  const { off, uncertainty } = yield* proveClock(guest)
   return {
     clockOff: off,
     uncertainty,
@@ -221,7 +230,7 @@ const attempt = Effect.fnUntraced(function*(agent: GuestAgent, identity: Identit
 
 /** Does the steps, and fails unless all is read back as it should be. */
 const prove = Effect.fnUntraced(function*(
-  agent: GuestAgent,
+  guest: Guest,
   identity: Identity,
   changes: ReadonlyArray<RenewalCalls.Step>
 ) {
@@ -229,7 +238,7 @@ const prove = Effect.fnUntraced(function*(
   // The kernel's names, in the order in which it finds them.
   const known = words.map((_, index) => `eth${index}`)
   const numbers = RenewalCalls.cardNumbers(known)
-  const { faults, told } = yield* perform(agent, [...changes, ...RenewalCalls.readBack, ...numbers.steps])
+  const { faults, told } = yield* perform(guest, [...changes, ...RenewalCalls.readBack, ...numbers.steps])
   const { bootId, hooks, hostname, interfaces, machineId } = RenewalCalls.read(told)
   const names = [
     ["hostname", hostname, identity.hostname],
@@ -254,25 +263,31 @@ const prove = Effect.fnUntraced(function*(
 })
 
 const proveParts = Effect.fnUntraced(
-  function*(agent: GuestAgent, parts: ReadonlyArray<ReturnType<typeof Cards.prove>>) {
-    const { faults, told } = yield* perform(agent, parts.flatMap(({ steps }) => steps))
+  function*(guest: Guest, parts: ReadonlyArray<ReturnType<typeof Cards.prove>>) {
+    const { faults, told } = yield* perform(guest, parts.flatMap(({ steps }) => steps))
     const unproven = [...faults, ...parts.flatMap((part) => part.unproven(told))]
     if (unproven.length > 0) return yield* notRenewed(unproven)
   }
 )
 
 const proveAddresses = (
-  agent: GuestAgent,
+  guest: Guest,
   cards: ReadonlyArray<Cards.Card>,
   steps: ReadonlyArray<RenewalCalls.Step>
 ) =>
   // A guest that has no card is not asked.
   cards.length === 0
     ? Effect.void
-    : proveParts(agent, [{ steps, unproven: () => [] }, Cards.proveAddresses(cards)])
+    : proveParts(guest, [{ steps, unproven: () => [] }, Cards.proveAddresses(cards)])
 
-const perform = Effect.fnUntraced(function*(agent: GuestAgent, steps: ReadonlyArray<RenewalCalls.Step>) {
-  const batch = SystemCalls.make(steps.flatMap(({ calls }) => calls))
+const perform = Effect.fnUntraced(function*(guest: Guest, steps: ReadonlyArray<RenewalCalls.Step>) {
+  const calls = steps.flatMap((step) => step.calls)
+  const told = yield* guest.resident?.ask(calls, (all) => all) ?? execute(guest.agent, calls)
+  return { told, faults: RenewalCalls.faultsOf(steps, told) }
+})
+
+const execute = Effect.fnUntraced(function*(agent: GuestAgent, calls: ReadonlyArray<SystemCalls.Call>) {
+  const batch = SystemCalls.make(calls)
   const end = yield* agent.exec({ path: program, input: batch.input })
   const faults = faultsOfEnd(program, end)
   if (faults.length > 0) return yield* notRenewed(faults)
@@ -280,12 +295,11 @@ const perform = Effect.fnUntraced(function*(agent: GuestAgent, steps: ReadonlyAr
   if (length !== batch.outputBytes) {
     return yield* notRenewed([`${program}: it told ${length} bytes instead of ${batch.outputBytes}`])
   }
-  const told = batch.read(end.stdout)
-  return { told, faults: RenewalCalls.faultsOf(steps, told) }
+  return batch.read(end.stdout)
 })
 
 /** The names of those that were run. */
-const runHooks = Effect.fnUntraced(function*(agent: GuestAgent) {
+const runHooks = Effect.fnUntraced(function*({ agent }: Guest) {
   const end = yield* agent.exec({ path: hooksProgram })
   const faults = end.stdout.length > maxReportBytes
     ? [`${hooksProgram}: it told ${end.stdout.length} bytes, more than there can be`]
@@ -299,20 +313,28 @@ interface Measurement {
   readonly uncertainty: number
 }
 
-const sample = Effect.fnUntraced(function*(agent: GuestAgent): Effect.fn.Return<Measurement, GuestError.GuestError> {
+/** In nanoseconds since 1970. The agent is asked without starting a program, the resident without starting to use the agent. */
+const timeOf = Effect.fnUntraced(function*(guest: Guest) {
+  if (guest.resident === undefined) return yield* guest.agent.request(GuestAgentSchema.guestGetTime, {})
+  const { read, step } = RenewalCalls.time()
+  const { faults, told } = yield* perform(guest, [step])
+  return faults.length > 0 ? yield* notRenewed(faults) : read(told)
+})
+
+const sample = Effect.fnUntraced(function*(guest: Guest): Effect.fn.Return<Measurement, GuestError.GuestError> {
   const sent = yield* Clock.monotonicTimeNanos
-  const guest = yield* agent.request(GuestAgentSchema.guestGetTime, {})
+  const nanos = yield* timeOf(guest)
   const trip = Number((yield* Clock.monotonicTimeNanos) - sent) / 1e6
   // Not `currentTimeNanos`, which may be a second away from the host's clock. These are whole milliseconds.
   const host = (yield* Clock.currentTimeMillis) + 0.5
-  return { off: guest / 1e6 - (host - trip / 2), uncertainty: trip / 2 + 0.5 }
+  return { off: nanos / 1e6 - (host - trip / 2), uncertainty: trip / 2 + 0.5 }
 })
 
 /** The best of a few samples: one may have waited for a processor. */
-const measure = Effect.fnUntraced(function*(agent: GuestAgent) {
-  let best = yield* sample(agent)
+const measure = Effect.fnUntraced(function*(guest: Guest) {
+  let best = yield* sample(guest)
   for (let more = maxSamples - 1; more > 0 && 2 * best.uncertainty > quickTrip; more--) {
-    const next = yield* sample(agent)
+    const next = yield* sample(guest)
     if (next.uncertainty < best.uncertainty) best = next
   }
   return best
@@ -320,9 +342,9 @@ const measure = Effect.fnUntraced(function*(agent: GuestAgent) {
 
 // While it can only be seen badly, as on a host that is short of processors, it is measured again until the deadline. A
 // clock that is certainly off is corrected again, as it may have been measured badly before.
-const proveClock = Effect.fnUntraced(function*(agent: GuestAgent) {
+const proveClock = Effect.fnUntraced(function*(guest: Guest) {
   for (let corrections = 1;;) {
-    const seen = yield* measure(agent)
+    const seen = yield* measure(guest)
     const off = Math.abs(seen.off)
     if (off + seen.uncertainty < tolerance) return seen
     if (off <= seen.uncertainty) {
@@ -333,7 +355,7 @@ const proveClock = Effect.fnUntraced(function*(agent: GuestAgent) {
       const by = `${off.toFixed(1)} ± ${seen.uncertainty.toFixed(1)} ms ${seen.off < 0 ? "behind" : "ahead"}`
       return yield* notRenewed([`clock: ${by} after ${maxCorrections} corrections`], true)
     }
-    const { faults } = yield* perform(agent, [correction(seen)])
+    const { faults } = yield* perform(guest, [correction(seen)])
     if (faults.length > 0) return yield* notRenewed(faults)
   }
 })

@@ -7,6 +7,7 @@
  *
  * @since 0.1.0
  */
+import * as Calls from "./internal/callPrograms.ts"
 import * as Exec from "./internal/execProgram.ts"
 import { EAX, elf, label, le, type Part, SYSCALL, text } from "./internal/machineCode.ts"
 import * as Shutdown from "./internal/shutdownProgram.ts"
@@ -36,57 +37,24 @@ const to = (when: keyof typeof jump, name: string): Part => ({ jump: jump[when],
  * @category programs
  * @since 0.1.0
  */
-export const syscalls: Uint8Array = elf([
-  RSP(4096), //                               sub  rsp, 4096        the input lies on the stack, which is zero below
-  [0x31, 0xdb], //                            xor  ebx, ebx         how much of it has come
-  label("read"), //                           stdin may be a pipe and come in parts
-  [0x31, 0xc0], //                            xor  eax, eax         read
-  [0x31, 0xff], //                            xor  edi, edi         stdin
-  [0x48, 0x8d, 0x34, 0x1c], //                lea  rsi, [rsp+rbx]
-  [0xba, ...le(4096, 4)], //                  mov  edx, 4096
-  [0x29, 0xda], //                            sub  edx, ebx
-  SYSCALL,
-  TEST_EAX,
-  to("notPositive", "whole"),
-  [0x01, 0xc3], //                            add  ebx, eax
-  to("always", "read"),
+export const syscalls: Uint8Array = Calls.syscalls
 
-  label("whole"),
-  [0xbf, ...le(1, 4)], //                     mov  edi, 1
-  [0x3b, 0x1c, 0x24], //                      cmp  ebx, [rsp]
-  to("notZero", "exit"),
-  [0x0f, 0xb7, 0x6c, 0x24, 0x04], //          movzx ebp, word [rsp+4]      the calls that are left
-  [0x85, 0xed], //                            test ebp, ebp
-  to("zero", "exit"),
-  [0x44, 0x0f, 0xb7, 0x64, 0x24, 0x06], //    movzx r12d, word [rsp+6]
-  [0x49, 0x01, 0xe4], //                      add  r12, rsp                where the next result is kept
-  [0x48, 0x8d, 0x5c, 0x24, 0x08], //          lea  rbx, [rsp+8]            the next call
-
-  label("call"),
-  [0x8b, 0x7b, 0x04], //                      mov  edi, [rbx+4]
-  [0x48, 0x8d, 0x04, 0x3c], //                lea  rax, [rsp+rdi]
-  [0xf6, 0x43, 0x02, 0x01], //                test byte [rbx+2], 1
-  [0x48, 0x0f, 0x45, 0xf8], //                cmovnz rdi, rax
-  [0x8b, 0x73, 0x08], //                      mov  esi, [rbx+8]
-  [0x48, 0x8d, 0x04, 0x34], //                lea  rax, [rsp+rsi]
-  [0xf6, 0x43, 0x02, 0x02], //                test byte [rbx+2], 2
-  [0x48, 0x0f, 0x45, 0xf0], //                cmovnz rsi, rax
-  [0x8b, 0x53, 0x0c], //                      mov  edx, [rbx+12]
-  [0x48, 0x8d, 0x04, 0x14], //                lea  rax, [rsp+rdx]
-  [0xf6, 0x43, 0x02, 0x04], //                test byte [rbx+2], 4
-  [0x48, 0x0f, 0x45, 0xd0], //                cmovnz rdx, rax
-  [0x0f, 0xb7, 0x03], //                      movzx eax, word [rbx]
-  SYSCALL,
-  [0x41, 0x89, 0x04, 0x24], //                mov  [r12], eax
-  [0x49, 0x83, 0xc4, 0x04], //                add  r12, 4
-  [0x48, 0x83, 0xc3, 0x10], //                add  rbx, 16
-  [0xff, 0xcd], //                            dec  ebp
-  to("notZero", "call"),
-  [0x31, 0xff], //                            xor  edi, edi
-  label("exit"),
-  EAX(60), //                                 exit
-  SYSCALL
-])
+/**
+ * `microvm-resident`: waits in a machine that others are restored from, and does there what is first done in each of them, where
+ * every program that has to be started costs tens of milliseconds without acceleration. Its stdin and stdout are the port
+ * `microvm.resident`. First it writes a line `waits`; then each input is one as `microvm-syscalls` takes it, and not before the
+ * one before is done.
+ *
+ * Two calls are none of the kernel's. 65534 starts a program, with the arguments of execve(2), and gives its pid or an error; it is
+ * a child of this process, whose stderr is that of this process, and ends with 127 when it cannot be executed. 65535 is what
+ * `shutdown -P` does, in this very process. The input lies at 0x10000000, for the addresses that are in it.
+ *
+ * Ends with 1 at the end of its input, and at an input without calls or with more than it says.
+ *
+ * @category programs
+ * @since 0.1.0
+ */
+export const resident: Uint8Array = Calls.resident
 
 /**
  * `microvm-exec [-C DIR] SLOT NONCE -- COMMAND [ARGUMENT…]`: becomes COMMAND, whose stdin, stdout and stderr travel over

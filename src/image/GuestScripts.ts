@@ -12,13 +12,14 @@ import * as Cpio from "./Cpio.ts"
 import * as GuestPrograms from "./GuestPrograms.ts"
 
 /**
- * What PID 1 runs: {@link setup} once, then the agent and the power button's reader for as long as the guest lives.
+ * What PID 1 runs: {@link setup} once, then {@link resident} once, the agent and the power button's reader for as long as the guest lives.
  *
  * @category scripts
  * @since 0.1.0
  */
 export const inittab = `::sysinit:/sbin/microvm-setup
 ::respawn:/sbin/microvm-agent
+::once:/sbin/microvm-resident.sh
 ::respawn:/sbin/microvm-power-button
 ::ctrlaltdel:/sbin/shutdown -r
 `
@@ -171,7 +172,8 @@ while :; do
   for port in /sys/class/virtio-ports/*; do
     # The attribute is made after its directory.
     { read -r name <"$port/name"; } 2>/dev/null || continue
-    [ -e "/dev/virtio-ports/$name" ] || ln -s "../\${port##*/}" "/dev/virtio-ports/$name"
+    # Another one of these may be faster.
+    [ -e "/dev/virtio-ports/$name" ] || ln -s "../\${port##*/}" "/dev/virtio-ports/$name" 2>/dev/null
   done
   [ -e "/dev/virtio-ports/$1" ] && exit
   tries=$((tries - 1))
@@ -194,6 +196,22 @@ microvm-port "$port" 10 || { echo "microvm-agent: there is no virtio port $port"
 # What a command gets that is started without an environment.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 exec qemu-ga -m virtio-serial -p "/dev/virtio-ports/$port" -t /run </dev/null
+`
+
+/**
+ * Has `microvm-resident` wait on its port where the kernel was told `microvm.resident`, as it is in a machine that others are
+ * restored from. It is not started again when it ends: who finds it gone asks the agent.
+ *
+ * @category scripts
+ * @since 0.1.0
+ */
+export const resident = `#!/bin/busybox sh
+read -r arguments </proc/cmdline
+case " $arguments " in *" microvm.resident "*) ;; *) exit ;; esac
+port=microvm.resident
+microvm-port "$port" 10 || { echo "microvm-resident: there is no virtio port $port" >/dev/console; exit 1; }
+# What a program says that cannot be started.
+exec /sbin/microvm-resident <>"/dev/virtio-ports/$port" >&0 2>/run/microvm-resident
 `
 
 /**
@@ -331,6 +349,8 @@ export const entries: ReadonlyArray<Cpio.Entry> = [
   Cpio.file("sbin/microvm-renew-hooks", renewHooks, 0o755),
   Cpio.file("sbin/microvm-vsock", GuestPrograms.vsock, 0o755),
   Cpio.file("sbin/microvm-syscalls", GuestPrograms.syscalls, 0o755),
+  Cpio.file("sbin/microvm-resident.sh", resident, 0o755),
+  Cpio.file("sbin/microvm-resident", GuestPrograms.resident, 0o755),
   Cpio.file("sbin/shutdown", GuestPrograms.shutdown, 0o755),
   Cpio.file("sbin/microvm-shutdown.sh", shutdown, 0o755),
   Cpio.file("etc/inittab", inittab),

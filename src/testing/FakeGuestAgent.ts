@@ -4,7 +4,6 @@
  *
  * @since 0.1.0
  */
-import type * as Arr from "effect/Array"
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
@@ -13,7 +12,6 @@ import * as Effect from "effect/Effect"
 import * as Base64 from "effect/encoding/Base64"
 import * as FiberHandle from "effect/FiberHandle"
 import * as Latch from "effect/Latch"
-import type * as Pull from "effect/Pull"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
@@ -22,6 +20,7 @@ import * as Socket from "effect/socket/Socket"
 import * as Stream from "effect/Stream"
 import * as GuestAgent from "../guest/GuestAgent.ts"
 import * as GuestAgentSchema from "../guest/GuestAgentSchema.ts"
+import * as GuestResident from "../guest/GuestResident.ts"
 import type { Ports } from "../guest/GuestSlots.ts"
 import * as GuestStdio from "../guest/GuestStdio.ts"
 import * as Signal from "../lifecycle/Signal.ts"
@@ -29,6 +28,8 @@ import { builtins, type Invocation, type Program } from "./FakeGuestProgram.ts"
 import * as FakeGuestRenewal from "./FakeGuestRenewal.ts"
 import { makeChannel } from "./internal/bytePipe.ts"
 import { type Answer, bytesOf, concat, makeFiles, refuse } from "./internal/fakeFiles.ts"
+import { type Port, readInput } from "./internal/fakePort.ts"
+import * as FakeResident from "./internal/fakeResident.ts"
 
 /**
  * What the agent does with the next request but a sync, and only with that one:
@@ -130,11 +131,6 @@ interface Process {
   /** What happens once it has ended, as the last holder of its output. */
   release: Effect.Effect<void>
 }
-interface Port {
-  readonly write: (bytes: Uint8Array) => Effect.Effect<void>
-  readonly pull: Effect.Effect<Arr.NonEmptyReadonlyArray<Uint8Array>, Cause.Done>
-  unread: Uint8Array
-}
 
 const noProcess = refuse("Invalid parameter 'pid'")
 const decodeRequest = Schema.decodeUnknownResult(Schema.fromJsonString(GuestAgentSchema.Request))
@@ -151,7 +147,7 @@ export const serve = Effect.fn("FakeGuestAgent.serve")(function*<E>(
   options: Omit<Options, "capacity"> = {}
 ): Effect.fn.Return<FakeGuest, E, Scope.Scope> {
   const scope = yield* Effect.scope
-  const { own, programs: renewing } = FakeGuestRenewal.make(options.renewal)
+  const { own, programs: renewing, run: makeCalls } = FakeGuestRenewal.make(options.renewal)
   const programs = new Map<string, Program | "not executable">(
     Object.entries({ ...builtins, ...renewing, ...options.programs })
   )
@@ -341,6 +337,20 @@ export const serve = Effect.fn("FakeGuestAgent.serve")(function*<E>(
     )
   }
 
+  /** wait4(2) with WNOHANG: the pid of one that has ended with its status, 0 for one that runs. */
+  const waitFor = (pid: number): FakeResident.Waited => {
+    const process = processes.get(pid)
+    if (process === undefined) return { result: -10 }
+    const { captured, end } = process
+    if (end === undefined) return { result: 0 }
+    processes.delete(pid)
+    return {
+      result: pid,
+      status: "exitcode" in end ? end.exitcode << 8 : end.signal,
+      words: captured?.stderr.bytes ?? new Uint8Array(0)
+    }
+  }
+
   const execStatus = (pid: number): Answer => {
     const process = processes.get(pid)
     if (process === undefined) return noProcess
@@ -494,6 +504,14 @@ export const serve = Effect.fn("FakeGuestAgent.serve")(function*<E>(
     FiberHandle.run(server, Effect.ignore(Effect.tapDefect(serving, Effect.logError)), { startImmediately: true })
   )
   yield* startServing
+  yield* FakeResident.serve({
+    port: port(GuestResident.channelName),
+    takes: options.renewal?.takes ?? 0,
+    makeCalls,
+    spawn: ({ args: arg, env, path }) => Effect.map(exec({ path, arg, env, "capture-output": true }), pidOf),
+    waitFor,
+    powerOff: options.onShutdown?.("powerdown") ?? Effect.void
+  }).pipe(Effect.tapDefect(Effect.logError), Effect.ignore, Effect.forkIn(scope, { startImmediately: true }))
 
   return {
     requests: Effect.sync(() => [...requests]),
@@ -517,21 +535,8 @@ export const serve = Effect.fn("FakeGuestAgent.serve")(function*<E>(
   }
 })
 
-/** The guest's end of the input of one command. What comes after it is kept for the next command. */
-const readInput = (port: Port, nonce: string): Pull.Pull<Arr.NonEmptyReadonlyArray<Uint8Array>> => {
-  const decoder = GuestStdio.makeFrameDecoder(nonce)
-  return Effect.gen(function*() {
-    while (true) {
-      if (decoder.ended()) return yield* Cause.done()
-      if (port.unread.length === 0) {
-        for (const chunk of yield* port.pull) port.unread = concat(port.unread, chunk)
-      }
-      const [first, ...more] = decoder.push(port.unread)
-      port.unread = decoder.excess()
-      if (first !== undefined) return [first, ...more]
-    }
-  })
-}
+const pidOf = (answer: Answer): number =>
+  "return" in answer && Schema.is(Schema.Struct({ pid: Schema.Int }))(answer.return) ? answer.return.pid : -1
 
 /**
  * Starts a guest with channels of its own, in memory. All of it happens on fibers, so a virtual clock has it in hand. Ends

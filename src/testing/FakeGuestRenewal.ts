@@ -4,6 +4,7 @@
  *
  * @since 0.1.0
  */
+import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
@@ -64,6 +65,23 @@ export interface Options {
   readonly takes?: Duration.Input | undefined
 }
 
+/**
+ * What a kernel has besides what a renewal changes.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface World {
+  /** Milliseconds since 1970. */
+  readonly now: number
+  /** What is read of other files. */
+  readonly file?: ((path: string) => Uint8Array | undefined) | undefined
+  /** Makes calls that no renewal has, with the memory at which their arguments may point. */
+  readonly call?:
+    | ((number: number, args: readonly [number, number, number], memory: Uint8Array) => number | undefined)
+    | undefined
+}
+
 const EPERM = 1
 const ENOENT = 2
 const EAGAIN = 11
@@ -105,6 +123,8 @@ const entries = (names: ReadonlyArray<string>): Uint8Array =>
 export const make = (options: Options = {}): {
   readonly own: Own
   readonly programs: Readonly<Record<string, Program>>
+  /** What an input of system calls writes, or nothing when it is not as long as it says. */
+  readonly run: (input: Uint8Array, world: World) => Uint8Array | undefined
 } => {
   const { hooks = {}, interfaces = [], takes = Duration.zero } = options
   const own: Own = {
@@ -160,8 +180,7 @@ export const make = (options: Options = {}): {
       : { "/etc/microvm/renew.d": [() => entries([".", "..", ...Object.keys(hooks)])] })
   }
 
-  /** What the calls have written, or nothing when the input is not as long as it says. */
-  const run = (input: Uint8Array): Uint8Array | undefined => {
+  const run = (input: Uint8Array, world: World): Uint8Array | undefined => {
     const block = concat(input, new Uint8Array(inputBytes))
     const view = new DataView(block.buffer)
     const calls = view.getUint16(4, true)
@@ -169,12 +188,17 @@ export const make = (options: Options = {}): {
     let written: Uint8Array = new Uint8Array(0)
     let opened: string | undefined
     let answered: Uint8Array | undefined
+    const fileOf = (path: string) => {
+      const bytes = world.file?.(path)
+      return files[path] ?? (bytes === undefined ? undefined : [() => bytes] as const)
+    }
     const read = (at: number, bytes: Uint8Array, most: number): number => {
       block.set(bytes.subarray(0, most), at)
       return Math.min(bytes.length, most)
     }
-    const call = (number: number, [a, b, c]: readonly [number, number, number]): number => {
-      const file = a === 3 && opened !== undefined ? files[opened] : undefined
+    const call = (number: number, args: readonly [number, number, number]): number => {
+      const [a, b, c] = args
+      const file = a === 3 && opened !== undefined ? fileOf(opened) : undefined
       const isSocket = a === 3 && opened === socket
       switch (number) {
         case 0: // read
@@ -191,7 +215,7 @@ export const make = (options: Options = {}): {
           return c
         case 2: { // open
           const path = textAt(block, a)
-          if (files[path] === undefined) return -ENOENT
+          if (fileOf(path) === undefined) return -ENOENT
           opened = path
           return 3
         }
@@ -209,6 +233,12 @@ export const make = (options: Options = {}): {
           opened = socket
           answered = undefined
           return 3
+        case 228: { // clock_gettime
+          const nanos = BigInt(Math.round((world.now + own.clockOff) * 1e6))
+          view.setBigInt64(b, nanos / 1_000_000_000n, true)
+          view.setBigInt64(b + 8, nanos % 1_000_000_000n, true)
+          return 0
+        }
         case 63: // uname
           return read(a + 65, bytesOf(`${own.hostname}\0`), 65) && 0
         case 159: // adjtimex
@@ -221,7 +251,7 @@ export const make = (options: Options = {}): {
         case 436: // close_range
           return 0
         default:
-          return -ENOSYS
+          return world.call?.(number, args, block) ?? -ENOSYS
       }
     }
     for (let nth = 0; nth < calls; nth++) {
@@ -238,6 +268,7 @@ export const make = (options: Options = {}): {
 
   return {
     own,
+    run,
     programs: {
       "microvm-syscalls": Effect.fnUntraced(function*({ stdin, write }) {
         const input = yield* Stream.runFold(
@@ -246,7 +277,7 @@ export const make = (options: Options = {}): {
           (all: Uint8Array, part: Uint8Array) => concat(all, part)
         )
         yield* Effect.sleep(takes)
-        const written = run(input)
+        const written = run(input, { now: yield* Clock.currentTimeMillis })
         if (written === undefined) return 1
         yield* write("stdout", written)
         return 0

@@ -19,8 +19,10 @@ import type * as PlatformError from "effect/PlatformError"
 import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
+import type * as Socket from "effect/socket/Socket"
 import * as GuestAgent from "../guest/GuestAgent.ts"
 import type { GuestError } from "../guest/GuestError.ts"
+import * as GuestResident from "../guest/GuestResident.ts"
 import { Hasher } from "../image/Hasher.ts"
 import type { ImageError } from "../image/ImageError.ts"
 import { cacheDirectory, type Image, ImageStore } from "../image/ImageStore.ts"
@@ -115,6 +117,21 @@ const usualMib = 256
 /** Says how many network cards there are. Where it is absent, there are none. */
 const cardsLabel = "cards"
 
+/** Says that there is a resident that waits. */
+const residentLabel = "resident"
+
+/** Without one, the agent is asked for all. */
+const waitsThere = (socket: Socket.Socket) =>
+  Effect.map(Effect.timeoutOption(GuestResident.waits(socket), "10 seconds"), Option.isSome)
+
+/**
+ * Has a snapshot a resident that waits, and that nobody has asked anything? In a snapshot of one's own it may have been asked.
+ *
+ * @internal
+ */
+export const hasResident = ({ kind, labels }: Snapshot.Manifest): boolean =>
+  kind === "golden" && labels[residentLabel] !== undefined
+
 /** They lead nowhere: which MAC a machine has, and where its packets go, is told when it is restored. */
 const unlinkedCards = (count: number): ReadonlyArray<MachineSpec.Network> =>
   Array.from({ length: count }, (_, index) => ({ mac: `02:00:00:00:00:${index.toString(16).padStart(2, "0")}` }))
@@ -162,6 +179,8 @@ const make = Effect.fnUntraced(function*(options: Options = {}): Effect.fn.Retur
   const images = yield* ImageStore
   const hasher = yield* Hasher
   const store = yield* SnapshotStore
+  /** Where a channel is lost when a machine is saved, what waits at its far end has to begin anew. */
+  const residents = provider.capabilities.saveKeepsChannels
   const unusedFor = Duration.toMillis(Duration.fromInputUnsafe(options.unusedFor ?? "14 days"))
   const turns = new Map<string, Semaphore.Semaphore>()
 
@@ -170,8 +189,9 @@ const make = Effect.fnUntraced(function*(options: Options = {}): Effect.fn.Retur
       id: "golden",
       vcpus: request.vcpus,
       memoryMib: request.memoryMib,
-      channels: request.channels,
+      channels: residents ? [...request.channels, GuestResident.channelName] : request.channels,
       networks: unlinkedCards(request.cards ?? 0),
+      kernelArgs: residents ? [GuestResident.kernelArg] : [],
       kernel: image.kernel,
       initramfs: image.initramfs
     })
@@ -252,7 +272,9 @@ const make = Effect.fnUntraced(function*(options: Options = {}): Effect.fn.Retur
           const socket = yield* machine.channel(GuestAgent.channelName)
           yield* machine.start
           yield* GuestAgent.make(socket, { within: bootWithin })
-          return yield* machine.save(directory)
+          const waits = residents && (yield* Effect.flatMap(machine.channel(GuestResident.channelName), waitsThere))
+          const saved = yield* machine.save(directory)
+          return waits ? { ...saved, labels: { [residentLabel]: "waits" } } : saved
         })))
     }).pipe(
       Effect.provideService(MicroVmProvider, provider),

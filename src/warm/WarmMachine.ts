@@ -20,6 +20,7 @@ import * as Scope from "effect/Scope"
 import * as GuestAgent from "../guest/GuestAgent.ts"
 import type { GuestError } from "../guest/GuestError.ts"
 import * as GuestRenewal from "../guest/GuestRenewal.ts"
+import * as GuestResident from "../guest/GuestResident.ts"
 import * as GuestSlots from "../guest/GuestSlots.ts"
 import type { ImageError } from "../image/ImageError.ts"
 import { ImageStore } from "../image/ImageStore.ts"
@@ -30,7 +31,7 @@ import * as MicroVmError from "../microvm/MicroVmError.ts"
 import { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
 import * as Snapshot from "../microvm/Snapshot.ts"
 import { SnapshotStore } from "../microvm/SnapshotStore.ts"
-import { checkName, GoldenMachines } from "./GoldenMachines.ts"
+import { checkName, GoldenMachines, hasResident } from "./GoldenMachines.ts"
 import type { Phase, Progress } from "./WarmProgress.ts"
 
 /**
@@ -217,6 +218,8 @@ export const launch: (options: Options) => Effect.Effect<
           label: ["boot", "booting the guest"] as const,
           within: bootWithin,
           slots: GuestSlots.inChannels(spec.channels),
+          hasResident: false,
+          endsWithUs: false,
           labels: { image: name, digest, kernelRelease },
           from: { why }
         }
@@ -244,6 +247,8 @@ export const launch: (options: Options) => Effect.Effect<
           label: ["renew", "giving the machine its own clock and names"] as const,
           within: options.answerWithin ?? "15 seconds",
           slots: free,
+          hasResident: hasResident(snapshot.manifest),
+          endsWithUs: !("keep" in how) || how.keep === undefined,
           labels,
           from: { snapshot: snapshot.id }
         }
@@ -392,6 +397,9 @@ interface BroughtUp {
   readonly label: readonly [name: string, text: string]
   readonly within: Duration.Input
   readonly slots: ReadonlyArray<number>
+  readonly hasResident: boolean
+  /** Else another process may have to go on with its commands. */
+  readonly endsWithUs: boolean
   readonly labels: Readonly<Record<string, string>>
   readonly from: { readonly snapshot: string } | { readonly why: string }
 }
@@ -443,13 +451,18 @@ const attempt = <R>(options: Options, bringUp: Effect.Effect<BroughtUp, WarmErro
         const slots = yield* GuestSlots.fromChannels(up.slots, channel)
         const socket = yield* channel(GuestAgent.channelName)
         const phase: Phase = options.phase ?? (() => (effect) => effect)
+        const port = up.hasResident ? yield* channel(GuestResident.channelName) : undefined
         const answers = Effect.gen(function*() {
           yield* up.go
           const agent = yield* GuestAgent.make(socket, { within: up.within })
           if ("why" in up.from) return { agent, how: { _tag: "Booted", ...up.from } as const }
           const identity = yield* GuestRenewal.makeIdentity(options.id, up.machine.spec.networks.map(GuestNetwork.card))
-          const proof = yield* GuestRenewal.renew(agent, identity)
-          return { agent, how: { _tag: "Restored", ...up.from, proof } as const }
+          const resident = port === undefined ? undefined : yield* GuestResident.make(port)
+          const proof = yield* GuestRenewal.renew(agent, identity, { resident })
+          const relieved = resident === undefined
+            ? agent
+            : yield* GuestResident.relieve(agent, resident, { command: up.endsWithUs })
+          return { agent: relieved, how: { _tag: "Restored", ...up.from, proof } as const }
         })
         const { agent, how } = yield* phase(...up.label)(answers)
         const took = Duration.nanos((yield* Clock.monotonicTimeNanos) - begun)

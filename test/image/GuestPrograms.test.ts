@@ -43,6 +43,70 @@ describe.skipIf(!here)(`the programs${here ? "" : " (skipped: not on Linux on x8
   })
   afterAll(() => rmSync(directory, { recursive: true, force: true }))
 
+  describe("resident", () => {
+    // Never the call that powers off: it would end all processes of this host.
+    const spawnCall = 0xfffe
+    const uname: SystemCalls.Call = { what: "uname", number: 63, args: [{ room: 390 }] }
+
+    it("says that it waits, and ends with its input, or with one that is none", () => {
+      const { input } = SystemCalls.make([uname])
+      for (const bytes of [new Uint8Array(0), input.subarray(0, -1), input.with(4, 0), Buffer.concat([input, input])]) {
+        const { status, stdout } = spawnSync(path("resident"), { input: bytes })
+        expect([status, stdout.toString()]).toEqual([1, "waits\n"])
+      }
+    })
+
+    it("makes calls again and again, in a memory that is zero each time, and starts programs", async () => {
+      const program = spawn(path("resident"), { stdio: ["pipe", "pipe", "inherit"] })
+      let heard: Uint8Array = new Uint8Array(0)
+      program.stdout.on("data", (part: Buffer) => void (heard = Buffer.concat([heard, part])))
+      const ask = async (calls: ReadonlyArray<SystemCalls.Call>) => {
+        const mark = randomBytes(16)
+        const { input, outputBytes, read } = SystemCalls.make(calls, { mark })
+        heard = new Uint8Array(0)
+        // In parts, as a port may give them.
+        program.stdin.write(input.subarray(0, 20))
+        await new Promise((resolve) => setTimeout(resolve, 20))
+        program.stdin.write(input.subarray(20))
+        await expect.poll(() => heard.length, { timeout: 10_000 }).toBe(outputBytes)
+        expect(Buffer.from(heard.subarray(0, 16))).toEqual(mark)
+        return read(heard)
+      }
+      await expect.poll(() => Buffer.from(heard).toString(), { timeout: 10_000 }).toBe("waits\n")
+      const name = { room: 390 }
+      const first = await ask([{ what: "uname", number: 63, args: [name] }])
+      expect(Buffer.from(first.bytes(name)).toString()).toContain(osHostname())
+      const untouched = { room: 390 }
+      expect((await ask([{ what: "none", number: 999, args: [untouched] }])).bytes(untouched).some(Boolean)).toBe(false)
+
+      const word = randomBytes(8).toString("hex")
+      const file = path("spawned")
+      const made: SystemCalls.Call = {
+        what: "spawn",
+        number: spawnCall,
+        args: [
+          Buffer.from("/bin/sh\0"),
+          { words: ["sh", "-c", "echo $WORD $1 >$0; exit 7", file, "last"] },
+          { words: [`WORD=${word}`] }
+        ]
+      }
+      const none: SystemCalls.Call = { ...made, args: [Buffer.from("/no/such\0"), { words: ["a"] }, { words: [] }] }
+      for (const [call, code] of [[made, 7], [none, 127]] as const) {
+        const pid = (await ask([call])).result(call)
+        expect(pid).toBeGreaterThan(1)
+        const status = { room: 8 }
+        // Without WNOHANG, so it is waited for.
+        const wait: SystemCalls.Call = { what: "wait4", number: 61, args: [pid, status, 0] }
+        const ended = await ask([wait])
+        expect([ended.result(wait), ended.bytes(status)[1]]).toEqual([pid, code])
+        expect((await ask([wait])).result(wait)).toBe(-10)
+      }
+      expect(readFileSync(file, "utf8")).toBe(`${word} last\n`)
+      program.stdin.end()
+      expect(await new Promise((resolve) => program.on("close", resolve))).toBe(1)
+    })
+  })
+
   describe("syscalls", () => {
     const run = (input: Uint8Array) => spawnSync(path("syscalls"), { input })
     const make = (calls: ReadonlyArray<SystemCalls.Call>) => {

@@ -25,7 +25,7 @@ describe("GuestScripts", () => {
 
   it("init starts programs that are there", () => {
     const programs = Array.from(GuestScripts.inittab.matchAll(/^::\w+:(\S+)/gm), ([, program = ""]) => program.slice(1))
-    expect(programs).toHaveLength(4)
+    expect(programs).toHaveLength(5)
     for (const program of programs) expect(GuestScripts.entries.map(({ path }) => path)).toContain(program)
   })
 

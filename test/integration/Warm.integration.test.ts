@@ -3,6 +3,7 @@ import { afterAll, assert, layer } from "@effect/vitest"
 import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Stream from "effect/Stream"
 import { execFileSync } from "node:child_process"
 import { createHash } from "node:crypto"
 import {
@@ -19,6 +20,7 @@ import {
 } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
+import * as GuestCommand from "../../src/guest/GuestCommand.ts"
 import * as NodeHasher from "../../src/image/NodeHasher.ts"
 import * as NodeImageStore from "../../src/image/NodeImageStore.ts"
 import type * as Machine from "../../src/microvm/Machine.ts"
@@ -186,6 +188,50 @@ layer(services, { excludeTestServices: true, timeout: "2 minutes" })("machines f
           assert.include(refused.message, `its version is ${major}.${minor}, here it is`)
         }).pipe(Effect.provide(other))
         yield* SnapshotStore.use(({ remove }) => remove("of-another"))
+      }).pipe(Effect.scoped),
+    60_000
+  )
+
+  it.effect(
+    "what waits in a golden machine starts the first command and powers off, and without it the agent does",
+    () =>
+      Effect.gen(function*() {
+        const run = Effect.fnUntraced(function*({ agent, slots }: WarmMachine.WarmMachine, script: string) {
+          const command = yield* GuestCommand.run(agent, slots, {
+            command: "sh",
+            args: ["-c", script],
+            env: { A: "b" }
+          })
+          const [stdout, status] = yield* Effect.all([
+            Stream.mkString(Stream.decodeText(command.stdout)),
+            command.exit,
+            Stream.runDrain(command.stderr),
+            Stream.run(Stream.make(Buffer.from("input\n")), command.stdin)
+          ], { concurrency: "unbounded" })
+          return { stdout, status }
+        }, Effect.scoped)
+        const off = ({ agent, machine }: WarmMachine.WarmMachine) =>
+          machine.shutdown({ leading: [{ name: "guest power-off", request: agent.powerOff, grace: "20 seconds" }] })
+        const parent = "read -r line; echo $A $line $(tr '\\0' ' ' </proc/$PPID/cmdline)"
+
+        const one = yield* WarmMachine.launch({ id: "one" })
+        const first = yield* run(one, `${parent}; kill -9 $$`)
+        assert.strictEqual(first.stdout, "b input /sbin/microvm-resident\n")
+        assert.deepInclude(first.status, { _tag: "Signaled", signal: "SIGKILL" })
+        const second = yield* run(one, `${parent}; exit 7`)
+        assert.match(second.stdout, /^b input qemu-ga /)
+        assert.deepInclude(second.status, { _tag: "Exited", code: 7 })
+        // What a command has left behind is asked to end before the guest goes.
+        yield* sh(
+          one,
+          "(trap 'echo asked >/dev/console; exit' TERM; while :; do sleep 0.1; done) </dev/null >/dev/null 2>&1 &"
+        )
+        assert.deepInclude(yield* off(one), { _tag: "Graceful", stage: "guest power-off" })
+        assert.include(yield* one.machine.consoleTail, "asked")
+
+        const two = yield* WarmMachine.launch({ id: "two" })
+        yield* sh(two, "kill -9 $(pidof microvm-resident)")
+        assert.deepInclude(yield* off(two), { _tag: "Graceful", stage: "guest power-off" })
       }).pipe(Effect.scoped),
     60_000
   )

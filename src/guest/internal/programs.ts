@@ -1,5 +1,7 @@
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
+import * as ExitStatus from "../../lifecycle/ExitStatus.ts"
+import * as Signal from "../../lifecycle/Signal.ts"
 import * as GuestError from "../GuestError.ts"
 
 /** @internal */
@@ -44,4 +46,26 @@ export const check = (program: {
       : [])
   ]
   return faults.length === 0 ? Effect.void : Effect.fail(GuestError.make(new GuestError.InvalidArgument({ faults })))
+}
+
+/**
+ * What the guest tells of an end.
+ *
+ * @internal
+ */
+export const statusOf = (
+  status: { readonly exitcode?: number; readonly signal?: number }
+): ExitStatus.ExitStatus => {
+  const { exitcode } = status
+  // A guest is not trusted: as an exit code of ours, its 256 would read as a success.
+  if (exitcode !== undefined) {
+    return exitcode >= 0 && exitcode <= 255
+      ? ExitStatus.exited(exitcode, "agent")
+      : ExitStatus.lost(`the agent told exit code ${exitcode}, which there is not`, "agent")
+  }
+  if (status.signal === undefined) return ExitStatus.lost("the agent told neither an exit code nor a signal", "agent")
+  const signal = Signal.fromNumber(status.signal)
+  return signal === undefined
+    ? ExitStatus.lost(`killed by signal ${status.signal}, which has no name`, "agent")
+    : ExitStatus.signaled(signal, { observedBy: "agent" })
 }

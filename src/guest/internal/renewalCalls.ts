@@ -50,7 +50,12 @@ const written = (path: string, text: string): ReadonlyArray<Call> => {
   ]
 }
 
-const readInto = (path: string, room: Room): ReadonlyArray<Call> => [
+/**
+ * Reads a file, as far as there is room.
+ *
+ * @internal
+ */
+export const readInto = (path: string, room: Room): ReadonlyArray<Call> => [
   open(path, 0),
   { what: `read ${path}`, number: 0, args: [fd, room, room.room] },
   close()
@@ -82,6 +87,23 @@ export const seed = (bytes: Uint8Array): Step => {
       { what: "RNDRESEEDCRNG", number: 16, args: [fd, RNDRESEEDCRNG] },
       close()
     ]
+  }
+}
+
+/**
+ * Reads the clock, in nanoseconds since 1970.
+ *
+ * @internal
+ */
+export const time = () => {
+  const room = { room: 16 }
+  return {
+    step: { name: "clock", calls: [{ what: "clock_gettime", number: 228, args: [0, room] }] } satisfies Step,
+    read: ({ bytes }: Told): number => {
+      const { buffer, byteOffset } = bytes(room)
+      const view = new DataView(buffer, byteOffset)
+      return Number(view.getBigInt64(0, true) * perSecond + view.getBigInt64(8, true))
+    }
   }
 }
 
@@ -195,7 +217,12 @@ export const readNameservers = () => {
   }
 }
 
-const textOf = (bytes: Uint8Array): string => {
+/**
+ * What was read of a text, without its last line's end.
+ *
+ * @internal
+ */
+export const textOf = (bytes: Uint8Array): string => {
   const end = bytes.indexOf(0)
   return decoder.decode(end < 0 ? bytes : bytes.subarray(0, end)).replace(/\n$/, "")
 }

@@ -7,7 +7,17 @@ export interface Room {
   readonly room: number
 }
 
-type Place = Uint8Array | Room
+/**
+ * An array of addresses of strings, with the null pointer at its end: only for `/sbin/microvm-resident`, whose input lies at a
+ * place that is known.
+ *
+ * @internal
+ */
+export interface Words {
+  readonly words: ReadonlyArray<string>
+}
+
+type Place = Uint8Array | Room | Words
 
 /** @internal */
 export interface Call {
@@ -31,6 +41,8 @@ export interface Told {
 /** @internal */
 export interface Batch {
   readonly input: Uint8Array
+  /** Bytes of input and output together: `maxBytes` at most. */
+  readonly bytes: number
   readonly outputBytes: number
   /** Of an output that has `outputBytes`. */
   readonly read: (output: Uint8Array) => Told
@@ -47,34 +59,63 @@ const headerBytes = 8
 const callBytes = 16
 const resultBytes = 4
 
+/** Where the input lies. */
+const base = 0x10000000
+
+const encoder = new TextEncoder()
+
 const isRoom = (place: Place): place is Room => "room" in place
 
-const sizeOf = (place: Place): number => 8 * Math.ceil((isRoom(place) ? place.room : place.length) / 8)
+/** Bytes that lie at an offset. */
+const bytesOf = (place: Uint8Array | Words, offset: number): Uint8Array => {
+  if (!("words" in place)) return place
+  const words = place.words.map((word) => encoder.encode(`${word}\0`))
+  const pointers = 8 * (words.length + 1)
+  const bytes = new Uint8Array(words.reduce((sum, { length }) => sum + length, pointers))
+  let at = pointers
+  words.forEach((word, nth) => {
+    new DataView(bytes.buffer).setUint32(8 * nth, base + offset + at, true)
+    bytes.set(word, at)
+    at += word.length
+  })
+  return bytes
+}
+
+const sizeOf = (place: Place): number => 8 * Math.ceil((isRoom(place) ? place.room : bytesOf(place, 0).length) / 8)
 
 // Whatever the program was started with, its first file is descriptor 3.
 const closeAll: Call = { what: "close_range", number: 436, args: [3, 0xffffffff, 0] }
 
 /**
- * System calls for `/sbin/microvm-syscalls`, which makes them one after the other, whatever their results are. Bytes that
- * calls are given are not told.
+ * System calls for `/sbin/microvm-syscalls` and `/sbin/microvm-resident`, which make them one after the other, whatever their
+ * results are. Bytes that calls are given are not told. The output begins with the bytes of `mark`, when there are any; the result
+ * of `last`, which is made when all is told, is not told.
  *
  * ```
- *   header ▸ calls ▸ bytes that are given ▸ results ▸ rooms
- *                                           └ the output ─┘
+ *   header ▸ calls ▸ bytes that are given ▸ mark ▸ results ▸ rooms
+ *                                           └──── the output ────┘
  * ```
  *
  * @internal
  */
-export const make = (wanted: ReadonlyArray<Call>): Batch => {
+export const make = (
+  wanted: ReadonlyArray<Call>,
+  { last, mark = new Uint8Array(0) }: { readonly mark?: Uint8Array; readonly last?: Call | undefined } = {}
+): Batch => {
   const places = wanted.flatMap(({ args }) => args.filter((arg) => typeof arg !== "number"))
-  const results: Room = { room: resultBytes * (wanted.length + 2) }
+  const results: Room = { room: resultBytes * (wanted.length + (last === undefined ? 2 : 3)) }
   const rooms = [results, ...places.filter(isRoom)]
-  const outputBytes = rooms.reduce((sum, room) => sum + sizeOf(room), 0)
-  const calls = [closeAll, ...wanted, { what: "write", number: 1, args: [1, results, outputBytes] }]
+  const outputBytes = rooms.reduce((sum, room) => sum + sizeOf(room), sizeOf(mark))
+  const calls = [
+    closeAll,
+    ...wanted,
+    { what: "write", number: 1, args: [1, mark, outputBytes] },
+    ...last === undefined ? [] : [last]
+  ]
 
   let at = headerBytes + calls.length * callBytes
   const offsets = new Map<Place, number>()
-  for (const place of [...places.filter((one) => !isRoom(one)), ...rooms]) {
+  for (const place of [...places.filter((one) => !isRoom(one)), mark, ...rooms]) {
     offsets.set(place, at)
     at += sizeOf(place)
   }
@@ -90,7 +131,7 @@ export const make = (wanted: ReadonlyArray<Call>): Batch => {
       view.setUint32(start + 4 + 4 * nth, isPlace ? offsetOf(arg) : arg, true)
     })
   })
-  for (const [place, offset] of offsets) if (!isRoom(place)) block.set(place, offset)
+  for (const [place, offset] of offsets) if (!isRoom(place)) block.set(bytesOf(place, offset), offset)
   // The program has zeros there anyhow.
   const inputBytes = block.findLastIndex((byte) => byte !== 0) + 1
   view.setUint32(0, inputBytes, true)
@@ -99,12 +140,16 @@ export const make = (wanted: ReadonlyArray<Call>): Batch => {
 
   return {
     input: block.subarray(0, inputBytes),
+    bytes: at,
     outputBytes,
     read: (output) => ({
       result: (call) =>
-        new DataView(output.buffer, output.byteOffset).getInt32(resultBytes * calls.indexOf(call), true),
+        new DataView(output.buffer, output.byteOffset + sizeOf(mark)).getInt32(
+          resultBytes * calls.indexOf(call),
+          true
+        ),
       bytes: (room) => {
-        const from = offsetOf(room) - offsetOf(results)
+        const from = offsetOf(room) - offsetOf(mark)
         return output.subarray(from, from + room.room)
       }
     })

@@ -1,7 +1,20 @@
-import { ascii, EAX, elf, label, le, SYSCALL, text } from "./machineCode.ts"
+import { ascii, EAX, elf, label, le, type Part, SYSCALL, text } from "./machineCode.ts"
 
-/** `shutdown`, as `GuestPrograms.shutdown` says. */
-export const shutdown: Uint8Array = elf([
+/** The agent waits for this program before it looks at its own SIGTERM, so the work is a child's. */
+const fork: ReadonlyArray<Part> = [
+  EAX(56), //                                 clone
+  [0xbf, ...le(0x111, 4)], //                 mov edi, 0x111
+  [0x31, 0xf6], //                            xor esi, esi
+  [0x31, 0xd2], //                            xor edx, edx
+  [0x45, 0x31, 0xd2], //                      xor r10d, r10d
+  [0x45, 0x31, 0xc0], //                      xor r8d, r8d
+  SYSCALL,
+  [0x85, 0xc0], //                            test eax, eax
+  { jump: 0x74, to: "child" } //              jz
+]
+
+/** `shutdown` without its head. It begins with a stack as that of a program that starts. */
+export const parts = ({ forks }: { readonly forks: boolean }): ReadonlyArray<Part> => [
   // r12: our words, r15: the environment; room for 64 KiB
   [0x48, 0x8b, 0x1c, 0x24], //                mov rbx, [rsp]
   [0x4c, 0x8d, 0x7c, 0xdc, 0x10], //          lea r15, [rsp+8*rbx+16]
@@ -49,16 +62,7 @@ export const shutdown: Uint8Array = elf([
   [0x85, 0xc0], //                            test eax, eax
   { jump: 0x75, to: "done" }, //              jnz
 
-  // the agent waits for this program before it looks at its own SIGTERM, so the work is a child's
-  EAX(56), //                                 clone
-  [0xbf, ...le(0x111, 4)], //                 mov edi, 0x111
-  [0x31, 0xf6], //                            xor esi, esi
-  [0x31, 0xd2], //                            xor edx, edx
-  [0x45, 0x31, 0xd2], //                      xor r10d, r10d
-  [0x45, 0x31, 0xc0], //                      xor r8d, r8d
-  SYSCALL,
-  [0x85, 0xc0], //                            test eax, eax
-  { jump: 0x74, to: "child" }, //             jz
+  ...(forks ? fork : [{ jump: 0xeb, to: "child" }]),
   label("done"),
   EAX(60), //                                 exit
   [0x31, 0xff], //                            xor edi, edi
@@ -267,4 +271,7 @@ export const shutdown: Uint8Array = elf([
   text("/sbin/microvm-shutdown.sh"),
   label("busybox"),
   text("/bin/busybox")
-])
+]
+
+/** `shutdown`, as `GuestPrograms.shutdown` says. */
+export const shutdown: Uint8Array = elf(parts({ forks: true }))
