@@ -66,6 +66,9 @@ export const JailPath: Brand.Constructor<JailPath> = Brand.make((path) =>
  * - `bind`: the file itself, mounted for reading only. Nothing of it is changed, so the jail's user must be allowed to read it.
  * - `empty`: an empty file that Firecracker can write to: before 1.14 it makes none for its log and metrics.
  *
+ * Of a block device (a loop device, a logical volume) there is neither a copy nor a mount: the jail gets a node of its own, by
+ * which Firecracker is at the device itself. It can write to it only if that is to be `writable`.
+ *
  * There are no hard links: what is shared by one would get the jail's owner wherever else it is in use.
  *
  * @category models
@@ -235,6 +238,12 @@ const reserved = (executable: string): ReadonlySet<string> =>
   new Set(["dev", "run", "sys", "old_root", apiSocket, executable, `${executable}.pid`])
 
 const nameRemedy = "give a name of letters, digits, \".\", \"_\" and \"-\" that the jailer does not use itself"
+
+/** Whether it is a device is known only when the jail is made. */
+const describe = ({ from, how }: Exclude<JailFile, { readonly how: "empty" }>): string => {
+  const what = how === "copy" ? "a copy of" : "a read-only mount of"
+  return from.startsWith("/dev/") ? `a node of ${from}, or if that is a file ${what} it` : `${what} ${from}`
+}
 
 const isFree = (name: string, executable: string): boolean => isFileName(name) && !reserved(executable).has(name)
 
@@ -435,7 +444,7 @@ export const make = (host: JailHost, options: Options): Result.Result<JailPlan, 
       ...files.map((file) =>
         file.how === "empty"
           ? `/${file.name} is a new file there`
-          : `/${file.name} there is ${file.how === "copy" ? "a copy of" : "a read-only mount of"} ${file.from}`
+          : `/${file.name} there is ${describe(file)}`
       ),
       `limited by cgroup ${parent}/${id}, version ${version}: ${
         settings.map(([file, value]) => `${file} ${value}`).join(", ")

@@ -1,5 +1,6 @@
 /**
- * Jails through Node: files by `node:fs`, mounts by mount(8) and umount(8), processes and cgroups by `ProcessHost`.
+ * Jails through Node: files by `node:fs`, device nodes by mknod(1), mounts by mount(8) and umount(8), processes and cgroups by
+ * `ProcessHost`.
  *
  * @since 0.1.0
  */
@@ -248,18 +249,20 @@ const make = Effect.gen(function*() {
   /** Made in the staging directory, and put in place when it is all right. */
   const putOwn = (
     plan: JailPlan.JailPlan,
-    file: Exclude<JailPlan.JailFile, { readonly how: "bind" }>,
-    to: string
+    to: string,
+    { mode, name, uid, write }: {
+      readonly name: string
+      readonly mode: number
+      readonly uid: number
+      readonly write: (at: string) => Effect.Effect<void, Failure>
+    }
   ): Effect.Effect<void, Failure> => {
-    const made = stage(plan, file.name)
-    const isWritable = file.how === "empty" || file.writable === true
+    const made = stage(plan, name)
     return Effect.gen(function*() {
-      if (file.how === "empty") {
-        yield* attempt("make", made, () => NodeFs.writeFile(made, "", { flag: "wx", mode: 0o600 }))
-      } else yield* attemptAbortable(`copy ${file.from} to`, made, (signal) => JailFiles.copy(file.from, made, signal))
+      yield* write(made)
       yield* attempt("give away", made, async () => {
-        await NodeFs.chmod(made, isWritable ? 0o600 : 0o400)
-        await NodeFs.chown(made, plan.user.uid, plan.user.gid)
+        await NodeFs.chmod(made, mode)
+        await NodeFs.chown(made, uid, plan.user.gid)
       })
       // Unlike a rename, this replaces nothing. The other name goes at once.
       yield* attempt("make", to, () => NodeFs.link(made, to))
@@ -276,12 +279,32 @@ const make = Effect.gen(function*() {
       if (top?.options.includes("ro") !== true) return yield* hostFailed("mount", to, "it is not read-only")
     })
 
+  const put = (plan: JailPlan.JailPlan, file: JailPlan.JailFile, to: string): Effect.Effect<void, Failure> => {
+    const own = (write: (at: string) => Effect.Effect<void, Failure>, mode: number, { uid } = plan.user) =>
+      putOwn(plan, to, { name: file.name, mode, uid, write })
+    if (file.how === "empty") {
+      return own((at) => attempt("make", at, () => NodeFs.writeFile(at, "", { flag: "wx", mode: 0o600 })), 0o600)
+    }
+    const { from } = file
+    const isWritable = file.how === "copy" && file.writable === true
+    return Effect.flatMap(attempt("look at", from, () => JailFiles.blockDevice(from)), (device) => {
+      if (device !== undefined) {
+        const node = (at: string) => run("mknod", "-m", "600", at, "b", String(device.major), String(device.minor))
+        // Its owner could give himself the right to write.
+        return isWritable ? own(node, 0o600) : own(node, 0o440, { ...plan.user, uid: 0 })
+      }
+      if (file.how === "bind") return bind(from, to)
+      const copy = (at: string) => attemptAbortable(`copy ${from} to`, at, (signal) => JailFiles.copy(from, at, signal))
+      return own(copy, isWritable ? 0o600 : 0o400)
+    })
+  }
+
   const fill = (plan: JailPlan.JailPlan): Effect.Effect<void, Failure> =>
     Effect.gen(function*() {
       const directories = [[plan.directory, 0o755], [staging(plan), 0o700], [plan.root, 0o700]] as const
       for (const [path, mode] of directories) yield* attempt("make", path, () => NodeFs.mkdir(path, { mode }))
       for (const { file, place: { outside } } of plan.files) {
-        yield* file.how === "bind" ? bind(file.from, outside) : putOwn(plan, file, outside)
+        yield* put(plan, file, outside)
       }
     })
 
@@ -359,7 +382,7 @@ const make = Effect.gen(function*() {
         find: find(plan),
         add: Effect.fn("PreparedJail.add")(function*(file) {
           const place = yield* Effect.fromResult(JailPlan.place(plan, file.name))
-          yield* putOwn(plan, file, place.outside)
+          yield* put(plan, file, place.outside)
           return place
         }),
         collect: Effect.fn("PreparedJail.collect")(function*(path, to) {

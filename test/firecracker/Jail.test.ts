@@ -9,7 +9,7 @@ import * as Layer from "effect/Layer"
 import * as Result from "effect/Result"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
-import { type ChildProcess, execFileSync, spawn } from "node:child_process"
+import { type ChildProcess, execFileSync, spawn, spawnSync } from "node:child_process"
 import * as Fs from "node:fs"
 import { tmpdir } from "node:os"
 import { dirname, join } from "node:path"
@@ -97,6 +97,12 @@ const mounted = (point: string, args: ReadonlyArray<string>) =>
   Effect.acquireRelease(
     Effect.sync(() => execFileSync("mount", [...args, point])),
     () => Effect.sync(() => isMounted(point) ? execFileSync("umount", [point]) : undefined)
+  )
+
+const loopDevice = (file: string, ...options: ReadonlyArray<string>) =>
+  Effect.acquireRelease(
+    Effect.sync(() => execFileSync("losetup", ["--find", "--show", ...options, file], { encoding: "utf8" }).trim()),
+    (device) => Effect.sync(() => execFileSync("losetup", ["--detach", device]))
   )
 
 /** A process that looks like one of the jail: its arguments name it, and it works there. Ended with the scope. */
@@ -197,6 +203,64 @@ describe("prepare", () => {
       assert.deepStrictEqual(inodeOf(from), before)
       assert.strictEqual(Fs.readFileSync(from, "utf8"), "content")
     }))
+
+  live(rootOnly("gives a jail nodes of block devices, which are the devices themselves"), (here) =>
+    isRoot
+      ? Effect.gen(function*() {
+        const [data, shared] = [
+          yield* loopDevice(here.file("data", "d".repeat(4096))),
+          yield* loopDevice(here.file("shared", "s".repeat(4096)))
+        ]
+        const link = join(here.directory, "volume")
+        Fs.symlinkSync(data, link)
+        const files: JailPlan.Options["files"] = [
+          { how: "copy", name: "data", from: link, writable: true },
+          { how: "bind", name: "shared", from: shared }
+        ]
+        const before = [data, shared].map((path) => inodeOf(path))
+        const plan = planned(here, { files })
+        yield* Effect.scoped(Effect.gen(function*() {
+          yield* prepare(plan)
+          assert.deepStrictEqual(Fs.readdirSync(join(plan.directory, "new")), [])
+          for (
+            const [name, device, owner, mode] of [["data", data, user, 0o600], ["shared", shared, 0, 0o440]] as const
+          ) {
+            const node = Fs.statSync(join(plan.root, name))
+            assert.isTrue(node.isBlockDevice())
+            assert.strictEqual(node.rdev, Fs.statSync(device).rdev)
+            assert.deepInclude(inodeOf(join(plan.root, name)), { owner, gid: user, nlink: 1 })
+            assert.strictEqual(node.mode & 0o7777, mode)
+          }
+          // As the user of the jail, whom the jailer gives its root: one it can write to, and the other only read.
+          Fs.chownSync(plan.root, user, user)
+          const inJail = (...args: ReadonlyArray<string>) =>
+            spawnSync("setpriv", [`--reuid=${user}`, `--regid=${user}`, "--clear-groups", ...args], { cwd: plan.root })
+              .status
+          assert.strictEqual(inJail("dd", "if=/dev/zero", "of=data", "bs=4096", "count=1", "conv=notrunc,fsync"), 0)
+          assert.strictEqual(inJail("dd", "if=shared", "of=/dev/null", "bs=4096", "count=1"), 0)
+          assert.notStrictEqual(inJail("dd", "if=/dev/zero", "of=shared", "bs=4096", "count=1", "conv=notrunc"), 0)
+          assert.notStrictEqual(inJail("chmod", "660", "shared"), 0)
+        }))
+        assert.deepStrictEqual(Fs.readdirSync(here.base), [])
+        assert.deepStrictEqual([data, shared].map((path) => inodeOf(path)), before)
+        assert.strictEqual(Fs.readFileSync(join(here.directory, "data"), "latin1"), "\0".repeat(4096))
+      })
+      : Effect.void)
+
+  live(rootOnly("refuses to write to a block device that is read-only"), (here) =>
+    isRoot
+      ? Effect.gen(function*() {
+        const from = yield* loopDevice(here.file("data", "d".repeat(4096)), "--read-only")
+        const error = yield* Effect.flip(
+          prepare(planned(here, { files: [{ how: "copy", name: "data", from, writable: true }] }))
+        )
+        assert.match(why(error), /files\[0\]\.from .*a block device that we can write to/)
+        assert.deepStrictEqual(Fs.readdirSync(here.base), [])
+        const plan = planned(here, { files: [{ how: "copy", name: "data", from }] })
+        yield* prepare(plan)
+        assert.isTrue(Fs.statSync(join(plan.root, "data")).isBlockDevice())
+      })
+      : Effect.void)
 
   live("copies without filling holes", (here) =>
     Effect.gen(function*() {

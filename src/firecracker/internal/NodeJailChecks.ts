@@ -4,6 +4,7 @@ import * as FirecrackerError from "../FirecrackerError.ts"
 import type { CGroups, JailHost, JailPlan } from "../JailPlan.ts"
 import * as MountTable from "./mountTable.ts"
 import { codeOf } from "./NodeAttempt.ts"
+import * as JailFiles from "./NodeJailFiles.ts"
 
 type Fault = FirecrackerError.Fault
 
@@ -65,22 +66,28 @@ const there: Check = {
   remedy: "make the namespace first"
 }
 
-/** Opened, as a file that is not ours may be closed to us. */
-const readable: Check = {
+/**
+ * Opened, as a file that is not ours may be closed to us. A device is written to itself, and the kernel opens one for that
+ * that cannot be written to.
+ */
+const usable = (isWritable: boolean): Check => ({
   holds: async (path) => {
-    const { O_NONBLOCK, O_RDONLY } = NodeFs.constants
-    await using handle = await NodeFs.open(path, O_RDONLY | O_NONBLOCK)
-    return (await handle.stat()).isFile()
+    const { O_NONBLOCK, O_RDONLY, O_RDWR } = NodeFs.constants
+    const device = await JailFiles.blockDevice(path)
+    await using handle = await NodeFs.open(path, (device !== undefined && isWritable ? O_RDWR : O_RDONLY) | O_NONBLOCK)
+    if (device === undefined) return (await handle.stat()).isFile()
+    if (!isWritable) return true
+    return await NodeFs.readFile(`/sys/dev/block/${device.major}:${device.minor}/ro`, "utf8") === "0\n"
   },
-  remedy: "give a regular file that we can read"
-}
+  remedy: `give a regular file that we can read, or a block device that we can ${isWritable ? "write to" : "read"}`
+})
 
-/** By its mode alone: access control lists are not looked at. */
+/** By its mode alone: access control lists are not looked at. A device is not mounted: the jail gets a node of its own. */
 const readableBy = ({ gid, uid }: JailPlan["user"]): Check => ({
   holds: async (path) => {
     const stat = await NodeFs.stat(path)
     const bit = stat.uid === uid ? 0o400 : stat.gid === gid ? 0o040 : 0o004
-    return (stat.mode & bit) !== 0
+    return stat.isBlockDevice() || (stat.mode & bit) !== 0
   },
   remedy: `let uid ${uid} read it, or copy it`
 })
@@ -130,7 +137,11 @@ export const faultsOf = async (plan: JailPlan): Promise<ReadonlyArray<Fault>> =>
     ...files.map(({ file }, index) =>
       file.how === "empty"
         ? Promise.resolve([])
-        : look(`files[${index}].from`, file.from, file.how === "copy" ? [readable] : [readable, readableBy(user)])
+        : look(
+          `files[${index}].from`,
+          file.from,
+          file.how === "copy" ? [usable(file.writable === true)] : [usable(false), readableBy(user)]
+        )
     )
   ])
   return found.flat()

@@ -45,6 +45,16 @@ export const copy = async (from: string, to: string, signal: AbortSignal): Promi
   }
 }
 
+/** The numbers of a block device (makedev(3)), if the file is one. */
+export const blockDevice = async (
+  path: string
+): Promise<{ readonly major: bigint; readonly minor: bigint } | undefined> => {
+  const stat = await NodeFs.stat(path, { bigint: true })
+  if (!stat.isBlockDevice()) return undefined
+  const { rdev } = stat
+  return { major: (rdev >> 8n & 0xfffn) | (rdev >> 32n & ~0xfffn), minor: (rdev & 0xffn) | (rdev >> 12n & ~0xffn) }
+}
+
 const isSame = (a: BigIntStats, b: BigIntStats): boolean => a.ino === b.ino && a.dev === b.dev
 
 /** Do both paths lead to the same file? */
