@@ -254,21 +254,21 @@ describe.skipIf(lacks(qemu))("a signal", () => {
     assert.strictEqual(ended.code, 143)
   })
 
-  /** Kills it, and waits until nothing is left. */
-  const kill = async (running: Executable, what: string): Promise<string> => {
+  /** Kills it, and waits until nothing is left. After how many milliseconds nothing but the guard was there, and nothing at all. */
+  const kill = async (running: Executable, what: string) => {
     // Stopped first, so that what it has started is known.
     running.kill("SIGSTOP")
     await sleep(5)
     const born = descendants(running.pid)
     const began = performance.now()
-    const took = () => `${(performance.now() - began).toFixed(0)} ms`
+    const took = () => Math.round(performance.now() - began)
     running.kill("SIGKILL")
     // Whoever clears up is the last to go.
     const others = born.filter(({ line }) => !line.includes("microvm-guard"))
     await until(`${what}: nothing left but the guard`, () => running.traces(others).length === 0, 5_000)
     const gone = took()
     await until(`${what}: nothing left`, () => running.traces(born).length === 0, 10_000)
-    return `${born.length} processes, gone after ${gone}, the last one after ${took()}`
+    return { gone, log: `${born.length} processes, gone after ${gone} ms, the last one after ${took()} ms` }
   }
 
   it("SIGKILL at any moment leaves nothing: no process, no cgroup, no socket, no file", async () => {
@@ -281,15 +281,20 @@ describe.skipIf(lacks(qemu))("a signal", () => {
     const span = Math.round((Date.now() - began) * 1.2)
     // One in each part of it.
     const moments = Effect.runSync(
-      Effect.replicateEffect(Random.next, 6).pipe(Random.withSeed(`${seed}`))
-    ).map((random, part) => Math.floor((part + random) * span / 6))
+      Effect.replicateEffect(Random.next, 10).pipe(Random.withSeed(`${seed}`))
+    ).map((random, part) => Math.floor((part + random) * span / 10))
     const log: Array<string> = []
+    const gone: Array<number> = []
     for (const moment of moments) {
       await using running = new Executable(waiting)
       await sleep(moment)
-      log.push(`${moment}: ${await kill(running, `seed ${seed}, after ${moment} ms; before it ${log.join("; ")}`)}`)
+      const ended = await kill(running, `seed ${seed}, after ${moment} ms; before it ${log.join("; ")}`)
+      log.push(`${moment}: ${ended.log}`)
+      gone.push(ended.gone)
     }
-    assert.lengthOf(log, 6)
+    // Within a second, but for one that another test on this machine has held up.
+    assert.lengthOf(gone.filter((millis) => millis > 1000).slice(1), 0, log.join("\n"))
+    assert.lengthOf(log, 10)
     console.log(`SIGKILL after so many ms (seed ${seed}):\n${log.join("\n")}`)
   }, longer)
 
@@ -298,7 +303,7 @@ describe.skipIf(lacks(qemu))("a signal", () => {
     await running.says("up")
     running.kill("SIGINT")
     await sleep(300)
-    assert.match(await kill(running, "while it stops"), /^[1-9]/)
+    assert.match((await kill(running, "while it stops")).log, /^[1-9]/)
   })
 })
 
