@@ -219,7 +219,7 @@ describe.skipIf(lacks(qemu))("microvm run", () => {
 describe.skipIf(lacks(qemu))("a signal", () => {
   const waiting = ["--", "sh", "-c", "echo up; exec sleep 1000"]
   /** The guest's agent does not answer any longer. */
-  const stuck = "kill -STOP $(pidof qemu-ga); echo up; exec sleep 1000"
+  const stuck = "kill -STOP $(pidof qemu-ga microvm-resident); echo up; exec sleep 1000"
 
   for (const [signal, code] of [["SIGTERM", 143], ["SIGINT", 130], ["SIGHUP", 129]] as const) {
     it(`${signal} ends the run in order`, async () => {
