@@ -105,6 +105,7 @@ const write = (file: string, state: string, { data, isWhole }: Kept): void => {
  * @internal
  */
 export const load = (file: string): Main => {
+  const { setFlagsFromString } = process.getBuiltinModule("node:v8")
   const { Script } = process.getBuiltinModule("node:vm")
   const directory = place()
   const { name, state } = identify(file)
@@ -115,6 +116,9 @@ export const load = (file: string): Main => {
     ...(found === undefined ? {} : { cachedData: found.data })
   })
   const kept = script.cachedDataRejected === true ? undefined : found
+  const mayKeep = directory !== undefined && kept?.isWhole !== true
+  // V8 drops the code of what has not been called for some collections: all that is called but once, at the start.
+  if (mayKeep) setFlagsFromString("--no-flush-bytecode")
   const told: Array<Main> = []
   const program: unknown = script.runInThisContext()
   if (typeof program === "function") {
@@ -128,7 +132,9 @@ export const load = (file: string): Main => {
   if (start === undefined) throw new Error(`${file} is no program`)
   return (exit) =>
     start((code, isWhole) => {
-      if (directory !== undefined && (kept === undefined || (isWhole && !kept.isWhole))) {
+      if (mayKeep && (kept === undefined || isWhole)) {
+        // What is kept is refused where other flags are set.
+        setFlagsFromString("--flush-bytecode")
         write(NodePath.join(directory, name), state, { data: script.createCachedData(), isWhole })
       }
       exit(code, isWhole)
