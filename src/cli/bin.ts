@@ -3,9 +3,8 @@
  * The executable: loads the program, and exits. With a service's edge, the only place that calls `process.exit`.
  */
 import { fileURLToPath } from "node:url"
-import { setFlagsFromString } from "node:v8"
 import packageJson from "../../package.json" with { type: "json" }
-import { load } from "./internal/NodeCompileCache.ts"
+import { load, setFlag } from "./internal/NodeCompileCache.ts"
 
 // What the package's `engines` ask for; nobody else checks that of a command. An older one may not even load the program.
 const [major = 0, minor = 0] = process.versions.node.split(".").map(Number)
@@ -21,7 +20,7 @@ const [first, ...others] = process.argv.slice(2)
 const tellVersion = (): void => void process.stdout.write(`microvm v${packageJson.version}\n`)
 
 // Most of what is allocated at the start stays: V8 is to give it room at once, not to look through it time and again.
-if (!isTooOld) setFlagsFromString("--semi-space-growth-factor=32")
+if (!isTooOld) setFlag("--semi-space-growth-factor=32")
 
 const isSource = import.meta.url.endsWith(".ts")
 

@@ -67,7 +67,7 @@ export const JailPath: Brand.Constructor<JailPath> = Brand.make((path) =>
  * - `empty`: an empty file that Firecracker can write to: before 1.14 it makes none for its log and metrics.
  *
  * Of a block device (a loop device, a logical volume) there is neither a copy nor a mount: the jail gets a node of its own, by
- * which Firecracker is at the device itself. It can write to it only if that is to be `writable`.
+ * which Firecracker is at the device itself, whomever the device's own mode lets in. It can write to it only if that is to be `writable`.
  *
  * There are no hard links: what is shared by one would get the jail's owner wherever else it is in use.
  *

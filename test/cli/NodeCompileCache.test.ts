@@ -119,30 +119,57 @@ describe("what is compiled is kept", () => {
   })
 
   it.each([
-    ["another program", () => NodeFs.writeFileSync(program, text.replaceAll("said", "done"))],
-    ["what is damaged", () => {
+    ["another program", "done", () => {
+      // As on an image whose files have fixed times.
+      const { atime, mtime } = NodeFs.statSync(program)
+      NodeFs.writeFileSync(program, text.replaceAll("said", "done"))
+      NodeFs.utimesSync(program, atime, mtime)
+    }],
+    ["what is damaged", "said", () => {
       const bytes = NodeFs.readFileSync(only())
       bytes.fill(0xff, bytes.length - 64)
       NodeFs.writeFileSync(only(), bytes)
     }],
-    ["what is torn", () => NodeFs.truncateSync(only(), 300)]
-  ])("but nothing is taken from %s", (_, change) => {
+    ["what is torn", "said", () => NodeFs.truncateSync(only(), 300)]
+  ])("but nothing is taken from %s", (_, says, change) => {
     start({ MICROVM_CACHE_DIR: cache })
     change()
-    const before = NodeFs.readFileSync(only())
-    expect(start({ MICROVM_CACHE_DIR: cache })).toMatch(/^(said|done) by all program.js$/)
-    expect(NodeFs.readFileSync(only()).equals(before)).toBe(false)
+    const before = kept(cache).map((file) => NodeFs.readFileSync(file, "latin1"))
+    expect(start({ MICROVM_CACHE_DIR: cache })).toBe(`${says} by all program.js`)
+    expect(before).not.toEqual(kept(cache).map((file) => NodeFs.readFileSync(file, "latin1")))
   })
 
-  it("for as long as it may be of use", () => {
-    NodeFs.mkdirSync(join(cache, "compiled", "of-another-node"), { recursive: true, mode: 0o700 })
-    NodeFs.chmodSync(join(cache, "compiled"), 0o700)
-    NodeFs.writeFileSync(join(cache, "compiled", "recent"), "")
-    NodeFs.utimesSync(join(cache, "compiled", "of-another-node"), 0, 0)
+  it("for as long as it may be of use, and touches nothing of others", () => {
+    const below = join(cache, "compiled")
+    NodeFs.mkdirSync(below, { mode: 0o700 })
+    const names = ["microvm-v23.0.0-x64", "microvm-v25.0.0-x64", "somebody's"]
+    for (const name of names) NodeFs.writeFileSync(join(below, name), "")
+    for (const name of ["microvm-v23.0.0-x64", "somebody's"]) NodeFs.utimesSync(join(below, name), 0, 0)
     start({ MICROVM_CACHE_DIR: cache })
-    const names = NodeFs.readdirSync(join(cache, "compiled"))
-    expect(names).toContain("recent")
-    expect(names).not.toContain("of-another-node")
-    expect(names).toHaveLength(2)
+    const left = NodeFs.readdirSync(below)
+    expect(left).toHaveLength(3)
+    expect(left).toEqual(expect.arrayContaining(["microvm-v25.0.0-x64", "somebody's"]))
+  })
+
+  it("in the directory that was looked at, whatever is in its place by then", () => {
+    const below = join(cache, "compiled")
+    const away = join(cache, "away")
+    const theirs = join(cache, "theirs")
+    NodeFs.mkdirSync(theirs, { mode: 0o700 })
+    NodeFs.writeFileSync(join(theirs, "microvm-v23.0.0-x64"), "")
+    NodeFs.utimesSync(join(theirs, "microvm-v23.0.0-x64"), 0, 0)
+    const swap = `require("node:fs").renameSync(${JSON.stringify(below)}, ${JSON.stringify(away)})
+      require("node:fs").symlinkSync(${JSON.stringify(theirs)}, ${JSON.stringify(below)})`
+    NodeFs.writeFileSync(program, text.replace("console.log(all())", `console.log(all()); ${swap}`))
+    start({ MICROVM_CACHE_DIR: cache })
+    expect(NodeFs.readdirSync(theirs)).toEqual(["microvm-v23.0.0-x64"])
+    expect(NodeFs.readdirSync(away)).toHaveLength(1)
+  })
+
+  it("unless it cannot be made, and the exit code is the program's all the same", () => {
+    const broken = `require("node:vm").Script.prototype.createCachedData = () => { throw new Error("no") }`
+    NodeFs.writeFileSync(program, text.replace("console.log(all())", `console.log(all()); ${broken}`))
+    expect(start({ MICROVM_CACHE_DIR: cache })).toBe("said by all program.js")
+    expect(kept(cache)).toEqual([])
   })
 })

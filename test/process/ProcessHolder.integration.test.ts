@@ -596,12 +596,13 @@ describe("destroy", () => {
         mkdirSync(place, { mode: 0o700 })
         const { args, command: program, options } = sh("sleep 1000 & setsid sleep 1000 & wait")
         const command = ChildProcess.make(program, args, { ...options, cwd: place })
-        yield* Effect.scoped(holder.spawn(command, { directory: place })).pipe(Effect.timeoutOption(round * 10))
+        let isUp = false
+        const launch = Effect.tap(holder.spawn(command, { directory: place }), () => Effect.sync(() => (isUp = true)))
+        yield* Effect.scoped(launch).pipe(Effect.timeoutOption(round * 10))
         // At once, unless it came up.
-        if ((yield* holder.destroy({ directory: place, dryRun: true }))._tag === "Destroyed") {
-          yield* Effect.scoped(holder.attach({ directory: place }))
-          yield* holder.destroy({ directory: place })
-        }
+        const { _tag: fate } = yield* holder.destroy({ directory: place, dryRun: true })
+        expect(fate).toBe(isUp ? "Destroyed" : "Absent")
+        if (isUp) yield* holder.destroy({ directory: place })
         expect(readdirSync("/proc").filter(inside(place))).toEqual([])
       }
     }))

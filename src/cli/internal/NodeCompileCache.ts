@@ -27,47 +27,56 @@ const cacheDirectory = (): string => {
   return NodePath.join(base, "effect-microvm-runtime")
 }
 
-/** Where it is kept, or nothing. */
+/**
+ * Where it is kept, or nothing. The directory is held open until the process ends: whoever may write beside it could put another one
+ * in its place.
+ */
 const place = (): string | undefined => {
   try {
-    const directory = NodePath.join(cacheDirectory(), "compiled")
+    const path = NodePath.join(cacheDirectory(), "compiled")
     // In a cache that is there: to make all of the path is the business of the stores.
-    if (!NodeFs.existsSync(directory)) NodeFs.mkdirSync(directory, { mode: 0o700 })
+    if (!NodeFs.existsSync(path)) NodeFs.mkdirSync(path, { mode: 0o700 })
+    const { O_DIRECTORY, O_NOFOLLOW, O_RDONLY } = NodeFs.constants
+    const directory = NodeFs.openSync(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW)
     // It is code: nobody else may have written it.
-    const { mode, uid } = NodeFs.lstatSync(directory)
-    return uid === process.geteuid?.() && (mode & 0o077) === 0 ? directory : undefined
+    const { mode, uid } = NodeFs.fstatSync(directory)
+    if (uid === process.geteuid?.() && (mode & 0o077) === 0) return `/proc/self/fd/${directory}`
+    NodeFs.closeSync(directory)
   } catch {
     // No home, no room, no rights.
-    return undefined
   }
+  return undefined
 }
 
-/** Which file it is of, and in which state. V8 itself looks at its version, its flags and the length of the text, and at nothing else. */
-const identify = (file: string): { readonly name: string; readonly state: string } => {
-  const { ctimeNs, dev, ino, mtimeNs, size } = NodeFs.statSync(file, { bigint: true })
-  return {
-    name: `microvm-${process.version}-${process.arch}-${dev}-${ino}`,
-    state: [size, mtimeNs, ctimeNs].join(" ")
+const isWritable = (directory: string): boolean => {
+  try {
+    NodeFs.accessSync(directory, NodeFs.constants.W_OK)
+    return true
+  } catch {
+    return false
   }
 }
-
-/** The digest, the state and whether it is of a whole run; V8 wants what comes after them to begin at a multiple of eight. */
-const headBytes = 256
 
 const digestOf = (bytes: Uint8Array): string => process.getBuiltinModule("node:crypto").hash("sha256", bytes)
+
+/** What is kept for another Node, or of another program, is beside it. */
+const nameOf = (program: string): string => `microvm-${process.version}-${process.arch}-${program.slice(0, 16)}`
+
+/** The digests of the rest and of the program, and whether it is of a whole run; V8 wants what follows to begin at a multiple of eight. */
+const headBytes = 256
 
 interface Kept {
   readonly data: Buffer
   readonly isWhole: boolean
 }
 
-/** V8 executes what was torn or damaged, too, so its digest is looked at before. */
-const read = (file: string, state: string): Kept | undefined => {
+/** V8 looks at its version, its flags and the length of the text. It executes what was torn, damaged or made of another text, too. */
+const read = (directory: string, program: string): Kept | undefined => {
   try {
-    const bytes = NodeFs.readFileSync(file)
-    const [digest, told, whole] = bytes.toString("latin1", 0, headBytes).trimEnd().split("\n")
+    const bytes = NodeFs.readFileSync(NodePath.join(directory, nameOf(program)))
+    const [digest, of, whole] = bytes.toString("latin1", 0, headBytes).trimEnd().split("\n")
     const data = bytes.subarray(headBytes)
-    return told === state && digest === digestOf(data) ? { data, isWhole: whole === "whole" } : undefined
+    return of === program && digest === digestOf(data) ? { data, isWhole: whole === "whole" } : undefined
   } catch {
     return undefined
   }
@@ -77,23 +86,35 @@ const monthMillis = 30 * 24 * 60 * 60 * 1000
 
 /** What was not made in the last month is of a program, or of a Node, that may be gone; where not, it is made again. */
 const sweep = (directory: string): void => {
-  for (const name of NodeFs.readdirSync(directory)) {
-    const path = NodePath.join(directory, name)
-    if (Date.now() - NodeFs.statSync(path).mtimeMs > monthMillis) NodeFs.rmSync(path, { recursive: true, force: true })
+  for (const one of NodeFs.readdirSync(directory)) {
+    if (!one.startsWith("microvm-v")) continue
+    const path = NodePath.join(directory, one)
+    if (Date.now() - NodeFs.lstatSync(path).mtimeMs > monthMillis) NodeFs.rmSync(path, { force: true })
   }
 }
 
 /** Best effort: without it, the next start makes it again. */
-const write = (file: string, state: string, { data, isWhole }: Kept): void => {
+const write = (directory: string, program: string, made: () => Kept): void => {
+  const file = NodePath.join(directory, nameOf(program))
   const own = `${file}.${process.pid}`
   try {
-    const head = [digestOf(data), state, isWhole ? "whole" : "part"].join("\n").padEnd(headBytes)
-    NodeFs.writeFileSync(own, Buffer.concat([Buffer.from(head, "latin1"), data]), { mode: 0o600 })
+    const { data, isWhole } = made()
+    const head = [digestOf(data), program, isWhole ? "whole" : "part"].join("\n").padEnd(headBytes)
+    NodeFs.writeFileSync(own, Buffer.concat([Buffer.from(head, "latin1"), data]), { flag: "wx", mode: 0o600 })
     NodeFs.renameSync(own, file)
-    sweep(NodePath.dirname(file))
+    sweep(directory)
   } catch {
     NodeFs.rmSync(own, { force: true })
   }
+}
+
+/**
+ * Sets a flag of V8, in a Node that it was measured with: one that V8 does not know would be told on stderr at each start.
+ *
+ * @internal
+ */
+export const setFlag = (flag: string): void => {
+  if (Number.parseInt(process.versions.node) <= 24) process.getBuiltinModule("node:v8").setFlagsFromString(flag)
 }
 
 /**
@@ -105,24 +126,24 @@ const write = (file: string, state: string, { data, isWhole }: Kept): void => {
  * @internal
  */
 export const load = (file: string): Main => {
-  const { setFlagsFromString } = process.getBuiltinModule("node:v8")
   const { Script } = process.getBuiltinModule("node:vm")
   const directory = place()
-  const { name, state } = identify(file)
-  const found = directory === undefined ? undefined : read(NodePath.join(directory, name), state)
+  const text = NodeFs.readFileSync(file)
+  const program = digestOf(text)
+  const found = directory === undefined ? undefined : read(directory, program)
   // Nothing in it is other than ASCII.
-  const script = new Script(NodeFs.readFileSync(file, "latin1"), {
+  const script = new Script(text.toString("latin1"), {
     filename: file,
     ...(found === undefined ? {} : { cachedData: found.data })
   })
   const kept = script.cachedDataRejected === true ? undefined : found
-  const mayKeep = directory !== undefined && kept?.isWhole !== true
+  const mayKeep = directory !== undefined && kept?.isWhole !== true && isWritable(directory)
   // V8 drops the code of what has not been called for some collections: all that is called but once, at the start.
-  if (mayKeep) setFlagsFromString("--no-flush-bytecode")
+  if (mayKeep) setFlag("--no-flush-bytecode")
   const told: Array<Main> = []
-  const program: unknown = script.runInThisContext()
-  if (typeof program === "function") {
-    Reflect.apply(program, undefined, [
+  const begin: unknown = script.runInThisContext()
+  if (typeof begin === "function") {
+    Reflect.apply(begin, undefined, [
       NodeModule.createRequire(file),
       pathToFileURL(file).href,
       (one: Main) => void told.push(one)
@@ -134,8 +155,8 @@ export const load = (file: string): Main => {
     start((code, isWhole) => {
       if (mayKeep && (kept === undefined || isWhole)) {
         // What is kept is refused where other flags are set.
-        setFlagsFromString("--flush-bytecode")
-        write(NodePath.join(directory, name), state, { data: script.createCachedData(), isWhole })
+        setFlag("--flush-bytecode")
+        write(directory, program, () => ({ data: script.createCachedData(), isWhole }))
       }
       exit(code, isWhole)
     })
