@@ -83,7 +83,7 @@ export interface ProgramEnd {
 }
 
 /**
- * An agent that has answered at least once.
+ * An agent that has answered at least once, unless it is made to be heard of `later`.
  *
  * Each request fails with `Timeout` after the agent's `requestTimeout`, with `Busy` when too many wait, with `Closed` once
  * the stream has ended, and with `AgentError` or `CommandNotFound` when the agent refuses.
@@ -149,6 +149,11 @@ export interface GuestAgent {
 export interface Options {
   /** The longest wait for the first answer. Default 30 seconds. */
   readonly within?: Duration.Input | undefined
+  /**
+   * It is left alone until it is first needed: for a guest that answers by other means. Both ends then meet within the first
+   * request's time, and before that request is sent. Default `false`.
+   */
+  readonly later?: boolean | undefined
   /** The longest wait for the answer to any later request, its turn included. Default 10 seconds. */
   readonly requestTimeout?: Duration.Input | undefined
   /** How many requests may wait for their turn. Default 64. */
@@ -215,7 +220,8 @@ export const make = Effect.fn("GuestAgent.make")(function*(
   const services = yield* Effect.context()
   const connection = yield* Connection.make(socket, {
     within: Duration.fromInputUnsafe(options.within ?? "30 seconds"),
-    maxWaiting: options.maxWaiting ?? 64
+    maxWaiting: options.maxWaiting ?? 64,
+    later: options.later ?? false
   })
 
   const files = Files.make(connection.request, requestTimeout)

@@ -142,7 +142,8 @@ export const waits = Effect.fn("GuestResident.waits")(function*(
 })
 
 /**
- * Speaks to the one in a machine that was restored. Closing the scope closes the channel.
+ * Speaks to the one in a machine that was restored. The first answer is waited for as long as `within` says, by default 30
+ * seconds, and then fails with `NotReady`. Closing the scope closes the channel.
  *
  * ```ts import.meta.vitest
  * import { GuestAgent, GuestRenewal, GuestResident } from "effect-microvm-runtime/guest"
@@ -165,9 +166,12 @@ export const waits = Effect.fn("GuestResident.waits")(function*(
  * @since 0.1.0
  */
 export const make = Effect.fn("GuestResident.make")(function*(
-  socket: Socket.Socket
+  socket: Socket.Socket,
+  options: { readonly within?: Duration.Input | undefined } = {}
 ): Effect.fn.Return<GuestResident, GuestError.GuestError, Scope.Scope> {
   const scope = yield* Effect.scope
+  const longest = Duration.fromInputUnsafe(options.within ?? "30 seconds")
+  let heard = false
   const pull = yield* Effect.mapError(Socket.readerBytes(socket), closed)
   const writer = yield* socket.writer
   const turn = yield* Semaphore.make(1)
@@ -182,13 +186,20 @@ export const make = Effect.fn("GuestResident.make")(function*(
         while (true) {
           for (const chunk of yield* Effect.mapError(pull, closed)) output = joined(output, chunk)
           const at = indexOf(output, mark)
-          if (at !== -1 && output.length - at >= outputBytes) return read(told(output.slice(at, at + outputBytes)))
+          if (at === -1 || output.length - at < outputBytes) continue
+          heard = true
+          return read(told(output.slice(at, at + outputBytes)))
         }
       }).pipe(
         Semaphore.withPermit(turn),
         // Whoever gives up only ends the wait: what was done is told once.
         Effect.forkIn(scope, { startImmediately: true }),
-        Effect.flatMap(Fiber.join)
+        Effect.flatMap((asked) =>
+          heard ? Fiber.join(asked) : Effect.timeoutOrElse(Fiber.join(asked), {
+            duration: longest,
+            orElse: () => fail(new GuestError.NotReady({ within: longest, attempts: 1 }))
+          })
+        )
       )
   }
 })

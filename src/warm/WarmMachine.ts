@@ -3,8 +3,8 @@
  * gets it.
  *
  * ```
- *   golden machine ▸ restore ▸ resume ▸ agent answers ▸ renewed, and proven so ▸ yours
- *        └── where there can be none, and with `start: "cold"`: launch ▸ boot ▸ agent answers ▸ yours
+ *   golden machine ▸ restore ▸ resume ▸ guest answers ▸ renewed, and proven so ▸ yours
+ *        └── where there can be none, and with `start: "cold"`: launch ▸ boot ▸ guest answers ▸ yours
  * ```
  *
  * @since 0.1.0
@@ -454,10 +454,11 @@ const attempt = <R>(options: Options, bringUp: Effect.Effect<BroughtUp, WarmErro
         const port = up.hasResident ? yield* channel(GuestResident.channelName) : undefined
         const answers = Effect.gen(function*() {
           yield* up.go
-          const agent = yield* GuestAgent.make(socket, { within: up.within })
+          // Where a resident answers, the agent is not woken before somebody needs it.
+          const agent = yield* GuestAgent.make(socket, { within: up.within, later: port !== undefined })
           if ("why" in up.from) return { agent, how: { _tag: "Booted", ...up.from } as const }
           const identity = yield* GuestRenewal.makeIdentity(options.id, up.machine.spec.networks.map(GuestNetwork.card))
-          const resident = port === undefined ? undefined : yield* GuestResident.make(port)
+          const resident = port === undefined ? undefined : yield* GuestResident.make(port, { within: up.within })
           const proof = yield* GuestRenewal.renew(agent, identity, { resident })
           const relieved = resident === undefined
             ? agent

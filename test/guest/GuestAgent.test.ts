@@ -120,6 +120,30 @@ describe("readiness", () => {
       expect(yield* commands(guest)).toEqual(["guest-exec", "guest-exec"])
     }))
 
+  it.effect("one that is needed later is greeted before the first request, and hears nobody's earlier life", () =>
+    Effect.gen(function*() {
+      const { agent, guest } = yield* setUp({ later: true })
+      yield* Effect.scoped(Effect.flatMap(guest.socket.writer, (writer) => writer.write(`{"execute": "guest-shut`)))
+      yield* guest.send(`{"return": {"pid": 7}, "id": 1}\n{"ret`)
+      yield* Effect.repeat(Effect.yieldNow, { times: 50 })
+      expect(yield* guest.syncs).toBe(0)
+      expect(yield* agent.spawn({ path: "true" })).toBe(101)
+      yield* agent.ping
+      expect(yield* guest.syncs).toBe(1)
+      expect(yield* commands(guest)).toEqual(["guest-exec", "guest-ping"])
+    }))
+
+  it.effect("one that is needed later and is not there is missed by the first request, at its deadline", () =>
+    Effect.gen(function*() {
+      const { agent, guest } = yield* setUp({ later: true, paused: true })
+      const { after, reason } = yield* failure(agent.ping)
+      expect(after).toBe(10_000)
+      expect(reason).toMatchObject({ _tag: "Timeout", operation: "guest-ping" })
+      yield* guest.resume
+      yield* agent.ping
+      expect(yield* commands(guest)).toEqual(["guest-ping"])
+    }))
+
   it.effect("the next client on the same channel does not get our late answer", () =>
     Effect.gen(function*() {
       const guest = yield* FakeGuestAgent.make()

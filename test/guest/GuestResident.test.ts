@@ -1,4 +1,5 @@
 import { describe, expect, it } from "@effect/vitest"
+import * as Clock from "effect/Clock"
 import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -104,6 +105,19 @@ describe("a resident", () => {
       const identity = yield* Effect.provide(GuestRenewal.makeIdentity("web-1"), SecureRandom.layerWebCrypto)
       const { reason } = yield* inTime(Effect.flip(GuestRenewal.renew(agent, identity, { resident })))
       expect(reason._tag === "NotRenewed" && reason.unproven.length).toBe(2)
+    }))
+
+  it.effect("that was never heard of is given up at the deadline", () =>
+    Effect.gen(function*() {
+      const guest = yield* FakeGuestAgent.make({ paused: true })
+      const resident = yield* GuestResident.make(yield* guest.channel(GuestResident.channelName), {
+        within: "15 seconds"
+      })
+      const ask = resident.ask([uname], ({ result }) => result(uname))
+      expect((yield* inTime(Effect.flip(ask))).reason).toMatchObject({ _tag: "NotReady", attempts: 1 })
+      expect(yield* Clock.currentTimeMillis).toBe(15_000)
+      yield* guest.resume
+      expect(yield* inTime(ask)).toBe(0)
     }))
 
   it.effect("is not taken at its word for what it was not asked", () =>

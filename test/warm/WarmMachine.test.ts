@@ -63,6 +63,17 @@ describe("a warm machine", () => {
       assert.strictEqual(new Set(seeds).size, 100)
     }))
 
+  it.effect("does not wake its agent before somebody needs it", () =>
+    Effect.gen(function*() {
+      const { guests, launch } = yield* makeWorld()
+      const { agent } = yield* settle(launch())
+      const guest = [...guests.values()].at(-1)
+      assert.isDefined(guest)
+      assert.strictEqual(yield* guest.syncs, 0)
+      yield* settle(agent.ping)
+      assert.strictEqual(yield* guest.syncs, 1)
+    }))
+
   it.effect("ends with its scope", () =>
     Effect.gen(function*() {
       const { driver, launch } = yield* makeWorld()

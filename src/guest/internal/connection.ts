@@ -71,22 +71,22 @@ const decodeReply = Schema.decodeUnknownResult(Schema.fromJsonString(GuestAgentS
 const encodeRequest = Schema.encodeSync(Schema.fromJsonString(GuestAgentSchema.Request))
 
 /**
- * Connects, and greets the agent until it answers.
+ * Connects, and greets the agent until it answers: at once, or before the first request.
  *
  * @internal
  */
 export const make = Effect.fnUntraced(function*(
   socket: Socket.Socket,
-  options: { readonly within: Duration.Duration; readonly maxWaiting: number }
+  options: { readonly within: Duration.Duration; readonly maxWaiting: number; readonly later: boolean }
 ): Effect.fn.Return<Connection, GuestError.GuestError, Scope.Scope> {
-  const { maxWaiting, within } = options
+  const { later, maxWaiting, within } = options
   let attempts = 0
   const onGreeting = (): void => {
     attempts++
   }
   // A failure leaves no reader behind, so that another attempt has the channel for itself.
   const scope = yield* Scope.fork(yield* Effect.scope)
-  return yield* connect(socket, maxWaiting, onGreeting).pipe(
+  return yield* connect(socket, { later, maxWaiting }, onGreeting).pipe(
     Scope.provide(scope),
     Effect.timeoutOrElse({
       duration: within,
@@ -98,7 +98,7 @@ export const make = Effect.fnUntraced(function*(
 
 const connect = Effect.fnUntraced(function*(
   socket: Socket.Socket,
-  maxWaiting: number,
+  { later, maxWaiting }: { readonly later: boolean; readonly maxWaiting: number },
   onGreeting: () => void
 ): Effect.fn.Return<Connection, GuestError.GuestError, Scope.Scope> {
   const turn = yield* Semaphore.make(1)
@@ -270,7 +270,7 @@ const connect = Effect.fnUntraced(function*(
         : new GuestError.AgentError({ command, ...error })
     )
 
-  yield* sync
+  if (!later) yield* sync
   return {
     request: Effect.fnUntraced(function*(command, args, { onLate, within }) {
       const decode = Schema.decodeUnknownResult(command.returns)
