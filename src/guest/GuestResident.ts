@@ -86,7 +86,11 @@ const answersWithin = Duration.seconds(10)
 const powersOffWithin = Duration.seconds(1)
 /** For an answer that may come with that of the agent. */
 const settling = Duration.seconds(2)
+/** How often the agent answers and the resident does not, before the resident is taken to be gone. */
+const maxMisses = 3
 const markBytes = 16
+/** Of what comes before an answer: what is left of others that a question took too long for. */
+const maxPassed = 64 * 1024
 const WNOHANG = 1
 
 const encoder = new TextEncoder()
@@ -109,8 +113,12 @@ const joined = (left: Uint8Array, right: Uint8Array): Uint8Array => {
   return all
 }
 
-const indexOf = (all: Uint8Array, part: Uint8Array): number =>
-  all.findIndex((_, at) => part.every((byte, nth) => all[at + nth] === byte))
+const indexOf = (all: Uint8Array, mark: Uint8Array): number => {
+  const [first = 0] = mark
+  let at = all.indexOf(first)
+  while (at !== -1 && !mark.every((byte, nth) => all[at + nth] === byte)) at = all.indexOf(first, at + 1)
+  return at
+}
 
 /**
  * Waits until it says that it waits, in a machine that is to be saved.
@@ -183,13 +191,26 @@ export const make = Effect.fn("GuestResident.make")(function*(
         const { input, outputBytes, read: told } = SystemCalls.make(wanted, { mark, last })
         yield* Effect.mapError(writer.write(input), closed)
         let output: Uint8Array = new Uint8Array(0)
-        while (true) {
-          for (const chunk of yield* Effect.mapError(pull, closed)) output = joined(output, chunk)
-          const at = indexOf(output, mark)
-          if (at === -1 || output.length - at < outputBytes) continue
-          heard = true
-          return read(told(output.slice(at, at + outputBytes)))
+        let passed = 0
+        let isFound = false
+        while (!isFound || output.length < outputBytes) {
+          for (const chunk of yield* Effect.mapError(pull, closed)) {
+            output = joined(output, chunk)
+            if (isFound) continue
+            const at = indexOf(output, mark)
+            isFound = at !== -1
+            const over = isFound ? at : Math.max(0, output.length - markBytes + 1)
+            output = output.slice(over)
+            passed += over
+            // Whatever is root in the guest can write without end.
+            if (passed > maxPassed) {
+              const problem = `more than ${maxPassed} bytes before it`
+              return yield* fail(new GuestError.Protocol({ operation: "microvm-resident", problem }))
+            }
+          }
         }
+        heard = true
+        return read(told(output.slice(0, outputBytes)))
       }).pipe(
         Semaphore.withPermit(turn),
         // Whoever gives up only ends the wait: what was done is told once.
@@ -243,6 +264,7 @@ export const relieve = Effect.fn("GuestResident.relieve")(function*(
   let started: number | undefined
   let told: ProgramEnd | undefined
   let asking: Fiber.Fiber<boolean, GuestError.GuestError> | undefined
+  let misses = 0
 
   const spawn = Effect.fnUntraced(function*(program: Program) {
     const { args = [], env = {}, path } = program
@@ -300,14 +322,18 @@ export const relieve = Effect.fn("GuestResident.relieve")(function*(
   const poll = Effect.fnUntraced(function*(pid: number) {
     const asked = asking ??= yield* Effect.forkIn(look(pid), scope, { startImmediately: true })
     const known = yield* within("wait4", answersWithin, Fiber.join(asked)).pipe(
-      // The guest may stand still, and the agent with it. Where the agent answers, the resident should, too.
-      Effect.catchReason("GuestError", "Timeout", () =>
+      // The guest may stand still, and the agent with it. Where the agent answers, the resident should, too: soon, on a busy host.
+      Effect.catchReason("GuestError", "Timeout", (_, timeout) =>
         Effect.andThen(
           agent.ping,
-          Effect.timeoutOrElse(Fiber.join(asked), { duration: settling, orElse: () => Effect.succeed(false) })
+          Effect.timeoutOrElse(Fiber.join(asked), {
+            duration: settling,
+            orElse: () => ++misses < maxMisses ? Effect.fail(timeout) : Effect.succeed(false)
+          })
         ))
     )
     asking = undefined
+    misses = 0
     const end = told
     if (!known || end !== undefined) started = undefined
     if (!known) return yield* fail(new GuestError.UnknownProcess({ pid }))

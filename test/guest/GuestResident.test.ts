@@ -3,7 +3,9 @@ import * as Clock from "effect/Clock"
 import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as Latch from "effect/Latch"
 import * as Redacted from "effect/Redacted"
+import * as Socket from "effect/socket/Socket"
 import * as Stream from "effect/Stream"
 import { TestClock } from "effect/testing"
 import * as GuestAgent from "../../src/guest/GuestAgent.ts"
@@ -231,5 +233,47 @@ describe("a resident", () => {
       yield* inTime(other.agent.powerOff)
       yield* Effect.forkChild(Effect.all([Stream.runDrain(lost.stdout), Stream.runDrain(lost.stderr)]))
       expect(yield* inTime(lost.exit)).toMatchObject({ _tag: "Lost" })
+    }))
+
+  it.effect("is not taken to be gone while the agent answers and it may yet", () =>
+    Effect.gen(function*() {
+      const guest = yield* FakeGuestAgent.make()
+      const going = yield* Latch.make(true)
+      const port = yield* guest.channel(GuestResident.channelName)
+      const slow = Socket.make({
+        reader: Effect.map(port.reader, ({ pull, upgrade }) => ({ pull: Effect.tap(pull, going.await), upgrade })),
+        writer: port.writer
+      })
+      const resident = yield* GuestResident.make(slow)
+      const plain = yield* GuestAgent.make(guest.socket)
+      const agent = yield* GuestResident.relieve(plain, resident, { command: true })
+      const slots = yield* GuestSlots.fromChannels(2, guest.channel)
+      const command = yield* GuestCommand.run(agent, slots, { command: "sleep", args: ["5"] })
+      yield* Effect.forkChild(Effect.all([Stream.runDrain(command.stdout), Stream.runDrain(command.stderr)]))
+      const ended = yield* Effect.forkChild(command.exit)
+      // Longer than a question and its repetition may take.
+      yield* going.close
+      yield* Effect.repeat(Effect.andThen(Effect.yieldNow, TestClock.adjust("1 second")), { times: 20 })
+      expect(ended.pollUnsafe()).toBeUndefined()
+      yield* going.open
+      expect(yield* inTime(Fiber.join(ended))).toMatchObject({ _tag: "Exited", code: 0 })
+    }))
+
+  it.effect("whose channel is flooded is heard no longer, and nothing grows", () =>
+    Effect.gen(function*() {
+      const chunk = new Uint8Array(16 * 1024).fill(7)
+      let read = 0
+      const pull = Effect.sync((): readonly [Uint8Array] => {
+        read += chunk.length
+        return [chunk]
+      })
+      const flood = Socket.make({
+        reader: Effect.succeed({ pull, upgrade: () => Effect.die("no TLS here") }),
+        writer: Effect.succeed({ write: () => Effect.void, writeAll: () => Effect.void })
+      })
+      const resident = yield* GuestResident.make(flood)
+      const error = yield* Effect.flip(resident.ask([uname], () => undefined))
+      expect(error.reason).toMatchObject({ _tag: "Protocol" })
+      expect(read).toBeLessThan(256 * 1024)
     }))
 })
