@@ -13,9 +13,10 @@
  *
  * All of it but the hooks is one run of one tiny program, as programs are slow to start in a guest that was just restored
  * and has no acceleration: `/sbin/microvm-syscalls` makes the system calls that it is told, and tells their results. What
- * they are is decided here. A guest with a resident (`GuestResident`) does not even start that. A guest without hooks starts nothing else. Each network card takes a run more, and all of them
- * another one. Until it is renewed, a card is what it was when the machine was saved: so save machines whose cards are down, or
- * have nothing at their far ends.
+ * they are is decided here. A guest without hooks starts nothing else, and one with a resident (`GuestResident`), which
+ * makes the calls itself, not even that. Each network card takes a run more, and all of them another one. Until it is
+ * renewed, a card is what it was when the machine was saved: so save machines whose cards are down, or have nothing at
+ * their far ends.
  *
  * - Programs that were running when the snapshot was taken live on in every clone, with what they have in memory. The
  *   machine that clones are made of runs none but init, the power button's reader, the agent and the resident. None of them keeps a
@@ -313,7 +314,7 @@ interface Measurement {
   readonly uncertainty: number
 }
 
-/** In nanoseconds since 1970. The agent is asked without starting a program, the resident without starting to use the agent. */
+/** In nanoseconds since 1970. No program is started for it: a resident makes the call itself, and the agent knows the time. */
 const timeOf = Effect.fnUntraced(function*(guest: Guest) {
   if (guest.resident === undefined) return yield* guest.agent.request(GuestAgentSchema.guestGetTime, {})
   const { read, step } = RenewalCalls.time()

@@ -12,7 +12,8 @@ import * as Cpio from "./Cpio.ts"
 import * as GuestPrograms from "./GuestPrograms.ts"
 
 /**
- * What PID 1 runs: {@link setup} once, then {@link resident} once, the agent and the power button's reader for as long as the guest lives.
+ * What PID 1 runs: {@link setup} once, then {@link resident} once, the agent and the power button's reader for as long as
+ * the guest lives.
  *
  * @category scripts
  * @since 0.1.0
