@@ -4,7 +4,7 @@
  */
 import { fileURLToPath } from "node:url"
 import packageJson from "../../package.json" with { type: "json" }
-import { load, setFlag } from "./internal/NodeCompileCache.ts"
+import { load } from "./internal/NodeCompileCache.ts"
 
 // What the package's `engines` ask for; nobody else checks that of a command. An older one may not even load the program.
 const [major = 0, minor = 0] = process.versions.node.split(".").map(Number)
@@ -18,9 +18,6 @@ const tooOld = (exit: (code: number, isWhole: boolean) => void): void => {
 const [first, ...others] = process.argv.slice(2)
 /** As the program would say it, in a fifth of the time that it takes to load. */
 const tellVersion = (): void => void process.stdout.write(`microvm v${packageJson.version}\n`)
-
-// Most of what is allocated at the start stays: V8 is to give it room at once, not to look through it time and again.
-if (!isTooOld) setFlag("--semi-space-growth-factor=32")
 
 const isSource = import.meta.url.endsWith(".ts")
 

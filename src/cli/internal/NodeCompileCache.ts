@@ -108,12 +108,8 @@ const write = (directory: string, program: string, made: () => Kept): void => {
   }
 }
 
-/**
- * Sets a flag of V8, in a Node that it was measured with: one that V8 does not know would be told on stderr at each start.
- *
- * @internal
- */
-export const setFlag = (flag: string): void => {
+/** In a Node that it was measured with: a flag that V8 does not know would be told on stderr. */
+const setFlag = (flag: string): void => {
   if (Number.parseInt(process.versions.node) <= 24) process.getBuiltinModule("node:v8").setFlagsFromString(flag)
 }
 
