@@ -15,6 +15,7 @@ import { attempt, errnoName } from "./internal/NodeErrno.ts"
 import * as Launch from "./internal/NodeLaunch.ts"
 import * as Locate from "./internal/NodeLocate.ts"
 import * as ProcTable from "./internal/NodeProcTable.ts"
+import * as Tried from "./internal/NodeTried.ts"
 import { turn } from "./internal/NodeTurns.ts"
 import { fromReason, ProcessErrorReason } from "./ProcessError.ts"
 import { type LaunchPlan, ProcessHost } from "./ProcessHost.ts"
@@ -49,7 +50,19 @@ const neverDumps = (): boolean => {
   return /^Max core file size +0 +0 /m.test(limits) && !pattern.startsWith("|")
 }
 
-const make = Effect.gen(function*() {
+/**
+ * @category options
+ * @since 0.1.0
+ */
+export interface Options {
+  /**
+   * A directory, made if need be in one that is there, in which it is kept that setpriv(1) works, until the machine is started anew and
+   * for as long as it is the same file: to try it takes 7 ms. By default nothing is kept.
+   */
+  readonly tried?: string | undefined
+}
+
+const make = Effect.fnUntraced(function*({ tried }: Options) {
   const bootId = NodeFs.readFileSync("/proc/sys/kernel/random/boot_id", "latin1").trim()
   const startedAt = ProcTable.ticks()
   const options = { setpriv: undefined, neverDumps: neverDumps() }
@@ -74,8 +87,11 @@ const make = Effect.gen(function*() {
     Effect.gen(function*() {
       const { executable, faults } = Locate.locate({ command: "setpriv", path: inherited()["PATH"], cwd: "/" })
       if (!isMainThread || faults.length > 0) return undefined
+      if (tried !== undefined && Tried.isKnown(tried, executable, bootId)) return executable
       const works = yield* run(probe(executable, ["--pdeathsig", "KILL", "--", "/bin/sh", "-c", "exit 0"]))
-      return works ? executable : undefined
+      if (!works) return undefined
+      if (tried !== undefined) Tried.keep(tried, executable, bootId)
+      return executable
     })
   )
 
@@ -147,6 +163,14 @@ const make = Effect.gen(function*() {
 })
 
 /**
+ * Like `layer`, with options.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerWith = (options: Options): Layer.Layer<ProcessHost> => Layer.effect(ProcessHost, make(options))
+
+/**
  * The host that we run on. Looks round once, and changes nothing until the first spawn.
  *
  * Needs Linux with `/proc`; cgroups and setpriv(1) are used where they are there.
@@ -154,4 +178,4 @@ const make = Effect.gen(function*() {
  * @category layers
  * @since 0.1.0
  */
-export const layer: Layer.Layer<ProcessHost> = Layer.effect(ProcessHost, make)
+export const layer: Layer.Layer<ProcessHost> = layerWith({})

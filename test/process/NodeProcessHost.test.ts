@@ -138,3 +138,50 @@ describe("a setpriv that never ends", () => {
       }).pipe(Effect.provide(NodeProcessHost.layer))
     ), 20_000)
 })
+
+it.live("a setpriv that was seen to work is tried again only when it is another file, or since another boot", () =>
+  Effect.gen(function*() {
+    const { PATH = "" } = process.env
+    const directory = yield* Effect.acquireRelease(
+      Effect.sync(() => mkdtempSync(`${tmpdir()}/process-host-`)),
+      (made) =>
+        Effect.sync(() => {
+          process.env["PATH"] = PATH
+          rmSync(made, { recursive: true, force: true })
+        })
+    )
+    process.env["PATH"] = `${directory}:${PATH}`
+    const cache = `${directory}/tried`
+    /** Counts its calls. */
+    const install = (more: string): void =>
+      writeFileSync(
+        `${directory}/setpriv`,
+        `#!/bin/sh\necho >> ${directory}/calls\n${more}\nPATH='${PATH}' exec setpriv "$@"\n`,
+        { mode: 0o755 }
+      )
+    const calls = (options: NodeProcessHost.Options) =>
+      Effect.gen(function*() {
+        writeFileSync(`${directory}/calls`, "")
+        const host = yield* ProcessHost
+        const child = yield* host.launch(plan)
+        expect(yield* child.exit).toMatchObject({ _tag: "Exited", code: 0 })
+        return readFileSync(`${directory}/calls`, "utf8").split("\n").length - 1
+      }).pipe(Effect.provide(NodeProcessHost.layerWith(options)))
+    const tried = { tried: cache }
+
+    install("")
+    expect([yield* calls({}), yield* calls({})]).toEqual([2, 2])
+    expect([yield* calls(tried), yield* calls(tried)]).toEqual([2, 1])
+    install("# another")
+    expect([yield* calls(tried), yield* calls(tried)]).toEqual([2, 1])
+
+    const kept = `${cache}/setpriv.tried`
+    const text = readFileSync(kept, "utf8")
+    const boot = readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim()
+    writeFileSync(kept, text.replace(boot, "another"))
+    expect([yield* calls(tried), readFileSync(kept, "utf8")]).toEqual([2, text])
+
+    // What does not work is tried each time.
+    install("exit 1")
+    expect([yield* calls(tried), yield* calls(tried)]).toEqual([1, 1])
+  }).pipe(Effect.scoped))

@@ -20,7 +20,10 @@ import * as ImageStore from "../../image/ImageStore.ts"
 import * as NodeHasher from "../../image/NodeHasher.ts"
 import * as NodeImageStore from "../../image/NodeImageStore.ts"
 import * as ExitCode from "../../lifecycle/ExitCode.ts"
-import * as NodeProcessSpawner from "../../process/NodeProcessSpawner.ts"
+import * as NodeProcessHolder from "../../process/NodeProcessHolder.ts"
+import * as NodeProcessHost from "../../process/NodeProcessHost.ts"
+import * as NodeSupervisorGuard from "../../process/NodeSupervisorGuard.ts"
+import * as ProcessSpawner from "../../process/ProcessSpawner.ts"
 import * as NodeQemuHost from "../../qemu/NodeQemuHost.ts"
 import * as NodeDiskSnapshotStore from "../../warm/NodeDiskSnapshotStore.ts"
 import * as Backend from "../Backend.ts"
@@ -40,11 +43,15 @@ const home = Layer.unwrap(
   )
 )
 
-const qemuHost = Layer.unwrap(
-  Effect.map(
-    ImageStore.cacheDirectory,
-    (directory) => NodeQemuHost.layerWith({ versions: NodePath.join(directory, "versions") })
-  )
+/** Where is kept what programs of this host have said, or done. */
+const versions = Effect.map(ImageStore.cacheDirectory, (directory) => NodePath.join(directory, "versions"))
+
+const qemuHost = Layer.unwrap(Effect.map(versions, (directory) => NodeQemuHost.layerWith({ versions: directory })))
+
+const processHost = Layer.unwrap(Effect.map(versions, (directory) => NodeProcessHost.layerWith({ tried: directory })))
+
+const processes = ProcessSpawner.layer.pipe(
+  Layer.provideMerge([Layer.provideMerge(NodeProcessHolder.layer, processHost), NodeSupervisorGuard.layer])
 )
 
 const services = Layer.mergeAll(
@@ -61,7 +68,7 @@ const services = Layer.mergeAll(
   Reporter.layer,
   HostSignals.layer,
   Commands.ExitWith.layer
-).pipe(Layer.provideMerge(NodeProcessSpawner.layer), Layer.provideMerge(NodeServices.layer), Layer.provide(home))
+).pipe(Layer.provideMerge(processes), Layer.provideMerge(NodeServices.layer), Layer.provide(home))
 
 /** What was written but not yet taken by the reader. A reader that has gone away takes nothing more. */
 const flushed = (stream: NodeJS.WriteStream): Effect.Effect<void> =>
