@@ -11,6 +11,7 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
 import * as Ref from "effect/Ref"
+import * as NodeCrypto from "node:crypto"
 import * as NodeOs from "node:os"
 import * as NodePath from "node:path"
 import packageJson from "../../../package.json" with { type: "json" }
@@ -54,6 +55,9 @@ const processes = ProcessSpawner.layer.pipe(
   Layer.provideMerge([Layer.provideMerge(NodeProcessHolder.layer, processHost), NodeSupervisorGuard.layer])
 )
 
+/** Web Crypto takes 2 ms to load, and this is all that would be used of it. */
+const random = Layer.succeed(SecureRandom.SecureRandom, SecureRandom.make((size) => NodeCrypto.randomBytes(size)))
+
 const services = Layer.mergeAll(
   NodeImageStore.layer,
   NodeDiskSnapshotStore.layer,
@@ -64,7 +68,7 @@ const services = Layer.mergeAll(
   NodeRunHost.layer,
   NodeHasher.layer,
   NodeHostFacts.layer.pipe(Layer.provide(NodeHostCommands.layer)),
-  SecureRandom.layerWebCrypto,
+  random,
   Reporter.layer,
   HostSignals.layer,
   Commands.ExitWith.layer
