@@ -92,6 +92,8 @@ const markBytes = 16
 /** Of what comes before an answer: what is left of others that a question took too long for. */
 const maxPassed = 64 * 1024
 const WNOHANG = 1
+/** The kernel gives these pids once: when it begins anew it begins after them. */
+const lastingPids = 300
 
 const encoder = new TextEncoder()
 
@@ -225,16 +227,19 @@ export const make = Effect.fn("GuestResident.make")(function*(
   }
 })
 
-const powerOff = (resident: GuestResident) =>
+/** What was there before the first command needs no time to end in order: it is ours. */
+const powerOff = (resident: GuestResident, firstPid: number) =>
   within(
     "power-off",
     powersOffWithin,
-    resident.ask([], () => undefined, { what: "power off", number: calls.powerOff, args: [] })
+    resident.ask([], () => undefined, { what: "power off", number: calls.powerOff, args: [firstPid] })
   )
 
 /**
  * An agent that leaves to the resident what it does better: to power the guest off and, with `command`, to start the first
  * command. Whoever goes on with a command that another process has started asks the agent for it, which then knows nothing of it.
+ * Where that command was the first thing of this life to start, and there were no `hooks` of a renewal, the power-off gives time only to
+ * what is left of it and of later ones, and none to what has waited in the guest before.
  *
  * ```ts import.meta.vitest
  * import { GuestAgent, GuestResident } from "effect-microvm-runtime/guest"
@@ -257,11 +262,14 @@ const powerOff = (resident: GuestResident) =>
 export const relieve = Effect.fn("GuestResident.relieve")(function*(
   agent: GuestAgent,
   resident: GuestResident,
-  options: { readonly command: boolean }
+  options: { readonly command: boolean; readonly hooks?: boolean | undefined }
 ): Effect.fn.Return<GuestAgent, never, Scope.Scope> {
   const scope = yield* Effect.scope
   let mayStart = options.command
   let started: number | undefined
+  /** Of this life: what has a lower pid was there before. 0 where that is not known. */
+  let firstPid = 0
+  let startedByAgent = options.hooks === true
   let told: ProgramEnd | undefined
   let asking: Fiber.Fiber<boolean, GuestError.GuestError> | undefined
   let misses = 0
@@ -298,6 +306,7 @@ export const relieve = Effect.fn("GuestResident.relieve")(function*(
     )
     if (pid < 0) return undefined
     started = pid
+    if (!startedByAgent && pid <= lastingPids) firstPid = pid
     return pid
   })
 
@@ -342,16 +351,28 @@ export const relieve = Effect.fn("GuestResident.relieve")(function*(
 
   return {
     ...agent,
+    exec: (program) =>
+      Effect.suspend(() => {
+        startedByAgent = true
+        return agent.exec(program)
+      }),
+    request: (command, args, how) =>
+      Effect.suspend(() => {
+        startedByAgent = true
+        return agent.request(command, args, how)
+      }),
     spawn: Effect.fn("GuestResident.spawn")(function*(program, how) {
       const { args = [], input, path } = program
       // A directory that there is not is told by the agent, and so is a port that is in use, as those of later commands may be.
       const may = mayStart && path === GuestStdio.program && args[0] !== "-C" && input === undefined
       const pid = may ? yield* spawn(program) : undefined
-      return pid ?? (yield* agent.spawn(program, how))
+      if (pid !== undefined) return pid
+      startedByAgent = true
+      return yield* agent.spawn(program, how)
     }),
     poll: Effect.fn("GuestResident.poll")(function*(pid) {
       return yield* pid === started ? poll(pid) : agent.poll(pid)
     }),
-    powerOff: Effect.catch(powerOff(resident), () => agent.powerOff)
+    powerOff: Effect.catch(Effect.suspend(() => powerOff(resident, firstPid)), () => agent.powerOff)
   }
 })

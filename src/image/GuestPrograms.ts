@@ -47,7 +47,8 @@ export const syscalls: Uint8Array = Calls.syscalls
  *
  * Two calls are none of the kernel's. 65534 starts a program, with the arguments of execve(2), and gives its pid or an error; it is
  * a child of this process, whose stderr is that of this process, and ends with 127 when it cannot be executed. 65535 is what
- * `shutdown -P` does, in this very process. The input lies at 0x10000000, for the addresses that are in it.
+ * `shutdown -P` does, in this very process, but what has a lower pid than its argument gets no time to act on SIGTERM, and where nothing
+ * else lives, QEMU's board is turned off without the kernel's own way to it. The input lies at 0x10000000, for the addresses that are in it.
  *
  * Ends with 1 at the end of its input, and at an input without calls or with more than it says.
  *

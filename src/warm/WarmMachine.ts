@@ -462,7 +462,10 @@ const attempt = <R>(options: Options, bringUp: Effect.Effect<BroughtUp, WarmErro
           const proof = yield* GuestRenewal.renew(agent, identity, { resident })
           const relieved = resident === undefined
             ? agent
-            : yield* GuestResident.relieve(agent, resident, { command: up.endsWithUs })
+            : yield* GuestResident.relieve(agent, resident, {
+              command: up.endsWithUs,
+              hooks: proof.restarted.length > 0
+            })
           return { agent: relieved, how: { _tag: "Restored", ...up.from, proof } as const }
         })
         const { agent, how } = yield* phase(...up.label)(answers)

@@ -9,6 +9,7 @@ import * as Socket from "effect/socket/Socket"
 import * as Stream from "effect/Stream"
 import { TestClock } from "effect/testing"
 import * as GuestAgent from "../../src/guest/GuestAgent.ts"
+import * as GuestAgentSchema from "../../src/guest/GuestAgentSchema.ts"
 import * as GuestCommand from "../../src/guest/GuestCommand.ts"
 import * as GuestRenewal from "../../src/guest/GuestRenewal.ts"
 import * as GuestResident from "../../src/guest/GuestResident.ts"
@@ -213,6 +214,47 @@ describe("a resident", () => {
       expect(yield* asked(world)).toEqual(["guest-shutdown"])
       expect(modes).toEqual(["powerdown", "powerdown"])
     }))
+
+  const before: ReadonlyArray<
+    readonly [
+      what: string,
+      first: (agent: GuestAgent.GuestAgent) => Effect.Effect<unknown, unknown>,
+      hooks: boolean,
+      told: number
+    ]
+  > = [
+    ["nothing", () => Effect.void, false, 101],
+    ["a program of the agent's", (agent) => agent.exec({ path: "true" }), false, 0],
+    [
+      "one that is asked for word by word",
+      (agent) => agent.request(GuestAgentSchema.guestExec, { path: "true" }),
+      false,
+      0
+    ],
+    ["a hook", () => Effect.void, true, 0]
+  ]
+  it.effect.each(before)(
+    "knows what has no last words, where %s started before the first command",
+    ([, first, hooks, told]) =>
+      Effect.gen(function*() {
+        const guest = yield* FakeGuestAgent.make({ onShutdown: () => Effect.void })
+        const resident = yield* GuestResident.make(yield* guest.channel(GuestResident.channelName))
+        const lasts: Array<SystemCalls.Call | undefined> = []
+        const seen: GuestResident.GuestResident = {
+          ask: (calls, read, last) => {
+            lasts.push(last)
+            return resident.ask(calls, read, last)
+          }
+        }
+        const plain = yield* GuestAgent.make(guest.socket)
+        const agent = yield* GuestResident.relieve(plain, seen, { command: true, hooks })
+        const slots = yield* GuestSlots.fromChannels(1, guest.channel)
+        yield* inTime(first(agent))
+        yield* run({ guest, agent, resident, slots }, { command: "true" })
+        yield* inTime(agent.powerOff)
+        expect(lasts.at(-1)).toMatchObject({ number: GuestResident.calls.powerOff, args: [told] })
+      })
+  )
 
   it.effect("that is gone leaves the end of its command unknown, where the agent answers", () =>
     Effect.gen(function*() {

@@ -222,12 +222,18 @@ layer(services, { excludeTestServices: true, timeout: "2 minutes" })("machines f
         assert.match(second.stdout, /^b input qemu-ga /)
         assert.deepInclude(second.status, { _tag: "Exited", code: 7 })
         // What a command has left behind is asked to end before the guest goes.
-        yield* sh(
-          one,
+        const stays =
           "(trap 'echo asked >/dev/console; exit' TERM; while :; do sleep 0.1; done) </dev/null >/dev/null 2>&1 &"
-        )
+        yield* sh(one, stays)
         assert.deepInclude(yield* off(one), { _tag: "Graceful", stage: "guest power-off" })
         assert.include(yield* one.machine.consoleTail, "asked")
+
+        // So is what the agent has started, also before the first command.
+        const three = yield* WarmMachine.launch({ id: "three" })
+        yield* three.agent.exec({ path: "/bin/sh", args: ["-c", stays] })
+        assert.strictEqual((yield* run(three, parent)).stdout, "b input /sbin/microvm-resident\n")
+        assert.deepInclude(yield* off(three), { _tag: "Graceful", stage: "guest power-off" })
+        assert.include(yield* three.machine.consoleTail, "asked")
 
         const two = yield* WarmMachine.launch({ id: "two" })
         yield* sh(two, "kill -9 $(pidof microvm-resident)")
