@@ -40,7 +40,7 @@ export interface PreparedJail {
    * could write another number there. Fails with `HostFailed` after `within` (default 10 seconds), and when it has ended.
    */
   readonly find: (within?: Duration.Input) => Effect.Effect<ProcessIdentity, FirecrackerError>
-  /** Puts a copy, or an empty file, into a jail where Firecracker is at work. */
+  /** Puts a copy, the node of a block device, or an empty file into a jail where Firecracker is at work. */
   readonly add: (file: Exclude<JailFile, { readonly how: "bind" }>) => Effect.Effect<Place, FirecrackerError>
   /** Moves a file that Firecracker has made in the jail's root out of it; it is ours then. */
   readonly collect: (file: JailPath, to: string) => Effect.Effect<void, FirecrackerError>

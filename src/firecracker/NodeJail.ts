@@ -382,6 +382,7 @@ const make = Effect.gen(function*() {
         find: find(plan),
         add: Effect.fn("PreparedJail.add")(function*(file) {
           const place = yield* Effect.fromResult(JailPlan.place(plan, file.name))
+          yield* check(() => JailChecks.faultsOfFile("file", file, plan.user))
           yield* put(plan, file, place.outside)
           return place
         }),

@@ -84,6 +84,8 @@ export interface GuestResident {
 
 const answersWithin = Duration.seconds(10)
 const powersOffWithin = Duration.seconds(1)
+/** Whether a command has ended: more often than that the agent need not be woken to see which of them is late. */
+const endsWithin = Duration.seconds(3)
 /** For an answer that may come with that of the agent. */
 const settling = Duration.seconds(2)
 /** How often the agent answers and the resident does not, before the resident is taken to be gone. */
@@ -123,7 +125,8 @@ const indexOf = (all: Uint8Array, mark: Uint8Array): number => {
 }
 
 /**
- * Waits until it says that it waits, in a machine that is to be saved.
+ * Waits until it says that it waits, in a machine that is to be saved. It ends when its channel is closed, so the scope has to be
+ * open until the machine is saved.
  *
  * ```ts import.meta.vitest
  * import { GuestResident } from "effect-microvm-runtime/guest"
@@ -142,13 +145,12 @@ const indexOf = (all: Uint8Array, mark: Uint8Array): number => {
  */
 export const waits = Effect.fn("GuestResident.waits")(function*(
   socket: Socket.Socket
-): Effect.fn.Return<void, GuestError.GuestError> {
-  yield* Effect.scoped(Effect.gen(function*() {
-    const pull = yield* Socket.readerBytes(socket)
-    for (let said = ""; !said.endsWith(greeting);) {
-      for (const chunk of yield* pull) said = (said + new TextDecoder().decode(chunk)).slice(-greeting.length)
-    }
-  })).pipe(Effect.mapError(closed))
+): Effect.fn.Return<void, GuestError.GuestError, Scope.Scope> {
+  const pull = yield* Effect.mapError(Socket.readerBytes(socket), closed)
+  for (let said = ""; !said.endsWith(greeting);) {
+    const chunks = yield* Effect.mapError(pull, closed)
+    for (const chunk of chunks) said = (said + new TextDecoder().decode(chunk)).slice(-greeting.length)
+  }
 })
 
 /**
@@ -186,8 +188,8 @@ export const make = Effect.fn("GuestResident.make")(function*(
   const writer = yield* socket.writer
   const turn = yield* Semaphore.make(1)
   return {
-    ask: (wanted, read, last) =>
-      Effect.gen(function*() {
+    ask: (wanted, read, last) => {
+      const answer = Effect.gen(function*() {
         const mark = new Uint8Array(markBytes)
         for (let at = 0; at < mark.length; at++) mark[at] = yield* Random.nextIntBetween(0, 255)
         const { input, outputBytes, read: told } = SystemCalls.make(wanted, { mark, last })
@@ -213,17 +215,22 @@ export const make = Effect.fn("GuestResident.make")(function*(
         }
         heard = true
         return read(told(output.slice(0, outputBytes)))
-      }).pipe(
-        Semaphore.withPermit(turn),
-        // Whoever gives up only ends the wait: what was done is told once.
-        Effect.forkIn(scope, { startImmediately: true }),
-        Effect.flatMap((asked) =>
-          heard ? Fiber.join(asked) : Effect.timeoutOrElse(Fiber.join(asked), {
+      })
+      // Whoever gives up while others are asked asks nothing; later, that only ends the wait: what was done is told once.
+      return Effect.uninterruptibleMask((restore) =>
+        Effect.gen(function*() {
+          yield* restore(turn.take(1))
+          const asked = yield* Effect.forkIn(Effect.ensuring(Effect.interruptible(answer), turn.release(1)), scope, {
+            startImmediately: true
+          })
+          if (heard) return yield* restore(Fiber.join(asked))
+          return yield* restore(Effect.timeoutOrElse(Fiber.join(asked), {
             duration: longest,
             orElse: () => fail(new GuestError.NotReady({ within: longest, attempts: 1 }))
-          })
-        )
+          }))
+        })
       )
+    }
   }
 })
 
@@ -238,8 +245,10 @@ const powerOff = (resident: GuestResident, firstPid: number) =>
 /**
  * An agent that leaves to the resident what it does better: to power the guest off and, with `command`, to start the first
  * command. Whoever goes on with a command that another process has started asks the agent for it, which then knows nothing of it.
- * Where that command was the first thing of this life to start, and there were no `hooks` of a renewal, the power-off gives time only to
- * what is left of it and of later ones, and none to what has waited in the guest before.
+ * So is a command before which the agent was asked anything, since the resident may be gone by then.
+ *
+ * Where nothing but ours is `alone` in the guest when that command starts (default `false`), the power-off gives time only to what
+ * is left of it and of later ones.
  *
  * ```ts import.meta.vitest
  * import { GuestAgent, GuestResident } from "effect-microvm-runtime/guest"
@@ -262,14 +271,14 @@ const powerOff = (resident: GuestResident, firstPid: number) =>
 export const relieve = Effect.fn("GuestResident.relieve")(function*(
   agent: GuestAgent,
   resident: GuestResident,
-  options: { readonly command: boolean; readonly hooks?: boolean | undefined }
+  options: { readonly command: boolean; readonly alone?: boolean | undefined }
 ): Effect.fn.Return<GuestAgent, never, Scope.Scope> {
   const scope = yield* Effect.scope
   let mayStart = options.command
   let started: number | undefined
   /** Of this life: what has a lower pid was there before. 0 where that is not known. */
   let firstPid = 0
-  let startedByAgent = options.hooks === true
+  let isAgentAsked = false
   let told: ProgramEnd | undefined
   let asking: Fiber.Fiber<boolean, GuestError.GuestError> | undefined
   let misses = 0
@@ -306,7 +315,7 @@ export const relieve = Effect.fn("GuestResident.relieve")(function*(
     )
     if (pid < 0) return undefined
     started = pid
-    if (!startedByAgent && pid <= lastingPids) firstPid = pid
+    if (options.alone === true && pid <= lastingPids) firstPid = pid
     return pid
   })
 
@@ -330,7 +339,9 @@ export const relieve = Effect.fn("GuestResident.relieve")(function*(
 
   const poll = Effect.fnUntraced(function*(pid: number) {
     const asked = asking ??= yield* Effect.forkIn(look(pid), scope, { startImmediately: true })
-    const known = yield* within("wait4", answersWithin, Fiber.join(asked)).pipe(
+    const known = yield* within("wait4", endsWithin, Fiber.join(asked)).pipe(
+      // What failed is asked again; what is late may come yet.
+      Effect.tapError(({ reason }) => Effect.sync(() => reason._tag === "Timeout" || (asking = undefined))),
       // The guest may stand still, and the agent with it. Where the agent answers, the resident should, too: soon, on a busy host.
       Effect.catchReason("GuestError", "Timeout", (_, timeout) =>
         Effect.andThen(
@@ -353,21 +364,21 @@ export const relieve = Effect.fn("GuestResident.relieve")(function*(
     ...agent,
     exec: (program) =>
       Effect.suspend(() => {
-        startedByAgent = true
+        isAgentAsked = true
         return agent.exec(program)
       }),
     request: (command, args, how) =>
       Effect.suspend(() => {
-        startedByAgent = true
+        isAgentAsked = true
         return agent.request(command, args, how)
       }),
     spawn: Effect.fn("GuestResident.spawn")(function*(program, how) {
       const { args = [], input, path } = program
       // A directory that there is not is told by the agent, and so is a port that is in use, as those of later commands may be.
-      const may = mayStart && path === GuestStdio.program && args[0] !== "-C" && input === undefined
+      const may = mayStart && !isAgentAsked && path === GuestStdio.program && args[0] !== "-C" && input === undefined
       const pid = may ? yield* spawn(program) : undefined
       if (pid !== undefined) return pid
-      startedByAgent = true
+      isAgentAsked = true
       return yield* agent.spawn(program, how)
     }),
     poll: Effect.fn("GuestResident.poll")(function*(pid) {

@@ -20,9 +20,11 @@ import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import type * as Socket from "effect/socket/Socket"
+import * as Stream from "effect/Stream"
 import * as GuestAgent from "../guest/GuestAgent.ts"
 import type { GuestError } from "../guest/GuestError.ts"
 import * as GuestResident from "../guest/GuestResident.ts"
+import * as GuestScripts from "../image/GuestScripts.ts"
 import { Hasher } from "../image/Hasher.ts"
 import type { ImageError } from "../image/ImageError.ts"
 import { cacheDirectory, type Image, ImageStore } from "../image/ImageStore.ts"
@@ -117,7 +119,7 @@ const usualMib = 256
 /** Says how many network cards there are. Where it is absent, there are none. */
 const cardsLabel = "cards"
 
-/** Says that there is a resident that waits. */
+/** Says that there is a resident that waits, and whether it waits among programs of ours only. */
 const residentLabel = "resident"
 
 /** Without one, the agent is asked for all. */
@@ -131,6 +133,22 @@ const waitsThere = (socket: Socket.Socket) =>
  */
 export const hasResident = ({ kind, labels }: Snapshot.Manifest): boolean =>
   kind === "golden" && labels[residentLabel] !== undefined
+
+/**
+ * Does the resident of a snapshot wait among programs of ours only?
+ *
+ * @internal
+ */
+export const hasOursOnly = ({ labels }: Snapshot.Manifest): boolean => labels[residentLabel] === "alone"
+
+/** As an image of another recipe may start more. */
+const startsOursOnly = (agent: GuestAgent.GuestAgent) =>
+  agent.readFile("/etc/inittab").pipe(
+    Stream.decodeText,
+    Stream.mkString,
+    Effect.map((text) => text === GuestScripts.inittab),
+    Effect.catchReason("GuestError", "AgentError", () => Effect.succeed(false))
+  )
 
 /** They lead nowhere: which MAC a machine has, and where its packets go, is told when it is restored. */
 const unlinkedCards = (count: number): ReadonlyArray<MachineSpec.Network> =>
@@ -271,10 +289,11 @@ const make = Effect.fnUntraced(function*(options: Options = {}): Effect.fn.Retur
           const machine = yield* Machine.launch({ ...spec, id: name }, { template: true, policy: killed })
           const socket = yield* machine.channel(GuestAgent.channelName)
           yield* machine.start
-          yield* GuestAgent.make(socket, { within: bootWithin })
+          const agent = yield* GuestAgent.make(socket, { within: bootWithin })
+          const alone = yield* startsOursOnly(agent)
           const waits = residents && (yield* Effect.flatMap(machine.channel(GuestResident.channelName), waitsThere))
           const saved = yield* machine.save(directory)
-          return waits ? { ...saved, labels: { [residentLabel]: "waits" } } : saved
+          return waits ? { ...saved, labels: { [residentLabel]: alone ? "alone" : "waits" } } : saved
         })))
     }).pipe(
       Effect.provideService(MicroVmProvider, provider),

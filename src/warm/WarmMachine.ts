@@ -31,7 +31,7 @@ import * as MicroVmError from "../microvm/MicroVmError.ts"
 import { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
 import * as Snapshot from "../microvm/Snapshot.ts"
 import { SnapshotStore } from "../microvm/SnapshotStore.ts"
-import { checkName, GoldenMachines, hasResident } from "./GoldenMachines.ts"
+import { checkName, GoldenMachines, hasOursOnly, hasResident } from "./GoldenMachines.ts"
 import type { Phase, Progress } from "./WarmProgress.ts"
 
 /**
@@ -219,6 +219,7 @@ export const launch: (options: Options) => Effect.Effect<
           within: bootWithin,
           slots: GuestSlots.inChannels(spec.channels),
           hasResident: false,
+          hasOursOnly: false,
           endsWithUs: false,
           labels: { image: name, digest, kernelRelease },
           from: { why }
@@ -248,6 +249,7 @@ export const launch: (options: Options) => Effect.Effect<
           within: options.answerWithin ?? "15 seconds",
           slots: free,
           hasResident: hasResident(snapshot.manifest),
+          hasOursOnly: hasOursOnly(snapshot.manifest),
           endsWithUs: !("keep" in how) || how.keep === undefined,
           labels,
           from: { snapshot: snapshot.id }
@@ -398,6 +400,7 @@ interface BroughtUp {
   readonly within: Duration.Input
   readonly slots: ReadonlyArray<number>
   readonly hasResident: boolean
+  readonly hasOursOnly: boolean
   /** Else another process may have to go on with its commands. */
   readonly endsWithUs: boolean
   readonly labels: Readonly<Record<string, string>>
@@ -464,7 +467,7 @@ const attempt = <R>(options: Options, bringUp: Effect.Effect<BroughtUp, WarmErro
             ? agent
             : yield* GuestResident.relieve(agent, resident, {
               command: up.endsWithUs,
-              hooks: proof.restarted.length > 0
+              alone: up.hasOursOnly && proof.restarted.length === 0
             })
           return { agent: relieved, how: { _tag: "Restored", ...up.from, proof } as const }
         })

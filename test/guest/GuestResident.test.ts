@@ -219,23 +219,23 @@ describe("a resident", () => {
     readonly [
       what: string,
       first: (agent: GuestAgent.GuestAgent) => Effect.Effect<unknown, unknown>,
-      hooks: boolean,
+      alone: boolean,
       told: number
     ]
   > = [
-    ["nothing", () => Effect.void, false, 101],
-    ["a program of the agent's", (agent) => agent.exec({ path: "true" }), false, 0],
+    ["nothing", () => Effect.void, true, 101],
+    ["a program of the agent's", (agent) => agent.exec({ path: "true" }), true, 0],
     [
       "one that is asked for word by word",
       (agent) => agent.request(GuestAgentSchema.guestExec, { path: "true" }),
-      false,
+      true,
       0
     ],
-    ["a hook", () => Effect.void, true, 0]
+    ["a hook, or a daemon of the image", () => Effect.void, false, 0]
   ]
   it.effect.each(before)(
     "knows what has no last words, where %s started before the first command",
-    ([, first, hooks, told]) =>
+    ([, first, alone, told]) =>
       Effect.gen(function*() {
         const guest = yield* FakeGuestAgent.make({ onShutdown: () => Effect.void })
         const resident = yield* GuestResident.make(yield* guest.channel(GuestResident.channelName))
@@ -247,7 +247,7 @@ describe("a resident", () => {
           }
         }
         const plain = yield* GuestAgent.make(guest.socket)
-        const agent = yield* GuestResident.relieve(plain, seen, { command: true, hooks })
+        const agent = yield* GuestResident.relieve(plain, seen, { command: true, alone })
         const slots = yield* GuestSlots.fromChannels(1, guest.channel)
         yield* inTime(first(agent))
         yield* run({ guest, agent, resident, slots }, { command: "true" })
@@ -295,7 +295,7 @@ describe("a resident", () => {
       const ended = yield* Effect.forkChild(command.exit)
       // Longer than a question and its repetition may take.
       yield* going.close
-      yield* Effect.repeat(Effect.andThen(Effect.yieldNow, TestClock.adjust("1 second")), { times: 20 })
+      yield* Effect.repeat(Effect.andThen(Effect.yieldNow, TestClock.adjust("1 second")), { times: 11 })
       expect(ended.pollUnsafe()).toBeUndefined()
       yield* going.open
       expect(yield* inTime(Fiber.join(ended))).toMatchObject({ _tag: "Exited", code: 0 })

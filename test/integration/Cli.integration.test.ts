@@ -293,7 +293,7 @@ describe.skipIf(lacks(qemu))("a signal", () => {
       gone.push(ended.gone)
     }
     // Within a second, but for one that another test on this machine has held up.
-    assert.lengthOf(gone.filter((millis) => millis > 1000).slice(1), 0, log.join("\n"))
+    assert.isAtMost(gone.toSorted((a, b) => b - a)[1] ?? 0, 1000, log.join("\n"))
     assert.lengthOf(log, 10)
     console.log(`SIGKILL after so many ms (seed ${seed}):\n${log.join("\n")}`)
   }, longer)
@@ -303,7 +303,9 @@ describe.skipIf(lacks(qemu))("a signal", () => {
     await running.says("up")
     running.kill("SIGINT")
     await sleep(300)
-    assert.match((await kill(running, "while it stops")).log, /^[1-9]/)
+    const { gone, log } = await kill(running, "while it stops")
+    assert.match(log, /^[1-9]/)
+    assert.isAtMost(gone, 2000)
   })
 })
 

@@ -227,17 +227,28 @@ layer(services, { excludeTestServices: true, timeout: "2 minutes" })("machines f
         yield* sh(one, stays)
         assert.deepInclude(yield* off(one), { _tag: "Graceful", stage: "guest power-off" })
         assert.include(yield* one.machine.consoleTail, "asked")
+        // The agent's program leaves it to the kernel, which says so.
+        assert.notInclude(yield* one.machine.consoleTail, "reboot: Power down")
 
         // So is what the agent has started, also before the first command.
         const three = yield* WarmMachine.launch({ id: "three" })
         yield* three.agent.exec({ path: "/bin/sh", args: ["-c", stays] })
-        assert.strictEqual((yield* run(three, parent)).stdout, "b input /sbin/microvm-resident\n")
+        assert.match((yield* run(three, parent)).stdout, /^b input qemu-ga /)
         assert.deepInclude(yield* off(three), { _tag: "Graceful", stage: "guest power-off" })
         assert.include(yield* three.machine.consoleTail, "asked")
 
+        // With nobody left, it is off at once.
+        const four = yield* WarmMachine.launch({ id: "four" })
+        assert.strictEqual((yield* run(four, `${parent}; exit 3`)).status._tag, "Exited")
+        assert.deepInclude(yield* off(four), { _tag: "Graceful", stage: "guest power-off" })
+        assert.notInclude(yield* four.machine.consoleTail, "reboot: Power down")
+
         const two = yield* WarmMachine.launch({ id: "two" })
         yield* sh(two, "kill -9 $(pidof microvm-resident)")
+        // Nor does it start a command any more.
+        assert.match((yield* run(two, parent)).stdout, /^b input qemu-ga /)
         assert.deepInclude(yield* off(two), { _tag: "Graceful", stage: "guest power-off" })
+        assert.include(yield* two.machine.consoleTail, "reboot: Power down")
       }).pipe(Effect.scoped),
     60_000
   )

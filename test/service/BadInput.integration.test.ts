@@ -212,7 +212,7 @@ describe.concurrent("ports that are taken", () => {
     }))
 })
 
-describe("SIGTERM at each 5 ms of the start-up", () => {
+describe("SIGTERM at each 5 ms of the start-up, at each 25 ms while modules are loaded", () => {
   it("ends in order, or by the signal before the program has begun, and leaves nothing", async () => {
     const at = place()
     writeFileSync(join(at, "Secrets.toml"), "KEY = \"value\"\n", { mode: 0o600 })

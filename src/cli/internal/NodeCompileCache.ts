@@ -93,6 +93,14 @@ const sweep = (directory: string): void => {
   }
 }
 
+const remove = (file: string): void => {
+  try {
+    NodeFs.rmSync(file, { force: true })
+  } catch {
+    // It is swept in a month.
+  }
+}
+
 /** Best effort: without it, the next start makes it again. */
 const write = (directory: string, program: string, made: () => Kept): void => {
   const file = NodePath.join(directory, nameOf(program))
@@ -104,7 +112,7 @@ const write = (directory: string, program: string, made: () => Kept): void => {
     NodeFs.renameSync(own, file)
     sweep(directory)
   } catch {
-    NodeFs.rmSync(own, { force: true })
+    remove(own)
   }
 }
 

@@ -1,7 +1,7 @@
 import * as Effect from "effect/Effect"
 import * as NodeFs from "node:fs/promises"
 import * as FirecrackerError from "../FirecrackerError.ts"
-import type { CGroups, JailHost, JailPlan } from "../JailPlan.ts"
+import type { CGroups, JailFile, JailHost, JailPlan } from "../JailPlan.ts"
 import * as MountTable from "./mountTable.ts"
 import { codeOf } from "./NodeAttempt.ts"
 import * as JailFiles from "./NodeJailFiles.ts"
@@ -121,6 +121,20 @@ export const observe = (
     }))
   })
 
+/** What a jail is to have in its root. */
+export const faultsOfFile = (
+  field: string,
+  file: JailFile,
+  user: JailPlan["user"]
+): Promise<ReadonlyArray<Fault>> =>
+  file.how === "empty"
+    ? Promise.resolve([])
+    : look(
+      `${field}.from`,
+      file.from,
+      file.how === "copy" ? [usable(file.writable === true)] : [usable(false), readableBy(user)]
+    )
+
 /** All that keeps the jail from being made, as far as looking tells. */
 export const faultsOf = async (plan: JailPlan): Promise<ReadonlyArray<Fault>> => {
   const { argv: [jailer], files, host: { base, executable }, netns, user } = plan
@@ -134,15 +148,7 @@ export const faultsOf = async (plan: JailPlan): Promise<ReadonlyArray<Fault>> =>
       remedy: `give one where devices and programs work: it is mounted with ${hostile.join(", ")}`
     }]),
     netns === undefined ? Promise.resolve([]) : look("netns", netns, [there]),
-    ...files.map(({ file }, index) =>
-      file.how === "empty"
-        ? Promise.resolve([])
-        : look(
-          `files[${index}].from`,
-          file.from,
-          file.how === "copy" ? [usable(file.writable === true)] : [usable(false), readableBy(user)]
-        )
-    )
+    ...files.map(({ file }, index) => faultsOfFile(`files[${index}]`, file, user))
   ])
   return found.flat()
 }

@@ -21,7 +21,9 @@ export const keep = (directory: string, executable: string, bootId: string): voi
   const own = `${file}.${process.pid}`
   attempt(() => {
     if (!NodeFs.existsSync(directory)) NodeFs.mkdirSync(directory, { mode: 0o700 })
-    NodeFs.writeFileSync(own, stateOf(executable, bootId), { mode: 0o600 })
+    // Through no link that somebody else has put there.
+    NodeFs.writeFileSync(own, stateOf(executable, bootId), { flag: "wx", mode: 0o600 })
     NodeFs.renameSync(own, file)
   })
+  attempt(() => NodeFs.rmSync(own, { force: true }))
 }

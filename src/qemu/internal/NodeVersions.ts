@@ -46,7 +46,8 @@ const write = async (file: string, kept: typeof Kept.Type): Promise<void> => {
   try {
     const directory = NodePath.dirname(file)
     if (!NodeFsSync.existsSync(directory)) await NodeFs.mkdir(directory, { mode: 0o700 })
-    await NodeFs.writeFile(own, Schema.encodeSync(Kept)(kept), { mode: 0o600 })
+    // Through no link that somebody else has put there.
+    await NodeFs.writeFile(own, Schema.encodeSync(Kept)(kept), { flag: "wx", mode: 0o600 })
     await NodeFs.rename(own, file)
   } catch {
     await NodeFs.rm(own, { force: true }).catch(() => undefined)

@@ -43,7 +43,7 @@ const timesOf = async ({ begins, ready, start }: StartupOptions) => {
 const steps = (after: string | undefined, until: number, step: number, beyond = 0): ReadonlyArray<Moment> =>
   Array.from({ length: Math.ceil(until / step) + beyond }, (_, index) => ({ after, millis: index * step }))
 
-/** How a program ends whose start-up a signal meets, for each moment of the start-up in order. */
+/** How a program ends whose start-up a signal meets, for each moment of the start-up. */
 export const signalEachStep = async (options: StartupOptions): Promise<ReadonlyArray<StartupEnd>> => {
   const { begins, beyondSteps = 4, concurrency = 2, signal = "SIGTERM", start } = options
   const { loadingStepMillis = 25, stepMillis = 5 } = options
