@@ -85,13 +85,20 @@ const isOurs = (pid: string): boolean => {
 }
 
 /** Directories of machines, jails and their mounts, and Firecrackers that run there. */
-const left = Effect.sync((): ReadonlyArray<string> => [
+const traces = (): ReadonlyArray<string> => [
   ...(existsSync(stateDirectory) ? readdirSync(stateDirectory) : []),
   ...readdirSync(kept),
   ...readdirSync(jails, { encoding: "utf8", recursive: true }).filter((name) => name.includes("/")),
   ...readFileSync("/proc/self/mountinfo", "utf8").split("\n").filter((line) => line.includes(work)),
   ...readdirSync("/proc").filter((name) => /^\d+$/.test(name) && isOurs(name))
-])
+]
+
+/** On a busy machine, what was killed may be a moment in going. */
+const left = Effect.promise(async () => {
+  const deadline = performance.now() + 2000
+  while (traces().length > 0 && performance.now() < deadline) await new Promise((resolve) => setTimeout(resolve, 20))
+  return traces()
+})
 
 const connect = (machine: Machine.Machine) =>
   Effect.flatMap(

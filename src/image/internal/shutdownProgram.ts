@@ -107,6 +107,7 @@ export const parts = ({ forks }: { readonly forks: boolean }): ReadonlyArray<Par
   { lea: [0xe8], of: "kill" }, //             call
   [0xbe, ...le(18, 4)], //                    mov esi, 18
   { lea: [0xe8], of: "kill" }, //             call
+  [0xbb, ...le(250, 4)], //                   mov ebx, 250
 
   // until nobody lives who began at the first of ours or later, at most 250 times 4 ms
   label("wait"),
