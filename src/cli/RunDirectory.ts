@@ -372,7 +372,7 @@ export const all = Effect.fn("RunDirectory.all")(function*(
 })
 
 /**
- * Those that were left behind. Of the others, nothing is read.
+ * Those that were left behind. Of those with nothing left, nothing is read.
  *
  * @category operations
  * @since 0.1.0

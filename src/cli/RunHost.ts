@@ -37,7 +37,7 @@ export interface Place {
   }
   /** Leaves the report, for `microvm wait`. */
   readonly conclude: (report: RunReport) => Effect.Effect<void>
-  /** Sees to what runs that were killed have left. Nobody waits for it, so it is for when there is nothing else to do. */
+  /** Sees to what runs that were killed have left, once, however often it is run. It is for when there is nothing else to do. */
   readonly tidy: Effect.Effect<void>
 }
 

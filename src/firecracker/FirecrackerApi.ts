@@ -158,10 +158,8 @@ type SendName = { [K in keyof Table]: Table[K] extends { readonly body: string }
 const isPath = (path: string): boolean => /^\/[A-Za-z0-9_/-]{0,899}$/.test(path)
 const pathRemedy = "give \"/\", then at most 899 letters, digits, \"_\", \"-\" and \"/\""
 
-const seconds = Duration.seconds(5)
-const minutes = Duration.minutes(5)
-const durationOf = (given: Duration.Input | undefined, otherwise: Duration.Duration): Duration.Duration =>
-  given === undefined ? otherwise : Duration.fromInputUnsafe(given)
+const fiveSeconds = Duration.seconds(5)
+const fiveMinutes = Duration.minutes(5)
 
 const firstPause = Duration.millis(10)
 const laterPauses = Schedule.exponential("20 millis")
@@ -227,7 +225,7 @@ export const readVersion = Effect.fn("FirecrackerApi.readVersion")(function*(
   transport: ApiTransport,
   options: { readonly within?: Duration.Input | undefined } = {}
 ): Effect.fn.Return<FirecrackerVersion.FirecrackerVersion, FirecrackerError> {
-  const within = Duration.fromInputUnsafe(options.within ?? "5 seconds")
+  const within = Duration.fromInputUnsafe(options.within ?? fiveSeconds)
   const answer = yield* ask(transport, { method: "GET", path: "/version", within })
   const { firecracker_version: text } = yield* decodeVersion(answer)
   return FirecrackerVersion.parse(text) ?? (yield* violation("GET", "/version", "a version that is none"))
@@ -254,9 +252,9 @@ export const readVersion = Effect.fn("FirecrackerApi.readVersion")(function*(
  */
 export const make = (transport: ApiTransport, options: Options): FirecrackerApi => {
   const { deadlines = {}, ...target } = options
-  const read = durationOf(deadlines.read, seconds)
-  const change = durationOf(deadlines.change, seconds)
-  const snapshot = durationOf(deadlines.snapshot, minutes)
+  const read = Duration.fromInputUnsafe(deadlines.read ?? fiveSeconds)
+  const change = Duration.fromInputUnsafe(deadlines.change ?? fiveSeconds)
+  const snapshot = Duration.fromInputUnsafe(deadlines.snapshot ?? fiveMinutes)
 
   const perform = (
     { body, method, path }: Capabilities.Call,
@@ -265,7 +263,7 @@ export const make = (transport: ApiTransport, options: Options): FirecrackerApi 
     const text = bodyText(target, body)
     if (Result.isFailure(text)) return fail(text.failure)
     const usual = method === "GET" ? read : path.startsWith("/snapshot/") ? snapshot : change
-    return ask(transport, { method, path, body: text.success, within: durationOf(given, usual) })
+    return ask(transport, { method, path, body: text.success, within: Duration.fromInputUnsafe(given ?? usual) })
   }
 
   // `Effect.fn` would be made anew for each of forty methods of each client, which costs more than the calls of a start.

@@ -30,6 +30,7 @@ import {
 } from "./FirecrackerHost.ts"
 import * as FirecrackerVersion from "./FirecrackerVersion.ts"
 import { attempt, codeOf, hostFailed } from "./internal/NodeAttempt.ts"
+import { isReadOnlyDevice } from "./internal/NodeJailFiles.ts"
 import * as NodeLibc from "./internal/NodeLibc.ts"
 import { listPages, mergeMemory } from "./internal/NodeMemoryFiles.ts"
 import * as NodeApiTransport from "./NodeApiTransport.ts"
@@ -89,7 +90,9 @@ const lookAtFile = async (path: string, writable: boolean): Promise<FileFacts> =
     // A pipe without a writer would hold up the open.
     await using handle = await NodeFs.open(path, (writable ? O_RDWR : O_RDONLY) | O_NONBLOCK)
     const stat = await handle.stat()
-    if (stat.isBlockDevice()) return { path }
+    if (stat.isBlockDevice()) {
+      return writable && await isReadOnlyDevice(path) ? { path, fault: "the kernel has it as read-only" } : { path }
+    }
     if (!stat.isFile()) return { path, fault: "it is neither a regular file nor a block device" }
     const { buffer, bytesRead } = await handle.read(Buffer.alloc(0x206), 0, 0x206, 0)
     const kernel = kernelOf(buffer.subarray(0, bytesRead))

@@ -280,7 +280,7 @@ const make = Effect.gen(function*() {
     })
 
   const put = (plan: JailPlan.JailPlan, file: JailPlan.JailFile, to: string): Effect.Effect<void, Failure> => {
-    const own = (write: (at: string) => Effect.Effect<void, Failure>, mode: number, { uid } = plan.user) =>
+    const own = (write: (at: string) => Effect.Effect<void, Failure>, mode: number, uid: number = plan.user.uid) =>
       putOwn(plan, to, { name: file.name, mode, uid, write })
     if (file.how === "empty") {
       return own((at) => attempt("make", at, () => NodeFs.writeFile(at, "", { flag: "wx", mode: 0o600 })), 0o600)
@@ -291,7 +291,7 @@ const make = Effect.gen(function*() {
       if (device !== undefined) {
         const node = (at: string) => run("mknod", "-m", "600", at, "b", String(device.major), String(device.minor))
         // Its owner could give himself the right to write.
-        return isWritable ? own(node, 0o600) : own(node, 0o440, { ...plan.user, uid: 0 })
+        return isWritable ? own(node, 0o600) : own(node, 0o440, 0)
       }
       if (file.how === "bind") return bind(from, to)
       const copy = (at: string) => attemptAbortable(`copy ${from} to`, at, (signal) => JailFiles.copy(from, at, signal))

@@ -217,17 +217,23 @@ export const make = Effect.fn("GuestResident.make")(function*(
         return read(told(output.slice(0, outputBytes)))
       })
       // Whoever gives up while others are asked asks nothing; later, that only ends the wait: what was done is told once.
-      return Effect.uninterruptibleMask((restore) =>
+      const inTurn = Effect.uninterruptibleMask((restore) =>
         Effect.gen(function*() {
           yield* restore(turn.take(1))
-          const asked = yield* Effect.forkIn(Effect.ensuring(Effect.interruptible(answer), turn.release(1)), scope, {
+          if (scope.state._tag === "Closed") {
+            yield* turn.release(1)
+            return yield* fail(new GuestError.Closed({ channel: channelName, cause: "its scope was closed" }))
+          }
+          const asked = yield* Effect.forkIn(Effect.ensuring(answer, turn.release(1)), scope, {
             startImmediately: true
           })
-          if (heard) return yield* restore(Fiber.join(asked))
-          return yield* restore(Effect.timeoutOrElse(Fiber.join(asked), {
-            duration: longest,
-            orElse: () => fail(new GuestError.NotReady({ within: longest, attempts: 1 }))
-          }))
+          return yield* restore(Fiber.join(asked))
+        })
+      )
+      return Effect.suspend(() =>
+        heard ? inTurn : Effect.timeoutOrElse(inTurn, {
+          duration: longest,
+          orElse: () => fail(new GuestError.NotReady({ within: longest, attempts: 1 }))
         })
       )
     }
@@ -245,7 +251,7 @@ const powerOff = (resident: GuestResident, firstPid: number) =>
 /**
  * An agent that leaves to the resident what it does better: to power the guest off and, with `command`, to start the first
  * command. Whoever goes on with a command that another process has started asks the agent for it, which then knows nothing of it.
- * So is a command before which the agent was asked anything, since the resident may be gone by then.
+ * So is a command before which the agent was asked to run or to end anything, since that may have ended the resident.
  *
  * Where nothing but ours is `alone` in the guest when that command starts (default `false`), the power-off gives time only to what
  * is left of it and of later ones.
@@ -366,6 +372,12 @@ export const relieve = Effect.fn("GuestResident.relieve")(function*(
       Effect.suspend(() => {
         isAgentAsked = true
         return agent.exec(program)
+      }),
+    // Which a program of the guest does.
+    kill: (pid, signal) =>
+      Effect.suspend(() => {
+        isAgentAsked = true
+        return agent.kill(pid, signal)
       }),
     request: (command, args, how) =>
       Effect.suspend(() => {

@@ -119,11 +119,12 @@ const startHolder = (order: Protocol.Order): Effect.Effect<void, ProcessError> =
     holder.unref()
     return Effect.timeoutOption(
       Effect.callback<void>((ended) => {
-        if (holder.pid === undefined || holder.exitCode !== null || holder.signalCode !== null) {
-          return ended(Effect.void)
+        if (holder.pid === undefined || holder.exitCode !== null || holder.signalCode !== null) ended(Effect.void)
+        else {
+          holder.ref()
+          holder.once("exit", () => ended(Effect.void)).kill("SIGKILL")
         }
-        holder.ref()
-        holder.once("exit", () => ended(Effect.void)).kill("SIGKILL")
+        return Effect.sync(() => holder.unref())
       }),
       dyingTime
     )

@@ -290,8 +290,8 @@ const make = Effect.fnUntraced(function*(options: Options = {}): Effect.fn.Retur
           const socket = yield* machine.channel(GuestAgent.channelName)
           yield* machine.start
           const agent = yield* GuestAgent.make(socket, { within: bootWithin })
-          const alone = yield* startsOursOnly(agent)
           const waits = residents && (yield* Effect.flatMap(machine.channel(GuestResident.channelName), waitsThere))
+          const alone = waits && (yield* startsOursOnly(agent))
           const saved = yield* machine.save(directory)
           return waits ? { ...saved, labels: { [residentLabel]: alone ? "alone" : "waits" } } : saved
         })))

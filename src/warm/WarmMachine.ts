@@ -218,9 +218,7 @@ export const launch: (options: Options) => Effect.Effect<
           label: ["boot", "booting the guest"] as const,
           within: bootWithin,
           slots: GuestSlots.inChannels(spec.channels),
-          hasResident: false,
-          hasOursOnly: false,
-          endsWithUs: false,
+          resident: undefined,
           labels: { image: name, digest, kernelRelease },
           from: { why }
         }
@@ -248,9 +246,9 @@ export const launch: (options: Options) => Effect.Effect<
           label: ["renew", "giving the machine its own clock and names"] as const,
           within: options.answerWithin ?? "15 seconds",
           slots: free,
-          hasResident: hasResident(snapshot.manifest),
-          hasOursOnly: hasOursOnly(snapshot.manifest),
-          endsWithUs: !("keep" in how) || how.keep === undefined,
+          resident: hasResident(snapshot.manifest)
+            ? { alone: hasOursOnly(snapshot.manifest), command: !("keep" in how) || how.keep === undefined }
+            : undefined,
           labels,
           from: { snapshot: snapshot.id }
         }
@@ -399,10 +397,12 @@ interface BroughtUp {
   readonly label: readonly [name: string, text: string]
   readonly within: Duration.Input
   readonly slots: ReadonlyArray<number>
-  readonly hasResident: boolean
-  readonly hasOursOnly: boolean
-  /** Else another process may have to go on with its commands. */
-  readonly endsWithUs: boolean
+  readonly resident: {
+    /** Nothing else is in the guest that is not ours. */
+    readonly alone: boolean
+    /** Starts the first command, unless another process may have to go on with that. */
+    readonly command: boolean
+  } | undefined
   readonly labels: Readonly<Record<string, string>>
   readonly from: { readonly snapshot: string } | { readonly why: string }
 }
@@ -454,7 +454,7 @@ const attempt = <R>(options: Options, bringUp: Effect.Effect<BroughtUp, WarmErro
         const slots = yield* GuestSlots.fromChannels(up.slots, channel)
         const socket = yield* channel(GuestAgent.channelName)
         const phase: Phase = options.phase ?? (() => (effect) => effect)
-        const port = up.hasResident ? yield* channel(GuestResident.channelName) : undefined
+        const port = up.resident !== undefined ? yield* channel(GuestResident.channelName) : undefined
         const answers = Effect.gen(function*() {
           yield* up.go
           // Where a resident answers, the agent is not woken before somebody needs it.
@@ -463,11 +463,11 @@ const attempt = <R>(options: Options, bringUp: Effect.Effect<BroughtUp, WarmErro
           const identity = yield* GuestRenewal.makeIdentity(options.id, up.machine.spec.networks.map(GuestNetwork.card))
           const resident = port === undefined ? undefined : yield* GuestResident.make(port, { within: up.within })
           const proof = yield* GuestRenewal.renew(agent, identity, { resident })
-          const relieved = resident === undefined
+          const relieved = resident === undefined || up.resident === undefined
             ? agent
             : yield* GuestResident.relieve(agent, resident, {
-              command: up.endsWithUs,
-              alone: up.hasOursOnly && proof.restarted.length === 0
+              command: up.resident.command,
+              alone: up.resident.alone && proof.restarted.length === 0
             })
           return { agent: relieved, how: { _tag: "Restored", ...up.from, proof } as const }
         })

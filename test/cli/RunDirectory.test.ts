@@ -40,6 +40,7 @@ describe("a run", () => {
       yield* leaveRecord(state, "dev")
       yield* kill(state, "dev")
       assert.strictEqual((yield* RunDirectory.find(state, "dev")).state, "left behind")
+      assert.deepStrictEqual((yield* RunDirectory.leftBehind(state)).map(({ id }) => id), ["dev"])
       assert.deepStrictEqual(
         yield* refusal(RunDirectory.begin(state, infoOf("dev"))),
         ["LeftBehind", "machine dev was left behind by its supervisor: go on with it, or clean up, by microvm recover"]
@@ -48,6 +49,7 @@ describe("a run", () => {
       assert.deepStrictEqual(yield* RunDirectory.prune(state, { keep: 0, within: 0 }), [])
       yield* RunDirectory.adopt(state, "dev")
       assert.strictEqual((yield* RunDirectory.find(state, "dev")).state, "up")
+      assert.deepStrictEqual(yield* RunDirectory.leftBehind(state), [])
     }).pipe(Effect.provide(layer)))
 
   it.live("whose supervisor has died before it had anything is over, and nobody knows how", () =>

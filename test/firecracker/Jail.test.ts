@@ -257,8 +257,14 @@ describe("prepare", () => {
         assert.match(why(error), /files\[0\]\.from .*a block device that we can write to/)
         assert.deepStrictEqual(Fs.readdirSync(here.base), [])
         const plan = planned(here, { files: [{ how: "copy", name: "data", from }] })
-        yield* prepare(plan)
+        const { add } = yield* prepare(plan)
         assert.isTrue(Fs.statSync(join(plan.root, "data")).isBlockDevice())
+        assert.match(
+          why(yield* Effect.flip(add({ how: "copy", name: "more", from, writable: true }))),
+          /file\.from .*a block device that we can write to/
+        )
+        yield* add({ how: "copy", name: "more", from })
+        assert.isTrue(Fs.statSync(join(plan.root, "more")).isBlockDevice())
       })
       : Effect.void)
 
@@ -733,6 +739,8 @@ describe("a jail at work", () => {
       assert.match(why(again), /^HostFailed: .*EEXIST$/)
       const name = yield* Effect.flip(add({ how: "empty", name: "firecracker.pid" }))
       assert.match(why(name), /^InvalidRequest: /)
+      const missing = yield* Effect.flip(add({ how: "copy", name: "none", from: join(here.directory, "missing") }))
+      assert.match(why(missing), /file\.from/)
       // An inmate that has a link ready gets nothing of it.
       Fs.symlinkSync(from, join(plan.root, "link"))
       assert.match(why(yield* Effect.flip(add({ how: "empty", name: "link" }))), /EEXIST$/)

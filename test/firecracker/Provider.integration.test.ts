@@ -93,12 +93,8 @@ const traces = (): ReadonlyArray<string> => [
   ...readdirSync("/proc").filter((name) => /^\d+$/.test(name) && isOurs(name))
 ]
 
-/** On a busy machine, what was killed may be a moment in going. */
-const left = Effect.promise(async () => {
-  const deadline = performance.now() + 2000
-  while (traces().length > 0 && performance.now() < deadline) await new Promise((resolve) => setTimeout(resolve, 20))
-  return traces()
-})
+/** On a busy machine, what was killed may be a moment in going: the suite looks a hundred times. */
+const left = Effect.tap(Effect.sync(traces), (names) => names.length === 0 ? Effect.void : Effect.sleep("20 millis"))
 
 const connect = (machine: Machine.Machine) =>
   Effect.flatMap(

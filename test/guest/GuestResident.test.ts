@@ -117,10 +117,21 @@ describe("a resident", () => {
         within: "15 seconds"
       })
       const ask = resident.ask([uname], ({ result }) => result(uname))
-      expect((yield* inTime(Effect.flip(ask))).reason).toMatchObject({ _tag: "NotReady", attempts: 1 })
+      const errors = yield* inTime(Effect.all([Effect.flip(ask), Effect.flip(ask)], { concurrency: 2 }))
+      for (const { reason } of errors) expect(reason).toMatchObject({ _tag: "NotReady", attempts: 1 })
       expect(yield* Clock.currentTimeMillis).toBe(15_000)
       yield* guest.resume
       expect(yield* inTime(ask)).toBe(0)
+    }))
+
+  it.effect("answers nobody any more once its scope is closed", () =>
+    Effect.gen(function*() {
+      const guest = yield* FakeGuestAgent.make()
+      const port = yield* guest.channel(GuestResident.channelName)
+      const { ask } = yield* Effect.scoped(GuestResident.make(port))
+      for (let round = 0; round < 2; round++) {
+        expect((yield* Effect.flip(ask([uname], () => undefined))).reason).toMatchObject({ _tag: "Closed" })
+      }
     }))
 
   it.effect("is not taken at its word for what it was not asked", () =>
@@ -231,6 +242,7 @@ describe("a resident", () => {
       true,
       0
     ],
+    ["a kill", (agent) => Effect.ignore(agent.kill(99, "SIGTERM")), true, 0],
     ["a hook, or a daemon of the image", () => Effect.void, false, 0]
   ]
   it.effect.each(before)(

@@ -215,6 +215,10 @@ layer(services, { excludeTestServices: true, timeout: "2 minutes" })("machines f
         const parent = "read -r line; echo $A $line $(tr '\\0' ' ' </proc/$PPID/cmdline)"
 
         const one = yield* WarmMachine.launch({ id: "one" })
+        const golden = (yield* SnapshotStore.use(({ list }) => list)).find(({ manifest }) =>
+          manifest?.kind === "golden"
+        )
+        assert.strictEqual(golden?.manifest?.labels["resident"], "alone")
         const first = yield* run(one, `${parent}; kill -9 $$`)
         assert.strictEqual(first.stdout, "b input /sbin/microvm-resident\n")
         assert.deepInclude(first.status, { _tag: "Signaled", signal: "SIGKILL" })

@@ -151,6 +151,8 @@ describe("a warm machine", () => {
       yield* settle(launch({ id: "two", start: "cold" }))
       const stored = yield* Context.get(context, SnapshotStore).list
       assert.deepStrictEqual(stored.map(({ manifest }) => manifest?.labels["cards"]), ["1"])
+      // What else the image starts is not known here.
+      assert.deepStrictEqual(stored.map(({ manifest }) => manifest?.labels["resident"]), ["waits"])
     }))
 
   it.effect("with disks is booted", () =>

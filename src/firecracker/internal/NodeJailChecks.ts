@@ -66,18 +66,14 @@ const there: Check = {
   remedy: "make the namespace first"
 }
 
-/**
- * Opened, as a file that is not ours may be closed to us. A device is written to itself, and the kernel opens one for that
- * that cannot be written to.
- */
+/** Opened, as a file that is not ours may be closed to us. A device is written to itself. */
 const usable = (isWritable: boolean): Check => ({
   holds: async (path) => {
     const { O_NONBLOCK, O_RDONLY, O_RDWR } = NodeFs.constants
     const device = await JailFiles.blockDevice(path)
     await using handle = await NodeFs.open(path, (device !== undefined && isWritable ? O_RDWR : O_RDONLY) | O_NONBLOCK)
     if (device === undefined) return (await handle.stat()).isFile()
-    if (!isWritable) return true
-    return await NodeFs.readFile(`/sys/dev/block/${device.major}:${device.minor}/ro`, "utf8") === "0\n"
+    return !isWritable || !await JailFiles.isReadOnlyDevice(path)
   },
   remedy: `give a regular file that we can read, or a block device that we can ${isWritable ? "write to" : "read"}`
 })

@@ -55,6 +55,13 @@ export const blockDevice = async (
   return { major: (rdev >> 8n & 0xfffn) | (rdev >> 32n & ~0xfffn), minor: (rdev & 0xffn) | (rdev >> 12n & ~0xffn) }
 }
 
+/** Can this block device not be written to? The kernel opens it for that all the same. */
+export const isReadOnlyDevice = async (path: string): Promise<boolean> => {
+  const device = await blockDevice(path)
+  return device !== undefined
+    && await NodeFs.readFile(`/sys/dev/block/${device.major}:${device.minor}/ro`, "utf8") !== "0\n"
+}
+
 const isSame = (a: BigIntStats, b: BigIntStats): boolean => a.ino === b.ino && a.dev === b.dev
 
 /** Do both paths lead to the same file? */

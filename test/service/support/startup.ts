@@ -5,7 +5,7 @@ export interface StartupOptions {
   /** Starts the program; it may say anything, but has to say `ready`. */
   readonly start: () => Run
   /** The line of stdout with which the program begins, once its modules are loaded. From then on the steps are short. */
-  readonly begins?: string
+  readonly begins: string
   /** The line of stdout that ends the start-up. */
   readonly ready: string
   readonly signal?: NodeJS.Signals
@@ -34,7 +34,7 @@ interface Moment {
 const timesOf = async ({ begins, ready, start }: StartupOptions) => {
   const began = performance.now()
   await using run = start()
-  if (begins !== undefined) await run.said(begins)
+  await run.said(begins)
   const loaded = performance.now()
   await run.said(ready)
   return { loading: loaded - began, rest: performance.now() - loaded }
@@ -51,7 +51,7 @@ export const signalEachStep = async (options: StartupOptions): Promise<ReadonlyA
   const loading = Math.max(...times.map((one) => one.loading))
   const rest = Math.max(...times.map((one) => one.rest))
   const moments = [
-    ...(begins === undefined ? [] : steps(undefined, loading, loadingStepMillis)),
+    ...steps(undefined, loading, loadingStepMillis),
     ...steps(begins, rest, stepMillis, beyondSteps)
   ]
   const ends: Array<StartupEnd> = []
