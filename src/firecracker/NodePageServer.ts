@@ -12,6 +12,7 @@ import * as Layer from "effect/Layer"
 import * as Result from "effect/Result"
 import * as Scope from "effect/Scope"
 import * as NodeFs from "node:fs/promises"
+import { availableParallelism } from "node:os"
 import * as FirecrackerError from "./FirecrackerError.ts"
 import { counted } from "./internal/faultLoop.ts"
 import * as GuestMemory from "./internal/guestMemory.ts"
@@ -25,6 +26,9 @@ import { type Options, PageServer, type Peer, type Serving, type WorkingSet } fr
 type Failure = FirecrackerError.FirecrackerError
 
 const smallPage = 4096
+
+/** Milliseconds: some more than it takes to wake the thread that was given a page. */
+const worthLooking = 0.05
 
 interface Memory {
   readonly descriptor: number
@@ -108,9 +112,11 @@ const start = Effect.fnUntraced(function*(
     const zeros = pageSize === smallPage ? 0 : yield* mapped(libc, pageSize)
     if (record) order = new Uint32Array(new SharedArrayBuffer(4 * size / pageSize))
     const runs = prefetch === undefined ? new Float64Array(0) : GuestMemory.runs(prefetch, pageSize, size)
+    // On one processor, who looks keeps those from running who would ask.
+    const lookFor = availableParallelism() > 1 ? worthLooking : 0
     return yield* thread.serve(
       { faults, gone, zeros },
-      { regions, pageSize, source, size, runs, counters, recorded, order },
+      { regions, pageSize, source, size, runs, counters, recorded, order, lookFor },
       () => Deferred.doneUnsafe(ready, Effect.succeed(peer))
     )
   })

@@ -160,7 +160,8 @@ const taskOf = (runs: ReadonlyArray<number> = [], size = pagesOfFile * small): F
   runs: Float64Array.from(runs),
   counters: new Float64Array(counted.length),
   order: new Uint32Array(pagesOfFile),
-  recorded: new Int32Array(1)
+  recorded: new Int32Array(1),
+  lookFor: 0.05
 })
 
 /**
@@ -177,7 +178,24 @@ const machine = (script: ReadonlyArray<Step>) => {
   let untold: Array<Step & { readonly _tag: "Remove" }> = []
   let leaving: ReadonlyArray<Step & { readonly _tag: "Remove" }> = []
   let turns = 0
+  let reads = 0
 
+  const goOn = (): void => {
+    // One that was heard of at least a turn ago.
+    for (const { count, page } of leaving) {
+      for (let one = page; one < page + count; one++) {
+        memory.delete(one)
+        removed.add(one)
+      }
+    }
+    leaving = []
+    const step = steps.shift()
+    if (step?._tag === "Touch" && !memory.has(step.page)) {
+      faults.push(step.page)
+      waiting.add(step.page)
+    }
+    if (step?._tag === "Remove") untold.push(step)
+  }
   const fill = (to: number, length: number, content: (page: number) => number | "zeros"): number => {
     if (untold.length + leaving.length > 0) return -EAGAIN
     const first = (to - base) / small
@@ -193,24 +211,15 @@ const machine = (script: ReadonlyArray<Step>) => {
     messages,
     wait: () => {
       if (++turns > 1000) throw new Error("it does not come to an end")
-      // One that was heard of at least a turn ago.
-      for (const { count, page } of leaving) {
-        for (let one = page; one < page + count; one++) {
-          memory.delete(one)
-          removed.add(one)
-        }
-      }
-      leaving = []
-      const step = steps.shift()
-      if (step?._tag === "Touch" && !memory.has(step.page)) {
-        faults.push(step.page)
-        waiting.add(step.page)
-      }
-      if (step?._tag === "Remove") untold.push(step)
+      const isOver = steps.length === 0
+      goOn()
       if (faults.length + untold.length > 0) return 1
-      return step === undefined && waiting.size === 0 ? 2 : 0
+      return isOver && waiting.size === 0 ? 2 : 0
     },
     read: () => {
+      reads += 1
+      // It goes on while it is looked for.
+      if (faults.length + untold.length === 0) goOn()
       const told = [
         ...faults.map((page) => [0x12, 0, addressOf(page)] as const),
         ...untold.map(({ count, page }) => [0x15, addressOf(page), addressOf(page + count)] as const)
@@ -221,13 +230,14 @@ const machine = (script: ReadonlyArray<Step>) => {
         messages.setBigUint64(32 * index + 16, BigInt(second), true)
       }
       const count = Math.max(0, told.length - faults.length)
-      leaving = untold.slice(0, count)
+      leaving = [...leaving, ...untold.slice(0, count)]
       untold = untold.slice(count)
       faults = faults.slice(told.length)
       return told.length === 0 ? -EAGAIN : 32 * told.length
     },
     copy: (to, from, length) => fill(to, length, (page) => (from - source) / small + page),
-    zero: (to, length) => fill(to, length, () => "zeros")
+    zero: (to, length) => fill(to, length, () => "zeros"),
+    now: () => reads / 100
   }
   return { kernel, memory, removed }
 }
@@ -320,5 +330,83 @@ describe("faults", () => {
     }]
   ])("that cannot be served end it: %s", (_, steps, changes, ending) => {
     assert.deepStrictEqual(ends(steps, changes), ending)
+  })
+})
+
+describe("the next fault is looked for", () => {
+  const [call, wake] = [0.001, 0.02] as const
+
+  /** A thread that asks for pages, so many milliseconds after the one before was given, and then is gone. */
+  const asking = (gaps: ReadonlyArray<number>, lookFor = 0.05) => {
+    const messages = new DataView(new ArrayBuffer(32))
+    messages.setUint8(0, 0x12)
+    messages.setBigUint64(16, BigInt(base), true)
+    let [time, at, asked] = [0, 0, 0]
+    const seen = { slept: 0, looked: 0, reads: 0, took: 0 }
+    let [inRow, longestRow] = [0, 0]
+    const kernel: Kernel = {
+      messages,
+      now: () => time,
+      wait: (millis) => {
+        longestRow = Math.max(longestRow, inRow)
+        inRow = 0
+        if (asked === gaps.length) return 4
+        if (millis < 0 && at > time) {
+          seen.slept += 1
+          time = at + wake
+        }
+        return at <= time ? 1 : 0
+      },
+      read: () => {
+        seen.reads += 1
+        time += call
+        if (at > time || asked === gaps.length) {
+          seen.looked += call
+          return -EAGAIN
+        }
+        inRow += 1
+        at = Infinity
+        return 32
+      },
+      copy: (_to, _from, length) => {
+        asked += 1
+        time += call
+        at = time + (gaps[asked - 1] ?? 0)
+        return length
+      },
+      zero: () => -EAGAIN
+    }
+    assert.deepStrictEqual(faultLoop(kernel, { ...taskOf(), lookFor }), { _tag: "Gone" })
+    assert.isBelow(longestRow, 20)
+    return { ...seen, took: time }
+  }
+  const many = (gap: number, count = 4000) => Array.from({ length: count }, () => gap)
+
+  it("where it comes soon, without sleep", () => {
+    assert.isAtMost(asking(many(0.03)).slept, 1)
+    assert.isAtMost(asking(many(0)).slept, 1)
+  })
+
+  it("ever less often where it does not", () => {
+    const { looked, slept, took } = asking(many(0.1))
+    assert.isAtLeast(slept, 3900)
+    assert.isBelow(looked - slept * call, 30 * 0.06)
+    assert.isBelow(took, asking(many(0.1), 0).took * 1.02)
+  })
+
+  it("again when it comes soon again", () => {
+    const { slept } = asking([...many(1), ...many(0.03)])
+    assert.isBelow(slept, 4000 + 600)
+  })
+
+  it("as long as most looks are worth it", () => {
+    const mixed = Array.from({ length: 4000 }, (_, index) => index % 4 === 0 ? 1 : 0.03)
+    assert.isAtMost(asking(mixed).slept, 2 * 1000)
+  })
+
+  it("never on one processor, but for what is there", () => {
+    const { reads, slept } = asking(many(0.03), 0)
+    assert.isAtLeast(slept, 3990)
+    assert.isAtMost(reads, 2 * 4000 + 2)
   })
 })

@@ -124,7 +124,8 @@ function bind(koffi: Koffi, eventLayout: typeof epollEvent): Calls {
           put(8, length)
           put(16, 0)
           return fill(UFFDIO_ZEROPAGE, length, 24)
-        }
+        },
+        now: () => performance.now()
       }
     }
   }

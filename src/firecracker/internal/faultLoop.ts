@@ -25,6 +25,8 @@ export interface FaultTask {
   readonly order: Uint32Array
   /** Shared: how many of them there are. */
   readonly recorded: Int32Array
+  /** How long the next fault is looked for before it is slept for, in milliseconds. */
+  readonly lookFor: number
 }
 
 export type Ending =
@@ -43,6 +45,8 @@ export interface Kernel {
   /** Copies pages and wakes who waits for them. Answers with the number of bytes, which may be less than were asked for. */
   readonly copy: (to: number, from: number, length: number) => number
   readonly zero: (to: number, length: number) => number
+  /** In milliseconds. */
+  readonly now: () => number
 }
 
 /**
@@ -51,7 +55,7 @@ export interface Kernel {
  * Its text is all that the thread has in which it runs: nothing else of this module can be used in it.
  */
 export function faultLoop(kernel: Kernel, task: FaultTask): Ending {
-  const { counters, order, pageSize, recorded, regions, runs, size, source } = task
+  const { counters, lookFor, order, pageSize, recorded, regions, runs, size, source } = task
   const { messages } = kernel
   const [ESRCH, EAGAIN, EEXIST] = [3, 11, 17] as const
   const [pageFault, remove, messageSize] = [0x12, 0x15, 32] as const
@@ -62,6 +66,12 @@ export function faultLoop(kernel: Kernel, task: FaultTask): Ending {
   /** Pages that could not be served yet. */
   const waiting = new Set<number>()
   let [nextRun, doneOfRun] = [0, 0]
+  /** How often the next fault is looked for before it is seen whether the machine is gone, or we are told to stop. */
+  const mostLooks = 16
+  let looks = 0
+  /** How many of the next faults are not looked for, and how many of them after that. */
+  const mostAsleep = 255
+  let [asleep, nextAsleep] = [0, 0]
   let isHeldUp = false
   let ending: Ending | undefined
 
@@ -175,19 +185,48 @@ export function faultLoop(kernel: Kernel, task: FaultTask): Ending {
     if (isSettled(result, offset)) doneOfRun += result > 0 ? result : pageSize
   }
 
-  for (;;) {
-    const events = kernel.wait(isHeldUp ? 1 : nextRun < runs.length ? 0 : -1)
-    if (events < 0) return { _tag: "Failed", what: "its messages could not be waited for", errno: -events }
-    if ((events & 2) !== 0) return { _tag: "Stopped" }
-    if ((events & 4) !== 0) return { _tag: "Gone" }
-    isHeldUp = false
-    if ((events & 1) !== 0) {
-      const bytes = kernel.read()
-      if (bytes < 0 && bytes !== -EAGAIN) fail("its messages could not be read", -bytes)
-      hear(bytes)
+  /**
+   * Who was given a page often asks for the next one at once, and for it, and for us, to be woken takes longer than all else that
+   * is done for a page. A look that was in vain has wasted the processor: the more of them there were, the more faults are slept
+   * for before there is another.
+   */
+  const look = (): number => {
+    let bytes = kernel.read()
+    if (bytes !== -EAGAIN || lookFor === 0) return bytes
+    if (asleep > 0) {
+      asleep -= 1
+      return bytes
     }
+    const start = kernel.now()
+    let took = 0
+    while (bytes === -EAGAIN && took < lookFor) {
+      bytes = kernel.read()
+      took = kernel.now() - start
+    }
+    // Late is in vain, too: then others have run on our processor.
+    nextAsleep = took < lookFor ? nextAsleep >> 1 : Math.min(2 * nextAsleep + 1, mostAsleep)
+    asleep = nextAsleep
+    return bytes
+  }
+
+  let hasServed = false
+  for (;;) {
+    let bytes: number = hasServed ? look() : -EAGAIN
+    looks += 1
+    if (bytes === -EAGAIN || looks === mostLooks) {
+      looks = 0
+      const events = kernel.wait(isHeldUp ? 1 : bytes !== -EAGAIN || nextRun < runs.length ? 0 : -1)
+      if (events < 0) return { _tag: "Failed", what: "its messages could not be waited for", errno: -events }
+      if ((events & 2) !== 0) return { _tag: "Stopped" }
+      if ((events & 4) !== 0) return { _tag: "Gone" }
+      if (bytes === -EAGAIN && (events & 1) !== 0) bytes = kernel.read()
+    }
+    isHeldUp = false
+    if (bytes < 0 && bytes !== -EAGAIN) fail("its messages could not be read", -bytes)
+    hear(bytes)
     if (ending === undefined && !isHeldUp) retry()
     if (ending === undefined && !isHeldUp && nextRun < runs.length) prefetch()
     if (ending !== undefined) return ending
+    hasServed = bytes > 0 && !isHeldUp && nextRun >= runs.length
   }
 }
