@@ -93,9 +93,6 @@ const traces = (): ReadonlyArray<string> => [
   ...readdirSync("/proc").filter((name) => /^\d+$/.test(name) && isOurs(name))
 ]
 
-/** On a busy machine, what was killed may be a moment in going: the suite looks a hundred times. */
-const left = Effect.tap(Effect.sync(traces), (names) => names.length === 0 ? Effect.void : Effect.sleep("20 millis"))
-
 const connect = (machine: Machine.Machine) =>
   Effect.flatMap(
     machine.channel(GuestAgent.channelName),
@@ -132,7 +129,7 @@ const conformance = (title: string, prefix: string, how: How, chosen: RegExp = /
       ...(how.jail?.newPidNamespace !== true && {
         kill: (machine: Machine.Machine) => Effect.sync(() => process.kill(pidOf(machine), "SIGKILL"))
       }),
-      left,
+      left: Effect.sync(traces),
       directory: Effect.acquireRelease(
         Effect.sync(() => mkdtempSync(join(kept, "machine-"))),
         (directory) => Effect.sync(() => rmSync(directory, { recursive: true }))

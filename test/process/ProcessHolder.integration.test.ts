@@ -335,14 +335,17 @@ describe("a process that is held", () => {
     }))
 
   world(
-    "is ended as any other process, with more time when it asks for it",
-    ({ directory, spawn }) =>
+    "is ended as any other process, with more time when it asks for it, and its holder is gone then",
+    ({ directory, holder, spawn }) =>
       Effect.gen(function*() {
         const policy = ShutdownPolicy.signals({ grace: "50 millis" })
         const script = "trap '' TERM; echo up; while :; do sleep 0.05; done"
         yield* Effect.scoped(Effect.flatMap(spawn(script), (first) => Stream.runHead(first.stdout)))
-        const held = yield* ProcessHolder.use((holder) => holder.attach({ directory, policy }))
+        const held = yield* ProcessHolder.use((one) => one.attach({ directory, policy }))
+        const pid = holder()
         expect((yield* held.shutdown())._tag).toBe("Forced")
+        expect(isThere(pid)).toBe(false)
+        expect(existsSync(join(directory, "exit.json"))).toBe(true)
         expect(yield* held.exit).toMatchObject({ _tag: "Signaled", signal: "SIGKILL" })
       })
   )

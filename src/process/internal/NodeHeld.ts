@@ -119,6 +119,9 @@ const tailOf = (directory: string, stream: Protocol.StreamName): Effect.Effect<S
     }))
   )
 
+/** Until a holder whose process has ended is gone too. */
+const lastWriting = "1 second"
+
 /** What a process that has ended has left unread. */
 const leftOver = (bytes: Uint8Array): Duplex =>
   new Duplex({
@@ -243,6 +246,14 @@ export const make = Effect.fnUntraced(function*(
     { onEvent: options.onShutdown }
   )
 
+  /** With all that it has still to write down. One that cannot, on a full disk, is not waited for. */
+  const holderGone = Effect.timeoutOption(
+    pollUntil(Effect.map(lives(host, held.holder), (isThere) => !isThere)),
+    lastWriting
+  )
+  const end: HeldProcess["shutdown"] = (request) =>
+    Effect.tap(shutdown.run(request), () => Effect.when(holderGone, Deferred.isDone(told)))
+
   const output = (stream: Protocol.StreamName) => {
     const from = options.fromStart || hand === undefined ? 0 : hand[stream]
     return Stream.map(follow({ directory, stream, from }), ({ bytes }) => bytes)
@@ -262,7 +273,7 @@ export const make = Effect.fnUntraced(function*(
         ? fromDuplex(openChannel(directory, fd, hand?.name))
         : Effect.fail(fromReason(ProcessErrorReason.NoSuchDescriptor({ fd, available: held.channels }))),
     signal,
-    shutdown: shutdown.run,
+    shutdown: end,
     extendShutdown: shutdown.extend
   }
 })
