@@ -6,17 +6,11 @@
  *
  * @since 0.1.0
  */
-import * as Result from "effect/Result"
-import { type Method, UnsupportedByVersion } from "./FirecrackerError.ts"
+import type * as Result from "effect/Result"
+import type { Method, UnsupportedByVersion } from "./FirecrackerError.ts"
 import * as FirecrackerVersion from "./FirecrackerVersion.ts"
-import {
-  type Architecture,
-  type Endpoint,
-  endpoints,
-  type Feature,
-  features,
-  knownBad
-} from "./internal/capabilityTable.ts"
+import { type Endpoint, endpoints, knownBad } from "./internal/capabilityTable.ts"
+import { type CheckOptions, gated, has, refuse, type Target } from "./internal/gates.ts"
 
 export {
   type Architecture,
@@ -27,26 +21,11 @@ export {
   type KnownBad,
   knownBad
 } from "./internal/capabilityTable.ts"
-
-/**
- * The Firecracker that is talked to.
- *
- * @category models
- * @since 0.1.0
- */
-export interface Target {
-  readonly version: FirecrackerVersion.FirecrackerVersion
-  readonly architecture: Architecture
-  /** Was it started with `--enable-pci`? Default false. */
-  readonly pci?: boolean | undefined
-  /** Its `--http-api-max-payload-size`: the longest body in bytes. Default 51200. */
-  readonly payloadLimit?: number | undefined
-}
+export { type CheckOptions, type Target } from "./internal/gates.ts"
 
 const byCall = new Map(
   Object.values<Endpoint>(endpoints).map((endpoint) => [`${endpoint.method} ${endpoint.path}`, endpoint])
 )
-const gatesOf = Map.groupBy(features, ({ body }) => body)
 
 /**
  * The endpoint of a method and a path; none, when there is no such endpoint, or the path has other characters in place of
@@ -78,32 +57,6 @@ export interface Call {
 }
 
 /**
- * @category options
- * @since 0.1.0
- */
-export interface CheckOptions {
-  /**
-   * Fields that are left out where they are not known: `huge_pages`, or `MachineConfiguration.huge_pages` for this body
-   * only. Default none: what is not known is an error.
-   */
-  readonly optional?: ReadonlyArray<string> | undefined
-}
-
-const isRecord = (value: unknown): value is Readonly<Record<string, unknown>> =>
-  typeof value === "object" && value !== null && !Array.isArray(value)
-
-const has = (target: Target, since: FirecrackerVersion.FirecrackerVersion | undefined): boolean =>
-  since === undefined || FirecrackerVersion.isAtLeast(target.version, since)
-
-const knows = (target: Target, { also = [], since }: Feature): boolean =>
-  has(target, since) || also.some((release) => release.minor === target.version.minor && has(target, release))
-
-type Missing = UnsupportedByVersion["features"][number]
-
-const missing = (feature: string, since: FirecrackerVersion.FirecrackerVersion | undefined): Missing =>
-  since === undefined ? { feature } : { feature, since: FirecrackerVersion.format(since) }
-
-/**
  * The body to send to this Firecracker, which is the one of `call` unless a field is left out or had another name; or
  * everything that it does not know. Values are not looked at beyond that.
  *
@@ -125,34 +78,10 @@ export const check = (
   call: Call,
   options: CheckOptions = {}
 ): Result.Result<unknown, UnsupportedByVersion> => {
-  const refuse = (lacking: ReadonlyArray<Missing>) =>
-    Result.fail(new UnsupportedByVersion({ version: FirecrackerVersion.format(target.version), features: lacking }))
   const endpoint = find(call.method, call.path)
-  if (endpoint === undefined || !has(target, endpoint.since)) {
-    const name = `${call.method} ${endpoint?.path ?? call.path}`
-    return refuse([missing(name, endpoint?.since)])
-  }
-  const { body } = call
-  const gates = endpoint.body === undefined ? undefined : gatesOf.get(endpoint.body)
-  if (gates === undefined || !isRecord(body)) return Result.succeed(body)
-
-  const sent: Record<string, unknown> = { ...body }
-  const lacking: Array<Missing> = []
-  for (const feature of gates) {
-    const { architecture, field, formerly, since, unless, value: gated } = feature
-    const isKnown = knows(target, feature)
-    const value = body[field]
-    if (value === undefined || (gated !== undefined && value !== gated)) continue
-    if (isKnown && (architecture === undefined || architecture === target.architecture)) continue
-    const name = `${feature.body}.${field}`
-    if (formerly !== undefined && !isKnown) sent[formerly] = value
-    else if (value !== unless && options.optional?.some((text) => text === field || text === name) !== true) {
-      const words = gated === undefined ? name : `${name} = ${gated}`
-      lacking.push(isKnown ? { feature: `${words} (${architecture} only)` } : missing(words, since))
-    }
-    Reflect.deleteProperty(sent, field)
-  }
-  return lacking.length > 0 ? refuse(lacking) : Result.succeed(sent)
+  return endpoint === undefined
+    ? refuse(target, [{ feature: `${call.method} ${call.path}` }])
+    : gated(target, endpoint, call.body, options)
 }
 
 /**

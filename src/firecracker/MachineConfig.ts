@@ -20,6 +20,7 @@ import * as FirecrackerError from "./FirecrackerError.ts"
 import * as FirecrackerSchema from "./FirecrackerSchema.ts"
 import * as FirecrackerVersion from "./FirecrackerVersion.ts"
 import { checked } from "./internal/checked.ts"
+import { gated } from "./internal/gates.ts"
 import { bodyText } from "./internal/prepare.ts"
 import { spanned } from "./internal/spanned.ts"
 
@@ -128,39 +129,42 @@ const across = (config: MachineConfig, target: Capabilities.Target): ReadonlyArr
 }
 
 interface Step extends Capabilities.Call {
+  readonly endpoint: Capabilities.Endpoint
   /** Where in the config its body is. */
   readonly from: string
 }
 
 const all = (config: MachineConfig): ReadonlyArray<Step> => {
-  const put = (path: string, from: string, body: unknown): ReadonlyArray<Step> =>
-    body === undefined ? [] : [{ method: "PUT", path, body, from }]
-  const drives = (config.drives ?? []).map((drive, index) => ({ drive, from: `drives[${index}]` }))
-  const drivesThat = (root: boolean) =>
-    drives.filter(({ drive }) => drive.is_root_device === root).flatMap(({ drive, from }) =>
-      put(`/drives/${drive.drive_id}`, from, drive)
-    )
-  return [
-    ...put("/logger", "logger", config.logger),
-    ...put("/metrics", "metrics", config.metrics),
-    ...put("/serial", "serial", config.serial),
-    // Both are told when they are false, too: who reads the calls need not know what the default is.
-    ...put("/machine-config", "machine", { smt: false, track_dirty_pages: false, ...config.machine }),
-    ...put("/boot-source", "bootSource", config.bootSource),
-    ...drivesThat(true),
-    ...(config.networkInterfaces ?? []).flatMap((one, index) =>
-      put(`/network-interfaces/${one.iface_id}`, `networkInterfaces[${index}]`, one)
-    ),
-    ...drivesThat(false),
-    ...put("/vsock", "vsock", config.vsock),
-    ...put("/cpu-config", "cpuConfig", config.cpuConfig),
-    ...(config.pmem ?? []).flatMap((one, index) => put(`/pmem/${one.id}`, `pmem[${index}]`, one)),
-    ...put("/entropy", "entropy", config.entropy),
-    ...put("/balloon", "balloon", config.balloon),
-    ...put("/hotplug/memory", "memoryHotplug", config.memoryHotplug),
-    ...put("/mmds/config", "mmds.config", config.mmds?.config),
-    ...put("/mmds", "mmds.data", config.mmds?.data)
-  ]
+  const steps: Array<Step> = []
+  const put = (name: keyof typeof Capabilities.endpoints, from: string, body: unknown, id = ""): void => {
+    if (body === undefined) return
+    const endpoint = Capabilities.endpoints[name]
+    steps.push({ endpoint, method: endpoint.method, path: endpoint.path.replace("{id}", id), body, from })
+  }
+  const drivesThat = (root: boolean): void =>
+    config.drives?.forEach((drive, index) => {
+      if (drive.is_root_device === root) put("putDrive", `drives[${index}]`, drive, drive.drive_id)
+    })
+  put("putLogger", "logger", config.logger)
+  put("putMetrics", "metrics", config.metrics)
+  put("putSerial", "serial", config.serial)
+  // Both are told when they are false, too: who reads the calls need not know what the default is.
+  put("putMachineConfig", "machine", { smt: false, track_dirty_pages: false, ...config.machine })
+  put("putBootSource", "bootSource", config.bootSource)
+  drivesThat(true)
+  config.networkInterfaces?.forEach((one, index) =>
+    put("putNetworkInterface", `networkInterfaces[${index}]`, one, one.iface_id)
+  )
+  drivesThat(false)
+  put("putVsock", "vsock", config.vsock)
+  put("putCpuConfig", "cpuConfig", config.cpuConfig)
+  config.pmem?.forEach((one, index) => put("putPmem", `pmem[${index}]`, one, one.id))
+  put("putEntropy", "entropy", config.entropy)
+  put("putBalloon", "balloon", config.balloon)
+  put("putMemoryHotplug", "memoryHotplug", config.memoryHotplug)
+  put("putMmdsConfig", "mmds.config", config.mmds?.config)
+  put("putMmds", "mmds.data", config.mmds?.data)
+  return steps
 }
 
 const checkedConfig = checked(MachineConfig, "config")
@@ -198,8 +202,8 @@ export const steps = (
   const faults = [...across(form.success, target)]
   const calls: Array<Capabilities.Call> = []
   const lacking = new Map<string, FirecrackerError.UnsupportedByVersion["features"][number]>()
-  for (const { body, from, method, path } of all(form.success)) {
-    const sent = Capabilities.check(target, { method, path, body }, options)
+  for (const { body, endpoint, from, method, path } of all(form.success)) {
+    const sent = gated(target, endpoint, body, options)
     if (Result.isFailure(sent)) {
       const left = sent.failure.features.filter(({ feature }) => options.optional?.includes(feature) !== true)
       for (const feature of left) lacking.set(feature.feature, feature)

@@ -5,7 +5,8 @@
  */
 import * as NodeFs from "node:fs"
 import { basename, dirname } from "node:path"
-import { byteLength, longestPath } from "./socketPath.ts"
+import { byteLength } from "./byteLength.ts"
+import { longestPath } from "./socketPath.ts"
 
 /** O_PATH, which Node does not name: a directory that may be searched need not be readable (open(2)). */
 export const pathOnly = 0o10000000

@@ -4,11 +4,13 @@
 import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
-import * as Capabilities from "../Capabilities.ts"
+import type * as Capabilities from "../Capabilities.ts"
 import { type Fault, InvalidRequest, type UnsupportedByVersion } from "../FirecrackerError.ts"
 import * as FirecrackerSchema from "../FirecrackerSchema.ts"
+import { byteLength } from "./byteLength.ts"
 import { checked } from "./checked.ts"
-import { byteLength, isWithin } from "./wireParts.ts"
+import { gated } from "./gates.ts"
+import { isWithin } from "./wireParts.ts"
 
 type Check = (input: unknown) => Result.Result<unknown, ReadonlyArray<Fault>>
 
@@ -79,7 +81,7 @@ export const prepare = (
   }
   const path = endpoint.path.replace("{id}", String(id))
   return Result.map(
-    Capabilities.check(target, { method, path, body: body.success }, options),
+    gated(target, endpoint, body.success, options),
     (sent): Capabilities.Call => sent === undefined ? { method, path } : { method, path, body: sent }
   )
 }

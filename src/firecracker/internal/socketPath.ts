@@ -1,14 +1,11 @@
 import type { Fault } from "../FirecrackerError.ts"
+import { byteLength } from "./byteLength.ts"
 
 /** What a socket address holds (unix(7)); a longer path is reached through `/proc/self/fd`. */
 export const longestPath = 107
 
 /** `/proc/self/fd/1048576/` and this are below 107 bytes. */
 const longestName = 80
-
-const encoder = new TextEncoder()
-
-export const byteLength = (text: string): number => encoder.encode(text).length
 
 /** Of `path`, as the `field` that a caller gave. */
 export const faultsOf = (field: string, path: string): ReadonlyArray<Fault> => {

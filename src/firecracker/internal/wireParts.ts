@@ -3,11 +3,7 @@
  * before it.
  */
 import * as Schema from "effect/Schema"
-
-const encoder = new TextEncoder()
-
-/** The length of a text in UTF-8. */
-export const byteLength = (text: string): number => encoder.encode(text).length
+import { byteLength } from "./byteLength.ts"
 
 /** Has it so many bytes in UTF-8 at most? A unit of UTF-16 has three at most, so that mostly nothing has to be counted. */
 export const isWithin = (text: string, bytes: number): boolean => 3 * text.length <= bytes || byteLength(text) <= bytes
