@@ -5,6 +5,7 @@ import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as SchemaIssue from "effect/SchemaIssue"
 import type { Fault } from "../FirecrackerError.ts"
+import { readerOf, unsure } from "./quickly.ts"
 
 const remedyOf: SchemaIssue.LeafHook = (issue) => {
   if (issue._tag === "MissingKey") return "give it: it is needed"
@@ -42,9 +43,14 @@ export const checked = <A>(
   schema: Schema.Decoder<A>,
   at: string
 ): (input: unknown) => Result.Result<A, ReadonlyArray<Fault>> => {
+  const quick = readerOf(schema.ast)
+  const isRead = (read: unknown): read is A => read !== unsure
   const decode = Schema.decodeUnknownResult(schema, { errors: "all", onExcessProperty: "error" })
-  return (input) =>
-    Result.mapError(decode(input), ({ issue }) => {
+  return (input) => {
+    // To look for all faults takes many times as long, and mostly there is none.
+    const read = quick(input)
+    if (isRead(read)) return Result.succeed(read)
+    return Result.mapError(decode(input), ({ issue }) => {
       const faults = new Map<string, Fault>()
       for (const { message, path = [] } of issuesOf(issue).issues) {
         const keys = path.map((segment) => typeof segment === "object" ? segment.key : segment)
@@ -54,4 +60,5 @@ export const checked = <A>(
       }
       return [...faults.values()]
     })
+  }
 }
