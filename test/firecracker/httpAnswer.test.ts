@@ -74,6 +74,35 @@ describe("an answer of Firecracker's", () => {
   )
 })
 
+describe("the bytes of an answer", () => {
+  it.each([1, 7, 90])("are only lent: what is written over them later is not read, by %i", (size) => {
+    const bytes = bytesOf(`${head}Content-Length: 9\r\n\r\n{"a":"b"}`)
+    const reader = HttpAnswer.make(limit)
+    const lent = new Uint8Array(size)
+    const steps = cut(bytes, size).map((piece) => {
+      lent.fill(0)
+      lent.set(piece)
+      return reader.push(lent.subarray(0, piece.length))
+    })
+    expect(steps.at(-1)).toEqual({
+      _tag: "Done",
+      answer: { status: 200, body: `{"a":"b"}`, deprecated: false, keepAlive: true }
+    })
+  })
+
+  it("are those of the last head only when all of them are", () => {
+    const read204 = (line: string) => read([bytesOf(`HTTP/1.1 204 \r\n${line}\r\n\r\n`)])
+    const answer = { status: 204, body: "", deprecated: false, keepAlive: true }
+    expect(read204("Connection: keep-alive")).toEqual({ _tag: "Done", answer })
+    expect(read204("Deprecation: true")).toEqual({ _tag: "Done", answer: { ...answer, deprecated: true } })
+    expect(read204("Deprecation: trux")).toEqual({ _tag: "Done", answer })
+    expect(read204("Deprecation: true\r\nConnection: close")).toEqual({
+      _tag: "Done",
+      answer: { ...answer, deprecated: true, keepAlive: false }
+    })
+  })
+})
+
 describe("an answer that comes in two pieces", () => {
   const Line = Schema.Literals([
     "Server: Firecracker API",

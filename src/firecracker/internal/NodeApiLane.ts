@@ -50,6 +50,9 @@ interface Connection {
 const broken = (phase: "connect" | "request" | "response", cause: unknown): Effect.Effect<never, Failure> =>
   Effect.fail({ _tag: "Broken", phase, cause })
 
+/** What has just come, on whichever connection: it is looked at before anything else is read. */
+const taken = new Uint8Array(64 * 1024)
+
 const late: Effect.Effect<never, Failure> = Effect.fail({ _tag: "Late" })
 
 /** At most `most` calls are under way at a time; the others wait, and have their turn in the order of the calls. */
@@ -117,12 +120,20 @@ export const make = (options: {
 
   const dial = (): Connection => {
     const alias = NodeSocketPath.open(options.socketPath)
-    const socket = Net.createConnection({ path: alias.path })
+    const socket: Net.Socket = Net.createConnection({
+      path: alias.path,
+      onread: {
+        buffer: taken,
+        callback: (length) => {
+          onData(connection, taken.subarray(0, length))
+          return true
+        }
+      }
+    })
     const connection: Connection = { socket, task: undefined }
     connections.add(connection)
     let error: unknown
     socket.once("connect", alias.close)
-    socket.on("data", (chunk) => onData(connection, chunk))
     socket.on("end", () => socket.destroy())
     socket.on("error", (cause) => {
       error = cause
@@ -184,12 +195,14 @@ export const make = (options: {
     exchange: (request, { isRepeatable, within }) =>
       Effect.callback((resume) => {
         if (isClosed) return resume(broken("connect", new Error("the transport is closed")))
+        let isSettled = false
         let isInTime = (): unknown => undefined
         const task: Task = {
           request,
           isRepeatable,
           reader: HttpAnswer.make(options.maxBodyBytes),
           settle: (answer) => {
+            isSettled = true
             isInTime()
             resume(answer)
           },
@@ -198,11 +211,13 @@ export const make = (options: {
           isSent: false
         }
         waiting.add(task)
+        advance()
+        if (isSettled) return
+        // Only now, so that Firecracker is at work meanwhile.
         isInTime = options.deadlines.add(within, () => {
           giveUp(task)
           resume(late)
         })
-        advance()
         return Effect.sync(() => {
           isInTime()
           giveUp(task)

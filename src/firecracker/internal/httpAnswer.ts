@@ -18,7 +18,7 @@ export type Step =
   | { readonly _tag: "Violation"; readonly detail: string }
 
 export interface Reader {
-  /** Takes the next bytes. Not to be called again after anything else than `More`. */
+  /** Takes the next bytes, which are only lent. Not to be called again after anything else than `More`. */
   readonly push: (chunk: Uint8Array) => Step
   /** How far it had come, for the message of an error. */
   readonly progress: () => "nothing" | "part of the head" | "part of the body"
@@ -26,6 +26,7 @@ export interface Reader {
 
 interface Head {
   readonly status: number
+  readonly bodyAt: number
   readonly bodyBytes: number
   readonly deprecated: boolean
   readonly keepAlive: boolean
@@ -50,6 +51,7 @@ const latin1 = new TextDecoder("latin1")
 const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true })
 
 const start = "HTTP/1."
+const blank = "\r\n\r\n"
 
 /** So that something else than HTTP is told at once, and not when it has become too long. */
 const startsRight = (bytes: Uint8Array, length: number): boolean => {
@@ -86,33 +88,37 @@ const parseHead = (text: string, maxBodyBytes: number): Head | string => {
   if (bodyBytes > maxBodyBytes) return `a body of ${bodyBytes} bytes, and ${maxBodyBytes} are allowed`
   return {
     status,
+    bodyAt: text.length + blank.length,
     bodyBytes,
     deprecated: headers.get("deprecation")?.toLowerCase() === "true",
     keepAlive: minor === "1" && headers.get("connection")?.toLowerCase() !== "close"
   }
 }
 
-/** Firecracker says yes in the same words each time, so the last ones are remembered. */
-let known: { readonly text: string; readonly maxBodyBytes: number; readonly head: Head } | undefined
+/** Firecracker says yes in the same words each time, so the last ones are remembered, up to their blank line. */
+let known: { readonly bytes: Uint8Array; readonly maxBodyBytes: number; readonly head: Head } | undefined
 const mostKnown = 512
 
-const headOf = (text: string, maxBodyBytes: number): Head | string => {
-  if (known?.text === text && known.maxBodyBytes === maxBodyBytes) return known.head
-  const head = parseHead(text, maxBodyBytes)
-  if (typeof head !== "string" && text.length <= mostKnown) known = { text, maxBodyBytes, head }
-  return head
+/** The head that was there before, if `bytes` begin with it. */
+const knownHead = (bytes: Uint8Array, length: number, maxBodyBytes: number): Head | undefined => {
+  if (known === undefined || known.maxBodyBytes !== maxBodyBytes || known.bytes.length > length) return undefined
+  for (let at = 0; at < known.bytes.length; at++) if (bytes[at] !== known.bytes[at]) return undefined
+  return known.head
 }
 
+const nothing = new Uint8Array(0)
+
 export const make = (maxBodyBytes: number): Reader => {
-  let bytes: Uint8Array = new Uint8Array(0)
+  let bytes: Uint8Array = nothing
   let length = 0
+  let isLent = false
   let head: Head | undefined
-  let bodyAt = 0
 
   const append = (chunk: Uint8Array): void => {
     if (length === 0) {
       bytes = chunk
       length = chunk.length
+      isLent = true
       return
     }
     const total = length + chunk.length
@@ -125,7 +131,15 @@ export const make = (maxBodyBytes: number): Reader => {
     length = total
   }
 
+  const keep = (): Step => {
+    if (isLent) bytes = new Uint8Array(bytes)
+    isLent = false
+    return more
+  }
+
   const readHead = (from: number): Step | undefined => {
+    head = knownHead(bytes, length, maxBodyBytes)
+    if (head !== undefined) return undefined
     if (!startsRight(bytes, length)) {
       return violation(`it starts with ${excerpt(latin1.decode(bytes.subarray(0, length)))}`)
     }
@@ -133,11 +147,12 @@ export const make = (maxBodyBytes: number): Reader => {
     if (end > maxHeadBytes || end === -1 && length >= maxHeadBytes + 4) {
       return violation(`a head over ${maxHeadBytes} bytes`)
     }
-    if (end === -1) return more
-    const parsed = headOf(latin1.decode(bytes.subarray(0, end)), maxBodyBytes)
+    if (end === -1) return keep()
+    const parsed = parseHead(latin1.decode(bytes.subarray(0, end)), maxBodyBytes)
     if (typeof parsed === "string") return violation(parsed)
     head = parsed
-    bodyAt = end + 4
+    const { bodyAt } = head
+    if (bodyAt <= mostKnown) known = { bytes: new Uint8Array(bytes.subarray(0, bodyAt)), maxBodyBytes, head }
     return undefined
   }
 
@@ -149,8 +164,8 @@ export const make = (maxBodyBytes: number): Reader => {
         const step = readHead(from)
         if (step !== undefined) return step
       }
-      if (head === undefined || length < bodyAt + head.bodyBytes) return more
-      const { bodyBytes, deprecated, keepAlive, status } = head
+      if (head === undefined || length < head.bodyAt + head.bodyBytes) return keep()
+      const { bodyAt, bodyBytes, deprecated, keepAlive, status } = head
       // Bytes after the answer belong to none that was asked for; Firecracker sends such after a body that it has refused.
       const isLast = length === bodyAt + bodyBytes
       try {
