@@ -7,8 +7,10 @@
  *
  * @since 0.1.0
  */
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import { Buffer } from "node:buffer"
 import type { ApiRequest, ApiTransport } from "./ApiTransport.ts"
 import * as FirecrackerError from "./FirecrackerError.ts"
@@ -53,6 +55,9 @@ const faultsOf = ({ body, method, path }: ApiRequest): ReadonlyArray<Firecracker
   }
   return faults
 }
+
+const refused = (faults: ReadonlyArray<FirecrackerError.Fault>) =>
+  FirecrackerError.fail(new FirecrackerError.InvalidRequest({ faults }))
 
 /** One piece, so that it goes out in one write. The length is explicit: Firecracker does not read a body in chunks. */
 const encode = ({ body, method, path }: ApiRequest): string => {
@@ -107,30 +112,33 @@ const toError = (
  * @category constructors
  * @since 0.1.0
  */
-export const make = Effect.fnUntraced(function*(
+export const make = (
   { maxBodyBytes = 4 * 1024 * 1024, socketPath }: Options
-): Effect.fn.Return<ApiTransport, FirecrackerError.FirecrackerError, Scope.Scope> {
-  const pathFaults = SocketPath.faultsOf("socketPath", socketPath)
-  if (pathFaults.length > 0) {
-    return yield* FirecrackerError.fail(new FirecrackerError.InvalidRequest({ faults: pathFaults }))
-  }
-  const deadlines = yield* Deadlines.make()
-  const laneOf = (most: number) => NodeApiLane.make({ socketPath, maxBodyBytes, most, deadlines })
-  const [changes, reads] = yield* Effect.acquireRelease(
-    Effect.sync(() => [laneOf(1), laneOf(concurrentReads)] as const),
-    (lanes) => Effect.sync(() => lanes.forEach((lane) => lane.close()))
-  )
-
-  return {
-    request: (call) =>
-      Effect.suspend(() => {
-        const faults = faultsOf(call)
-        if (faults.length > 0) return FirecrackerError.fail(new FirecrackerError.InvalidRequest({ faults }))
-        const isRead = call.method === "GET"
-        return Effect.mapError(
-          (isRead ? reads : changes).exchange(encode(call), { within: call.within, isRepeatable: isRead }),
-          (failure) => toError(call, socketPath, failure)
-        )
-      })
-  }
-}, spanned("NodeApiTransport.make"))
+): Effect.Effect<ApiTransport, FirecrackerError.FirecrackerError, Scope.Scope> =>
+  Effect.contextWith((context: Context.Context<Scope.Scope>) => {
+    const pathFaults = SocketPath.faultsOf("socketPath", socketPath)
+    if (pathFaults.length > 0) return refused(pathFaults)
+    const deadlines = Deadlines.make(Context.get(context, Clock.Clock))
+    const laneOf = (most: number) => NodeApiLane.make({ socketPath, maxBodyBytes, most, deadlines })
+    const changes = laneOf(1)
+    const reads = laneOf(concurrentReads)
+    const transport: ApiTransport = {
+      request: (call) =>
+        Effect.suspend(() => {
+          const faults = faultsOf(call)
+          if (faults.length > 0) return refused(faults)
+          const isRead = call.method === "GET"
+          return Effect.mapError(
+            (isRead ? reads : changes).exchange(encode(call), { within: call.within, isRepeatable: isRead }),
+            (failure) => toError(call, socketPath, failure)
+          )
+        })
+    }
+    const close = Effect.sync(() => {
+      changes.close()
+      reads.close()
+      // Nobody waits for the end of a sleep, and who comes at once goes on with it.
+      setImmediate(deadlines.close)
+    })
+    return Effect.as(Scope.addFinalizer(Context.get(context, Scope.Scope), close), transport)
+  }).pipe(spanned("NodeApiTransport.make"))

@@ -1,20 +1,20 @@
 import { assert, describe, it } from "@effect/vitest"
+import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
-import * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
 import * as Deadlines from "../../src/firecracker/internal/deadlines.ts"
 
 const setUp = Effect.gen(function*() {
   const expired: Array<string> = []
-  const deadlines = yield* Deadlines.make()
+  const deadlines = Deadlines.make(yield* Clock.Clock)
+  yield* Effect.addFinalizer(() => Effect.sync(deadlines.close))
   const add = (name: string, within: Duration.Input, then?: () => void) =>
     deadlines.add(Duration.fromInputUnsafe(within), () => {
       expired.push(name)
       then?.()
     })
-  return { add, expired }
+  return { add, close: deadlines.close, expired }
 })
 
 describe("deadlines", () => {
@@ -81,13 +81,48 @@ describe("deadlines", () => {
       assert.deepStrictEqual(expired, ["at once", "after it"])
     }))
 
-  it.effect("are not reached once the scope is closed", () =>
+  it.effect("are not reached once they are closed, and those of others are", () =>
     Effect.gen(function*() {
-      const scope = yield* Scope.make()
-      const { add, expired } = yield* Scope.provide(setUp, scope)
-      add("any", "1 second")
-      yield* Scope.close(scope, Exit.void)
-      yield* TestClock.adjust("1 minute")
-      assert.deepStrictEqual(expired, [])
+      const one = yield* setUp
+      const other = yield* setUp
+      one.add("any", "1 second")
+      other.add("first", "2 seconds")
+      other.add("second", "4 seconds")
+      one.close()
+      one.close()
+      yield* TestClock.adjust("3 seconds")
+      assert.deepStrictEqual([one.expired, other.expired], [[], ["first"]])
+      other.close()
+      const next = yield* setUp
+      next.add("next", "2 seconds")
+      yield* TestClock.adjust("2 seconds")
+      assert.deepStrictEqual([one.expired, other.expired, next.expired], [[], ["first"], ["next"]])
+    }))
+
+  it.effect("of many are slept for once, and of nobody not at all", () =>
+    Effect.gen(function*() {
+      const clock = yield* Clock.Clock
+      let asleep = 0
+      const watched: Clock.Clock = {
+        currentTimeMillisUnsafe: () => clock.currentTimeMillisUnsafe(),
+        currentTimeMillis: clock.currentTimeMillis,
+        currentTimeNanosUnsafe: () => clock.currentTimeNanosUnsafe(),
+        currentTimeNanos: clock.currentTimeNanos,
+        monotonicTimeNanosUnsafe: () => clock.monotonicTimeNanosUnsafe(),
+        monotonicTimeNanos: clock.monotonicTimeNanos,
+        sleep: (duration) =>
+          Effect.suspend(() => {
+            asleep++
+            return Effect.ensuring(clock.sleep(duration), Effect.sync(() => asleep--))
+          })
+      }
+      const all = [1, 2, 3].map(() => Deadlines.make(watched))
+      for (const each of all) each.add(Duration.seconds(1), () => {})
+      assert.strictEqual(asleep, 1)
+      for (const each of all) {
+        assert.strictEqual(asleep, 1)
+        each.close()
+      }
+      assert.strictEqual(asleep, 0)
     }))
 })

@@ -1,30 +1,25 @@
-import * as Clock from "effect/Clock"
-import * as Context from "effect/Context"
+import type * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
-import type * as Scope from "effect/Scope"
 
 export interface Deadlines {
   /** Calls `expire` when so much time has passed, unless what is answered is called before. */
   readonly add: (within: Duration.Duration, expire: () => void) => () => void
+  /** Nothing expires any more. */
+  readonly close: () => void
 }
 
 interface Pending {
   readonly at: number
+  readonly owner: symbol
   readonly expire: () => void
 }
 
 const nanosPerMilli = 1_000_000
 
-/**
- * Many deadlines that are hardly ever reached, for one fiber that sleeps until the first of them: a race, with two fibers,
- * would cost more than the call that it is for. When the scope closes nothing expires any more.
- */
-export const make = Effect.fnUntraced(function*(): Effect.fn.Return<Deadlines, never, Scope.Scope> {
-  const context = yield* Effect.context()
-  const clock = Context.get(context, Clock.Clock)
-  const fork = Effect.runForkWith(context)
+/** All that go by one clock. */
+const makeAll = (clock: Clock.Clock) => {
   const pending = new Set<Pending>()
   let sleeper: { readonly until: number; readonly fiber: Fiber.Fiber<void> } | undefined
 
@@ -34,7 +29,7 @@ export const make = Effect.fnUntraced(function*(): Effect.fn.Return<Deadlines, n
     // Who was woken for nothing sleeps again, so one that sleeps for a call which has been answered can be left alone.
     if (sleeper !== undefined && sleeper.until <= until) return
     sleeper?.fiber.interruptUnsafe()
-    const fiber = fork(Effect.map(clock.sleep(Duration.millis(Math.ceil(until - now()))), wake))
+    const fiber = Effect.runFork(Effect.map(clock.sleep(Duration.millis(Math.ceil(until - now()))), wake))
     // A clock may let none of the time pass that is left; then all is done by now.
     if (fiber.pollUnsafe() === undefined) sleeper = { until, fiber }
   }
@@ -48,18 +43,38 @@ export const make = Effect.fnUntraced(function*(): Effect.fn.Return<Deadlines, n
     if (pending.size > 0) sleepUntil(first)
   }
 
-  yield* Effect.addFinalizer(() =>
-    Effect.sync(() => {
-      pending.clear()
-      sleeper?.fiber.interruptUnsafe()
-    })
-  )
+  const owners = new Set<symbol>()
   return {
-    add: (within, expire) => {
-      const one: Pending = { at: now() + Duration.toMillis(within), expire }
+    join: (owner: symbol): void => void owners.add(owner),
+    add: (owner: symbol, within: Duration.Duration, expire: () => void) => {
+      const one: Pending = { at: now() + Duration.toMillis(within), owner, expire }
       pending.add(one)
       sleepUntil(one.at)
       return () => pending.delete(one)
+    },
+    leave: (owner: symbol): void => {
+      for (const one of pending) if (one.owner === owner) pending.delete(one)
+      owners.delete(owner)
+      if (owners.size > 0) return
+      sleeper?.fiber.interruptUnsafe()
+      sleeper = undefined
     }
   }
-})
+}
+
+const byClock = new WeakMap<Clock.Clock, ReturnType<typeof makeAll>>()
+
+/**
+ * Many deadlines that are hardly ever reached, for one fiber that sleeps until the first of them: a race, with two fibers,
+ * would cost more than the call that it is for. The fiber is one for all machines, and ends with the last of them.
+ */
+export const make = (clock: Clock.Clock): Deadlines => {
+  const all = byClock.get(clock) ?? makeAll(clock)
+  byClock.set(clock, all)
+  const owner = Symbol()
+  all.join(owner)
+  return {
+    add: (within, expire) => all.add(owner, within, expire),
+    close: () => all.leave(owner)
+  }
+}
