@@ -29,7 +29,7 @@ export type ObservedBy = typeof ObservedBy.Type
  * How a process ended:
  *
  * - `Exited`: it called exit(2) with `code`, 0 to 255.
- * - `Signaled`: `signal` killed it. `coreDumped` is absent where the witness cannot tell (Node does not pass the flag on).
+ * - `Signaled`: `signal` killed it. `coreDumped` is absent where the witness cannot tell.
  * - `Lost`: it is gone, and nobody can say how; `why` tells what is missing.
  *
  * @category models

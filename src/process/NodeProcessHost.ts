@@ -43,11 +43,12 @@ const inherited = (): Record<string, string> => {
   return env
 }
 
-/** Can no child of ours write a core file, whatever it does? (core(5)) */
-const neverDumps = (): boolean => {
+/** Can our children write core files? A pipe or a socket takes them whatever the limit is (core(5)). */
+const findCores = (): Launch.Options["cores"] => {
   const limits = attempt(() => NodeFs.readFileSync("/proc/self/limits", "latin1")) ?? ""
   const pattern = attempt(() => NodeFs.readFileSync("/proc/sys/kernel/core_pattern", "latin1")) ?? "|"
-  return /^Max core file size +0 +0 /m.test(limits) && !pattern.startsWith("|")
+  if (/^[|@]/.test(pattern) || !/^Max core file size +0 /m.test(limits)) return "likely"
+  return /^Max core file size +0 +0 /m.test(limits) ? "never" : "if raised"
 }
 
 /**
@@ -65,7 +66,7 @@ export interface Options {
 const make = Effect.fnUntraced(function*({ tried }: Options) {
   const bootId = NodeFs.readFileSync("/proc/sys/kernel/random/boot_id", "latin1").trim()
   const startedAt = ProcTable.ticks()
-  const options = { setpriv: undefined, neverDumps: neverDumps() }
+  const options: Launch.Options = { setpriv: undefined, cores: findCores() }
 
   const run = (plan: LaunchPlan) =>
     Effect.acquireUseRelease(

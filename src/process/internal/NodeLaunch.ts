@@ -11,6 +11,7 @@ import * as Signal from "../../lifecycle/Signal.ts"
 import { fromReason, type ProcessError, ProcessErrorReason } from "../ProcessError.ts"
 import type { Child, LaunchPlan, OutputSource } from "../ProcessHost.ts"
 import { commandLine } from "./commandLine.ts"
+import * as CoreFlag from "./NodeCoreFlag.ts"
 import { errnoName, withoutArguments } from "./NodeErrno.ts"
 import * as ProcTable from "./NodeProcTable.ts"
 import { inTurn } from "./NodeTurns.ts"
@@ -63,11 +64,14 @@ export const toSource = (name: string, readable: Readable): OutputSource => {
   }
 }
 
+export interface Options {
+  readonly setpriv: string | undefined
+  /** Can a child write a core file: not whatever it does, only if it raises its own limit, or as it is? */
+  readonly cores: "never" | "if raised" | "likely"
+}
+
 /** Starts a plan. All that a caller must not miss is listened for before this returns. */
-export const launch = (
-  plan: LaunchPlan,
-  options: { readonly setpriv: string | undefined; readonly neverDumps: boolean }
-): Effect.Effect<Child, ProcessError> =>
+export const launch = (plan: LaunchPlan, options: Options): Effect.Effect<Child, ProcessError> =>
   Effect.suspend(() => {
     const spawnFailed = (cause: unknown): ProcessError =>
       fromReason(
@@ -99,6 +103,9 @@ export const launch = (
       return Effect.fail(spawnFailed(new Error(`/proc/${pid}/stat cannot be read: mount /proc`)))
     }
 
+    // To load koffi takes 9 ms the first time, so not for what is unlikely; the child runs meanwhile.
+    const core = options.cores === "likely" ? CoreFlag.witness(pid) : undefined
+
     const exit = Deferred.makeUnsafe<ExitStatus.ExitStatus>()
     const afterExit = Deferred.makeUnsafe<ExitStatus.ExitStatus>()
     let status: ExitStatus.ExitStatus | undefined
@@ -108,8 +115,11 @@ export const launch = (
       return reapedAt
     }
     child.on("exit", (code, signal) => {
-      const { neverDumps } = options
-      status = (neverDumps ? signaledUndumped : signaled).get(signal) ?? toStatus(code, signal, neverDumps)
+      const neverDumps = options.cores === "never"
+      const told = (neverDumps ? signaledUndumped : signaled).get(signal) ?? toStatus(code, signal, neverDumps)
+      status = told._tag === "Signaled" && told.coreDumped === undefined && core?.hasDumped() === true
+        ? ExitStatus.signaled(told.signal, { coreDumped: true })
+        : told
       const seen = Exit.succeed(status)
       inTurn(() => {
         Deferred.doneUnsafe(exit, seen)
@@ -117,6 +127,7 @@ export const launch = (
       })
       // The clock takes longer than all the rest, so those who wait come first. Whoever of them needs the time asks for it.
       stampReaped()
+      core?.close()
     })
     child.on("error", () => {})
 
@@ -169,7 +180,10 @@ export const launch = (
         const duplex = duplexes[fd]
         return duplex && fromDuplex(Effect.acquireRelease(Effect.succeed(duplex), close))
       },
-      release: Effect.sync(() => streams.forEach((stream) => stream?.destroy()))
+      release: Effect.sync(() => {
+        core?.close()
+        streams.forEach((stream) => stream?.destroy())
+      })
     })
   })
 
