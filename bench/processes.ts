@@ -25,11 +25,14 @@ import {
   verdict
 } from "./measure.ts"
 
-/** Waits until the process is the program that it is going to be, with its signal actions in place. */
+/**
+ * Waits until the process is the program that it is going to be, and sleeps, and then a while more. One that is still being loaded dies
+ * sooner, and we kill sooner if we have just been at work: who takes less time to start would seem to take less time to kill.
+ */
 const settled = async (pid: number, program: string): Promise<void> => {
   for (let tries = 0; tries < 2000; tries++) {
-    const comm = await readFile(`/proc/${pid}/comm`, "utf8").catch(() => "")
-    if (comm.trim() === program) return
+    const stat = await readFile(`/proc/${pid}/stat`, "utf8").catch(() => "")
+    if (stat.includes(` (${program}) S `)) return sleep(5)
     await sleep(1)
   }
   throw new Error(`process ${pid} did not become ${program}`)
@@ -62,7 +65,7 @@ export const killLatency = async (rounds: number): Promise<Section> => {
   const raw = median(samples, "raw Node")
   return {
     title: "Kill → reaped",
-    text: "SIGTERM to a child that dies of it, until its end is known.",
+    text: "SIGTERM to a child that sleeps and dies of it, until its end is known.",
     tables: [
       table(samples),
       "The same until its scope is closed. This library looks for survivors then, which the others do not: in all of /proc for a process or a group, in the cgroup for a cgroup.",
