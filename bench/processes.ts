@@ -4,9 +4,12 @@ import * as Exit from "effect/Exit"
 import * as ChildProcess from "effect/process/ChildProcess"
 import * as Scope from "effect/Scope"
 import { execa } from "execa"
-import { spawn } from "node:child_process"
+import { execFileSync, spawn } from "node:child_process"
 import { once } from "node:events"
-import { readdir, readFile } from "node:fs/promises"
+import { constants, mkdtempSync, openSync, readdirSync, readFileSync, rmSync } from "node:fs"
+import { readFile } from "node:fs/promises"
+import { Socket } from "node:net"
+import { tmpdir } from "node:os"
 import { monitorEventLoopDelay } from "node:perf_hooks"
 import { setTimeout as sleep } from "node:timers/promises"
 import { Process, ProcessSpawner } from "../src/process/index.ts"
@@ -119,107 +122,129 @@ export const overshoot = async (rounds: number): Promise<Section> => {
   }
 }
 
-/** Processes whose command line holds the mark and that are no zombies. */
-const alive = async (mark: string): Promise<ReadonlyArray<number>> => {
-  const found: Array<number> = []
-  for (const entry of await readdir("/proc")) {
-    if (!/^\d+$/.test(entry)) continue
-    const cmdline = await readFile(`/proc/${entry}/cmdline`, "utf8").catch(() => "")
-    if (cmdline.includes(mark) && Number(entry) !== process.pid) found.push(Number(entry))
+/** Processes whose command line holds the mark and that are no zombies, which have none. */
+const alive = (mark: string): ReadonlyArray<number> =>
+  readdirSync("/proc").filter((entry) => {
+    if (!/^\d+$/.test(entry) || Number(entry) === process.pid) return false
+    try {
+      return readFileSync(`/proc/${entry}/cmdline`, "utf8").includes(mark)
+    } catch {
+      return false
+    }
+  }).map(Number)
+
+/** A pipe with a name, and when the last process that has it open is gone: the kernel tells, nobody has to look. */
+const makePipe = () => {
+  const directory = mkdtempSync(`${tmpdir()}/tree-`)
+  const path = `${directory}/pipe`
+  execFileSync("mkfifo", [path])
+  const socket = new Socket({ fd: openSync(path, constants.O_RDONLY | constants.O_NONBLOCK) })
+  const ended = once(socket, "end").then(now)
+  socket.resume()
+  return {
+    path,
+    ended,
+    close: () => {
+      socket.destroy()
+      rmSync(directory, { recursive: true })
+    }
   }
-  return found
 }
 
-const statOf = async (pid: number): Promise<ReadonlyArray<string>> =>
-  (await readFile(`/proc/${pid}/stat`, "utf8").catch(() => "")).split(") ").at(-1)?.split(" ") ?? []
-
-const isAlive = async (pid: number): Promise<boolean> => {
-  const [state = "Z"] = await statOf(pid)
-  return state !== "" && state !== "Z" && state !== "X"
+interface Tree {
+  readonly pid: number
+  /** Ends it; done when that has been told. */
+  readonly end: () => Promise<unknown>
+  /** Done when nothing is left to be cleared up. */
+  readonly close: () => Promise<unknown>
 }
 
-const inGroup = async (pids: ReadonlyArray<number>, pgid: number): Promise<ReadonlyArray<number>> => {
-  const members: Array<number> = []
-  for (const pid of pids) if ((await statOf(pid))[2] === String(pgid)) members.push(pid)
-  return members
+const killpg = (script: string): Promise<Tree> => {
+  const child = spawn("sh", ["-c", script], { stdio: "ignore", detached: true })
+  const pid = child.pid ?? 0
+  return Promise.resolve({
+    pid,
+    end: () => {
+      const exit = once(child, "exit")
+      process.kill(-pid, "SIGKILL")
+      return exit
+    },
+    close: () => Promise.resolve()
+  })
 }
 
-export const treeKill = async (rounds: number): Promise<Section> => {
+const inCGroup = async (script: string): Promise<Tree> => {
+  const { close, pid, stop } = await ours("cgroup").start("sh", ["-c", script], 0)
+  return { pid, end: stop, close }
+}
+
+export const treeKill = async (rounds: ReadonlyArray<readonly [size: number, rounds: number]>): Promise<Section> => {
   const tables: Array<string> = []
   const verdicts = []
-  for (const size of [10, 100, 500]) {
+  for (const [size, count] of rounds) {
     let serial = 0
-    const survivors = { "killpg of raw Node": 0, "this library, cgroup": 0 }
-    // Half of them in sessions of their own, where no signal to the group finds them.
-    const tree = (mark: string): string =>
-      `i=0; while [ $i -lt ${size / 2} ]; do sleep ${mark} & setsid sleep ${mark} & i=$((i+1)); done; wait`
-    const grown = async (mark: string): Promise<void> => {
-      for (let tries = 0; tries < 1000; tries++) {
-        if ((await alive(`sleep\0${mark}`)).length >= size) return
-        await sleep(5)
-      }
-      throw new Error(`the tree ${mark} did not grow to ${size} processes`)
-    }
-    const clear = async (mark: string): Promise<number> => {
-      const left = await alive(mark)
-      for (const pid of left) {
-        try {
-          process.kill(pid, "SIGKILL")
-        } catch { /* gone */ }
-      }
-      return left.length
-    }
-    const mark = (): string => String(1_000_000 + process.pid * 100 + serial++)
-    const samples = await interleaved(rounds, [
-      {
-        name: "killpg of raw Node",
-        run: async () => {
-          const own = mark()
-          const child = spawn("sh", ["-c", tree(own)], { stdio: "ignore", detached: true })
-          await grown(own)
-          const exit = once(child, "exit")
-          const members = await inGroup(await alive(own), child.pid ?? 0)
-          const start = now()
-          process.kill(-(child.pid ?? 0), "SIGKILL")
-          await exit
-          // Zombies wait for init to reap them; what is dead is dead.
-          for (const pid of members) while (await isAlive(pid)) await sleep(1)
-          const took = now() - start
+    const survivors = new Map<string, number>()
+    const closed: Array<number> = []
+    /** Those that nothing reaches do not hold the pipe. */
+    const contestant = (
+      name: string,
+      start: (script: string) => Promise<Tree>,
+      other: (mark: string) => string
+    ): Contestant<number> => ({
+      name,
+      run: async () => {
+        const mark = String(1_000_000 + process.pid * 100 + serial++)
+        const pipe = makePipe()
+        const tree = await start(
+          `exec 3>${pipe.path}; i=0; while [ $i -lt ${size / 2} ]; do sleep ${mark} & ${
+            other(mark)
+          } & i=$((i+1)); done; wait`
+        )
+        for (let tries = 0; alive(`sleep\0${mark}`).length < size; tries++) {
+          if (tries === 1000) throw new Error(`the tree ${mark} did not grow to ${size} processes`)
           await sleep(5)
-          survivors["killpg of raw Node"] += await clear(own)
-          return took
         }
-      },
-      {
-        name: "this library, cgroup",
-        run: async () => {
-          const own = mark()
-          const child = await ours("cgroup").start("sh", ["-c", tree(own)], 0)
-          await grown(own)
-          const start = now()
-          await child.stop()
-          await child.close()
-          const took = now() - start
-          survivors["this library, cgroup"] += await clear(own)
-          return took
+        // The last ones are still being loaded.
+        await sleep(20)
+        const begin = now()
+        await tree.end()
+        const dead = Math.max(now(), await pipe.ended) - begin
+        await tree.close()
+        if (start === inCGroup) closed.push(now() - begin)
+        pipe.close()
+        const left = alive(mark)
+        survivors.set(name, (survivors.get(name) ?? 0) + left.length)
+        for (const pid of left) {
+          try {
+            process.kill(pid, "SIGKILL")
+          } catch { /* gone */ }
         }
+        return dead
       }
+    })
+    const own = "this library, cgroup"
+    const samples = await interleaved(count, [
+      contestant("killpg, all in the group", killpg, (mark) => `sleep ${mark}`),
+      contestant("killpg, half of them", killpg, (mark) => `setsid sleep ${mark} 3>&-`),
+      contestant(own, inCGroup, (mark) => `setsid sleep ${mark}`)
     ])
-    tables.push(`${size} processes:\n\n${table(samples)}`)
-    const ratio = median(samples, "this library, cgroup") / median(samples, "killpg of raw Node")
+    const name = `${own}, until its scope is closed`
+    // Without those of the warm-up.
+    tables.push(`${size} processes:\n\n${table(new Map([...samples, [name, closed.slice(-count)]]))}`)
+    const ratio = median(samples, own) / median(samples, "killpg, all in the group")
     verdicts.push(
       verdict(
         `${size}: no survivor`,
-        `${survivors["this library, cgroup"]} (killpg left ${survivors["killpg of raw Node"]})`,
-        survivors["this library, cgroup"] === 0
+        `${survivors.get(own)} (killpg left ${survivors.get("killpg, half of them")})`,
+        survivors.get(own) === 0
       ),
-      verdict(`${size}: ≤ 1.2 × killpg`, times(ratio), ratio <= 1.2)
+      verdict(`${size}: ≤ 1.2 × killpg of as many`, times(ratio), ratio <= 1.2)
     )
   }
   return {
     title: "A whole tree, half of it with setsid",
     text:
-      "SIGKILL to a tree until all that it can reach is dead: for killpg the group, with what has left it counted as survivors.",
+      "SIGKILL to a tree until the end of its first process is told and all that can be reached have closed a pipe that they inherited, which nobody has to look for. What has left the group is not reached by killpg and counted as survivors; so that as many die, there is a tree that stays in its group, too.",
     tables,
     verdicts
   }
