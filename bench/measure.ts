@@ -16,7 +16,7 @@ export const now = (): number => performance.now()
 
 export const interleaved = async (
   rounds: number,
-  contestants: ReadonlyArray<Contestant<number>>
+  contestants: ReadonlyArray<Contestant<number | ReadonlyArray<number>>>
 ): Promise<Samples> => {
   const samples = new Map<string, Array<number>>(contestants.map(({ name }) => [name, []]))
   for (let round = -2; round < rounds; round++) {
@@ -25,7 +25,7 @@ export const interleaved = async (
       if (contestant === undefined) continue
       const sample = await contestant.run()
       // The first two rounds warm everybody up.
-      if (round >= 0) samples.get(contestant.name)?.push(sample)
+      if (round >= 0) samples.get(contestant.name)?.push(...[sample].flat())
     }
   }
   return samples

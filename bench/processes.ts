@@ -13,7 +13,7 @@ import { tmpdir } from "node:os"
 import { monitorEventLoopDelay } from "node:perf_hooks"
 import { setTimeout as sleep } from "node:timers/promises"
 import { Process, ProcessSpawner } from "../src/process/index.ts"
-import { type Contender, escalating, obedient, ours, runtime } from "./contestants.ts"
+import { type Child, type Contender, escalating, obedient, ours, runtime } from "./contestants.ts"
 import {
   type Contestant,
   interleaved,
@@ -90,6 +90,8 @@ export const killLatency = async (rounds: number): Promise<Section> => {
 
 export const overshoot = async (rounds: number): Promise<Section> => {
   const graces = [200, 210, 225, 249]
+  // The last of them is asked to end before the grace of the first is over, and each is dead before that of the next is.
+  const [together, apart] = [8, 23]
   const tables: Array<string> = []
   const verdicts = []
   for (const grace of graces) {
@@ -97,14 +99,21 @@ export const overshoot = async (rounds: number): Promise<Section> => {
     const args = ["-c", "trap '' TERM; exec sleep 1000"]
     const samples = await interleaved(
       rounds,
-      escalating.map((contender): Contestant<number> => ({
+      escalating.map((contender): Contestant<ReadonlyArray<number>> => ({
         name: contender.name,
         run: async () => {
-          const child = await contender.start("sh", args, grace)
-          await settled(child.pid, "sleep")
-          const late = await child.stop() - grace
-          await child.close()
-          return late
+          const children: Array<Child> = []
+          for (let n = 0; n < together; n++) {
+            const child = await contender.start("sh", args, grace)
+            await settled(child.pid, "sleep")
+            children.push(child)
+          }
+          return Promise.all(children.map(async (child, n) => {
+            await sleep(n * apart)
+            const late = await child.stop() - grace
+            await child.close()
+            return late
+          }))
         }
       }))
     )
@@ -116,7 +125,8 @@ export const overshoot = async (rounds: number): Promise<Section> => {
   }
   return {
     title: "Escalation: how late after the grace",
-    text: "A child that ignores SIGTERM, until it is reaped after SIGKILL, less the grace.",
+    text:
+      `A child that ignores SIGTERM, until it is reaped after SIGKILL, less the grace. ${together} children run at the same time, and are ended ${apart} ms apart.`,
     tables,
     verdicts
   }
