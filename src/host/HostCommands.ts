@@ -22,6 +22,11 @@ export interface HostCommand {
   readonly what: string
   /** How long it may take, after which it is killed. Default 10 seconds. */
   readonly within?: Duration.Input | undefined
+  /**
+   * The links that it removes, when that is all that it does. Where it can be seen that they are gone, nobody waits for what the
+   * kernel does after that: whoever runs the program does so when it is closed.
+   */
+  readonly removes?: ReadonlyArray<string> | undefined
 }
 
 /**

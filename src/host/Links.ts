@@ -99,9 +99,14 @@ export const claim = ({ name, topology }: LinkSpec): Claim => ({
   data: { name, netns: topology?._tag === "Namespace" }
 })
 
-const batch = (args: ReadonlyArray<string>, lines: ReadonlyArray<string>, what: string) =>
+const batch = (
+  args: ReadonlyArray<string>,
+  lines: ReadonlyArray<string>,
+  what: string,
+  removes?: ReadonlyArray<string>
+) =>
   HostCommands.use(({ run }) =>
-    run({ program: "ip", args: [...args, "-batch", "-"], input: `${lines.join("\n")}\n`, what })
+    run({ program: "ip", args: [...args, "-batch", "-"], input: `${lines.join("\n")}\n`, what, removes })
   )
 
 const nameOf = (links: ReadonlyArray<{ readonly name: string }>): string =>
@@ -180,7 +185,12 @@ const reclaim = Effect.fn("Links.reclaim")(function*(
   if (!dryRun && links.length + netns.length > 0) {
     const lines = Plan.removal(links, netns, yield* freeGroup(groups))
     const removed = yield* Effect.result(
-      batch(["-force"], lines, `to remove ${nameOf(links.map((name) => ({ name })))}`)
+      batch(
+        ["-force"],
+        lines,
+        `to remove ${nameOf(links.map((name) => ({ name })))}`,
+        netns.length === 0 ? links : undefined
+      )
     )
     if (Result.isFailure(removed)) {
       why = removed.failure.message

@@ -5,6 +5,7 @@
  */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as NodeFs from "node:fs"
@@ -13,6 +14,8 @@ import { ProcessHost } from "../process/ProcessHost.ts"
 import { HostCommands } from "./HostCommands.ts"
 import * as HostError from "./HostError.ts"
 import * as CommandRunner from "./internal/commandRunner.ts"
+import * as KeptProgram from "./internal/keptProgram.ts"
+import * as NodeScript from "./internal/NodeScript.ts"
 import { KernelSettings } from "./KernelSettings.ts"
 
 const defaultTime = "10 seconds"
@@ -51,7 +54,7 @@ const ownSettings = KernelSettings.of({
 })
 
 /** Which settings there are depends on the namespace of whoever looks, so somebody inside has to. */
-const settingsBy = (run: ReturnType<typeof CommandRunner.make>): KernelSettings["Service"] => {
+const settingsBy = (run: CommandRunner.Runner["run"]): KernelSettings["Service"] => {
   const settle = (program: string, operation: string, paths: ReadonlyArray<string>, input: string | undefined) =>
     run({ program, args: paths, input, what: `to ${operation} ${paths.join(", ")}`, within: defaultTime })
   // cat(1) and tee(1) go on with the next file, and the complaint about this one is no failure of the others.
@@ -70,16 +73,56 @@ const settingsBy = (run: ReturnType<typeof CommandRunner.make>): KernelSettings[
   }
 }
 
+const pause = "1 millis"
+
+/** Of so many that were not waited for the kernel still does the rest; all others wait for it. */
+const MOST_BEHIND = 16
+
+const isThere = (link: string): boolean => NodeFs.existsSync(`${directory}/net/ipv4/conf/${link}`)
+
+/**
+ * A link is gone, and its name free, long before the `ip` that removed it: that still waits in the kernel until no processor looks at
+ * the link any more. It is waited for when the scope closes.
+ */
+const makeRemove = Effect.fnUntraced(function*(run: CommandRunner.Runner["run"]) {
+  const behind = new Set<Fiber.Fiber<string, HostError.HostError>>()
+  let isOpen = true
+  yield* Effect.addFinalizer(() =>
+    Effect.suspend(() => {
+      isOpen = false
+      return Fiber.awaitAll(behind)
+    })
+  )
+  return (command: CommandRunner.Run, links: ReadonlyArray<string>) =>
+    Effect.uninterruptibleMask((restore) =>
+      Effect.gen(function*() {
+        if (!isOpen || behind.size >= MOST_BEHIND) return yield* restore(run(command))
+        const fiber = yield* Effect.forkDetach(run(command), { startImmediately: true, uninterruptible: false })
+        behind.add(fiber)
+        fiber.addObserver(() => void behind.delete(fiber))
+        const gone = Effect.sleep(pause).pipe(Effect.repeat({ while: () => links.some(isThere) }), Effect.as(""))
+        return yield* restore(Effect.raceFirst(Fiber.join(fiber), gone)).pipe(
+          Effect.onInterrupt(() => Fiber.interrupt(fiber))
+        )
+      })
+    )
+})
+
 const make = (netns: string | undefined) =>
-  Effect.map(ProcessHost, (host) => {
-    const run = CommandRunner.make(host, netns === undefined ? [] : ["nsenter", `--net=${netns}`, "--"])
+  Effect.gen(function*() {
+    const host = yield* ProcessHost
+    const runner = CommandRunner.make(host, netns === undefined ? [] : ["nsenter", `--net=${netns}`, "--"])
+    const run = yield* KeptProgram.make(runner, NodeScript.open)
+    const remove = yield* makeRemove(runner.run)
     const commands = HostCommands.of({
-      run: Effect.fn("HostCommands.run")(({ args, input, program, what, within = defaultTime }) =>
-        run({ program, args, input, what, within })
-      )
+      run: Effect.fn("HostCommands.run")(({ args, input, program, removes, what, within = defaultTime }) => {
+        const command = { program, args, input, what, within }
+        // In another namespace there is nothing to be seen without a process.
+        return removes === undefined || netns !== undefined ? run(command) : remove(command, removes)
+      })
     })
     return Context.make(HostCommands, commands).pipe(
-      Context.add(KernelSettings, netns === undefined ? ownSettings : settingsBy(run))
+      Context.add(KernelSettings, netns === undefined ? ownSettings : settingsBy(runner.run))
     )
   })
 

@@ -147,7 +147,7 @@ const make = Effect.gen(function*() {
   const commands = yield* HostCommands
   const kernel = yield* KernelSettings
   const fs = yield* FileSystem.FileSystem
-  const run = CommandRunner.make(host, [])
+  const { run } = CommandRunner.make(host, [])
 
   const has = Effect.fnUntraced(function*(command: string) {
     const { faults } = yield* host.locate({ ...CommandRunner.programOf(yield* host.env, command), cwd: undefined })

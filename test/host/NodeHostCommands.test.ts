@@ -24,7 +24,7 @@ const runWith = (scripts: Readonly<Record<string, string>>, variables: Readonly<
       host.env,
       (inherited) => ({ ...inherited, ...variables, PATH: `${directory}:${inherited["PATH"]}` })
     )
-    const run = CommandRunner.make({ ...host, env }, [])
+    const { run } = CommandRunner.make({ ...host, env }, [])
     return { directory, run }
   })
 
@@ -110,7 +110,7 @@ describe("NodeHostCommands", () => {
   it.live("a program that is not there is Unavailable, with the package that has it", () =>
     withHost(Effect.gen(function*() {
       const host = yield* ProcessHost.ProcessHost
-      const nowhere = CommandRunner.make({
+      const { run: nowhere } = CommandRunner.make({
         ...host,
         locate: (request) => host.locate({ ...request, path: "/no-such" })
       }, [])

@@ -8,10 +8,12 @@ import type { Child, OutputSource, ProcessHost } from "../../process/ProcessHost
 import * as HostError from "../HostError.ts"
 
 /** How much of stdout is taken. The links of ten thousand machines, in JSON, are a tenth of it. */
-const LARGEST_OUTPUT = 64 * 2 ** 20
+export const LARGEST_OUTPUT = 64 * 2 ** 20
+
+export const tooMuch = `wrote more than ${LARGEST_OUTPUT} bytes`
 
 /** How much of stderr is kept: its beginning, since the first fault says more than what follows from it. */
-const longestComplaint = 16 * 2 ** 10
+export const longestComplaint = 16 * 2 ** 10
 
 /** How long a process may take to be gone after SIGKILL: one that hangs in the kernel cannot be waited for. */
 const dyingTime = "2 seconds"
@@ -47,37 +49,79 @@ export const programOf = (env: Readonly<Record<string, string | undefined>>, pro
   }
 }
 
-/** Takes all that comes, and keeps the first `limit` bytes. */
-const collect = (source: OutputSource | undefined, limit: number) => {
+/** Keeps the first `limit` bytes of what comes. */
+export const keeper = (limit: number) => {
   const chunks: Array<Uint8Array> = []
   let size = 0
-  const step: Effect.Effect<{ readonly text: string; readonly isCut: boolean }> = Effect.suspend(() => {
-    const taken = source === undefined ? "end" : source.take()
-    if (taken === "end" || source === undefined) {
+  return {
+    add: (bytes: Uint8Array): void => {
+      if (size < limit) chunks.push(bytes.subarray(0, limit - size))
+      size += bytes.length
+    },
+    isCut: (): boolean => size > limit,
+    text: (): string => {
       const bytes = new Uint8Array(Math.min(size, limit))
       let at = 0
       for (const chunk of chunks) {
         bytes.set(chunk, at)
         at += chunk.length
       }
-      return Effect.succeed({ text: new TextDecoder().decode(bytes), isCut: size > limit })
+      return new TextDecoder().decode(bytes)
     }
+  }
+}
+
+/** Takes all that comes, to its end. */
+const collect = (source: OutputSource | undefined, limit: number) => {
+  const kept = keeper(limit)
+  const step: Effect.Effect<typeof kept> = Effect.suspend(() => {
+    const taken = source === undefined ? "end" : source.take()
+    if (taken === "end" || source === undefined) return Effect.succeed(kept)
     if (taken === undefined) {
       // A pipe that breaks has ended: the exit status says why.
       return Effect.andThen(Effect.ignore(source.ready), step)
     }
-    if (size < limit) chunks.push(taken.subarray(0, limit - size))
-    size += taken.length
+    kept.add(taken)
     return step
   })
   return step
 }
 
 /** The line of the input that `ip -batch` and `nft -f` name. */
-const lineOf = (input: string | undefined, stderr: string): { readonly line?: string } => {
+export const lineOf = (input: string | undefined, stderr: string): { readonly line?: string } => {
   const number = /(?:^|\n|failed )(?:-|\/dev\/stdin):(\d+)/.exec(stderr)?.[1]
   const line = number === undefined ? undefined : input?.split("\n")[Number(number) - 1]
   return line === undefined ? {} : { line }
+}
+
+/** Kills it if need be, and waits until it is gone. */
+export const end = (child: Child) =>
+  Effect.gen(function*() {
+    if (Option.isNone(yield* child.poll)) {
+      yield* Effect.ignore(child.signal("SIGKILL"))
+      yield* Effect.timeoutOption(child.exit, dyingTime)
+    }
+    yield* child.release
+  })
+
+/** One that does not read it all ends badly, and tells why itself. */
+export const tell = (child: Child, text: string, isAll: boolean) =>
+  Effect.suspend(() => {
+    const sink = child.input(0, isAll)
+    return sink === undefined
+      ? Effect.void
+      : Effect.ignore(Stream.run(Stream.make(new TextEncoder().encode(text)), sink))
+  })
+
+interface Start {
+  readonly program: string
+  readonly args: ReadonlyArray<string>
+  readonly what: string
+  /** Has it a stdin? */
+  readonly isTold: boolean
+  readonly dieWithParent: boolean
+  /** Beside what all have. */
+  readonly env?: Readonly<Record<string, string>>
 }
 
 /** The programs run below `prefix`, a command line that becomes another: `nsenter --net=… --`. */
@@ -99,40 +143,23 @@ export const make = (host: ProcessHost["Service"], prefix: ReadonlyArray<string>
       collect(child.output(1), LARGEST_OUTPUT),
       collect(child.output(2), longestComplaint),
       child.exit,
-      input === undefined ? Effect.void : Effect.suspend(() => {
-        const sink = child.input(0, true)
-        // One that does not read it all ends badly, and tells why itself.
-        return sink === undefined
-          ? Effect.void
-          : Effect.ignore(Stream.run(Stream.make(new TextEncoder().encode(input)), sink))
-      })
+      input === undefined ? Effect.void : tell(child, input, true)
     ], { concurrency: "unbounded" })
 
-  const end = (child: Child) =>
-    Effect.gen(function*() {
-      if (Option.isNone(yield* child.poll)) {
-        yield* Effect.ignore(child.signal("SIGKILL"))
-        yield* Effect.timeoutOption(child.exit, dyingTime)
-      }
-      yield* child.release
-    })
-
-  return Effect.fnUntraced(function*({ args, input, program, what, within }: Run) {
+  const start = Effect.fnUntraced(function*({ args, dieWithParent, env = {}, isTold, program, what }: Start) {
     const { command, path } = programOf(yield* host.env, program)
     const [wrapper, ...rest] = prefix
     const file = yield* locate(command, path, what)
     const outer = wrapper === undefined ? file : yield* locate(wrapper, path, what)
-    const launch = host.launch({
+    return yield* host.launch({
       executable: outer,
       args: wrapper === undefined ? args : [...rest, file, ...args],
-      env: { LC_ALL: "C", PATH: path },
+      env: { LC_ALL: "C", PATH: path, ...env },
       cwd: undefined,
-      stdio: [input === undefined ? "ignore" : "pipe", "pipe", "pipe"],
+      stdio: [isTold ? "pipe" : "ignore", "pipe", "pipe"],
       detached: true,
       cgroup: undefined,
-      // What a dead supervisor has half done is undone by the next one, which must not meet it at work. What only looks (JSON is
-      // for that) may go on: to bind it to us takes as long again.
-      dieWithParent: !args.includes("-j")
+      dieWithParent
     }).pipe(
       Effect.mapError((error) =>
         HostError.make(
@@ -140,6 +167,18 @@ export const make = (host: ProcessHost["Service"], prefix: ReadonlyArray<string>
         )
       )
     )
+  })
+
+  const run = Effect.fnUntraced(function*({ args, input, program, what, within }: Run) {
+    const launch = start({
+      program,
+      args,
+      what,
+      isTold: input !== undefined,
+      // What a dead supervisor has half done is undone by the next one, which must not meet it at work. What only looks (JSON is
+      // for that) may go on: to bind it to us takes as long again.
+      dieWithParent: !args.includes("-j")
+    })
     const outcome = yield* Effect.acquireUseRelease(
       launch,
       (child) => Effect.timeoutOption(converse(child, input), within),
@@ -157,15 +196,20 @@ export const make = (host: ProcessHost["Service"], prefix: ReadonlyArray<string>
           program,
           what,
           status: ExitStatus.format(status),
-          stderr: stderr.text,
-          ...lineOf(input, stderr.text)
+          stderr: stderr.text(),
+          ...lineOf(input, stderr.text())
         })
       )
     }
-    if (stdout.isCut) {
-      const why = `wrote more than ${LARGEST_OUTPUT} bytes`
-      return yield* HostError.fail(new HostError.CommandFailed({ program, what, status: why, stderr: stderr.text }))
+    if (stdout.isCut()) {
+      return yield* HostError.fail(
+        new HostError.CommandFailed({ program, what, status: tooMuch, stderr: stderr.text() })
+      )
     }
-    return stdout.text
+    return stdout.text()
   })
+
+  return { run, start }
 }
+
+export type Runner = ReturnType<typeof make>

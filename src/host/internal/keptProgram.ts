@@ -1,0 +1,210 @@
+/**
+ * Programs that are kept open between commands: a fork of ours takes milliseconds, and nft(8) waits for the kernel at its end. What
+ * has to be told does not change by it: one command is one transaction, an interruption or a deadline kills the program and waits
+ * until it is gone, and whatever cannot be done this way has a process of its own.
+ */
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import * as Random from "effect/Random"
+import * as Scope from "effect/Scope"
+import * as Semaphore from "effect/Semaphore"
+import * as ExitStatus from "../../lifecycle/ExitStatus.ts"
+import type { Child, OutputSource } from "../../process/ProcessHost.ts"
+import * as HostError from "../HostError.ts"
+import * as CommandRunner from "./commandRunner.ts"
+import { type Kind, kinds } from "./keptKinds.ts"
+
+/** A file for what is longer than a line, which nobody finds by a name. */
+export interface Script {
+  readonly path: string
+  /** Replaces what is in it. Was there room? */
+  readonly write: (text: string) => boolean
+}
+
+/** A program that does not answer by then is not kept. */
+const startingTime = "2 seconds"
+
+/** How long a command waits for those before it: then it has a process of its own, so that one that hangs holds up no other. */
+const patience = Duration.seconds(1)
+
+/** nft remembers all lines, so after so many there is another one. */
+export const mostCommands = 4_096
+
+/** As much of the end as the last complaint takes. */
+const longestEnd = 256
+
+interface Session {
+  readonly child: Child
+  readonly nonce: string
+  commands: number
+}
+
+interface Heard {
+  readonly out: ReturnType<typeof CommandRunner.keeper>
+  readonly said: string
+  readonly isGone: boolean
+}
+
+const isSilent = (child: Child): boolean => [1, 2].every((fd) => child.output(fd)?.take() === undefined)
+
+/** What it says, until it has answered the last line, or is gone. What it finds is a line. */
+const listen = (kind: Kind, child: Child, mark: string, finds: boolean) => {
+  const out = CommandRunner.keeper(CommandRunner.LARGEST_OUTPUT)
+  const err = CommandRunner.keeper(CommandRunner.longestComplaint)
+  const end = new RegExp(`${mark}[^\\n]*\\n[^\\n]*\\n$`)
+  const ways = [{ source: child.output(1), kept: out, last: "" }, { source: child.output(2), kept: err, last: "" }]
+  const said = (): string => {
+    const text = err.text()
+    let at = text.indexOf(mark)
+    if (at < 0) return text
+    for (let line = kind.markedLine; line >= 0; line--) at = text.lastIndexOf("\n", at - 1)
+    return text.slice(0, at + 1)
+  }
+  const step: Effect.Effect<Heard> = Effect.suspend(() => {
+    const open: Array<OutputSource> = []
+    for (const way of ways) {
+      const { kept, source } = way
+      let taken = source?.take()
+      for (; taken instanceof Uint8Array; taken = source?.take()) {
+        kept.add(taken)
+        way.last = (way.last + new TextDecoder("latin1").decode(taken.subarray(-longestEnd))).slice(-longestEnd)
+      }
+      if (taken === undefined && source !== undefined) open.push(source)
+    }
+    const [first, second] = open
+    if (first === undefined) return Effect.succeed({ out, said: said(), isGone: true })
+    const [{ last: found = "" } = {}, { last = "" } = {}] = ways
+    if (end.test(last)) {
+      const heard = { out, said: said(), isGone: false }
+      if (!finds || kind.isFault(heard.said) || found.endsWith("\n")) return Effect.succeed(heard)
+    }
+    const ready = second === undefined ? first.ready : Effect.raceFirst(first.ready, second.ready)
+    return Effect.andThen(Effect.ignore(ready), step)
+  })
+  return step
+}
+
+/** One program, kept until the scope closes; nothing where it cannot be kept. */
+const makeOne = Effect.fnUntraced(function*(
+  kind: Kind,
+  start: CommandRunner.Runner["start"],
+  open: Effect.Effect<Script | undefined, never, Scope.Scope>
+) {
+  const scope = yield* Effect.scope
+  const openScript = yield* Effect.cached(Effect.provideService(open, Scope.Scope, scope))
+  const turn = Semaphore.makeUnsafe(1)
+  let session: Session | undefined
+  let isUsable = true
+
+  const drop = Effect.uninterruptible(Effect.suspend(() => {
+    const last = session
+    session = undefined
+    return last === undefined ? Effect.void : CommandRunner.end(last.child)
+  }))
+  yield* Effect.addFinalizer(() =>
+    Effect.suspend(() => {
+      isUsable = false
+      return drop
+    })
+  )
+
+  const ask = (now: Session, line: string, finds: boolean) =>
+    Effect.suspend(() => {
+      const mark = `${now.nonce}${now.commands++}`
+      const told = CommandRunner.tell(now.child, `${line}\n${mark}\n`, false)
+      return Effect.andThen(told, listen(kind, now.child, mark, finds))
+    }).pipe(Effect.onInterrupt(() => drop))
+
+  const begin = Effect.fnUntraced(function*(what: string, script: Script) {
+    const { args, changes, env, program } = kind
+    const number = yield* Random.nextIntBetween(2 ** 40, 2 ** 48)
+    const fresh = yield* Effect.uninterruptible(
+      Effect.map(
+        start({ program, args, env, what, isTold: true, dieWithParent: changes }),
+        (child) => session = { child, nonce: `x${number.toString(16)}n`, commands: 0 }
+      )
+    )
+    const { answer, line } = kind.greeting(script.path)
+    const heard = isUsable && script.write("")
+      ? yield* Effect.timeoutOption(ask(fresh, line, !answer.test("")), startingTime)
+      : Option.none()
+    if (Option.exists(heard, ({ isGone, out, said }) => !isGone && answer.test(out.text()) && said === "")) return fresh
+    isUsable = false
+    yield* drop
+    return undefined
+  })
+
+  const current = Effect.fnUntraced(function*(what: string, script: Script) {
+    if (session !== undefined) {
+      const { child, commands } = session
+      if (commands >= mostCommands || Option.isSome(yield* child.poll) || !isSilent(child)) yield* drop
+    }
+    return session ?? (yield* begin(what, script))
+  })
+
+  /** Nothing when it cannot be done this way. */
+  const inTurn = Effect.fnUntraced(function*(command: CommandRunner.Run) {
+    const { input, program, what } = command
+    const script = yield* openScript
+    const line = script && kind.lineFor(command, script.path)
+    if (script === undefined || line === undefined) return undefined
+    const now = yield* current(what, script)
+    if (now === undefined || (input !== undefined && !script.write(input))) return undefined
+    const { isGone, out, said } = yield* ask(now, line, input === undefined)
+    const stderr = kind.words(said, script.path)
+    const failed = (status: string) =>
+      HostError.fail(
+        new HostError.CommandFailed({ program, what, status, stderr, ...CommandRunner.lineOf(input, stderr) })
+      )
+    if (isGone) {
+      yield* drop
+      return yield* failed(Option.match(yield* now.child.poll, { onNone: () => "ended", onSome: ExitStatus.format }))
+    }
+    if (kind.isFault(said)) return yield* failed("failed")
+    return out.isCut() ? yield* failed(CommandRunner.tooMuch) : out.text()
+  })
+
+  const run = (command: CommandRunner.Run) =>
+    Effect.suspend(() => {
+      const { program, what } = command
+      const within = Duration.fromInputUnsafe(command.within)
+      const first = Duration.min(within, patience)
+      let state: "waits" | "works" | "has gone" = "waits"
+      const work = turn.withPermit(Effect.suspend(() => {
+        if (state === "has gone") return Effect.undefined
+        state = "works"
+        return inTurn(command)
+      }))
+      const watch = Effect.gen(function*() {
+        yield* Effect.sleep(first)
+        if (state === "waits") {
+          state = "has gone"
+          return undefined
+        }
+        yield* Effect.sleep(Duration.subtract(within, first))
+        return yield* HostError.fail(new HostError.CommandHung({ program, what, within }))
+      })
+      return Effect.raceFirst(work, watch)
+    })
+
+  return { isFor: (command: CommandRunner.Run) => isUsable && kind.lineFor(command, "") !== undefined, run }
+})
+
+/** Runs a command by a program that is kept, or else by a process of its own; always that after the scope has closed. */
+export const make = Effect.fnUntraced(function*(
+  { run, start }: CommandRunner.Runner,
+  open: Effect.Effect<Script | undefined, never, Scope.Scope>
+) {
+  const kept = yield* Effect.forEach(
+    kinds,
+    (kind) => Effect.map(makeOne(kind, start, open), (one) => ({ kind, one }))
+  )
+  return (command: CommandRunner.Run) => {
+    const found = kept.find(({ kind, one }) => kind.program === command.program && one.isFor(command))
+    return found === undefined ? run(command) : Effect.flatMap(
+      found.one.run(command),
+      (answer) => answer === undefined ? run(command) : Effect.succeed(answer)
+    )
+  }
+})
