@@ -3,40 +3,12 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as NodeFs from "node:fs"
-import * as NodeOs from "node:os"
-import * as NodePath from "node:path"
 import { HostCommands, NodeHostCommands } from "../../src/host/index.ts"
 import * as CommandRunner from "../../src/host/internal/commandRunner.ts"
 import { NodeProcessHost, ProcessHost } from "../../src/process/index.ts"
-
-/** Programs of the test's own stand for those of the host: what they are named does not matter to the runner. */
-const runWith = (scripts: Readonly<Record<string, string>>, variables: Readonly<Record<string, string>> = {}) =>
-  Effect.gen(function*() {
-    const directory = yield* Effect.acquireRelease(
-      Effect.sync(() => NodeFs.mkdtempSync(NodePath.join(NodeOs.tmpdir(), "commands-"))),
-      (path) => Effect.sync(() => NodeFs.rmSync(path, { recursive: true }))
-    )
-    for (const [name, script] of Object.entries(scripts)) {
-      NodeFs.writeFileSync(NodePath.join(directory, name), `#!/bin/sh\n${script}\n`, { mode: 0o755 })
-    }
-    const host = yield* ProcessHost.ProcessHost
-    const env = Effect.map(
-      host.env,
-      (inherited) => ({ ...inherited, ...variables, PATH: `${directory}:${inherited["PATH"]}` })
-    )
-    const { run } = CommandRunner.make({ ...host, env }, [])
-    return { directory, run }
-  })
+import { isAlive, runWith } from "./fakePrograms.ts"
 
 const command = { program: "ip", args: [], input: undefined, what: "a test", within: "5 seconds" } as const
-
-const isAlive = (pid: number): boolean => {
-  try {
-    return process.kill(pid, 0)
-  } catch {
-    return false
-  }
-}
 
 describe("NodeHostCommands", () => {
   const withHost = <A, E>(test: Effect.Effect<A, E, ProcessHost.ProcessHost>) =>

@@ -37,10 +37,12 @@ const nft = (args: ReadonlyArray<string>): Omit<Kind, "changes" | "lineFor"> => 
   words: (said, script) => said.replaceAll(/^In file included from .*\n/gm, "").replaceAll(script, "/dev/stdin")
 })
 
+/** Of a text of a megabyte, nft keeps two hundred that it never gives back; and a fork is nothing beside the work. */
+export const longestText = 2 ** 16
+
 const linesAfter = (args: string) => {
   const pattern = new RegExp(`^${args} (list [A-Za-z0-9 ._-]+)$`)
-  return (command: Run): string | undefined =>
-    command.input === undefined ? pattern.exec(command.args.join(" "))?.[1] : undefined
+  return (command: Run): string | undefined => pattern.exec(command.args.join(" "))?.[1]
 }
 
 const lists = linesAfter("-j")
@@ -50,7 +52,11 @@ export const kinds: ReadonlyArray<Kind> = [
     ...nft(["-j"]),
     changes: true,
     lineFor: (command, script) =>
-      command.input !== undefined && command.args.join(" ") === "-f -" ? `include "${script}"` : lists(command)
+      command.input === undefined
+        ? lists(command)
+        : command.args.join(" ") === "-f -" && command.input.length <= longestText
+        ? `include "${script}"`
+        : undefined
   },
   { ...nft(["-j", "-t"]), changes: false, lineFor: linesAfter("-j -t") },
   {

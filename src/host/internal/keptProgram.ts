@@ -116,24 +116,27 @@ const makeOne = Effect.fnUntraced(function*(
       return Effect.andThen(told, listen(kind, now.child, mark, finds))
     }).pipe(Effect.onInterrupt(() => drop))
 
-  const begin = Effect.fnUntraced(function*(what: string, script: Script) {
-    const { args, changes, env, program } = kind
-    const number = yield* Random.nextIntBetween(2 ** 40, 2 ** 48)
-    const fresh = yield* Effect.uninterruptible(
-      Effect.map(
-        start({ program, args, env, what, isTold: true, dieWithParent: changes }),
-        (child) => session = { child, nonce: `x${number.toString(16)}n`, commands: 0 }
-      )
+  const begin = (what: string, script: Script) =>
+    Effect.uninterruptibleMask((restore) =>
+      Effect.gen(function*() {
+        const { args, changes, env, program } = kind
+        const number = yield* Random.nextIntBetween(2 ** 40, 2 ** 48)
+        const child = yield* start({ program, args, env, what, isTold: true, dieWithParent: changes })
+        const fresh = session = { child, nonce: `x${number.toString(16)}n`, commands: 0 }
+        const { answer, line } = kind.greeting(script.path)
+        const heard = isUsable && script.write("")
+          ? yield* restore(Effect.timeoutOption(ask(fresh, line, !answer.test("")), startingTime)).pipe(
+            Effect.onInterrupt(() => drop)
+          )
+          : Option.none()
+        if (Option.exists(heard, ({ isGone, out, said }) => !isGone && answer.test(out.text()) && said === "")) {
+          return fresh
+        }
+        isUsable = false
+        yield* drop
+        return undefined
+      })
     )
-    const { answer, line } = kind.greeting(script.path)
-    const heard = isUsable && script.write("")
-      ? yield* Effect.timeoutOption(ask(fresh, line, !answer.test("")), startingTime)
-      : Option.none()
-    if (Option.exists(heard, ({ isGone, out, said }) => !isGone && answer.test(out.text()) && said === "")) return fresh
-    isUsable = false
-    yield* drop
-    return undefined
-  })
 
   const current = Effect.fnUntraced(function*(what: string, script: Script) {
     if (session !== undefined) {
