@@ -1,7 +1,10 @@
 /** The firewall: what packets pay for the rules of a thousand machines, and how long the rules take to come and go. */
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Result from "effect/Result"
+import * as Scope from "effect/Scope"
 import { execFileSync } from "node:child_process"
 import { Cidr, EgressRule, Firewall, NodeHostCommands } from "../src/host/index.ts"
 import { guest, make, missing, type World } from "../test/host/packetWorld.ts"
@@ -35,11 +38,11 @@ const machine = (i: number): Firewall.Machine => {
 
 const numbers = (from: number, count: number) => Array.from({ length: count }, (_, index) => from + index)
 
-const firewallOf = (world: World) => {
+const firewallOf = (world: World, scope: Scope.Scope) => {
   const layer = Firewall.layer({ table: "bench", prefix: "mvt-" }).pipe(
     Layer.provide(NodeHostCommands.layerIn(`/run/netns/${world.host}`))
   )
-  return Effect.runPromise(Effect.provide(Firewall.Firewall.use(Effect.succeed), layer))
+  return Effect.runPromise(Effect.map(Layer.buildWithScope(layer, scope), Context.get(Firewall.Firewall)))
 }
 
 /** What the crate has: a chain per machine, and a jump to it before those of the others. */
@@ -84,6 +87,7 @@ const rate = async (world: World): Promise<number> => {
 
 const firewallRate = async (rounds: number): Promise<Section> => {
   const worlds: Array<World> = []
+  const scope = Scope.makeUnsafe()
   const add = async (name: string) => {
     const world = await make(1, [sink], name)
     worlds.push(world)
@@ -103,9 +107,9 @@ const firewallRate = async (rounds: number): Promise<Section> => {
       "add table ip nat; add chain ip nat post { type nat hook postrouting priority srcnat; }; " +
         "add rule ip nat post ip saddr 172.30.0.0/16 oifname up0 masquerade"
     )
-    const firewall = await firewallOf(ours)
+    const firewall = await firewallOf(ours, scope)
     await Effect.runPromise(firewall.install(numbers(1, 1000).map(machine)))
-    await Effect.runPromise((await firewallOf(alone)).install([machine(1)]))
+    await Effect.runPromise((await firewallOf(alone, scope)).install([machine(1)]))
     const why = restore(theirs, crate(1000))
     if (why !== undefined) console.error(`bench: without the crate's chains: ${why}`)
     const samples = await interleaved(rounds, [
@@ -134,14 +138,16 @@ const firewallRate = async (rounds: number): Promise<Section> => {
       ]
     }
   } finally {
+    await Effect.runPromise(Scope.close(scope, Exit.void))
     for (const world of worlds) await world.end()
   }
 }
 
 const firewallChanges = async (rounds: number): Promise<Section> => {
   const world = await make(1, [sink], "changes")
+  const scope = Scope.makeUnsafe()
   try {
-    const firewall = await firewallOf(world)
+    const firewall = await firewallOf(world, scope)
     const timed = async <E>(effect: Effect.Effect<unknown, E>): Promise<number> => {
       const start = now()
       await Effect.runPromise(effect)
@@ -183,6 +189,7 @@ const firewallChanges = async (rounds: number): Promise<Section> => {
       ]
     }
   } finally {
+    await Effect.runPromise(Scope.close(scope, Exit.void))
     await world.end()
   }
 }

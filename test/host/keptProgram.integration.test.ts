@@ -1,7 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import * as Schema from "effect/Schema"
 import { execFile, execFileSync, spawn } from "node:child_process"
-import { once } from "node:events"
 import * as NodeFs from "node:fs"
 import { homedir } from "node:os"
 import { createInterface } from "node:readline"
@@ -10,6 +10,14 @@ import { promisify } from "node:util"
 import { HostCommands, NodeHostCommands } from "../../src/host/index.ts"
 import { isAlive } from "./fakePrograms.ts"
 import * as Netns from "./netns.ts"
+
+const Seen = Schema.fromJsonString(Schema.Struct({
+  again: Schema.Boolean,
+  late: Schema.Int,
+  left: Schema.String,
+  refused: Schema.String,
+  removed: Schema.Boolean
+}))
 
 const owner = fileURLToPath(new URL("./fixtures/keptOwner.ts", import.meta.url))
 
@@ -103,7 +111,7 @@ describe.skipIf(reason !== undefined)("an nft that is kept", () => {
     ))
 
   it.live("has done what it was told when it has answered, and what is long was told to another", () =>
-    withNft((apply, _, netns) =>
+    withNft((apply, _list, netns) =>
       Effect.gen(function*() {
         for (const length of [3_000, 100_000]) {
           const elements = Array.from({ length }, (_, at) => `10.2${at >> 16}.${at >> 8 & 255}.${at & 255}`)
@@ -136,8 +144,8 @@ describe.skipIf(reason !== undefined)("an nft that is kept", () => {
     const child = spawn("unshare", ["--net", process.execPath, ...process.execArgv, owner], {
       stdio: ["ignore", "pipe", "inherit"]
     })
-    const [line] = await once(createInterface({ input: child.stdout }), "line")
-    const pids = String(line).split(" ").map(Number)
+    const line = await new Promise<string>((resolve) => createInterface({ input: child.stdout }).once("line", resolve))
+    const pids = line.split(" ").map(Number)
     const names = pids.filter(isAlive).map((pid) => NodeFs.readFileSync(`/proc/${pid}/comm`, "utf8").trim())
     assert.deepStrictEqual(names.toSorted().filter((name) => name !== "pgrep"), ["ip", "nft", "nft"])
     child.kill("SIGKILL")
@@ -153,7 +161,7 @@ describe.skipIf(reason !== undefined)("a link that is removed", () => {
 
   it("is not waited for when it is gone, and its ip is when the layer closes", async () => {
     const { stdout } = await promisify(execFile)("unshare", ["--net", process.execPath, ...process.execArgv, remover])
-    const { again, late, left, removed, refused } = JSON.parse(stdout)
+    const { again, late, left, refused, removed } = Schema.decodeUnknownSync(Seen)(stdout)
     assert.isTrue(removed)
     assert.isTrue(again)
     // The kernel may be quick, but not each time.

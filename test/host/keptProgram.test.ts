@@ -40,7 +40,7 @@ const look: CommandRunner.Run = { ...change, args: ["-j", "list tables"], input:
 
 const kept = (scripts: Readonly<Record<string, string>>) =>
   Effect.gen(function*() {
-    const scope = yield* Effect.acquireRelease(Scope.make(), (scope) => Scope.close(scope, Exit.void))
+    const scope = yield* Effect.acquireRelease(Scope.make(), (made) => Scope.close(made, Exit.void))
     const { directory, run: alone, start } = yield* runWith(scripts)
     const run = yield* KeptProgram.make({ run: alone, start }, NodeScript.open).pipe(
       Effect.provideService(Scope.Scope, scope)

@@ -48,36 +48,42 @@ interface Heard {
 
 const isSilent = (child: Child): boolean => [1, 2].every((fd) => child.output(fd)?.take() === undefined)
 
+/** One of its outputs: what is kept of it, its end, and whether more may come. */
+const hear = (source: OutputSource | undefined, limit: number) => {
+  const kept = CommandRunner.keeper(limit)
+  let end = ""
+  return {
+    kept,
+    end: () => end,
+    take: (): ReadonlyArray<OutputSource> => {
+      for (;;) {
+        const taken = source?.take()
+        if (!(taken instanceof Uint8Array)) return source === undefined || taken === "end" ? [] : [source]
+        kept.add(taken)
+        end = (end + new TextDecoder("latin1").decode(taken.subarray(-longestEnd))).slice(-longestEnd)
+      }
+    }
+  }
+}
+
 /** What it says, until it has answered the last line, or is gone. What it finds is a line. */
 const listen = (kind: Kind, child: Child, mark: string, finds: boolean) => {
-  const out = CommandRunner.keeper(CommandRunner.LARGEST_OUTPUT)
-  const err = CommandRunner.keeper(CommandRunner.longestComplaint)
-  const end = new RegExp(`${mark}[^\\n]*\\n[^\\n]*\\n$`)
-  const ways = [{ source: child.output(1), kept: out, last: "" }, { source: child.output(2), kept: err, last: "" }]
-  const said = (): string => {
-    const text = err.text()
+  const out = hear(child.output(1), CommandRunner.LARGEST_OUTPUT)
+  const err = hear(child.output(2), CommandRunner.longestComplaint)
+  const last = new RegExp(`${mark}[^\\n]*\\n[^\\n]*\\n$`)
+  const heard = (isGone: boolean): Heard => {
+    const text = err.kept.text()
     let at = text.indexOf(mark)
-    if (at < 0) return text
+    if (at < 0) return { out: out.kept, said: text, isGone }
     for (let line = kind.markedLine; line >= 0; line--) at = text.lastIndexOf("\n", at - 1)
-    return text.slice(0, at + 1)
+    return { out: out.kept, said: text.slice(0, at + 1), isGone }
   }
   const step: Effect.Effect<Heard> = Effect.suspend(() => {
-    const open: Array<OutputSource> = []
-    for (const way of ways) {
-      const { kept, source } = way
-      let taken = source?.take()
-      for (; taken instanceof Uint8Array; taken = source?.take()) {
-        kept.add(taken)
-        way.last = (way.last + new TextDecoder("latin1").decode(taken.subarray(-longestEnd))).slice(-longestEnd)
-      }
-      if (taken === undefined && source !== undefined) open.push(source)
-    }
-    const [first, second] = open
-    if (first === undefined) return Effect.succeed({ out, said: said(), isGone: true })
-    const [{ last: found = "" } = {}, { last = "" } = {}] = ways
-    if (end.test(last)) {
-      const heard = { out, said: said(), isGone: false }
-      if (!finds || kind.isFault(heard.said) || found.endsWith("\n")) return Effect.succeed(heard)
+    const [first, second] = [...out.take(), ...err.take()]
+    if (first === undefined) return Effect.succeed(heard(true))
+    if (last.test(err.end())) {
+      const now = heard(false)
+      if (!finds || kind.isFault(now.said) || out.end().endsWith("\n")) return Effect.succeed(now)
     }
     const ready = second === undefined ? first.ready : Effect.raceFirst(first.ready, second.ready)
     return Effect.andThen(Effect.ignore(ready), step)
