@@ -61,11 +61,9 @@ export const links = async (rounds: number): Promise<Section> => {
     title: "Host network of a machine",
     text:
       "A TAP with addresses, and the rules that close it but for its own addresses. The crate runs 16 commands to make " +
-      `that (IPv4 only, ${
-        iptables ?? "not run here: there is no iptables"
-      }), and 8 to remove it. In removing a link, ` +
-      "most of the time is the kernel's: it waits until no processor looks at it any more, once for each removal, be that " +
-      "of one link or of a hundred. nft(8) waits likewise.",
+      `that (IPv4 only, ${iptables ?? "not run here: there is no iptables"}), and 8 to remove it. For one link more, ` +
+      "most of the time is that of a fork beside a heap as large as Node's. What the kernel does after a link is gone is not " +
+      "waited for.",
     tables: [
       ...parts.map(({ part, samples: each }) =>
         `${part === "both" ? "Created and destroyed" : part}:\n\n${table(each)}`

@@ -81,7 +81,7 @@ const removeLinks = (made: ReadonlyArray<Made>) =>
 const create = (count: number) =>
   Effect.gen(function*() {
     const made = yield* allocate(count)
-    yield* Effect.all([makeLinks(made), install(made)], { concurrency: 2 })
+    yield* Effect.all([install(made), makeLinks(made)], { concurrency: 2 })
     return made
   })
 

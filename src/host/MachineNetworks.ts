@@ -208,8 +208,8 @@ const make = Effect.fnUntraced(function*(settings: Settings) {
         claim: [firewall.claim(machine), Links.claim(spec)],
         labels: { address: Addresses.toNetwork(allocation).address }
       })
-      // Nothing comes by a link before the monitor opens it; each waits for the kernel, so they wait together.
-      const [[link]] = yield* Effect.all([links.make([spec]), firewall.install([machine])], { concurrency: 2 })
+      // Nothing comes by a link before the monitor opens it. Rules first: nft works on them while the ip for the link is started.
+      const [, [link]] = yield* Effect.all([firewall.install([machine]), links.make([spec])], { concurrency: 2 })
       const control = yield* serve(entry, allocation, allow)
       return {
         network: { ...Addresses.toNetwork(allocation), mtu },

@@ -128,9 +128,11 @@ const make = (netns: string | undefined) =>
 
 /**
  * In the network namespace that this process is in. A program ends with us, whatever kills us, so that nobody who cleans up
- * after us meets it at work. From their first use on, `nft` and the `ip` that looks for links are kept open until the scope closes:
- * three processes at most. `ip` goes on for the 20 ms that the kernel needs after a link is gone, and is waited for then, too. It is looked for in `PATH`, and then where distributions have programs for root;
+ * after us meets it at work. It is looked for in `PATH`, and then where distributions have programs for root;
  * `MICROVM_RESIZE2FS_BIN` names another resize2fs.
+ *
+ * From their first use on, `nft` and the `ip` that looks for links are kept open until the scope closes: three processes at most,
+ * which hold the event loop open. What the kernel still does after links are gone is waited for then, too.
  *
  * ```ts import.meta.vitest
  * import { HostCommands, NodeHostCommands } from "effect-microvm-runtime/host"

@@ -113,7 +113,7 @@ export const tell = (child: Child, text: string, isAll: boolean) =>
       : Effect.ignore(Stream.run(Stream.make(new TextEncoder().encode(text)), sink))
   })
 
-interface Start {
+export interface Start {
   readonly program: string
   readonly args: ReadonlyArray<string>
   readonly what: string
