@@ -117,6 +117,8 @@ export interface PartOptions<Deps extends ReadonlyArray<Any>> {
 
 const variance = { _R: (_: never) => _ }
 
+const none: readonly [] = []
+
 /**
  * Names a layer and says what it depends on. Nothing is built before the service starts; a part that several others depend
  * on is built once.
@@ -147,10 +149,10 @@ export const make = <A, E, R, const Deps extends ReadonlyArray<Any> = readonly [
   [TypeId]: variance,
   name,
   layer,
-  dependsOn: options.dependsOn ?? [],
+  dependsOn: options.dependsOn ?? none,
   startWithin: options.startWithin,
   stopWithin: options.stopWithin,
   stopWeight: options.stopWeight ?? 1,
   failure: options.failure ?? "init",
-  faults: options.faults ?? []
+  faults: options.faults ?? none
 })

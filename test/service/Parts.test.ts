@@ -145,6 +145,47 @@ describe("Parts.start", () => {
       expect(names.filter((name) => /^[-.]/.test(name))).toEqual(["-b", ".b", "-a", ".a"])
     }))
 
+  it.effect.each(
+    [
+      ["by itself", (resource: Layer.Layer<never>, bad: Layer.Layer<never, string>) => Layer.provide(bad, resource)],
+      ["with what it gives", (resource, bad) => Layer.provideMerge(bad, resource)],
+      ["beside another", (resource, bad) => Layer.mergeAll(resource, bad)],
+      ["fresh", (resource, bad) => Layer.fresh(Layer.provide(bad, resource))],
+      ["of an effect", (resource, bad) => Layer.unwrap(Effect.succeed(Layer.provide(bad, resource)))],
+      ["of another", (resource, bad) => Layer.flatMap(resource, () => bad)],
+      ["instead of another", (resource, bad) => Layer.catchCause(bad, () => Layer.provide(bad, resource))],
+      ["with a span", (resource, bad) => Layer.withSpan(Layer.provide(bad, resource), "span")]
+    ] satisfies ReadonlyArray<
+      readonly [string, (resource: Layer.Layer<never>, bad: Layer.Layer<never, string>) => Layer.Layer<never, string>]
+    >
+  )("a layer that fails has released what it had before that is told: %s", ([, make]) =>
+    Effect.gen(function*() {
+      const journal = yield* makeJournal
+      const bad = Layer.effectDiscard(
+        Effect.andThen(Effect.addFinalizer(() => journal.note("-bad")), Effect.fail("no"))
+      )
+      const part = Part.make("part", make(slow(journal, "resource", 0, Effect.sleep(5)), bad))
+      yield* Effect.flip(startOf([part], { onEvent: journal.onEvent }))
+      const lines = journal.lines.map((line) => line.split(" ").slice(1).join(" "))
+      expect(lines).toContain("-bad")
+      expect(lines.slice(-3)).toContain(".resource")
+      expect(lines.at(-1)).toBe("PartFailed part")
+    }))
+
+  it.effect("layers are shared among all parts, whatever map of them one part provides", () =>
+    Effect.gen(function*() {
+      const built = yield* Ref.make(0)
+      const shared = Layer.effect(Shared, Ref.updateAndGet(built, (n) => n + 1))
+      const map = Part.make("map", Layer.succeed(Layer.CurrentMemoMap, Layer.makeMemoMapUnsafe()))
+      const inside = Layer.effectDiscard(Effect.provide(Shared, shared))
+      const one = Part.make("one", shared)
+      const two = Part.make("two", inside, { dependsOn: [map, one] })
+      const started = yield* Parts.start([two])
+      yield* Effect.provide(Effect.provide(Shared, shared), started.context)
+      expect(yield* Ref.get(built)).toBe(1)
+      yield* started.stop({ budget: "1 second" })
+    }))
+
   it.effect("a failure of what serves is called so, and an error of a service stays what it is", () =>
     Effect.gen(function*() {
       const taken = Part.make("api", Layer.effectDiscard(Effect.fail("EADDRINUSE")), { failure: "run" })

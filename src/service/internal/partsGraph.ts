@@ -45,18 +45,34 @@ export interface Graph {
 }
 
 /** Each part once, with its dependencies. */
-const link = (parts: ReadonlyArray<Part.Any>): Map<Part.Any, Node> => {
-  const nodes = new Map<Part.Any, Node>()
-  const nodeOf = (part: Part.Any): Node => {
-    const known = nodes.get(part)
-    if (known !== undefined) return known
+const link = (
+  parts: ReadonlyArray<Part.Any>
+): { readonly nodes: ReadonlyArray<Node>; readonly namesakes: ReadonlyMap<Part.Any, Node> } => {
+  const nodes: Array<Node> = []
+  const named = new Map<string, Node>()
+  /** Those whose name another one has. */
+  const namesakes = new Map<Part.Any, Node>()
+  const add = (part: Part.Any): Node => {
     const node = new Node(part)
-    nodes.set(part, node)
+    node.index = nodes.length
+    nodes.push(node)
     return node
   }
+  const nodeOf = (part: Part.Any): Node => {
+    const known = named.get(part.name)
+    if (known === undefined) {
+      const node = add(part)
+      named.set(part.name, node)
+      return node
+    }
+    if (known.part === part) return known
+    let namesake = namesakes.get(part)
+    if (namesake === undefined) namesakes.set(part, namesake = add(part))
+    return namesake
+  }
   for (const part of parts) nodeOf(part)
-  // A map that grows while it is walked: every part is visited once.
-  for (const node of nodes.values()) {
+  // An array that grows while it is walked: every part is visited once.
+  for (const node of nodes) {
     if (node.part.dependsOn.length === 0) continue
     // One that is named twice is waited for, and found, twice.
     node.needs = node.part.dependsOn.map(nodeOf)
@@ -65,11 +81,13 @@ const link = (parts: ReadonlyArray<Part.Any>): Map<Part.Any, Node> => {
       else need.neededBy.push(node)
     }
   }
-  return nodes
+  return { nodes, namesakes }
 }
 
 /** How a value is written, NaN and Infinity too. */
 const inspect = (value: unknown): string => typeof value === "number" ? `${value}` : JSON.stringify(value)
+
+const durations = ["startWithin", "stopWithin"] as const
 
 const durationFault = (part: Part.Any, field: "startWithin" | "stopWithin"): string | undefined => {
   const input = part[field]
@@ -87,7 +105,7 @@ const addFaults = (part: Part.Any, faults: Array<string>): void => {
   if (part.name.trim() === "") {
     faults.push(`a part has the name ${JSON.stringify(part.name)}: give it one that can be read`)
   }
-  for (const field of ["startWithin", "stopWithin"] as const) {
+  for (const field of durations) {
     const fault = durationFault(part, field)
     if (fault !== undefined) faults.push(fault)
   }
@@ -98,30 +116,27 @@ const addFaults = (part: Part.Any, faults: Array<string>): void => {
 }
 
 export const make = (parts: ReadonlyArray<Part.Any>): Graph => {
-  const nodes = link(parts)
+  const { namesakes, nodes } = link(parts)
   const faults: Array<string> = []
-  const names = new Set<string>()
   const order: Array<Node> = []
-  const waits = new Map<Node, number>()
-  for (const node of nodes.values()) {
-    const { name } = node.part
-    addFaults(node.part, faults)
-    if (names.has(name)) faults.push(`two parts are called "${name}": rename one`)
-    names.add(name)
+  const waits: Array<number> = []
+  for (const node of nodes) {
+    const { part } = node
+    addFaults(part, faults)
+    if (namesakes.size > 0 && namesakes.has(part)) faults.push(`two parts are called "${part.name}": rename one`)
+    waits.push(node.needs.length)
     if (node.needs.length === 0) order.push(node)
-    else waits.set(node, node.needs.length)
   }
   // An array that grows while it is walked.
   for (const node of order) {
     for (const dependent of node.neededBy) {
-      const left = (waits.get(dependent) ?? 0) - 1
-      waits.set(dependent, left)
+      const left = waits[dependent.index] = (waits[dependent.index] ?? 0) - 1
       if (left === 0) order.push(dependent)
     }
   }
-  if (order.length < nodes.size) {
+  if (order.length < nodes.length) {
     const placed = new Set(order)
-    const cycle = [...nodes.values()].filter((node) => !placed.has(node)).map(({ part }) => part.name)
+    const cycle = nodes.filter((node) => !placed.has(node)).map(({ part }) => part.name)
     faults.push(`the parts ${cycle.join(", ")} depend on each other in a circle: take one dependency away`)
   }
   order.forEach((node, index) => {

@@ -41,6 +41,27 @@ const toMillis = (input: Duration.Input): number => Duration.toMillis(Duration.f
 const proven = (context: Context.Context<never>): Context.Context<unknown> =>
   Context.makeUnsafe<unknown>(context.mapUnsafe)
 
+/** What every layer is, and Effect's own ways to build one call: its types keep it back. */
+interface Buildable {
+  readonly build: (
+    memoMap: Layer.MemoMap,
+    scope: Scope.Scope
+  ) => Effect.Effect<Context.Context<never>, unknown, unknown>
+}
+
+const isBuildable = (layer: object): layer is Buildable => "build" in layer && typeof layer.build === "function"
+
+/**
+ * `Layer.buildWithMemoMap` puts the map into the context that a layer is built in, and into the one that it gives. Here all
+ * parts have it already, and for one that is quick that would be a fifth of its start.
+ */
+const buildOf = (
+  layer: Part.Any["layer"],
+  memoMap: Layer.MemoMap,
+  scope: Scope.Scope
+): Effect.Effect<Context.Context<never>, unknown, unknown> =>
+  isBuildable(layer) ? layer.build(memoMap, scope) : Layer.buildWithMemoMap(layer, memoMap, scope)
+
 const startError = ({ failure, name }: Part.Any, why: string, cause?: unknown): ServiceError =>
   fromReason(
     failure === "init"
@@ -85,14 +106,12 @@ export interface Life {
   readonly status: Effect.Effect<ReadonlyArray<PartStatus>>
 }
 
-const empty: Context.Context<never> = Context.empty()
-
-/** Most parts provide nothing but the map by which layers are shared, which all have. */
-const provides = (context: Context.Context<never>): Context.Context<never> =>
-  context.mapUnsafe.size === 1 && context.mapUnsafe.has(Layer.CurrentMemoMap.key) ? empty : context
-
-const contextsOf = (nodes: ReadonlyArray<Node>): ReadonlyArray<Context.Context<never>> =>
-  nodes.flatMap(({ context }) => context === empty ? [] : [context])
+/** Most parts provide nothing. */
+const contextsOf = (nodes: ReadonlyArray<Node>): ReadonlyArray<Context.Context<never>> => {
+  const contexts: Array<Context.Context<never>> = []
+  for (const { context } of nodes) if (context.mapUnsafe.size > 0) contexts.push(context)
+  return contexts
+}
 
 const tell = (onEvent: OnEvent, event: ServiceEvent): Effect.Effect<void> =>
   onEvent === undefined ? Effect.void : Effect.ignoreCause(onEvent(event))
@@ -143,11 +162,8 @@ export const make = (nodes: ReadonlyArray<Node>, clock: Clock.Clock): Life => {
     const tracer = Context.get(services, Tracer.Tracer)
     const isTimed = Context.get(services, References.TracerTimingEnabled)
     const all = tracker = new Tracker(tracer, isTimed, Context.getOrUndefined(services, Part.PartControl))
-    const base = Context.omit(Tracer.ParentSpan)(services).pipe(
-      Context.add(Tracer.Tracer, all),
-      Context.add(Layer.CurrentMemoMap, memoMap),
-      proven
-    )
+    const ours = Context.make(Tracer.Tracer, all).pipe(Context.add(Layer.CurrentMemoMap, memoMap))
+    const base = proven(Context.merge(Context.omit(Tracer.ParentSpan)(services), ours))
     const run = Effect.runForkWith(services)
     return (node: Node): Fiber.Fiber<Context.Context<never>, unknown> => {
       const { needs, part: { layer, name }, scope } = node
@@ -156,15 +172,13 @@ export const make = (nodes: ReadonlyArray<Node>, clock: Clock.Clock): Life => {
       // Shared by all that are given nothing: what a fiber looks up in a context is kept with it.
       const own = provided.length === 0
         ? base
-        // A tracer that one of them provides must not hide from us what the part does.
-        : Context.add(Context.mergeAll(base, ...provided), Tracer.Tracer, all)
+        // A tracer that one of them provides must not hide from us what the part does, nor a map what layers share.
+        : Context.mergeAll(base, ...provided, ours)
       const context = Context.add(own, Part.PartControl, control)
       const built = Effect.withFiber<Context.Context<never>, unknown, unknown>((fiber) => {
         node.builder = fiber
-        return Effect.onExit(
-          Layer.buildWithMemoMap(layer, memoMap, scope),
-          (exit) => Exit.isSuccess(exit) ? Effect.void : Scope.close(scope, exit)
-        )
+        // One that fails has released by itself what it had.
+        return buildOf(layer, memoMap, scope)
       })
       // A span that nobody is told of would be most of what it takes to start a part that is quick.
       if (tracer === Tracer.nativeTracer) return Effect.runForkWith(context)(built)
@@ -206,7 +220,7 @@ export const make = (nodes: ReadonlyArray<Node>, clock: Clock.Clock): Life => {
           if (node.state !== "starting") return undefined
           node.builder = undefined
           if (Exit.isSuccess(exit)) {
-            node.context = provides(exit.value)
+            node.context = exit.value
             const took = enter(node, "running", time)
             return onEvent === undefined
               ? undefined
@@ -228,7 +242,7 @@ export const make = (nodes: ReadonlyArray<Node>, clock: Clock.Clock): Life => {
       })
       return Effect.flatMap(Effect.exit(restore(starting.run)), (exit) => {
         if (Exit.isSuccess(exit) && failure === undefined && stopped === undefined) {
-          const all = Context.mergeAll(Context.make(Layer.CurrentMemoMap, memoMap), ...contextsOf(nodes))
+          const all = Context.mergeAll(...contextsOf(nodes), Context.make(Layer.CurrentMemoMap, memoMap))
           return Effect.succeed(proven(all))
         }
         return stop({ budget: rollbackBudget, onEvent }).pipe(
@@ -285,7 +299,7 @@ export const make = (nodes: ReadonlyArray<Node>, clock: Clock.Clock): Life => {
         const { name } = node.part
         if (Exit.isSuccess(exit)) {
           outcomes.push({ _tag: "Stopped", name, took })
-          return tell(onEvent, { _tag: "PartStopped", part: name, took })
+          return onEvent === undefined ? undefined : tell(onEvent, { _tag: "PartStopped", part: name, took })
         }
         outcomes.push({ _tag: "Failed", name, took, cause: exit.cause })
         return tell(onEvent, { _tag: "PartFailed", part: name, took, why: explain(exit.cause) })

@@ -49,7 +49,6 @@ class Bell {
   })
 
   #alarm(at: number, now: number): Effect.Effect<void> {
-    if (at >= (this.#timer?.at ?? Infinity)) return Effect.void
     // One that is early, as timers that cut fractions off are, means another round. Whole microseconds, so that there
     // are few.
     const ringing = Effect.delay(
@@ -70,101 +69,139 @@ class Bell {
   /** Until it rings, which it does at that time at the latest. */
   wait(at: number, now: number): Effect.Effect<void> {
     const wake = this.#wake = Deferred.makeUnsafe()
-    return Effect.andThen(this.#alarm(at, now), Deferred.await(wake))
+    const rung = Deferred.await(wake)
+    return at >= (this.#timer?.at ?? Infinity) ? rung : Effect.andThen(this.#alarm(at, now), rung)
+  }
+}
+
+/** How far a walk is. */
+class Course<N extends { readonly index: number }, A, E> {
+  readonly #walker: Walker<N, A, E>
+  readonly #bell: Bell
+  // By the numbers of the nodes: for how many others each still waits, and the visits that are under way.
+  readonly #waits: Array<number | undefined> = []
+  readonly #going: Array<Fiber.Fiber<A, E> | undefined> = []
+  #count = 0
+  // Nodes are begun from the front while others are added at the back.
+  readonly #ready: Array<N> = []
+  #begun = 0
+  #exits: Array<readonly [N, Exit.Exit<A, E>]> = []
+  #news: Array<Effect.Effect<void>> = []
+  // No deadline is earlier than this one.
+  #earliest = Infinity
+
+  constructor(walker: Walker<N, A, E>, bell: Bell) {
+    const { after, nodes } = walker
+    this.#walker = walker
+    this.#bell = bell
+    for (const node of nodes) this.#waits[node.index] = 0
+    for (const node of nodes) {
+      let others = 0
+      for (const other of after(node)) if (this.#waits[other.index] !== undefined) others++
+      this.#waits[node.index] = others
+      if (others === 0) this.#ready.push(node)
+    }
+  }
+
+  /** Does what can be done at once, in plain loops. Gives what may take time, and nothing when the walk is over. */
+  next(): Effect.Effect<void> | undefined {
+    const { halted, now } = this.#walker
+    while (true) {
+      this.#settle(now())
+      // Everything that has ended is told before what waits for it is begun, and before anything is given up.
+      if (this.#news.length > 0) {
+        const news = this.#news
+        this.#news = []
+        return Effect.all(news, { discard: true })
+      }
+      this.#begin()
+      if (this.#exits.length > 0 || this.#news.length > 0) continue
+      if (halted()) return undefined
+      if (this.#begun < this.#ready.length) continue
+      if (this.#count === 0) return undefined
+      const time = now()
+      if (this.#earliest > time) return this.#bell.wait(this.#earliest, time)
+      this.#giveUp(time)
+    }
+  }
+
+  #settle(time: number): void {
+    const exits = this.#exits
+    this.#exits = []
+    for (const [node, exit] of exits) this.#end(node, exit, time)
+  }
+
+  #begin(): void {
+    const { halted, now, visit } = this.#walker
+    let time = now()
+    for (const until = this.#ready.length; this.#begun < until && !halted(); this.#begun++) {
+      const node = this.#ready[this.#begun]
+      if (node === undefined) break
+      const fiber = visit(node, time)
+      const exit = fiber.pollUnsafe()
+      time = now()
+      // Nobody holds on to the fibers of visits that take no time.
+      if (exit === undefined) this.#watch(node, fiber)
+      else this.#end(node, exit, time)
+    }
+  }
+
+  #watch(node: N, fiber: Fiber.Fiber<A, E>): void {
+    this.#going[node.index] = fiber
+    this.#count++
+    this.#earliest = Math.min(this.#earliest, this.#walker.deadline(node))
+    fiber.addObserver((exit) => {
+      if (this.#going[node.index] === undefined) return
+      this.#leave(node)
+      this.#exits.push([node, exit])
+      this.#bell.ring()
+    })
+  }
+
+  #leave(node: N): void {
+    this.#going[node.index] = undefined
+    this.#count--
+  }
+
+  #end(node: N, exit: Exit.Exit<A, E>, time: number): void {
+    const told = this.#walker.ended(node, exit, time)
+    if (told !== undefined) this.#news.push(told)
+    this.#release(node)
+  }
+
+  #release(node: N): void {
+    for (const other of this.#walker.before(node)) {
+      const left = this.#waits[other.index]
+      if (left === undefined) continue
+      this.#waits[other.index] = left - 1
+      if (left === 1) this.#ready.push(other)
+    }
+  }
+
+  #giveUp(time: number): void {
+    const { deadline, overdue } = this.#walker
+    this.#earliest = Infinity
+    // In the order in which they were begun.
+    for (const node of this.#ready) {
+      const fiber = this.#going[node.index]
+      if (fiber === undefined) continue
+      const at = deadline(node)
+      if (at > time) {
+        this.#earliest = Math.min(this.#earliest, at)
+        continue
+      }
+      this.#leave(node)
+      this.#release(node)
+      this.#news.push(overdue(node, fiber, time))
+    }
   }
 }
 
 // Not inside of `make`: V8 keeps all that a generator function refers to until its next full collection.
 const walk = Effect.fnUntraced(
   function*<N extends { readonly index: number }, A, E>(walker: Walker<N, A, E>, bell: Bell): Effect.fn.Return<void> {
-    const { nodes, now } = walker
-    // By the numbers of the nodes: for how many others each still waits, and the visits that are under way.
-    const waits: Array<number | undefined> = []
-    const going: Array<Fiber.Fiber<A, E> | undefined> = []
-    let count = 0
-    for (const node of nodes) waits[node.index] = 0
-    for (const node of nodes) {
-      let others = 0
-      for (const other of walker.after(node)) if (waits[other.index] !== undefined) others++
-      waits[node.index] = others
-    }
-    // Nodes are begun from the front while others are added at the back.
-    const ready = nodes.filter((node) => waits[node.index] === 0)
-    let next = 0
-    let exits: Array<readonly [N, Exit.Exit<A, E>]> = []
-    let news: Array<Effect.Effect<void>> = []
-    // No deadline is earlier than this one.
-    let earliest = Infinity
-
-    const watch = (node: N, fiber: Fiber.Fiber<A, E>): void => {
-      going[node.index] = fiber
-      count++
-      earliest = Math.min(earliest, walker.deadline(node))
-      fiber.addObserver((exit) => {
-        if (going[node.index] === undefined) return
-        going[node.index] = undefined
-        count--
-        exits.push([node, exit])
-        bell.ring()
-      })
-    }
-    const end = (node: N, exit: Exit.Exit<A, E>, time: number): void => {
-      const told = walker.ended(node, exit, time)
-      if (told !== undefined) news.push(told)
-      release(node)
-    }
-    const release = (node: N): void => {
-      for (const other of walker.before(node)) {
-        const left = waits[other.index]
-        if (left === undefined) continue
-        waits[other.index] = left - 1
-        if (left === 1) ready.push(other)
-      }
-    }
-
-    while (true) {
-      let time = now()
-      const ended = exits
-      exits = []
-      for (const [node, exit] of ended) end(node, exit, time)
-      // Everything that has ended is told before what waits for it is begun, and before anything is given up.
-      const told = news
-      news = []
-      for (const one of told) yield* one
-      if (exits.length > 0) continue
-      if (told.length > 0) time = now()
-      for (const until = ready.length; next < until && !walker.halted(); next++) {
-        const node = ready[next]
-        if (node === undefined) break
-        const fiber = walker.visit(node, time)
-        const exit = fiber.pollUnsafe()
-        time = now()
-        // Nobody holds on to the fibers of visits that take no time.
-        if (exit === undefined) watch(node, fiber)
-        else end(node, exit, time)
-      }
-      if (exits.length > 0 || news.length > 0) continue
-      if (walker.halted()) return
-      if (next < ready.length) continue
-      if (count === 0) return
-      if (earliest <= time) {
-        earliest = Infinity
-        // In the order in which they were begun.
-        for (const node of ready) {
-          const fiber = going[node.index]
-          if (fiber === undefined) continue
-          const deadline = walker.deadline(node)
-          if (deadline <= time) {
-            going[node.index] = undefined
-            count--
-            release(node)
-            yield* walker.overdue(node, fiber, time)
-          } else earliest = Math.min(earliest, deadline)
-        }
-        continue
-      }
-      yield* bell.wait(earliest, time)
-    }
+    const course = new Course(walker, bell)
+    for (let step = course.next(); step !== undefined; step = course.next()) yield* step
   },
   (self, _, bell) => Effect.ensuring(self, bell.unset)
 )
