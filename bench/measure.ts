@@ -16,15 +16,16 @@ export const now = (): number => performance.now()
 
 export const interleaved = async (
   rounds: number,
-  contestants: ReadonlyArray<Contestant<number | ReadonlyArray<number>>>
+  contestants: ReadonlyArray<Contestant<number | ReadonlyArray<number>>>,
+  warmUp = 2
 ): Promise<Samples> => {
   const samples = new Map<string, Array<number>>(contestants.map(({ name }) => [name, []]))
-  for (let round = -2; round < rounds; round++) {
+  for (let round = -warmUp; round < rounds; round++) {
     for (let turn = 0; turn < contestants.length; turn++) {
-      const contestant = contestants[(turn + round + 2) % contestants.length]
+      const contestant = contestants[(turn + round + warmUp) % contestants.length]
       if (contestant === undefined) continue
       const sample = await contestant.run()
-      // The first two rounds warm everybody up.
+      // The first rounds warm everybody up.
       if (round >= 0) samples.get(contestant.name)?.push(...[sample].flat())
     }
   }
