@@ -96,7 +96,9 @@ const makeRemove = Effect.fnUntraced(function*(run: CommandRunner.Runner["run"])
   return (command: CommandRunner.Run, links: ReadonlyArray<string>) =>
     Effect.uninterruptibleMask((restore) =>
       Effect.gen(function*() {
-        if (!isOpen || behind.size >= MOST_BEHIND || !links.every(isThere)) return yield* restore(run(command))
+        if (!isOpen || behind.size >= MOST_BEHIND || links.length === 0 || !links.every(isThere)) {
+          return yield* restore(run(command))
+        }
         const fiber = yield* Effect.forkDetach(run(command), { startImmediately: true, uninterruptible: false })
         behind.add(fiber)
         fiber.addObserver(() => void behind.delete(fiber))

@@ -38,7 +38,8 @@ import type { CGroups } from "./SpawnOptions.ts"
  * - `channel` may be taken one at a time. When its user goes, it stays open towards the process, and what the process writes
  *   waits for the next user: up to 256 KiB, then the process has to wait. What the kernel has taken for a user that went is
  *   gone with it, and half-closing it does nothing.
- * - `shutdown` also waits, for a second at most, until the holder has written down how it ended and is gone.
+ * - `shutdown` also waits, for a second at most, until the holder has written down how it ended and, for a moment, until it is
+ *   gone: only who does not read what is still there for him can keep it longer.
  * - There is no `stdin`.
  *
  * @category models

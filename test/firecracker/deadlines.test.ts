@@ -52,6 +52,20 @@ describe("deadlines", () => {
       assert.deepStrictEqual(expired, ["first", "third"])
     }))
 
+  it.effect("of others are kept when one that is reached throws", () =>
+    Effect.gen(function*() {
+      const { add, expired } = yield* setUp
+      add("throws", "1 second", () => {
+        throw new Error("on purpose")
+      })
+      add("as early", "1 second")
+      add("later", "2 seconds")
+      yield* TestClock.adjust("1 second")
+      assert.deepStrictEqual(expired, ["throws", "as early"])
+      yield* TestClock.adjust("1 second")
+      assert.deepStrictEqual(expired, ["throws", "as early", "later"])
+    }))
+
   it.effect("can be set and met by one that is reached", () =>
     Effect.gen(function*() {
       const { add, expired } = yield* setUp

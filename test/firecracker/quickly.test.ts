@@ -2,12 +2,20 @@ import { describe, expect, it } from "@effect/vitest"
 import { FirecrackerSchema } from "effect-microvm-runtime/firecracker"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
-import { readerOf, unsure } from "../../src/firecracker/internal/quickly.ts"
+import { isSure, readerOf } from "../../src/firecracker/internal/quickly.ts"
 import { bodies } from "./bodies.ts"
 
 const names = Object.keys(FirecrackerSchema.requests).filter((name): name is FirecrackerSchema.RequestName =>
   Object.hasOwn(bodies, name)
 )
+
+const unsure = Symbol("unsure")
+
+/** The short way: what it makes of the body, if it is sure. */
+const quick = (schema: Schema.Top, body: unknown): unknown => {
+  const read = readerOf(schema.ast)(body)
+  return isSure(read) ? read : unsure
+}
 
 /** What the schema says: what it makes of the body, or that it is not right. */
 const slowly = (name: FirecrackerSchema.RequestName, body: unknown): unknown =>
@@ -19,7 +27,7 @@ const slowly = (name: FirecrackerSchema.RequestName, body: unknown): unknown =>
   )
 
 const quickly = (name: FirecrackerSchema.RequestName, body: unknown): unknown =>
-  readerOf(FirecrackerSchema.requests[name].ast)(body)
+  quick(FirecrackerSchema.requests[name], body)
 
 describe("the short way", () => {
   // What has a record, a secret or any JSON in it goes the long way.
@@ -76,9 +84,27 @@ describe("the short way", () => {
         Schema.Redacted(Schema.String)
       ]
     ) {
-      for (const value of ["1", 1, [1], {}]) expect(readerOf(schema.ast)(value)).toBe(unsure)
+      for (const value of ["1", 1, [1], {}]) expect(quick(schema, value)).toBe(unsure)
     }
-    expect(readerOf(Schema.Array(Schema.Number).ast)([1, "2"])).toBe(unsure)
-    expect(readerOf(Schema.Array(Schema.Number).ast)([1, 2])).toEqual([1, 2])
+    expect(quick(Schema.Array(Schema.Number), [1, "2"])).toBe(unsure)
+    expect(quick(Schema.Array(Schema.Number), [1, 2])).toEqual([1, 2])
+  })
+
+  it("leaves to the schema what something that it does not know might read otherwise", () => {
+    expect(quick(Schema.Union([Schema.NumberFromString, Schema.String]), "1")).toBe(unsure)
+    const nested = Schema.Union([Schema.Struct({ a: Schema.NumberFromString }), Schema.Struct({ a: Schema.String })])
+    expect(quick(nested, { a: "1" })).toBe(unsure)
+    expect(quick(Schema.Union([Schema.Number, Schema.NumberFromString]), 1)).toBe(1)
+    const byDefault = Schema.Struct({ a: Schema.optionalKey(Schema.NumberFromString) })
+    expect(quick(byDefault, {})).toBe(unsure)
+    expect(quick(Schema.Struct({ ["__proto__"]: Schema.String }), JSON.parse(`{"__proto__": "x"}`))).toBe(unsure)
+  })
+
+  it("takes what a list holds, whatever it says when it is walked", () => {
+    const list = ["a"]
+    Reflect.set(list, Symbol.iterator, () => ["b", "c"].values())
+    expect(quick(Schema.Array(Schema.String), list)).toEqual(["a"])
+    Reflect.setPrototypeOf(list, Map.prototype)
+    expect(quick(Schema.Array(Schema.String), list)).toEqual(["a"])
   })
 })

@@ -22,7 +22,7 @@ while read -r line; do
   case "$line" in
     include*)
       file=\${line#include ?}; file=\${file%?}; text=$(cat "$file")
-      test "$text" = "" && continue
+      test "$text" = "list tables" && { echo '{"nftables": [{"metainfo": {"version": "1.0.6"}}]}'; continue; }
       ${text} ;;
     list*) ${list} ;;
     *) printf 'Error: syntax error, unexpected newline\\n%s\\n   ^\\n' "$line" >&2 ;;
@@ -194,6 +194,61 @@ describe("a program that is kept", () => {
         assert.lengthOf(pids(), 2)
       })
   )
+
+  test("hears nothing of a SIGTERM to all of a service", { nft: nft(":") }, ({ pids, run }) =>
+    Effect.gen(function*() {
+      yield* run(change)
+      process.kill(pids()[0] ?? 0, "SIGTERM")
+      assert.strictEqual(yield* run(change), "")
+      assert.lengthOf(pids(), 1)
+    }))
+
+  test(
+    "is followed by one for this command alone when it finds nothing",
+    { nft: nft(":", ":") },
+    ({ run }) =>
+      Effect.gen(function*() {
+        assert.strictEqual(yield* run(look), "alone: -j list tables\n")
+        assert.strictEqual(yield* run(change), "")
+      })
+  )
+
+  test("is none that is too old to tell all its failures", {
+    nft: nft(":").replace("1.0.6", "1.0.5")
+  }, ({ pids, run }) =>
+    Effect.gen(function*() {
+      assert.strictEqual(yield* run(change), "alone: -f -\n")
+      assert.lengthOf(pids(), 1)
+    }))
+
+  it.live("is told nothing more once its file is closed", () =>
+    Effect.gen(function*() {
+      const { directory, run: alone, start } = yield* runWith({ nft: nft(":") })
+      let isClosed = false
+      const late: Array<string> = []
+      const path = `${directory}/script`
+      const write = (text: string) => {
+        if (isClosed) late.push(text)
+        NodeFs.writeFileSync(path, text)
+        return true
+      }
+      const open = Effect.acquireRelease(
+        Effect.succeed({ path, write }),
+        () => {
+          isClosed = true
+          return Effect.sleep("100 millis")
+        }
+      )
+      const scope = yield* Scope.make()
+      const run = yield* Effect.provideService(KeptProgram.make({ run: alone, start }, open), Scope.Scope, scope)
+      yield* run(change)
+      const busy = Effect.exit(Effect.andThen(Effect.sleep("5 millis"), run(change)))
+      yield* Effect.all([Scope.close(scope, Exit.void), ...Array.from({ length: 30 }, () => busy)], {
+        concurrency: "unbounded"
+      })
+      assert.isTrue(isClosed)
+      assert.deepStrictEqual(late, [])
+    }).pipe(Effect.scoped, Effect.provide(NodeProcessHost.layer)))
 
   for (
     const [what, script] of [

@@ -31,11 +31,13 @@ const Answer = Schema.Union([
 
 type Answer = typeof Answer.Type
 
+interface Library {
+  readonly func: (declaration: string) => (...args: ReadonlyArray<number>) => number
+}
+
 /** What is used of koffi in the thread. */
 interface Koffi {
-  readonly load: (library: null) => {
-    readonly func: (declaration: string) => (...args: ReadonlyArray<number>) => number
-  }
+  readonly load: (library: null) => Library
   readonly errno: () => number
   readonly address: (buffer: ArrayBuffer) => bigint
 }
@@ -54,7 +56,15 @@ function bind(koffi: Koffi, eventLayout: typeof epollEvent): Calls {
   const ioctl = libc.func("int ioctl(int fd, ulong request, uintptr_t argument)")
   const epoll = libc.func("int epoll_wait(int events, uintptr_t found, int most, int millis)")
   const read = libc.func("long read(int fd, uintptr_t buffer, size_t length)")
-  const [EINTR, EAGAIN] = [4, 11] as const
+  // Firecracker has the same open file, and can make it wait again (fcntl(2)): then a read would, and nobody could stop this thread.
+  let readNow: typeof read | undefined
+  try {
+    readNow = libc.func("long preadv2(int fd, uintptr_t vector, int count, long offset, int flags)")
+  } catch {
+    // Not every C library has it.
+  }
+  const [EINTR, EAGAIN, ENOSYS, EOPNOTSUPP] = [4, 11, 38, 95] as const
+  const RWF_NOWAIT = 8
   const [UFFDIO_COPY, UFFDIO_ZEROPAGE] = [0xc028aa03, 0xc020aa04] as const
   const [mostEvents, smallPage] = [3, 4096] as const
 
@@ -88,6 +98,9 @@ function bind(koffi: Koffi, eventLayout: typeof epollEvent): Calls {
     },
     kernel: (events, { faults, zeros }) => {
       const messages = allocate(64 * 32)
+      const vector = allocate(16)
+      vector.view.setBigUint64(0, BigInt(messages.address), true)
+      vector.view.setBigUint64(8, BigInt(messages.view.byteLength), true)
       const argument = allocate(40)
       const put = (at: number, value: number): void => {
         const high = Math.floor(value / 2 ** 32)
@@ -113,6 +126,13 @@ function bind(koffi: Koffi, eventLayout: typeof epollEvent): Calls {
         messages: messages.view,
         wait: waiter(events),
         read: () => {
+          if (readNow !== undefined) {
+            const bytes = readNow(faults, vector.address, 1, -1, RWF_NOWAIT)
+            if (bytes >= 0) return bytes
+            const errno = koffi.errno()
+            if (errno !== ENOSYS && errno !== EOPNOTSUPP) return -errno
+            readNow = undefined
+          }
           const bytes = read(faults, messages.address, messages.view.byteLength)
           return bytes < 0 ? -koffi.errno() : bytes
         },

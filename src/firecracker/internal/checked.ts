@@ -5,7 +5,7 @@ import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as SchemaIssue from "effect/SchemaIssue"
 import type { Fault } from "../FirecrackerError.ts"
-import { readerOf, unsure } from "./quickly.ts"
+import { isSure, readerOf } from "./quickly.ts"
 
 const remedyOf: SchemaIssue.LeafHook = (issue) => {
   if (issue._tag === "MissingKey") return "give it: it is needed"
@@ -44,7 +44,7 @@ export const checked = <A>(
   at: string
 ): (input: unknown) => Result.Result<A, ReadonlyArray<Fault>> => {
   const quick = readerOf(schema.ast)
-  const isRead = (read: unknown): read is A => read !== unsure
+  const isRead = (read: unknown): read is A => isSure(read)
   const decode = Schema.decodeUnknownResult(schema, { errors: "all", onExcessProperty: "error" })
   return (input) => {
     // To look for all faults takes many times as long, and mostly there is none.

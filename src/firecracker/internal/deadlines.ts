@@ -29,7 +29,7 @@ const makeAll = (clock: Clock.Clock) => {
     // Who was woken for nothing sleeps again, so one that sleeps for a call which has been answered can be left alone.
     if (sleeper !== undefined && sleeper.until <= until) return
     sleeper?.fiber.interruptUnsafe()
-    const fiber = Effect.runFork(Effect.map(clock.sleep(Duration.millis(Math.ceil(until - now()))), wake))
+    const fiber = Effect.runFork(Effect.map(clock.sleep(Duration.millis(Math.max(0, Math.ceil(until - now())))), wake))
     // A clock may let none of the time pass that is left; then all is done by now.
     if (fiber.pollUnsafe() === undefined) sleeper = { until, fiber }
   }
@@ -37,10 +37,14 @@ const makeAll = (clock: Clock.Clock) => {
   const wake = (): void => {
     sleeper = undefined
     const time = now()
-    for (const one of pending) if (one.at <= time && pending.delete(one)) one.expire()
-    let first = Number.POSITIVE_INFINITY
-    for (const { at } of pending) first = Math.min(first, at)
-    if (pending.size > 0) sleepUntil(first)
+    try {
+      for (const one of pending) if (one.at <= time && pending.delete(one)) one.expire()
+    } finally {
+      // Also when whoever is told of his end throws: the others are other machines'.
+      let first = Number.POSITIVE_INFINITY
+      for (const { at } of pending) first = Math.min(first, at)
+      if (pending.size > 0) sleepUntil(first)
+    }
   }
 
   const owners = new Set<symbol>()

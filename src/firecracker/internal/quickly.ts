@@ -4,51 +4,66 @@
  */
 import * as SchemaAST from "effect/SchemaAST"
 
-/** Not right, or not known here: ask the schema. */
-export const unsure = Symbol("unsure")
+/** Not right: ask the schema why. */
+const wrong = Symbol("wrong")
+/** Not known here: what would be right by what comes after it may be read otherwise by this. */
+const unknown = Symbol("unknown")
 
 type Read = (input: unknown) => unknown
 
+/** Has it been read? Else, ask the schema. */
+export const isSure = (read: unknown): boolean => read !== wrong && read !== unknown
+
 const options: SchemaAST.ParseOptions = {}
 
-const that = (is: (input: unknown) => boolean): Read => (input) => is(input) ? input : unsure
+const that = (is: (input: unknown) => boolean): Read => (input) => is(input) ? input : wrong
+
+const unread: Read = () => unknown
 
 const objects = (ast: SchemaAST.Objects): Read => {
   const fields = ast.propertySignatures.map(({ name, type }) => ({
     name,
-    isOptional: SchemaAST.isOptional(type),
+    // A transformation may make something of nothing.
+    isOptional: SchemaAST.isOptional(type) && type.encoding === undefined,
     read: readerOf(type)
   }))
+  if (fields.some(({ name }) => name === "__proto__")) return unread
   return (input) => {
-    if (typeof input !== "object" || input === null || Array.isArray(input)) return unsure
+    if (typeof input !== "object" || input === null || Array.isArray(input)) return wrong
     const copy: Record<PropertyKey, unknown> = {}
     let known = 0
     for (const { isOptional, name, read } of fields) {
       if (!Object.hasOwn(input, name)) {
         if (isOptional && !(name in input)) continue
-        return unsure
+        return unknown
       }
       const value = read(Reflect.get(input, name))
-      if (value === unsure) return unsure
+      if (!isSure(value)) return value
       copy[name] = value
       known++
     }
-    return Reflect.ownKeys(input).length === known ? copy : unsure
+    return Reflect.ownKeys(input).length === known ? copy : wrong
   }
 }
 
 const list = (read: Read): Read => (input) => {
-  if (!Array.isArray(input)) return unsure
-  const copy = Array.from(input, read)
-  return copy.includes(unsure) ? unsure : copy
+  if (!Array.isArray(input)) return wrong
+  const copy: Array<unknown> = []
+  // By its numbers: what it says of itself when it is walked is another matter.
+  for (let at = 0; at < input.length; at++) {
+    const value = read(input[at])
+    if (!isSure(value)) return value
+    copy.push(value)
+  }
+  return copy
 }
 
 const union = (reads: ReadonlyArray<Read>): Read => (input) => {
   for (const read of reads) {
     const value = read(input)
-    if (value !== unsure) return value
+    if (value !== wrong) return value
   }
-  return unsure
+  return wrong
 }
 
 const shapeOf = (ast: SchemaAST.AST): Read => {
@@ -64,15 +79,15 @@ const shapeOf = (ast: SchemaAST.AST): Read => {
     case "Literal":
       return that((input) => input === ast.literal)
     case "Objects":
-      return ast.indexSignatures.length === 0 && ast.propertySignatures.length > 0 ? objects(ast) : () => unsure
+      return ast.indexSignatures.length === 0 && ast.propertySignatures.length > 0 ? objects(ast) : unread
     case "Arrays": {
       const [rest, ...more] = ast.rest
-      return rest !== undefined && more.length === 0 && ast.elements.length === 0 ? list(readerOf(rest)) : () => unsure
+      return rest !== undefined && more.length === 0 && ast.elements.length === 0 ? list(readerOf(rest)) : unread
     }
     case "Union":
-      return ast.options?.mode === "oneOf" ? () => unsure : union(ast.types.map(readerOf))
+      return ast.options?.mode === "oneOf" ? unread : union(ast.types.map(readerOf))
     default:
-      return () => unsure
+      return unread
   }
 }
 
@@ -81,14 +96,14 @@ const passes = (check: SchemaAST.Check<unknown>, value: unknown, ast: SchemaAST.
     ? check.checks.every((one) => passes(one, value, ast))
     : check.run(value, ast, options) === undefined
 
-/** What reads a value as the schema would: a copy without anything that the schema does not tell of, or `unsure`. */
+/** What reads a value as the schema would: a copy without anything that the schema does not tell of. It may not be sure. */
 export const readerOf = (ast: SchemaAST.AST): Read => {
   const { checks, encoding } = ast
-  if (encoding !== undefined || Reflect.get(ast, "encodingChecks") !== undefined) return () => unsure
+  if (encoding !== undefined || Reflect.get(ast, "encodingChecks") !== undefined) return unread
   const read = shapeOf(ast)
   if (checks === undefined) return read
   return (input) => {
     const value = read(input)
-    return value === unsure || checks.every((check) => passes(check, value, ast)) ? value : unsure
+    return !isSure(value) || checks.every((check) => passes(check, value, ast)) ? value : wrong
   }
 }

@@ -120,9 +120,14 @@ export interface Start {
   /** Has it a stdin? */
   readonly isTold: boolean
   readonly dieWithParent: boolean
+  /** Is it to end when we say so, and not with a service manager's SIGTERM to all of a service? Default false. */
+  readonly isKept?: boolean
   /** Beside what all have. */
   readonly env?: Readonly<Record<string, string>>
 }
+
+/** A signal that is ignored is ignored by what is executed, too (execve(2)). */
+const deaf = ["sh", "-c", `trap "" TERM; exec "$0" "$@"`]
 
 /** The programs run below `prefix`, a command line that becomes another: `nsenter --net=… --`. */
 export const make = (host: ProcessHost["Service"], prefix: ReadonlyArray<string>) => {
@@ -146,14 +151,14 @@ export const make = (host: ProcessHost["Service"], prefix: ReadonlyArray<string>
       input === undefined ? Effect.void : tell(child, input, true)
     ], { concurrency: "unbounded" })
 
-  const start = Effect.fnUntraced(function*({ args, dieWithParent, env = {}, isTold, program, what }: Start) {
+  const start = Effect.fnUntraced(function*(options: Start) {
+    const { args, dieWithParent, env = {}, isKept = false, isTold, program, what } = options
     const { command, path } = programOf(yield* host.env, program)
-    const [wrapper, ...rest] = prefix
     const file = yield* locate(command, path, what)
-    const outer = wrapper === undefined ? file : yield* locate(wrapper, path, what)
+    const [first = file, ...rest] = [...prefix, ...(isKept ? deaf : []), file, ...args]
     return yield* host.launch({
-      executable: outer,
-      args: wrapper === undefined ? args : [...rest, file, ...args],
+      executable: first === file ? file : yield* locate(first, path, what),
+      args: rest,
       env: { LC_ALL: "C", PATH: path, ...env },
       cwd: undefined,
       stdio: [isTold ? "pipe" : "ignore", "pipe", "pipe"],

@@ -12,13 +12,25 @@ export interface Kind {
   readonly changes: boolean
   /** What it is told for a command; nothing for one that is not for it. */
   readonly lineFor: (command: Run, script: string) => string | undefined
-  /** A line that it answers always, by which it is known that we understand each other. */
-  readonly greeting: (script: string) => { readonly line: string; readonly answer: RegExp }
+  /** A line that it answers always, with what is in the script then, and whether that answer says that it can be kept. */
+  readonly greeting: (script: string) => {
+    readonly line: string
+    readonly text: string
+    readonly isUnderstood: (answer: string) => boolean
+  }
   /** The line of its complaint that has in it what was not understood, counted from 0; one comes after it. */
   readonly markedLine: 0 | 1
   readonly isFault: (said: string) => boolean
+  /** Has it not come so far as to read the script? */
+  readonly isUnread: (said: string, script: string) => boolean
   /** As one says it that is run for this command alone. */
   readonly words: (said: string, script: string) => string
+}
+
+/** Before 1.0.6, some failures are told by nft's exit code only, and one that is kept has none. */
+const isTalkative = (answer: string): boolean => {
+  const [, major, minor, patch] = /^\{"nftables": \[\{"metainfo": \{"version": "(\d+)\.(\d+)\.(\d+)/.exec(answer) ?? []
+  return Number(major) > 1 || (Number(major) === 1 && (Number(minor) > 0 || Number(patch) >= 6))
 }
 
 /**
@@ -31,9 +43,10 @@ const nft = (args: ReadonlyArray<string>): Omit<Kind, "changes" | "lineFor"> => 
   // It would write down there what it was told.
   env: { HOME: "/dev/null" },
   // A build without an interactive mode does not come to answer, and one that repeats what it is told says too much.
-  greeting: (script) => ({ line: `include "${script}"`, answer: /^$/ }),
+  greeting: (script) => ({ line: `include "${script}"`, text: "list tables\n", isUnderstood: isTalkative }),
   markedLine: 1,
   isFault: (said) => said.trim() !== "" && (said.includes("Error") || !said.includes("Warning")),
+  isUnread: (said, script) => said.includes(`include "${script}"`),
   words: (said, script) => said.replaceAll(/^In file included from .*\n/gm, "").replaceAll(script, "/dev/stdin")
 })
 
@@ -66,9 +79,10 @@ export const kinds: ReadonlyArray<Kind> = [
     changes: false,
     // Nothing else: it remembers which name an interface had.
     lineFor: ({ args, input }) => input === undefined && args.join(" ") === "-j link show" ? "link show" : undefined,
-    greeting: () => ({ line: "link show", answer: /^\[.*\]\s*$/s }),
+    greeting: () => ({ line: "link show", text: "", isUnderstood: (answer) => /^\[.*\]\s*$/s.test(answer) }),
     markedLine: 0,
     isFault: (said) => /^Command failed -:\d+$/m.test(said),
+    isUnread: () => false,
     words: (said) => said.replaceAll(/^Command failed -:\d+\n/gm, "")
   }
 ]

@@ -5,6 +5,7 @@
  */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import * as Random from "effect/Random"
 import * as Scope from "effect/Scope"
@@ -31,6 +32,9 @@ const patience = Duration.seconds(1)
 /** nft remembers all lines, so after so many there is another one. */
 export const mostCommands = 4_096
 
+/** How long what was found may come after the last complaint, which is another stream's. */
+const lateness = "250 millis"
+
 /** As much of the end as the last complaint takes. */
 const longestEnd = 256
 
@@ -43,7 +47,8 @@ interface Session {
 interface Heard {
   readonly out: ReturnType<typeof CommandRunner.keeper>
   readonly said: string
-  readonly isGone: boolean
+  /** Has it answered? Or is it gone, or has it found nothing, which is no answer? */
+  readonly isAnswer: boolean
 }
 
 const isSilent = (child: Child): boolean => [1, 2].every((fd) => child.output(fd)?.take() === undefined)
@@ -71,24 +76,29 @@ const listen = (kind: Kind, child: Child, mark: string, finds: boolean) => {
   const out = hear(child.output(1), CommandRunner.LARGEST_OUTPUT)
   const err = hear(child.output(2), CommandRunner.longestComplaint)
   const last = new RegExp(`${mark}[^\\n]*\\n[^\\n]*\\n$`)
-  const heard = (isGone: boolean): Heard => {
+  const heard = (isAnswer: boolean): Heard => {
     const text = err.kept.text()
     let at = text.indexOf(mark)
-    if (at < 0) return { out: out.kept, said: text, isGone }
+    if (at < 0) return { out: out.kept, said: text, isAnswer }
     for (let line = kind.markedLine; line >= 0; line--) at = text.lastIndexOf("\n", at - 1)
-    return { out: out.kept, said: text.slice(0, at + 1), isGone }
+    return { out: out.kept, said: text.slice(0, at + 1), isAnswer }
   }
-  const step: Effect.Effect<Heard> = Effect.suspend(() => {
-    const [first, second] = [...out.take(), ...err.take()]
-    if (first === undefined) return Effect.succeed(heard(true))
-    if (last.test(err.end())) {
-      const now = heard(false)
+  const listening = (isLast: boolean): Effect.Effect<Heard> =>
+    Effect.suspend(() => {
+      const [first, second] = [...out.take(), ...err.take()]
+      if (first === undefined) return Effect.succeed(heard(false))
+      const ready = Effect.ignore(second === undefined ? first.ready : Effect.raceFirst(first.ready, second.ready))
+      if (!last.test(err.end())) return Effect.andThen(ready, listening(false))
+      const now = heard(true)
       if (!finds || kind.isFault(now.said) || out.end().endsWith("\n")) return Effect.succeed(now)
-    }
-    const ready = second === undefined ? first.ready : Effect.raceFirst(first.ready, second.ready)
-    return Effect.andThen(Effect.ignore(ready), step)
-  })
-  return step
+      return isLast
+        ? Effect.andThen(ready, listening(true))
+        : Effect.timeoutOrElse(Effect.andThen(ready, listening(true)), {
+          duration: lateness,
+          orElse: () => Effect.sync(() => heard(false))
+        })
+    })
+  return listening(false)
 }
 
 /** One program, kept until the scope closes; nothing where it cannot be kept. */
@@ -97,8 +107,9 @@ const makeOne = Effect.fnUntraced(function*(
   start: CommandRunner.Runner["start"],
   open: Effect.Effect<Script | undefined, never, Scope.Scope>
 ) {
-  const scope = yield* Effect.scope
-  const openScript = yield* Effect.cached(Effect.provideService(open, Scope.Scope, scope))
+  // Closed after the last one that reads it: its descriptor is another file's then.
+  const files = yield* Scope.make()
+  const openScript = yield* Effect.cached(Effect.provideService(open, Scope.Scope, files))
   const turn = Semaphore.makeUnsafe(1)
   let session: Session | undefined
   let isUsable = true
@@ -111,7 +122,7 @@ const makeOne = Effect.fnUntraced(function*(
   yield* Effect.addFinalizer(() =>
     Effect.suspend(() => {
       isUsable = false
-      return drop
+      return Effect.andThen(drop, Scope.close(files, Exit.void))
     })
   )
 
@@ -127,15 +138,15 @@ const makeOne = Effect.fnUntraced(function*(
       Effect.gen(function*() {
         const { args, changes, env, program } = kind
         const number = yield* Random.nextIntBetween(2 ** 40, 2 ** 48)
-        const child = yield* start({ program, args, env, what, isTold: true, dieWithParent: changes })
+        const child = yield* start({ program, args, env, what, isTold: true, isKept: true, dieWithParent: changes })
         const fresh = session = { child, nonce: `x${number.toString(16)}n`, commands: 0 }
-        const { answer, line } = kind.greeting(script.path)
-        const heard = isUsable && script.write("")
-          ? yield* restore(Effect.timeoutOption(ask(fresh, line, !answer.test("")), startingTime)).pipe(
+        const { isUnderstood, line, text } = kind.greeting(script.path)
+        const heard = isUsable && script.write(text)
+          ? yield* restore(Effect.timeoutOption(ask(fresh, line, true), startingTime)).pipe(
             Effect.onInterrupt(() => drop)
           )
           : Option.none()
-        if (Option.exists(heard, ({ isGone, out, said }) => !isGone && answer.test(out.text()) && said === "")) {
+        if (Option.exists(heard, ({ isAnswer, out, said }) => isAnswer && isUnderstood(out.text()) && said === "")) {
           return fresh
         }
         isUsable = false
@@ -155,18 +166,24 @@ const makeOne = Effect.fnUntraced(function*(
   /** Nothing when it cannot be done this way. */
   const inTurn = Effect.fnUntraced(function*(command: CommandRunner.Run) {
     const { input, program, what } = command
+    if (!isUsable) return undefined
     const script = yield* openScript
     const line = script && kind.lineFor(command, script.path)
     if (script === undefined || line === undefined) return undefined
     const now = yield* current(what, script)
-    if (now === undefined || (input !== undefined && !script.write(input))) return undefined
-    const { isGone, out, said } = yield* ask(now, line, input === undefined)
+    if (now === undefined || !isUsable || (input !== undefined && !script.write(input))) return undefined
+    const { isAnswer, out, said } = yield* ask(now, line, input === undefined)
     const stderr = kind.words(said, script.path)
     const failed = (status: string) =>
       HostError.fail(
         new HostError.CommandFailed({ program, what, status, stderr, ...CommandRunner.lineOf(input, stderr) })
       )
-    if (isGone) {
+    // Nothing was done, so it can be done again.
+    if (isAnswer ? kind.isUnread(said, script.path) : input === undefined) {
+      yield* drop
+      return undefined
+    }
+    if (!isAnswer) {
       yield* drop
       return yield* failed(Option.match(yield* now.child.poll, { onNone: () => "ended", onSome: ExitStatus.format }))
     }

@@ -39,6 +39,8 @@ const isKoffi = (module: unknown): module is Pick<typeof Koffi, "load"> =>
 const load = (): Calls | undefined => {
   const { arch, platform } = process
   if (platform !== "linux" || (arch !== "x64" && arch !== "arm64")) return undefined
+  // Node closes the descriptors of a thread that is ended, but only those that it has opened itself.
+  if (!process.getBuiltinModule("node:worker_threads").isMainThread) return undefined
   // Not by `import`: then it would become a part of bundles, which cannot hold its native code.
   const koffi: unknown = createRequire(import.meta.url)("koffi")
   if (!isKoffi(koffi)) return undefined

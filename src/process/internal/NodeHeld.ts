@@ -119,8 +119,11 @@ const tailOf = (directory: string, stream: Protocol.StreamName): Effect.Effect<S
     }))
   )
 
-/** Until a holder whose process has ended is gone too. */
+/** Until a holder whose process has ended has written that down. */
 const lastWriting = "1 second"
+
+/** Until it is gone then. Whoever does not read what it still has for him, and not we, can hold it up longer. */
+const leaving = "500 millis"
 
 /** What a process that has ended has left unread. */
 const leftOver = (bytes: Uint8Array): Duplex =>
@@ -246,13 +249,19 @@ export const make = Effect.fnUntraced(function*(
     { onEvent: options.onShutdown }
   )
 
+  let hasLeft = false
   /** With all that it has still to write down. One that cannot, on a full disk, is not waited for. */
-  const holderGone = Effect.timeoutOption(
+  const holderGone = Effect.raceFirst(
     pollUntil(Effect.map(lives(host, held.holder), (isThere) => !isThere)),
-    lastWriting
+    Effect.andThen(pollUntil(Effect.map(readEnd, (ended) => ended !== undefined)), Effect.sleep(leaving))
+  ).pipe(
+    Effect.timeoutOption(lastWriting),
+    Effect.andThen(Effect.sync(() => {
+      hasLeft = true
+    }))
   )
   const end: HeldProcess["shutdown"] = (request) =>
-    Effect.tap(shutdown.run(request), () => Effect.when(holderGone, Deferred.isDone(told)))
+    Effect.tap(shutdown.run(request), () => hasLeft || !Deferred.isDoneUnsafe(told) ? Effect.void : holderGone)
 
   const output = (stream: Protocol.StreamName) => {
     const from = options.fromStart || hand === undefined ? 0 : hand[stream]
