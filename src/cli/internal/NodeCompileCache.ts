@@ -121,6 +121,20 @@ const setFlag = (flag: string): void => {
   if (Number.parseInt(process.versions.node) <= 24) process.getBuiltinModule("node:v8").setFlagsFromString(flag)
 }
 
+/** What Node has kept of them is refused while a flag is set, so these are loaded before that. */
+const needed = ["child_process", "dgram", "fs/promises", "net", "readline", "worker_threads"]
+
+/**
+ * V8 looks through what is new at each megabyte or two, and while a program begins, all of it stays. So it is to make room for all of
+ * it when it sees that, at once. How much that is it knows from then on.
+ */
+const withRoom = (begin: () => void): void => {
+  for (const one of needed) process.getBuiltinModule(`node:${one}`)
+  setFlag("--semi-space-growth-factor=16")
+  begin()
+  setFlag("--semi-space-growth-factor=2")
+}
+
 /**
  * Loads the program from its one file, whose text is a function: it takes a `require`, the file's URL, and whom to tell of `main`.
  *
@@ -147,11 +161,13 @@ export const load = (file: string): Main => {
   const told: Array<Main> = []
   const begin: unknown = script.runInThisContext()
   if (typeof begin === "function") {
-    Reflect.apply(begin, undefined, [
-      NodeModule.createRequire(file),
-      pathToFileURL(file).href,
-      (one: Main) => void told.push(one)
-    ])
+    withRoom(() => {
+      Reflect.apply(begin, undefined, [
+        NodeModule.createRequire(file),
+        pathToFileURL(file).href,
+        (one: Main) => void told.push(one)
+      ])
+    })
   }
   const [start] = told
   if (start === undefined) throw new Error(`${file} is no program`)
