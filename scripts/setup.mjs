@@ -312,11 +312,14 @@ const distStamp = join(root, "dist", ".stamp")
 /** A digest of everything `dist` is made from. */
 const sourceDigest = () => {
   const hash = createHash("sha256")
-  const files = ["package.json", "package-lock.json", "tsconfig.json", "tsconfig.build.json", "scripts/build.mjs"]
+  const files = ["package.json", "package-lock.json", "tsconfig.json", "tsconfig.build.json"]
   const sources = readdirSync(join(root, "src"), { recursive: true, encoding: "utf8" }).filter((name) =>
     name.endsWith(".ts")
   )
-  for (const file of [...files, ...sources.map((name) => join("src", name)).sort()]) {
+  // What stands in for something else in a bundle is beside the program that makes it.
+  const scripts = readdirSync(join(root, "scripts")).filter((name) => name === "build.mjs" || name.endsWith(".cjs"))
+  const made = [...scripts.map((name) => join("scripts", name)), ...sources.map((name) => join("src", name))]
+  for (const file of [...files, ...made.sort()]) {
     hash.update(`${file}\0`).update(readFileSync(join(root, file))).update("\0")
   }
   return hash.digest("hex")
