@@ -116,9 +116,11 @@ const write = (directory: string, program: string, made: () => Kept): void => {
   }
 }
 
-/** In a Node that it was measured with: a flag that V8 does not know would be told on stderr. */
+/** Is this a Node that flags were measured with? One that V8 does not know would be told on stderr. */
+const takesFlags = Number.parseInt(process.versions.node) <= 24
+
 const setFlag = (flag: string): void => {
-  if (Number.parseInt(process.versions.node) <= 24) process.getBuiltinModule("node:v8").setFlagsFromString(flag)
+  if (takesFlags) process.getBuiltinModule("node:v8").setFlagsFromString(flag)
 }
 
 /** What Node has kept of them is refused while a flag is set, so these are loaded before that. */
@@ -129,6 +131,7 @@ const needed = ["child_process", "dgram", "fs/promises", "net", "readline", "wor
  * it when it sees that, at once. How much that is it knows from then on.
  */
 const withRoom = (begin: () => void): void => {
+  if (!takesFlags) return begin()
   for (const one of needed) process.getBuiltinModule(`node:${one}`)
   setFlag("--semi-space-growth-factor=16")
   begin()

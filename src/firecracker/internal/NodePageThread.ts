@@ -56,15 +56,16 @@ function bind(koffi: Koffi, eventLayout: typeof epollEvent): Calls {
   const ioctl = libc.func("int ioctl(int fd, ulong request, uintptr_t argument)")
   const epoll = libc.func("int epoll_wait(int events, uintptr_t found, int most, int millis)")
   const read = libc.func("long read(int fd, uintptr_t buffer, size_t length)")
-  // Firecracker has the same open file, and can make it wait again (fcntl(2)): then a read would, and nobody could stop this thread.
+  // Firecracker has the same open file, and can make it wait again (fcntl(2)): then a read would, and nobody could stop this thread. A
+  // userfaultfd that waits is an error to epoll.
   let readNow: typeof read | undefined
   try {
     readNow = libc.func("long preadv2(int fd, uintptr_t vector, int count, long offset, int flags)")
   } catch {
     // Not every C library has it.
   }
-  const [EINTR, EAGAIN, ENOSYS, EOPNOTSUPP] = [4, 11, 38, 95] as const
-  const RWF_NOWAIT = 8
+  const [EINTR, EAGAIN, EINVAL, ENOSYS, EOPNOTSUPP] = [4, 11, 22, 38, 95] as const
+  const [RWF_NOWAIT, EPOLLERR] = [8, 8] as const
   const [UFFDIO_COPY, UFFDIO_ZEROPAGE] = [0xc028aa03, 0xc020aa04] as const
   const [mostEvents, smallPage] = [3, 4096] as const
 
@@ -73,17 +74,19 @@ function bind(koffi: Koffi, eventLayout: typeof epollEvent): Calls {
     return { view, address: Number(koffi.address(view.buffer)) }
   }
 
-  /** Answers with the bits of all that have something to read, or something wrong. */
-  const waiter = (events: number) => {
+  /** Answers with the bits of all that have something to read, or something wrong; `strict` ones may have nothing wrong. */
+  const waiter = (events: number, strict = 0) => {
     const { address, view } = allocate(mostEvents * eventLayout.size)
     return (millis: number): number => {
       const found = epoll(events, address, mostEvents, millis)
       if (found < 0) return koffi.errno() === EINTR ? 0 : -koffi.errno()
-      let bits = 0
+      let [bits, broken] = [0, 0]
       for (let index = 0; index < found; index++) {
-        bits |= view.getUint32(index * eventLayout.size + eventLayout.data, true)
+        const bit = view.getUint32(index * eventLayout.size + eventLayout.data, true)
+        bits |= bit
+        if ((view.getUint32(index * eventLayout.size, true) & EPOLLERR) !== 0) broken |= bit & strict
       }
-      return bits
+      return broken !== 0 && bits === broken ? -EINVAL : bits
     }
   }
 
@@ -122,9 +125,10 @@ function bind(koffi: Koffi, eventLayout: typeof epollEvent): Calls {
         put(24, 0)
         return fill(UFFDIO_COPY, length, 32)
       }
+      const wait = waiter(events, 1)
       return {
         messages: messages.view,
-        wait: waiter(events),
+        wait,
         read: () => {
           if (readNow !== undefined) {
             const bytes = readNow(faults, vector.address, 1, -1, RWF_NOWAIT)
@@ -133,6 +137,8 @@ function bind(koffi: Koffi, eventLayout: typeof epollEvent): Calls {
             if (errno !== ENOSYS && errno !== EOPNOTSUPP) return -errno
             readNow = undefined
           }
+          const ready = wait(0)
+          if (ready < 0 || (ready & 1) === 0) return ready < 0 ? ready : -EAGAIN
           const bytes = read(faults, messages.address, messages.view.byteLength)
           return bytes < 0 ? -koffi.errno() : bytes
         },

@@ -29,6 +29,11 @@ const startingTime = "2 seconds"
 /** How long a command waits for those before it: then it has a process of its own, so that one that hangs holds up no other. */
 const patience = Duration.seconds(1)
 
+const toDuration = Duration.fromInputUnsafe
+
+/** What is left of a command's time, at least, for a process of its own. */
+const leastTime = Duration.seconds(1)
+
 /** nft remembers all lines, so after so many there is another one. */
 export const mostCommands = 4_096
 
@@ -194,7 +199,7 @@ const makeOne = Effect.fnUntraced(function*(
   const run = (command: CommandRunner.Run) =>
     Effect.suspend(() => {
       const { program, what } = command
-      const within = Duration.fromInputUnsafe(command.within)
+      const within = toDuration(command.within)
       const first = Duration.min(within, patience)
       let state: "waits" | "works" | "has gone" = "waits"
       const work = turn.withPermit(Effect.suspend(() => {
@@ -229,8 +234,11 @@ export const make = Effect.fnUntraced(function*(
   return (command: CommandRunner.Run) => {
     const found = kept.find(({ kind, one }) => kind.program === command.program && one.isFor(command))
     return found === undefined ? run(command) : Effect.flatMap(
-      found.one.run(command),
-      (answer) => answer === undefined ? run(command) : Effect.succeed(answer)
+      Effect.timed(found.one.run(command)),
+      ([took, answer]) =>
+        answer === undefined
+          ? run({ ...command, within: Duration.max(Duration.subtract(toDuration(command.within), took), leastTime) })
+          : Effect.succeed(answer)
     )
   }
 })

@@ -5,7 +5,6 @@
 import { hasProperty } from "effect/Predicate"
 import type * as Koffi from "koffi"
 import * as NodeFs from "node:fs"
-import { createRequire } from "node:module"
 import { attempt } from "./NodeErrno.ts"
 
 /** A child that is looked at once more when it has ended. It holds a descriptor until it is closed. */
@@ -41,8 +40,9 @@ const load = (): Calls | undefined => {
   if (platform !== "linux" || (arch !== "x64" && arch !== "arm64")) return undefined
   // Node closes the descriptors of a thread that is ended, but only those that it has opened itself.
   if (!process.getBuiltinModule("node:worker_threads").isMainThread) return undefined
-  // Not by `import`: then it would become a part of bundles, which cannot hold its native code.
-  const koffi: unknown = createRequire(import.meta.url)("koffi")
+  // Not by `import`: then it would become a part of bundles, which cannot hold its native code. Nor by an import of `createRequire`,
+  // a name that bundles give themselves.
+  const koffi: unknown = process.getBuiltinModule("node:module").createRequire(import.meta.url)("koffi")
   if (!isKoffi(koffi)) return undefined
   const libc = koffi.load(null)
   const syscall: (...args: ReadonlyArray<number>) => number = libc.func("long syscall(long, long, long)")
