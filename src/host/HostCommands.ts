@@ -31,8 +31,9 @@ export interface HostCommand {
 
 /**
  * Runs a program in an environment that is always the same (`LC_ALL=C`), and gives its stdout, of which 64 MiB at most are
- * taken. Whether that is a process of its own is not said: each call is done, whole, as if it were. Fails with `CommandFailed`, `CommandHung`, and `Unavailable` when there is no such program. An interruption kills it and
- * waits until it is gone: what it has done by then is done.
+ * taken. Whether that is a process of its own is not said: each call is done, whole, as if it were. Fails with
+ * `CommandFailed`, `CommandHung`, and `Unavailable` when there is no such program. An interruption kills it and waits until it
+ * is gone: what it has done by then is done.
  *
  * @category services
  * @since 0.1.0
