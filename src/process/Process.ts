@@ -33,9 +33,9 @@ export interface Process {
    * Waits for the end of the process itself; descendants and open pipes do not delay it. Never fails.
    *
    * `coreDumped` is `false` where the signal never dumps or core files are off for good (hard RLIMIT_CORE of 0, and core_pattern
-   * neither a pipe nor a socket). It is `true` where the kernel says so, which takes Linux 6.15, the package `koffi`, the
-   * main thread, and that our own limit lets cores be written. Elsewhere it is absent: Node does not pass the flag on, and a core for which a
-   * thread other than the first was the cause is not told of.
+   * neither a pipe nor a socket). It is `true` where the kernel says so, which takes Linux 6.15, the package `koffi`, that
+   * we are the main thread, and that our own limit lets cores be written. Elsewhere it is absent: Node does not pass the flag
+   * on, and a core for which a thread other than the first was the cause is not told of.
    *
    * **Gotchas**
    *

@@ -30,9 +30,11 @@ const ends = async (how: "with" | "without") => {
 
 const isOff = /^Max core file size +\d+ +0 /m.test(readFileSync("/proc/self/limits", "latin1"))
 
-if (!areFiles) console.warn("skipped: a child that leaves a core, for here that is no file beside it (kernel.core_pattern)")
-else if (isOff) console.warn("skipped: a child that leaves a core, for core files are off for good here (ulimit -H -c)")
-else if (!isKept) console.warn("skipped: the flag of a core file, which Linux before 6.15 does not keep")
+if (!areFiles) {
+  console.warn("skipped: a child that leaves a core, for here that is no file beside it (kernel.core_pattern)")
+} else if (isOff) {
+  console.warn("skipped: a child that leaves a core, for core files are off for good here (ulimit -H -c)")
+} else if (!isKept) console.warn("skipped: the flag of a core file, which Linux before 6.15 does not keep")
 
 describe.skipIf(!areFiles || isOff)("a child that leaves a core", () => {
   const others = [
