@@ -41,10 +41,14 @@ const packets = Effect.map(
     )
 )
 
+const reports = `table inet reports { chain output { type filter hook output priority -1; policy accept
+  oifname "${link}" icmpv6 type mld2-listener-report counter
+}; }`
+
 describe("metrics of a real firewall", () => {
   it.live.skipIf(why !== undefined)("tell what a guest has sent and got, and what not", () =>
     Effect.gen(function*() {
-      const { agents, host } = yield* world
+      const { agents, host, run } = yield* world
       const [agent = agents.host] = agents.guests
       const send = (port: number) => Effect.promise(() => agent.ask({ op: "tcp", to: farSide.v4, port, within: 3_000 }))
       const program = Effect.gen(function*() {
@@ -54,6 +58,13 @@ describe("metrics of a real firewall", () => {
         yield* metrics.watch({ machine: machine.id, token: machine.token, firewall })
         yield* send(80)
         yield* send(81)
+        // The host's kernel tells of its multicast groups on every link, by itself and when it likes.
+        yield* Effect.sync(() => run(host, "nft", reports))
+        yield* Effect.sync(() => run(host, "ip", "address", "add", "fd30:1::1/128", "dev", link))
+        yield* Effect.sync(() => run(host, "nft", "list", "table", "inet", "reports")).pipe(
+          Effect.filterOrFail((told) => /counter packets [1-9]/.test(told)),
+          Effect.retry({ schedule: Schedule.spaced("20 millis"), times: 500 })
+        )
         const found = yield* packets.pipe(
           Effect.filterOrFail((all) => (all["denied out"] ?? 0) > 0 && (all["allowed in"] ?? 0) > 0),
           Effect.retry({ schedule: Schedule.spaced("20 millis"), times: 250 })

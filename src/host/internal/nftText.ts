@@ -78,7 +78,8 @@ const peer = (family: Cidr.Family): string => `ct reply ${ip[family]} saddr`
  *
  * - `forward`: from a machine to the outside, and what is answered; to a machine only from those that may be near. What is related
  *   to its flows are the errors of routers, which no rule for a protocol would let through.
- * - `input`, `output`: between a machine and the host itself.
+ * - `input`, `output`: between a machine and the host itself. What the host's kernel sends by itself on each of its links is not
+ *   for a machine, nor is it counted as denied: nobody has tried to reach the machine.
  * - `postrouting`: machines are seen outside by the host's own address.
  * - `flows-forward`, `flows-input`: of what all tables have let through, a machine opens so many flows and no more.
  *
@@ -168,6 +169,7 @@ ${unknown("oifname")}  }
     ct direction reply oifname . ip saddr @gateways4 icmp type echo-reply accept
     ct direction reply oifname . ip6 saddr @gateways6 icmpv6 type echo-reply accept
     ct direction reply oifname vmap @near
+    icmpv6 type { mld-listener-report, mld-listener-reduction, mld2-listener-report, nd-router-solicit } drop
     oifname @denied-in drop
   }
   chain postrouting {
