@@ -10,3 +10,13 @@ it("tells who starts it with an older Node what it needs, before that could fail
   const { status, stderr } = spawnSync(process.execPath, args, { encoding: "utf8" })
   expect([status, stderr]).toEqual([69, "microvm: this is Node 20.20.2: start it with Node 22.19 or later\n"])
 })
+
+it("finds its directories without HOME, as services and cron jobs have none", () => {
+  const { HOME: _, MICROVM_CACHE_DIR: __, MICROVM_STATE_DIR: ___, ...env } = process.env
+  const { status, stderr, stdout } = spawnSync(process.execPath, [bin, "run", "--dry-run", "--", "true"], {
+    encoding: "utf8",
+    env
+  })
+  expect([status, stderr]).toEqual([0, ""])
+  expect(stdout).not.toBe("")
+})

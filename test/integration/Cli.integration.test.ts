@@ -336,6 +336,27 @@ describe.skipIf(lacks(qemu, "script"))("on a terminal", () => {
     assert.match(stdout, /up\^C\r\nmicrovm: ended by SIGINT\r\n$/)
   })
 
+  it("is left to whoever is in its foreground", async () => {
+    const job = `set -m; "$@" & read typed; echo "shell $typed"; read typed; fg > /dev/null; echo "code $?"`
+    const guest = `i=0; while :; do echo "tick $((i += 1))"; sleep 0.1; done & read typed; echo "guest $typed"; exit 7`
+    const { stdout } = await run(["--", "sh", "-c", guest], {
+      stdin: null,
+      terminal: true,
+      within: ["bash", "-c", job, "-"]
+    }, async (running) => {
+      const type = (line: string) => running.child.stdin?.write(`${line}\n`)
+      await running.says("tick 1")
+      type("one")
+      await running.says("shell one")
+      // Whoever had read from the terminal would stand still by now.
+      const ticks = running.stdout.split("tick").length
+      await running.says(`tick ${ticks + 5}`)
+      type("fg")
+      type("two")
+    })
+    assert.match(stdout, /guest two\r\n[^]*code 7\r\n$/)
+  }, 60_000)
+
   it("that is closed ends the run", async () => {
     await using running = new Executable(["--", "sh", "-c", "echo up; exec sleep 1000"], {
       stdin: null,

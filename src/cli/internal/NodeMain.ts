@@ -35,6 +35,7 @@ import * as NodeDetach from "../NodeDetach.ts"
 import * as NodeFirecrackerHere from "../NodeFirecrackerHere.ts"
 import * as NodeRunHost from "../NodeRunHost.ts"
 import { Reporter } from "../Reporter.ts"
+import * as NodeTerminalInput from "./NodeTerminalInput.ts"
 
 /** Services and cron jobs often have no HOME; where it is, the user database says too. */
 const home = Layer.unwrap(
@@ -72,7 +73,11 @@ const services = Layer.mergeAll(
   Reporter.layer,
   HostSignals.layer,
   Commands.ExitWith.layer
-).pipe(Layer.provideMerge(processes), Layer.provideMerge(NodeServices.layer), Layer.provide(home))
+).pipe(
+  Layer.provideMerge(processes),
+  Layer.provideMerge(NodeTerminalInput.layer),
+  Layer.provideMerge(NodeServices.layer)
+)
 
 /** What was written but not yet taken by the reader. A reader that has gone away takes nothing more. */
 const flushed = (stream: NodeJS.WriteStream): Effect.Effect<void> =>
@@ -99,7 +104,9 @@ const program = Effect.gen(function*() {
       return { exitCode: ExitCode.run.usage, isWhole: false }
     })
   ),
-  Effect.provideService(Logger.LogToStderr, true)
+  Effect.provideService(Logger.LogToStderr, true),
+  // Around all of it: the commands themselves ask for directories, too.
+  Effect.provide(home)
 )
 
 /**
