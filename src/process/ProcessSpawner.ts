@@ -33,6 +33,8 @@ export class ProcessSpawner extends Context.Service<ProcessSpawner, {
    *   that enters it, where others may see them for a moment. Secrets in such variables are refused.
    * - `detached` of the command defaults to `true`: the child has its own session, and the terminal's Ctrl-C does not
    *   reach it.
+   * - Processes of one scope end one after the other, last first, as whatever is acquired in a scope. `Process.releasedTogether`
+   *   has many end at the same time.
    */
   readonly spawn: (
     command: ChildProcess.Command,

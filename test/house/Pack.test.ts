@@ -77,9 +77,21 @@ describe("the packed package", () => {
       "LICENSE",
       "README.md",
       "dist",
+      "docs",
+      "examples",
       "package.json",
       "src"
     ])
+  })
+
+  it("has all that its documents lead to, but for tests and workflows", () => {
+    const documents = ["README.md", ...readdirSync(join(installed, "docs")).map((file) => join("docs", file))]
+    const lost = documents.flatMap((document) =>
+      Array.from(readFileSync(join(installed, document), "utf8").matchAll(/\]\((?![a-z]+:|#)([^)#\s]+)/g))
+        .map(([, to = ""]) => join(dirname(document), to))
+        .filter((to) => !/^(test|[.]github)\//.test(to) && !existsSync(join(installed, to)))
+    )
+    expect(lost).toEqual([])
   })
 
   it.each(cases)("imports %s", async (subpath) => {
