@@ -12,6 +12,7 @@ import * as ExitStatus from "../lifecycle/ExitStatus.ts"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
 import type { ProcessError } from "../process/ProcessError.ts"
 import { ProcessSpawner } from "../process/ProcessSpawner.ts"
+import { SupervisorGuard } from "../process/SupervisorGuard.ts"
 import { describeCpu } from "./internal/NodeCpu.ts"
 import { makeRam } from "./internal/NodeRam.ts"
 import { receive } from "./internal/NodeReceive.ts"
@@ -97,11 +98,12 @@ export interface Options {
  * @category layers
  * @since 0.1.0
  */
-export const layerWith = ({ versions }: Options): Layer.Layer<QemuHost, never, ProcessSpawner> =>
+export const layerWith = ({ versions }: Options): Layer.Layer<QemuHost, never, ProcessSpawner | SupervisorGuard> =>
   Layer.effect(
     QemuHost,
     Effect.gen(function*() {
       const spawner = yield* ProcessSpawner
+      const guard = yield* SupervisorGuard
       const searched = process.env["PATH"] ?? "/usr/bin:/bin"
       const firstLine = (program: string, afresh: boolean): Effect.Effect<string, ProcessError> =>
         answerOf(versions, {
@@ -162,7 +164,7 @@ export const layerWith = ({ versions }: Options): Layer.Layer<QemuHost, never, P
         inspect: (path, { writable = false } = {}) => Effect.promise(() => lookAtFile(path, writable)),
         copy,
         makeRam,
-        receive
+        receive: (file, from) => receive(guard, file, from)
       })
     })
   )
@@ -184,4 +186,4 @@ export const layerWith = ({ versions }: Options): Layer.Layer<QemuHost, never, P
  * @category layers
  * @since 0.1.0
  */
-export const layer: Layer.Layer<QemuHost, never, ProcessSpawner> = layerWith({})
+export const layer: Layer.Layer<QemuHost, never, ProcessSpawner | SupervisorGuard> = layerWith({})

@@ -6,7 +6,7 @@ import * as NodeChildProcess from "node:child_process"
 import * as NodeFs from "node:fs"
 import * as NodeOs from "node:os"
 import * as NodePath from "node:path"
-import { descendants, sleep, until } from "../cli/executable.ts"
+import { descendants, makeCache, sleep, until } from "../cli/executable.ts"
 import { install, noRuns, Runs, text } from "./background.ts"
 
 if (noRuns !== undefined) console.warn(`SKIPPED tests of recovery: ${noRuns}`)
@@ -219,6 +219,61 @@ describe.skipIf(noRuns !== undefined)("microvm recover", () => {
     const ids = (await runs.listed("--all")).map(({ id }) => id)
     assert.deepInclude(await runs.microvm("rm", ...ids), { code: 0 })
     await runs.nothingLeft()
+  })
+
+  it("whenever its supervisor dies while it saves the machine, that goes on, and can be saved again", async () => {
+    const cache = makeCache()
+    try {
+      await using runs = new Runs(bin, { env: { MICROVM_CACHE_DIR: cache } })
+      // So much that cannot be left out that to write it takes a while.
+      const id = await runs.up([
+        ..."--cold --memory 768 -- sh -c".split(" "),
+        "head -c 200000000 /dev/urandom >/tmp/x; while :; do echo tick; sleep .1; done"
+      ])
+      const ticks = async () => [...(await runs.microvm("logs", id)).stdout.matchAll(/^tick$/gm)].length
+      const ticksGoOn = async (what: string) => {
+        const before = await ticks()
+        for (const deadline = Date.now() + 30_000; (await ticks()) <= before; await sleep(100)) {
+          assert.isBelow(Date.now(), deadline, `${what}: no more ticks`)
+        }
+      }
+      await ticksGoOn("at first")
+      const temporary = NodePath.join(cache, "tmp")
+      const size = (name: string): number => {
+        for (const one of NodeFs.existsSync(temporary) ? NodeFs.readdirSync(temporary) : []) {
+          const stat = NodeFs.statSync(NodePath.join(temporary, one, "snapshot", name), { throwIfNoEntry: false })
+          if (stat !== undefined) return stat.size
+        }
+        return -1
+      }
+      const moments: ReadonlyArray<readonly [when: string, hasCome: () => boolean]> = [
+        ["when there is something to write to", () => size("state") >= 0],
+        ["while it is written", () => size("state") > 50_000_000],
+        ["when all of it is written", () => size("manifest.json") >= 0]
+      ]
+      for (const [when, hasCome] of moments) {
+        const saving = runs.start(["snapshot", "save", id, "mine"])
+        const supervisor = runs.supervisor(id)
+        for (const deadline = Date.now() + 30_000; !hasCome(); await sleep(1)) {
+          assert.isBelow(Date.now(), deadline, `${when}: it was not saved; ${saving.said().stderr}`)
+        }
+        kill(supervisor)
+        await saving.end
+        await until("its end", () => !runs.processes().some(({ pid }) => pid === supervisor))
+        const { code, recovered } = await runs.recover(id)
+        assert.deepStrictEqual([code, recovered.map(({ action }) => action)], [0, ["Adopted"]], when)
+        await ticksGoOn(when)
+        NodeFs.rmSync(temporary, { recursive: true })
+      }
+      const saved = await runs.microvm("snapshot", "save", id, "mine")
+      assert.strictEqual(saved.code, 0, saved.stderr)
+      await ticksGoOn("when it was saved")
+      assert.deepInclude(await runs.microvm("stop", id), { code: 0 })
+      assert.deepInclude(await runs.microvm("rm", id), { code: 0 })
+      await runs.nothingLeft()
+    } finally {
+      NodeFs.rmSync(cache, { recursive: true, force: true })
+    }
   })
 
   it("tells what was edited by hand, and breaks nothing else", async () => {

@@ -88,10 +88,19 @@ export class Runs implements AsyncDisposable {
   readonly temporary: string
   private readonly bin: string
   private readonly within: ReadonlyArray<string>
+  private readonly env: Readonly<Record<string, string>>
   private names = 0
 
-  constructor(bin: string, options: { readonly within?: ReadonlyArray<string>; readonly state?: string } = {}) {
+  constructor(
+    bin: string,
+    options: {
+      readonly within?: ReadonlyArray<string>
+      readonly state?: string
+      readonly env?: Readonly<Record<string, string>>
+    } = {}
+  ) {
     this.bin = bin
+    this.env = options.env ?? {}
     this.within = options.within ?? []
     this.directory = NodeFs.mkdtempSync(NodePath.join(NodeOs.tmpdir(), "microvm-runs-"))
     NodeFs.chmodSync(this.directory, 0o755)
@@ -109,7 +118,7 @@ export class Runs implements AsyncDisposable {
     const { env = {}, stdin = "", timeout = 60_000, within = this.within } = options
     const [program = "", ...rest] = [...within, process.execPath, this.bin, ...args]
     const child = NodeChildProcess.spawn(program, rest, {
-      env: { ...process.env, MICROVM_STATE_DIR: this.state, TMPDIR: this.temporary, ...env },
+      env: { ...process.env, MICROVM_STATE_DIR: this.state, TMPDIR: this.temporary, ...this.env, ...env },
       stdio: "pipe"
     })
     const stdout: Array<Buffer> = []

@@ -6,6 +6,7 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
+import * as ChildProcess from "effect/process/ChildProcess"
 import * as Result from "effect/Result"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
@@ -15,7 +16,10 @@ import * as MachineSpec from "../../src/microvm/MachineSpec.ts"
 import { MicroVmProvider, type Vmm } from "../../src/microvm/MicroVmProvider.ts"
 import type { Snapshot } from "../../src/microvm/Snapshot.ts"
 import * as NodeProcessHolder from "../../src/process/NodeProcessHolder.ts"
+import { ProcessHolder } from "../../src/process/ProcessHolder.ts"
 import { ProcessHost } from "../../src/process/ProcessHost.ts"
+import { ProcessSpawner } from "../../src/process/ProcessSpawner.ts"
+import * as Kept from "../../src/qemu/internal/kept.ts"
 import type * as LaunchPlan from "../../src/qemu/LaunchPlan.ts"
 import * as QemuHost from "../../src/qemu/QemuHost.ts"
 import * as QemuProvider from "../../src/qemu/QemuProvider.ts"
@@ -47,6 +51,7 @@ interface Script {
   readonly makeRam?: Effect.Effect<void, QemuHost.HostFailed>
   readonly received?: Effect.Effect<void, QemuHost.HostFailed>
   readonly copied?: Effect.Effect<void, QemuHost.HostFailed>
+  readonly holder?: Layer.Layer<ProcessHolder, never, ProcessHost | ProcessSpawner>
 }
 
 /** SIGUSR1 makes the scripted QEMU exit in order; nobody else sends it. */
@@ -55,8 +60,16 @@ const reactions = { SIGTERM: { exitAfter: "5 millis" }, SIGUSR1: { exitAfter: "1
 /** A host on which QEMU is a scripted process with a fake QMP server. */
 const host = (
   fake: FakeQmp.FakeQmp,
-  { copied = Effect.void, files = [], inspect, makeRam = Effect.void, observed, process, received = Effect.void }:
-    Script
+  {
+    copied = Effect.void,
+    files = [],
+    holder = NodeProcessHolder.layer,
+    inspect,
+    makeRam = Effect.void,
+    observed,
+    process,
+    received = Effect.void
+  }: Script
 ) => {
   const note = (what: string) => Effect.sync(() => void files.push(what))
   const processes = ScriptedProcess.layer({
@@ -80,7 +93,7 @@ const host = (
         Effect.as({ path: "/socket", received })
       )
   })
-  return QemuProvider.layer.pipe(Layer.provide([facts, NodeProcessHolder.layer]), Layer.provideMerge(processes))
+  return QemuProvider.layer.pipe(Layer.provide([facts, holder]), Layer.provideMerge(processes))
 }
 
 /** Runs the body, and then lets time pass until its scope is closed. */
@@ -771,6 +784,61 @@ describe("the end", () => {
         assert.deepStrictEqual(yield* executed(fake), ["cont", "system_powerdown"])
         assert.strictEqual((yield* machine.ended)._tag, "Stopped")
       })))
+})
+
+describe("a machine that is attached to", () => {
+  /** A QEMU that another has started. */
+  const held = Layer.effect(
+    ProcessHolder,
+    Effect.gen(function*() {
+      const spawner = yield* ProcessSpawner
+      const setup = Result.getOrThrow(QemuHost.choose(observations, {}))
+      const note = Kept.write("a", { fds: { qmp: 3, channels: new Map() }, files: [] }, setup)
+      return ProcessHolder.of({
+        spawn: () => Effect.die("nothing is spawned"),
+        destroy: () => Effect.die("nothing is destroyed"),
+        follow: () => Stream.empty,
+        attach: () => Effect.map(spawner.spawn(ChildProcess.make("qemu", []), {}), (child) => ({ ...child, note }))
+      })
+    })
+  )
+  const attach = MicroVmProvider.use((provider) => provider.attach(spec, { directory: "/m" }))
+
+  it.effect("while another dies that saves it goes on when that is broken off, not before", () => {
+    // QEMU says of one that it is about to send, or was sending a moment ago, that it is "finish-migrate".
+    let sending = "active"
+    return onHost({
+      holder: held,
+      qmp: {
+        greeting: "long ago",
+        answer: (command) => {
+          switch (command) {
+            case "migrate_cancel":
+              sending = "cancelling"
+              return { return: {} }
+            case "query-migrate": {
+              const now = sending
+              if (sending === "cancelling") sending = "cancelled"
+              return { return: { status: now } }
+            }
+            case "query-status":
+              return { return: { status: "finish-migrate", running: false } }
+            case "cont":
+              return sending === "cancelled"
+                ? { return: {} }
+                : { error: { class: "GenericError", desc: "Migration is not finalized yet" } }
+            default:
+              return undefined
+          }
+        }
+      }
+    }, () =>
+      Effect.gen(function*() {
+        const { state, vmm } = yield* through(attach)
+        assert.strictEqual(state, "paused")
+        yield* vmm.resume
+      }))
+  })
 })
 
 describe("the console", () => {

@@ -98,6 +98,8 @@ export const resume = Effect.fnUntraced(function*({ id, onMachine, place }: Comi
   const command = Schema.decodeUnknownOption(CommandLabel)(labels[commandLabel])
   // It may have started, and is not to run twice.
   if (Option.isNone(command)) return yield* refuse("its command was about to start, and nobody knows whether it did")
+  // Who was killed while it saved the machine has left it standing still, and a guest that stands still does not answer.
+  if ((yield* machine.state) === "paused") yield* machine.resume
   const ready = yield* WarmMachine.fromMachine(machine, { labels })
   // What visitors of the one who is gone have started there is nobody's any more; its slots are to be free again.
   const strays = Object.entries(labels).flatMap(([name, text]) =>

@@ -8,6 +8,7 @@ import { createServer, type Server, type Socket } from "node:net"
 import * as NodeOs from "node:os"
 import { dirname, join, resolve } from "node:path"
 import { pipeline } from "node:stream/promises"
+import { type SupervisorGuard, Watched } from "../../process/SupervisorGuard.ts"
 import { HostFailed, type Receiver, type User } from "../QemuHost.ts"
 
 const attempt = <A>(path: string, what: string, run: (signal: AbortSignal) => Promise<A>) =>
@@ -48,6 +49,7 @@ const placeFor = async (from: User): Promise<string> => {
  * to guess 128 bits. Both are gone once there is a connection, or when the scope closes.
  */
 export const receive = Effect.fnUntraced(function*(
+  guard: SupervisorGuard["Service"],
   file: string,
   from: User
 ): Effect.fn.Return<Receiver, HostFailed, Scope.Scope> {
@@ -56,13 +58,18 @@ export const receive = Effect.fnUntraced(function*(
     (handle) => Effect.promise(() => handle.close())
   )
   const parent = yield* Effect.promise(() => placeFor(from))
-  const directory = yield* Effect.acquireRelease(
+  const directory = join(parent, `microvm-${randomBytes(8).toString("hex")}`)
+  // Whoever is killed while it waits for the connection would leave it there.
+  yield* Effect.mapError(
+    guard.watch(Watched.Directory({ path: directory })),
+    (cause) => new HostFailed({ path: directory, why: cause.message, cause })
+  )
+  yield* Effect.acquireRelease(
     attempt(parent, "no directory for a socket", async () => {
-      const made = await NodeFs.mkdtemp(join(parent, "microvm-"))
-      await NodeFs.chmod(made, 0o711)
-      return made
+      await NodeFs.mkdir(directory, { mode: 0o700 })
+      await NodeFs.chmod(directory, 0o711)
     }),
-    (made) => Effect.promise(() => remove(made))
+    () => Effect.promise(() => remove(directory))
   )
   const path = join(directory, randomBytes(16).toString("hex"))
   const server = yield* Effect.acquireRelease(

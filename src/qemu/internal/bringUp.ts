@@ -146,6 +146,8 @@ export const attach = Effect.fnUntraced(function*(
   const { qmp, status } = resumed.success
   if (status === "inmigrate") return yield* refuse("its restore was broken off: end it")
   const state = status === "prelaunch" ? "created" : status === "running" ? "running" : "paused"
+  // What another was saving when it died is nobody's, and the guest could not go on before that has ended.
+  if (state === "paused") yield* Migration.cancel(qmp)
   return { vmm: yield* handle({ ...machine, qmp }), state }
 })
 

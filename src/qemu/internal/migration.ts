@@ -66,8 +66,8 @@ const untilSent = Effect.fnUntraced(function*(qmp: Qmp) {
   if (end.status !== "completed") return yield* failed("out", end["error-desc"] ?? `the end is "${end.status}"`)
 })
 
-/** Waits until QEMU has really stopped: only then can the guest go on. */
-const cancel = (qmp: Qmp): Effect.Effect<void> =>
+/** Waits until QEMU has really stopped: only then can the guest go on. Where nothing is sent, nothing changes. */
+export const cancel = (qmp: Qmp): Effect.Effect<void> =>
   qmp.execute(QmpSchema.migrateCancel).pipe(
     Effect.andThen(
       progress(qmp)((status) => status === undefined || ["none", "completed", "failed", "cancelled"].includes(status))
