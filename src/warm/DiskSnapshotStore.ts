@@ -7,10 +7,12 @@
  *   CACHE/snapshots/ID/…               the files of the backend
  *   CACHE/snapshot-names/NAME.json     which snapshot NAME is
  *   CACHE/snapshots.lock, CACHE/tmp/   who is at work
+ *   CACHE/snapshots/tmp/               what becomes a snapshot, or was one
  * ```
  *
  * A snapshot appears and goes by a single rename: when this process is killed, at whatever point, it is there whole or not
- * at all. What it leaves in `tmp` is removed by the next one that adds or removes.
+ * at all. What it leaves in `tmp` is removed by the next one that adds or removes. `snapshots` may be on another disk than the
+ * rest.
  *
  * @since 0.1.0
  */
@@ -55,6 +57,12 @@ export interface StoreOptions {
 /** What the store needs of its host. */
 type Services = FileSeals | FileSystem.FileSystem | Hasher | Path.Path | ProcessHost
 
+/** Directories of one who changes something. */
+interface Own {
+  readonly beside: string
+  readonly staged: string
+}
+
 const Pointer = Schema.fromJsonString(Schema.Struct({ id: Snapshot.Sha256 }))
 const isId = Schema.is(Snapshot.Sha256)
 const megabytes = (bytes: number): string => `${Math.ceil(bytes / 1e6)} MB`
@@ -66,7 +74,11 @@ const whyOf = (error: OwnerLock.LockHeld | PlatformError.PlatformError): string 
   if (OwnedFiles.isNoSpace(error)) return `no space is left: free some, ${elsewhere}`
   const { cause } = error.reason
   const why = cause instanceof Error ? cause.message : error.message
-  const closed = hasProperty(cause, "code") && ["EACCES", "EPERM", "EROFS"].some((code) => code === cause.code)
+  const code = hasProperty(cause, "code") ? cause.code : undefined
+  if (code === "EXDEV") {
+    return `${why}: have its "tmp" and "snapshot-names" on its own file system, ${elsewhere}`
+  }
+  const closed = ["EACCES", "EPERM", "EROFS"].some((one) => one === code)
   return closed ? `${why}: make it writable, ${elsewhere}` : why
 }
 
@@ -81,6 +93,8 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
   const snapshots = path.join(store.directory, "snapshots")
   const names = path.join(store.directory, "snapshot-names")
   const temporary = path.join(store.directory, "tmp")
+  // Nothing is renamed from one file system to another.
+  const staging = path.join(snapshots, "tmp")
   const directoryOf = (id: string) => path.join(snapshots, id)
   const pointerOf = (name: string) => path.join(names, `${name}.json`)
 
@@ -138,34 +152,38 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
     return yield* MicroVmError.make(new MicroVmError.SnapshotAlreadyExists({ snapshot: name }))
   })
 
-  /** A directory of ours, as long as the scope. */
-  const ownDirectory = Effect.gen(function*() {
-    yield* Effect.forEach([store.directory, snapshots, names, temporary], OwnedFiles.ensureDirectory)
+  /** Directories of ours, as long as the scope: beside the names and the lock, and beside the snapshots. */
+  const ownDirectories = Effect.gen(function*() {
+    yield* Effect.forEach([store.directory, snapshots, names, temporary, staging], OwnedFiles.ensureDirectory)
     // The memory of a machine may be open to the user that the monitor runs as, and is nobody else's business.
     yield* fs.chmod(snapshots, 0o700)
     // First of all: what a process that was killed has left may be what the disk is full of.
-    yield* OwnedFiles.sweep(temporary)
-    return yield* OwnedFiles.temporaryDirectory(temporary)
+    yield* Effect.forEach([staging, temporary], OwnedFiles.sweep)
+    const own: Own = {
+      beside: yield* OwnedFiles.temporaryDirectory(temporary),
+      staged: yield* OwnedFiles.temporaryDirectory(staging)
+    }
+    return own
   })
 
   const enoughRoom = Effect.fnUntraced(function*(wanted: number) {
-    const room = yield* FileSeals.use((seals) => seals.room(temporary))
+    const room = yield* FileSeals.use((seals) => seals.room(staging))
     if (room >= wanted) return
     const why = `it may take ${megabytes(wanted)}, and ${megabytes(room)} are free: make room, ${elsewhere}`
     return yield* MicroVmError.make(new MicroVmError.StoreFailed({ path: store.directory, why }))
   })
 
   /** Runs under the lock. Once begun, it is carried through. */
-  const exclusively = <A, E, R>(own: string, use: Effect.Effect<A, E, R>) =>
+  const exclusively = <A, E, R>({ beside }: Own, use: Effect.Effect<A, E, R>) =>
     Effect.scoped(Effect.gen(function*() {
-      yield* OwnerLock.acquire({ file: path.join(store.directory, "snapshots.lock"), own, patience })
+      yield* OwnerLock.acquire({ file: path.join(store.directory, "snapshots.lock"), own: beside, patience })
       return yield* Effect.uninterruptible(use)
     }))
 
   /** Puts a snapshot and its name in place, or neither. */
   const publish = Effect.fnUntraced(function*(
     options: AddOptions,
-    own: string,
+    own: Own,
     made: string,
     id: string,
     base: string | undefined
@@ -179,14 +197,14 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
     const target = directoryOf(id)
     const isThere = yield* fs.exists(target)
     // The same one was made before. It may be in use, so it makes way only if it is no longer what it was.
-    const isSound = isThere && Result.isSuccess(yield* Files.check(target, id, { thorough: true, temporary }))
-    if (isThere && !isSound) yield* fs.rename(target, path.join(own, "replaced"))
+    const isSound = isThere && Result.isSuccess(yield* Files.check(target, id, { thorough: true, temporary: staging }))
+    if (isThere && !isSound) yield* fs.rename(target, path.join(own.staged, "replaced"))
     const [place, displace] = isSound
       ? [Effect.void, Effect.void]
       : [Effect.andThen(fs.rename(made, target), OwnedFiles.sync(snapshots)), fs.rename(target, made)]
     if (options.name === undefined) return yield* Effect.tapError(place, () => Effect.ignore(displace))
     const at = pointerOf(options.name)
-    const pointer = path.join(own, "pointer")
+    const pointer = path.join(own.beside, "pointer")
     yield* OwnedFiles.writeDurably(pointer, new TextEncoder().encode(JSON.stringify({ id })))
     const name = Effect.andThen(fs.rename(pointer, at), OwnedFiles.sync(names))
     if (isFree) {
@@ -195,7 +213,7 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
       return yield* Effect.tapError(Effect.andThen(name, place), () => Effect.ignore(undo))
     }
     // But a name that another one has stays with it until there is something else to lead to.
-    const before = path.join(own, "before")
+    const before = path.join(own.beside, "before")
     yield* fs.link(at, before)
     const undo = Effect.andThen(fs.rename(before, at), displace)
     yield* Effect.tapError(Effect.andThen(place, name), () => Effect.ignore(undo))
@@ -203,7 +221,7 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
 
   const finish = Effect.fnUntraced(function*(
     options: AddOptions,
-    own: string,
+    own: Own,
     made: string,
     saved: Snapshot.Saved
   ) {
@@ -250,7 +268,7 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
         return yield* MicroVmError.make(new MicroVmError.SnapshotNotFound({ snapshot: nameOrId }))
       }
       const directory = directoryOf(id.value)
-      const found = yield* Files.check(directory, id.value, { thorough, temporary })
+      const found = yield* Files.check(directory, id.value, { thorough, temporary: staging })
       if (Result.isFailure(found)) {
         // It was removed while it was looked at, or the name means another one since.
         if (!(yield* fs.exists(directory))) return yield* find(nameOrId, thorough)
@@ -296,7 +314,7 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
     })
   })
 
-  const forget = Effect.fnUntraced(function*(own: string, nameOrId: string) {
+  const forget = Effect.fnUntraced(function*(own: Own, nameOrId: string) {
     const id = yield* resolve(nameOrId)
     if (Option.isNone(id)) return false
     const known = (yield* pointers).filter((one) => one.id === id.value).map(({ name }) => name)
@@ -305,7 +323,7 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
     if (forgotten.length === known.length) {
       const by = yield* diffsOf(id.value)
       if (by.length > 0) return yield* MicroVmError.make(new MicroVmError.SnapshotInUse({ snapshot: nameOrId, by }))
-      yield* fs.rename(directoryOf(id.value), path.join(own, "removed"))
+      yield* fs.rename(directoryOf(id.value), path.join(own.staged, "removed"))
       yield* OwnedFiles.sync(snapshots)
     }
     yield* Effect.forEach(forgotten, (name) => fs.remove(pointerOf(name), { force: true }))
@@ -318,8 +336,8 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
       Effect.scopedWith((scope) =>
         Effect.gen(function*() {
           yield* inStore(free(options))
-          const own = yield* inStore(Scope.provide(ownDirectory, scope))
-          const made = path.join(own, "snapshot")
+          const own = yield* inStore(Scope.provide(ownDirectories, scope))
+          const made = path.join(own.staged, "snapshot")
           yield* inStore(fs.makeDirectory(made, { mode: 0o700 }))
           yield* inStore(enoughRoom(options.room ?? 0))
           // The errors and needs of `write` are its caller's.
@@ -338,7 +356,7 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
       function*(nameOrId: string) {
         if (Option.isNone(yield* resolve(nameOrId))) return false
         return yield* Effect.scoped(
-          Effect.flatMap(ownDirectory, (own) => exclusively(own, forget(own, nameOrId)))
+          Effect.flatMap(ownDirectories, (own) => exclusively(own, forget(own, nameOrId)))
         )
       },
       inStore

@@ -238,7 +238,7 @@ describe.skipIf(noRuns !== undefined)("microvm recover", () => {
         }
       }
       await ticksGoOn("at first")
-      const temporary = NodePath.join(cache, "tmp")
+      const temporary = NodePath.join(cache, "snapshots", "tmp")
       const size = (name: string): number => {
         for (const one of NodeFs.existsSync(temporary) ? NodeFs.readdirSync(temporary) : []) {
           const stat = NodeFs.statSync(NodePath.join(temporary, one, "snapshot", name), { throwIfNoEntry: false })

@@ -123,8 +123,8 @@ describe("processes at the same time", () => {
     withCache(Effect.fnUntraced(function*(cache) {
       yield* using(cache, (store) => store.add(golden({ name: "base" }), writing()))
       // Killed with the lock in its hands.
-      yield* operate(cache, "replace", "base", `rename ${join(cache, "tmp")}`)
-      expect(leftovers(cache)).toEqual(["snapshots.lock", expect.any(String)])
+      yield* operate(cache, "replace", "base", `rename ${join(cache, "snapshots", "tmp")}`)
+      expect(leftovers(cache)).toEqual(["snapshots.lock", expect.any(String), expect.any(String)])
       const ended = yield* Effect.forEach([1, 2, 3, 4, 5], () => operate(cache, "add", "new"), {
         concurrency: "unbounded"
       })
@@ -136,7 +136,7 @@ describe("processes at the same time", () => {
 const isRoot = process.getuid?.() === 0
 
 /** Runs the fixture with `cache` mounted by this command. */
-const mounted = (cache: string, mount: string, what: "add" | "remove", name: string) =>
+const mounted = (cache: string, mount: string, what: "add" | "replace" | "remove", name: string) =>
   run("unshare", [
     "-m",
     "sh",
@@ -179,6 +179,28 @@ describe("a disk", () => {
         expect((yield* mounted(cache, readOnly, "add", "new")).said?.outcome).toBe("StoreFailed")
         expect((yield* mounted(cache, readOnly, "remove", "base")).said?.outcome).toBe("StoreFailed")
         yield* using(cache, (store) => store.verify("base"))
+      }))
+  )
+
+  it.live.skipIf(!canMount)(
+    "of the snapshots alone: they are added, replaced and removed there",
+    () =>
+      withCache(Effect.fnUntraced(function*(cache) {
+        yield* using(cache, (store) => store.add(golden({ name: "base" }), writing()))
+        const disk = `${cache}-disk`
+        mkdirSync(disk)
+        const inner = join(cache, "snapshots")
+        // One file system, and two mounts of it: nothing is renamed from one to the other, though their device is the same.
+        const another = `cp -a ${inner}/. ${disk} && mount --bind ${disk} ${inner}`
+        for (const what of ["add", "replace", "remove"] as const) {
+          expect(yield* mounted(cache, another, what, what === "add" ? "new" : "base")).toMatchObject({
+            said: { outcome: "done" }
+          })
+        }
+        expect(readdirSync(join(disk, "tmp"))).toEqual([])
+        const names = `mkdir ${disk}/names; mount --bind ${disk}/names ${join(cache, "snapshot-names")}`
+        const { said } = yield* mounted(cache, names, "add", "newer")
+        expect(said?.outcome).toBe("StoreFailed")
       }))
   )
 

@@ -138,5 +138,6 @@ const entries = (directory: string) => {
 /** What is there beside snapshots and names: nothing should be. */
 export const leftovers = (cache: string): ReadonlyArray<string> => [
   ...entries(cache).filter((name) => !["snapshots", "snapshot-names", "tmp"].includes(name)),
-  ...entries(join(cache, "tmp"))
+  ...entries(join(cache, "tmp")),
+  ...entries(join(cache, "snapshots", "tmp"))
 ]

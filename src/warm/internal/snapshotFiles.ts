@@ -212,6 +212,7 @@ export const check = Effect.fnUntraced(function*(
     return Result.fail(faults)
   }
   yield* Effect.ignore(Effect.scoped(Effect.gen(function*() {
+    yield* OwnedFiles.ensureDirectory(options.temporary)
     const own = path.join(yield* OwnedFiles.temporaryDirectory(options.temporary), SEALS)
     yield* writeSeals(own, { ...known, ...fresh })
     yield* fs.rename(own, place)
