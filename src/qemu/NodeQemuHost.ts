@@ -65,8 +65,10 @@ const lookAtFile = async (path: string, writable: boolean): Promise<FileFacts> =
     const facts = { path, worldReadable: (stat.mode & 0o004) !== 0, worldWritable: (stat.mode & 0o002) !== 0 }
     return stat.isFile() ? facts : { ...facts, fault: "it is no regular file" }
   } catch (error) {
-    const fault = `it cannot be opened${writable ? " for writing" : ""}: ${codeOf(error)}`
-    return { path, worldReadable: false, worldWritable: false, fault }
+    const code = codeOf(error)
+    const fault = `it cannot be opened${writable ? " for writing" : ""}: ${code}`
+    const isClosed = ["EACCES", "EPERM", "EROFS"].includes(code)
+    return { path, worldReadable: false, worldWritable: false, fault, ...(isClosed && { isClosed }) }
   }
 }
 

@@ -66,18 +66,31 @@ export const capabilities: Capabilities = {
   user: true
 }
 
+const opensForWriting =
+  "as QEMU before 8.2 does, though it writes nothing there: mount it read-write and make it writable to us, or use QEMU 8.2 or later"
+
+const launchFailed = (id: string, stage: string, cause: unknown): MicroVmError.MicroVmError =>
+  MicroVmError.make(new MicroVmError.LaunchFailed({ id, stage, stderrTail: "", consoleTail: "", cause }))
+
 const checkFiles = Effect.fnUntraced(function*(
+  { id }: MachineSpec,
   plan: LaunchPlan.LaunchPlan,
   { user }: QemuHost.Setup,
   host: QemuHost.QemuHost["Service"],
   from: Snapshot.Snapshot | undefined
 ) {
+  /** Nothing is wrong with a snapshot that others may use. */
+  const closed: Array<string> = []
   const found = yield* Effect.forEach(
     plan.files,
     ({ field, path, writable = false }) =>
       Effect.map(
         host.inspect(path, { writable }),
-        ({ fault, worldReadable, worldWritable }): ReadonlyArray<MicroVmError.Fault> => {
+        ({ fault, isClosed = false, worldReadable, worldWritable }): ReadonlyArray<MicroVmError.Fault> => {
+          if (fault !== undefined && isClosed && from !== undefined) {
+            closed.push(`${path}: ${fault}, ${writable ? opensForWriting : "make it readable to us"}`)
+            return []
+          }
           const otherwise = from === undefined ? ": name a file that we may read" : ""
           if (fault !== undefined) return [{ field, value: path, remedy: `${fault}${otherwise}` }]
           if (user._tag === "Own" || field === "state" || (worldReadable && (worldWritable || !writable))) return []
@@ -99,6 +112,9 @@ const checkFiles = Effect.fnUntraced(function*(
   )
   if (disks.flat().length > 0) {
     return yield* MicroVmError.make(new MicroVmError.InvalidSpec({ faults: [...faults, ...disks.flat()] }))
+  }
+  if (faults.length === 0 && closed.length > 0) {
+    return yield* launchFailed(id, "opening the snapshot", closed.join("; "))
   }
   if (faults.length === 0) return
   if (from === undefined) return yield* MicroVmError.make(new MicroVmError.InvalidSpec({ faults }))
@@ -156,16 +172,10 @@ const make = Effect.fnUntraced(function*(options: Options) {
     )
   const claim = Effect.fnUntraced(function*(setup: QemuHost.Setup, spec: MachineSpec, how: LaunchOptions) {
     const ram = how.from === undefined && how.template === true
-      ? yield* Effect.mapError(host.makeRam(spec.memoryMib * 2 ** 20), (cause) =>
-        MicroVmError.make(
-          new MicroVmError.LaunchFailed({
-            id: spec.id,
-            stage: "making room for its memory",
-            stderrTail: "",
-            consoleTail: "",
-            cause
-          })
-        ))
+      ? yield* Effect.mapError(
+        host.makeRam(spec.memoryMib * 2 ** 20),
+        (cause) => launchFailed(spec.id, "making room for its memory", cause)
+      )
       : undefined
     const plan = yield* Effect.fromResult(planOf(setup, spec, how, ram?.path ?? somewhere))
     return yield* bringUp({ spec, plan, how, setup, host, ram, spawner, holder, within })
@@ -180,7 +190,7 @@ const make = Effect.fnUntraced(function*(options: Options) {
     ),
     launch: Effect.fn("QemuProvider.launch")(function*(spec, how = {}) {
       const setup = yield* Effect.fromResult(asUser(base, how.user))
-      yield* checkFiles(yield* Effect.fromResult(planOf(setup, spec, how, somewhere)), setup, host, how.from)
+      yield* checkFiles(spec, yield* Effect.fromResult(planOf(setup, spec, how, somewhere)), setup, host, how.from)
       return yield* inScope(Effect.mapError(claim(setup, spec, how), (error) => tapFault(spec, setup, error) ?? error))
     })
   })

@@ -234,6 +234,22 @@ describe.skipIf(!hasQemu)("microvm run, warm", () => {
     assert.notMatch(stderr, /restored/)
   }, longer)
 
+  it.skipIf(!namespaces)("does not blame a sound golden machine in a cache that is read-only, each time", async () => {
+    const golden = await goldenIn(warm)
+    const within = inNamespace(`mount --bind ${warm} ${warm}; mount -o remount,bind,ro ${warm}`)
+    for (const time of ["first", "second"]) {
+      const { code, stderr, stdout } = await run(["--", "echo", "hello"], { cache: warm, within })
+      assert.deepStrictEqual({ code, stdout }, { code: 0, stdout: "hello\n" }, `${time}: ${stderr}`)
+      assert.notMatch(stderr, /golden machine|Remove it/, time)
+      // QEMU opens the memory of a machine for reading only since 8.2.
+      const why = new RegExp(`booting: .*${warm}/snapshots/${golden}/memory: .*EROFS.*read-write.*QEMU 8.2`)
+      if (/booting/.test(stderr)) assert.match(stderr, why, time)
+      else assert.match(stderr, /restored in/, time)
+    }
+    assert.deepStrictEqual(listIn(warm).map(({ id }) => id), [golden])
+    assert.match((await run(["--", "true"], { cache: warm })).stderr, /^microvm: restored in/m)
+  }, longer)
+
   it.skipIf(!namespaces)("boots, and says why, when its cache is full", async () => {
     const cache = newCache()
     const copy = `${cache}-copy`

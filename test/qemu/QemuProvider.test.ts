@@ -580,6 +580,20 @@ describe("restoring", () => {
         ])
       })))
 
+  it.effect("finds no fault with what only may not be opened so, and tells how it could be", () =>
+    onHost({
+      inspect: (_, writable) => writable ? { fault: "it cannot be opened for writing: EROFS", isClosed: true } : {}
+    }, () =>
+      Effect.gen(function*() {
+        const { message, reason } = yield* Effect.flip(restore())
+        assert.strictEqual(reason._tag, "LaunchFailed")
+        assert.match(
+          message,
+          /opening the snapshot failed: \/s\/memory: .*EROFS, as QEMU before 8.2 .*mount it read-write .*or use QEMU 8.2/
+        )
+        assert.strictEqual(yield* alive, 0)
+      })))
+
   it.effect("counts on a memory that QEMU's user may open, also for writing before 8.2, and on a state that only we may", () => {
     const asked: Array<string> = []
     const inspect = (worldReadable: boolean) => (path: string, writable: boolean) => {
