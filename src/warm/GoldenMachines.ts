@@ -73,6 +73,8 @@ export interface EnsureOptions {
  * - `collect`: removes golden machines whose image is no longer the current one of its name, those of another monitor or
  *   processor that were not used for a day, and all that were not used for `unusedFor`. Gives the number of those removed.
  *   Also done after each making.
+ * - `tidy`: the same, unless it was done within a day, by whatever process. It never fails. `WarmMachine.launch` does it beside
+ *   each machine that it has restored.
  *
  * @category services
  * @since 0.1.0
@@ -83,6 +85,7 @@ export class GoldenMachines extends Context.Service<GoldenMachines, {
     options?: EnsureOptions
   ) => Effect.Effect<Snapshot.Snapshot, GuestError | ImageError | MicroVmError.MicroVmError>
   readonly collect: Effect.Effect<number, ImageError | MicroVmError.MicroVmError>
+  readonly tidy: Effect.Effect<void>
 }>()("effect-microvm-runtime/warm/GoldenMachines") {}
 
 /**
@@ -105,13 +108,26 @@ export interface Options {
   readonly unusedFor?: Duration.Input | undefined
   /** Default: only this process makes any. */
   readonly turn?: Turn | undefined
+  /** Reads and writes when golden machines were collected last, in milliseconds since 1970. Default: only this process knows. */
+  readonly collected?: {
+    readonly read: Effect.Effect<number>
+    readonly write: (now: number) => Effect.Effect<void, unknown>
+  } | undefined
 }
 
 /** Changes when a golden machine must be another one though all that it is made from is the same. */
 const edition = 1
 
+const day = Duration.toMillis("1 day")
+
 /** How long one is kept that was made by another monitor, or for another processor: what made it may still be in use. */
-const foreignFor = Duration.toMillis("1 day")
+const foreignFor = day
+
+/** Nobody knows of a time at which they were. */
+const inMemory = (): NonNullable<Options["collected"]> => {
+  let last = -Infinity
+  return { read: Effect.sync(() => last), write: (now) => Effect.sync(() => void (last = now)) }
+}
 
 /** A guest that has just booted has not written to more of its memory than this, however much it has. */
 const usualMib = 256
@@ -242,7 +258,8 @@ const make = Effect.fnUntraced(function*(options: Options = {}): Effect.fn.Retur
     const now = yield* Clock.currentTimeMillis
     const stored = yield* store.list
     let removed = 0
-    for (const { id, lastUsed, manifest } of stored) {
+    // Whoever is about to end gets at least to what was not used for longest.
+    for (const { id, lastUsed, manifest } of stored.toReversed()) {
       if (manifest?.kind !== "golden") continue
       const { digest, image = "" } = manifest.labels
       // An image that others have, and that has no recipe here, is none of ours to judge.
@@ -266,6 +283,16 @@ const make = Effect.fnUntraced(function*(options: Options = {}): Effect.fn.Retur
     }
     return removed
   }).pipe(Effect.withSpan("GoldenMachines.collect"))
+
+  const collected = options.collected ?? inMemory()
+  const tidy = Effect.gen(function*() {
+    const now = yield* Clock.currentTimeMillis
+    // A clock that was set back is no reason to wait for longer.
+    if (Math.abs(now - (yield* collected.read)) < day) return
+    // First: of several, one does it; and none where nothing can be written.
+    yield* collected.write(now)
+    yield* collect
+  }).pipe(Effect.ignore)
 
   const build = (
     request: Request,
@@ -340,7 +367,7 @@ const make = Effect.fnUntraced(function*(options: Options = {}): Effect.fn.Retur
     }
   )
 
-  return GoldenMachines.of({ ensure, collect })
+  return GoldenMachines.of({ ensure, collect, tidy })
 })
 
 /**
@@ -376,6 +403,16 @@ const turnIn = Effect.fnUntraced(function*(directory: string) {
   return turn
 })
 
+/** Of a file that is not there, or says something else, nothing is known. */
+const collectedIn = Effect.fnUntraced(function*(directory: string) {
+  const fs = yield* FileSystem.FileSystem
+  const file = (yield* Path.Path).join(directory, "golden-collected")
+  return {
+    read: Effect.match(fs.readFileString(file), { onFailure: () => NaN, onSuccess: Number }),
+    write: (now: number) => fs.writeFileString(file, String(now))
+  }
+})
+
 /**
  * Golden machines in the cache's directory: of all processes that use it, one makes one.
  *
@@ -389,6 +426,7 @@ export const layer: Layer.Layer<
 > = Layer.effect(
   GoldenMachines,
   Effect.gen(function*() {
-    return yield* make({ turn: yield* turnIn(yield* cacheDirectory) })
+    const directory = yield* cacheDirectory
+    return yield* make({ turn: yield* turnIn(directory), collected: yield* collectedIn(directory) })
   })
 )

@@ -282,6 +282,8 @@ export const launch: (options: Options) => Effect.Effect<
       )
   )
   return yield* warm.pipe(
+    // Nobody waits for it, and who ends meanwhile leaves it to the next one.
+    Effect.tap(Effect.forkDetach(golden.tidy)),
     // What was there is gone now, so this makes another one.
     Effect.catchIf(
       (error) => error._tag === "MicroVmError" && error.reason._tag === "SnapshotUnusable",

@@ -1,5 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Context from "effect/Context"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -346,6 +347,51 @@ describe("golden machines", () => {
       const kinds = (yield* store.list).map(({ manifest }) => [manifest?.kind, manifest?.spec.memoryMib])
       assert.sameDeepMembers(kinds, [["golden", 256], ["saved", 128]])
       assert.isTrue(Option.isNone(yield* one.machine.poll))
+    }))
+
+  it.effect("are collected though none is made any more", () =>
+    Effect.gen(function*() {
+      const { context, launch } = yield* makeWorld()
+      const store = Context.get(context, SnapshotStore)
+      const sizes = Effect.map(store.list, (all) => all.map(({ manifest }) => manifest?.spec.memoryMib))
+      const run = (id: string, memoryMib: number) => settle(Effect.scoped(launch({ id, memoryMib })))
+      yield* run("small", 128)
+      for (let days = 0; days <= 60; days += 10) {
+        yield* run(`day-${days}`, 256)
+        yield* TestClock.adjust("10 days")
+      }
+      assert.deepStrictEqual(yield* sizes, [256])
+    }))
+
+  it.effect("are tidied up once a day, by one of all processes, whatever the clock", () =>
+    Effect.gen(function*() {
+      let last = NaN
+      const marks: Array<number> = []
+      const collected = {
+        read: Effect.sync(() => last),
+        write: (now: number) =>
+          Effect.sync(() => {
+            last = now
+            marks.push(now)
+          })
+      }
+      yield* TestClock.setTime(Date.UTC(2030, 0, 1))
+      const { context } = yield* makeWorld({ golden: { collected } })
+      const { tidy } = Context.get(context, GoldenMachines)
+      const passes = Effect.fnUntraced(function*(time: Duration.Input) {
+        yield* TestClock.adjust(time)
+        yield* tidy
+        return marks.length
+      })
+      assert.deepStrictEqual(
+        yield* Effect.forEach(["1 second", "23 hours", "2 hours", "1 hour"] as const, passes),
+        [1, 1, 2, 2]
+      )
+      yield* TestClock.setTime(Date.UTC(2026, 0, 1))
+      assert.strictEqual(yield* passes("1 second"), 3)
+      last = NaN
+      const closed = yield* makeWorld({ golden: { collected: { ...collected, write: () => Effect.fail("EROFS") } } })
+      yield* Context.get(closed.context, GoldenMachines).tidy
     }))
 
   it.effect("stay where they are when the host's clock jumps back, and machines get its time", () =>
