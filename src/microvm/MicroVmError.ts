@@ -88,7 +88,7 @@ export class SnapshotNotFound extends Data.TaggedError("SnapshotNotFound")<{ rea
 
 /**
  * The snapshot must not be loaded: it is not what it was when it was made, or it was made for another host. Every reason
- * is told.
+ * is told, and what to do, which is by default to make it anew.
  *
  * @category reasons
  * @since 0.1.0
@@ -96,9 +96,11 @@ export class SnapshotNotFound extends Data.TaggedError("SnapshotNotFound")<{ rea
 export class SnapshotUnusable extends Data.TaggedError("SnapshotUnusable")<{
   readonly snapshot: string
   readonly why: ReadonlyArray<string>
+  readonly remedy?: string
 }> {
   override get message(): string {
-    return `Snapshot "${this.snapshot}" cannot be used: ${this.why.join("; ")}. Remove it and make it anew`
+    const { remedy = "Remove it and make it anew" } = this
+    return `Snapshot "${this.snapshot}" cannot be used: ${this.why.join("; ")}. ${remedy}`
   }
 }
 

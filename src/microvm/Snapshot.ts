@@ -36,7 +36,8 @@ export const SnapshotName = Schema.String.check(
 )
 
 /**
- * What a snapshot needs of whoever loads it, by keys of the backend's choice: each must be the same.
+ * What a snapshot needs of whoever loads it, by keys of the backend's choice: each must be the same. `devices` is a list of what the
+ * guest finds, with `, ` between.
  *
  * @category schemas
  * @since 0.1.0
@@ -227,6 +228,24 @@ export const baseFaults = (base: string, reason: MicroVmError.Reason): ReadonlyA
   return reason._tag === "SnapshotUnusable" ? reason.why.map((why) => `${name}: ${why}`) : undefined
 }
 
+/** Those of a list that another has not, or not as often. */
+const without = (all: ReadonlyArray<string>, others: ReadonlyArray<string>): string => {
+  const left = [...others]
+  return all.filter((one) => {
+    const at = left.indexOf(one)
+    if (at >= 0) left.splice(at, 1)
+    return at < 0
+  }).join(", ")
+}
+
+const differentDevices = (made: string, here: string): string => {
+  const [its, ours] = [made.split(", "), here.split(", ")]
+  const [more, less] = [without(its, ours), without(ours, its)]
+  if (more !== "" && less !== "") return `it has ${more}, here there is ${less}`
+  if (more === "" && less === "") return `its devices come in another order, here that is ${here}`
+  return more === "" ? `here there is also ${less}` : `it also has ${more}`
+}
+
 /**
  * Why a snapshot that was made for `made` cannot be loaded on `here`; nothing when it can be.
  *
@@ -234,6 +253,7 @@ export const baseFaults = (base: string, reason: MicroVmError.Reason): ReadonlyA
  * import { Snapshot } from "effect-microvm-runtime/microvm"
  * const why = Snapshot.differences({ backend: "qemu", cpu: "max" }, { backend: "qemu", cpu: "host" })
  * why // => ["its cpu is max, here it is host"]
+ * Snapshot.differences({ devices: "1 vCPU, disk a, disk b" }, { devices: "1 vCPU, disk b" }) // => ["it also has disk a"]
  * ```
  *
  * @category combinators
@@ -242,6 +262,7 @@ export const baseFaults = (base: string, reason: MicroVmError.Reason): ReadonlyA
 export const differences = (made: Platform, here: Platform): ReadonlyArray<string> =>
   Array.from(new Set([...Object.keys(made), ...Object.keys(here)])).toSorted().flatMap((key) => {
     if (made[key] === here[key]) return []
+    if (key === "devices") return [differentDevices(made[key] ?? "", here[key] ?? "")]
     return [`its ${key} is ${made[key] ?? "not told"}, here it is ${here[key] ?? "not told"}`]
   })
 

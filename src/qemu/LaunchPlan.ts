@@ -263,7 +263,7 @@ const devices = (board: Board, { channels, memoryMib, vcpus }: Snapshot.Spec): R
  * }, spec)
  * platform.version // => "7.2"
  * platform.cpu // => "max"
- * platform.devices // => "-smp 1 -m 128 -serial stdio -device pvpanic"
+ * platform.devices // => "1 vCPU, 128 MiB, console, pvpanic"
  * ```
  *
  * @category conversions
@@ -276,13 +276,16 @@ export const platform = ({ accelerator, architecture, cpu, version }: Setup, spe
   accelerator,
   machine: boards[architecture].machine(version),
   cpu: accelerator === "kvm" ? `host ${cpu}` : "max",
+  // Each that `devices`, `cards` and `disks` give a machine, in their order.
   devices: [
-    ...devices(boards[architecture], spec),
-    ...(spec.networks ?? []).map(() => "-device virtio-net-pci"),
-    ...(spec.drives ?? []).map(({ name, readOnly }) =>
-      `-device virtio-blk-pci,serial=${name}${readOnly ? ",read-only" : ""}`
-    )
-  ].join(" ")
+    `${spec.vcpus} vCPU`,
+    `${spec.memoryMib} MiB`,
+    "console",
+    boards[architecture].pvpanic,
+    ...spec.channels.map((name) => `channel ${name}`),
+    ...(spec.networks ?? []).map(() => "network card"),
+    ...(spec.drives ?? []).map(({ name, readOnly }) => `disk ${name}${readOnly ? ":read-only" : ""}`)
+  ].join(", ")
 })
 
 /**

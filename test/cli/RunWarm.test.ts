@@ -276,6 +276,34 @@ describe("--from", () => {
       assert.match(report.end._tag === "Failed" ? report.end.message : "", /its cpu is not told, here it is another/)
     }))
 
+  for (
+    const [has, here, words] of [
+      ["1 vCPU, network card", "1 vCPU", "it also has network card. Write --network nat"],
+      ["1 vCPU, interface net0", "1 vCPU", "it also has interface net0. Write --network nat"],
+      ["1 vCPU, network card, disk a", "1 vCPU", "it also has network card, disk a. Remove it and make it anew"],
+      ["1 vCPU", "1 vCPU, network card", "here there is also network card. Remove it and make it anew"]
+    ] as const
+  ) {
+    it.effect(`of one with "${has}", where there is "${here}", says what to do`, () =>
+      Effect.gen(function*() {
+        const { host, saved } = yield* makeSaved
+        yield* Context.get(host, MemoryDriver.MemoryDriver).platform({ devices: here })
+        const store: Setting["store"] = (inner) => ({
+          ...inner,
+          open: (name) =>
+            Effect.map(inner.open(name), (snapshot) => {
+              const { manifest } = snapshot
+              return { ...snapshot, manifest: { ...manifest, platform: { ...manifest.platform, devices: has } } }
+            })
+        })
+        const { code, report } = yield* run(from("ready", { host, store }))
+        assert.deepStrictEqual([code, report.end], [125, {
+          _tag: "Failed",
+          message: `Snapshot "${saved.snapshot}" cannot be used: ${words}`
+        }])
+      }))
+  }
+
   it.effect("of a machine that cannot be made itself destroys it, and says why", () =>
     Effect.gen(function*() {
       const { host } = yield* makeSaved

@@ -447,3 +447,26 @@ describe("restore", () => {
       expect(yield* clone.state).toBe("stopped")
     }).pipe(host))
 })
+
+describe("the devices of a snapshot", () => {
+  const told = (made: string, here: string) => Snapshot.differences({ devices: made }, { devices: here })
+
+  it("are told as far as they are others", () => {
+    const common = `1 vCPU, 256 MiB, ${Array.from({ length: 20 }, (_, nth) => `channel ${nth}`).join(", ")}`
+    const devices = (...more: ReadonlyArray<string>) => [common, ...more].join(", ")
+    expect(told(devices("disk a"), devices("disk a"))).toEqual([])
+    expect(told(devices("network card", "disk a"), devices("disk a"))).toEqual(["it also has network card"])
+    expect(told(devices("network card"), devices("network card", "network card"))).toEqual([
+      "here there is also network card"
+    ])
+    expect(told(devices("disk a", "disk b"), devices("disk a:read-only"))).toEqual([
+      "it has disk a, disk b, here there is disk a:read-only"
+    ])
+  })
+
+  it("are told, too, where only their order differs", () => {
+    expect(told("disk a, disk b", "disk b, disk a")).toEqual([
+      "its devices come in another order, here that is disk b, disk a"
+    ])
+  })
+})

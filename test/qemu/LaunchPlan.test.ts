@@ -416,8 +416,7 @@ describe("the platform", () => {
       accelerator: "tcg",
       machine: "pc-q35-7.2,hpet=off,sata=off,smbus=off,usb=off,vmport=off,i8042=off",
       cpu: "max",
-      devices: "-smp 1 -m 256 -serial stdio -device pvpanic -device virtio-serial-pci,max_ports=2 " +
-        "-device virtserialport,chardev=channel0,id=port0,name=agent"
+      devices: "1 vCPU, 256 MiB, console, pvpanic, channel agent"
     })
     const elsewhere = { ...unprivileged, version: { ...own.version, micro: 9 }, cpu: "Model 2", path: "/opt" }
     const [one, other] = [card, { tap: "b", mac: "02:00:00:00:00:09" }].map((network) =>

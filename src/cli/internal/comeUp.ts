@@ -44,6 +44,17 @@ interface Coming {
 const isWorthALine = ({ _tag }: WarmProgress.Progress): boolean =>
   _tag === "Making" || _tag === "Remaking" || _tag === "WaitingForMaker" || _tag === "BootingCold"
 
+/** A network card more than there is to be, or one less, is no fault of the snapshot where nothing else is amiss. */
+const withFlag = ({ network }: RunOptions) => (error: WarmMachine.WarmError): WarmMachine.WarmError => {
+  if (error.reason._tag !== "SnapshotUnusable") return error
+  const { snapshot, why } = error.reason
+  const [flag, words] = network._tag === "None" ? ["nat", "it also has"] : ["none", "here there is also"]
+  const cards = new RegExp(`^${words} (network card|interface \\w+)$`)
+  return why.every((one) => cards.test(one))
+    ? MicroVmError.make(new MicroVmError.SnapshotUnusable({ snapshot, why, remedy: `Write --network ${flag}` }))
+    : error
+}
+
 /** Brings a machine up, with what the run's place has for it. */
 export const launch = Effect.fnUntraced(function*({ id, onMachine, options, phase, place }: Coming) {
   const { line } = yield* Reporter
@@ -71,7 +82,7 @@ export const launch = Effect.fnUntraced(function*({ id, onMachine, options, phas
       phase,
       onMachine,
       onProgress
-    })
+    }).pipe(Effect.mapError(withFlag(options)))
   const { supervised: { entry }, ...ready } = yield* place.supervisor.launch({
     id,
     keep: options.detach,
