@@ -6,7 +6,7 @@
  */
 import type { ExitStatus } from "../lifecycle/ExitStatus.ts"
 import { dumpsCore, type Signal } from "../lifecycle/Signal.ts"
-import { MachineEnd } from "../microvm/MachineEnd.ts"
+import { MachineEnd, saysAllIsWritten } from "../microvm/MachineEnd.ts"
 import type { MachineRequest } from "../microvm/MicroVmProvider.ts"
 import type { Architecture } from "./FirecrackerHost.ts"
 import { type FirecrackerVersion, isAtLeast } from "./FirecrackerVersion.ts"
@@ -155,7 +155,8 @@ export interface Evidence extends Binary {
   /** The last of its log: where nobody could wait for it, its own last word; in old releases, that the guest crashed. */
   readonly logTail: string
   /**
-   * Does the guest restart where it means to power off? On x86_64 it has to: a power-off leaves Firecracker running.
+   * Does the guest restart where it means to power off? On x86_64 it has to: a power-off leaves Firecracker running. Then it
+   * says so when all is written.
    */
   readonly restartIsOff: boolean
 }
@@ -184,9 +185,10 @@ const lastWordOf = (consoleTail: string): string | undefined => [...consoleTail.
 
 /** How a guest that has ended by itself did it. */
 const byGuest = ({ architecture, asked, consoleTail, restartIsOff }: Evidence) => {
+  if (restartIsOff) return saysAllIsWritten(consoleTail) ? MachineEnd.cases.PoweredOff : MachineEnd.cases.Reset
   const said = lastWordOf(consoleTail)
   if (said !== undefined && said !== "Restarting system") return MachineEnd.cases.PoweredOff
-  if (asked === "PowerButton" || restartIsOff) return MachineEnd.cases.PoweredOff
+  if (asked === "PowerButton") return MachineEnd.cases.PoweredOff
   // An x86 machine has one way to end, its reset. Others have two, and the usual one needs no word.
   return said !== undefined || architecture === "x86_64" ? MachineEnd.cases.Reset : MachineEnd.cases.PoweredOff
 }

@@ -18,7 +18,7 @@
  *   does not answer for five minutes after its deadline is killed.
  * - Connections over a channel end when the machine is saved (`Vsock`); a new run of its socket connects again.
  * - A guest that powers off does not end an x86_64 machine (Firecracker's docs/api_requests/actions.md), so it is told to
- *   restart instead (`microvm.off=reboot`), and both are a power-off to us.
+ *   restart instead (`microvm.off=reboot`), and that is a power-off to us if its last word was that all is written.
  * - A machine that is kept writes its log, and its metrics if it has any, also while nobody has hold of it; whoever gets hold
  *   of it gives that room back. That somebody asked it to end by SIGTERM is known to that one only: to others it was killed. In a
  *   jail, and with its memory served page by page (`memoryBackend: "uffd"`), no machine is kept.

@@ -238,9 +238,10 @@ exec sleep 2147483647
  * `microvm-shutdown.sh [-P | -H | -r] …`: what `shutdown` becomes when there is more to do than it can: unmounts what lies on
  * block devices, too. The processes have a second to act on SIGTERM.
  *
+ * The last line on its console is `microvm-shutdown: all is written, poweroff`, or what else it was asked for.
+ *
  * Kernel argument: `microvm.off=reboot`: whatever was asked for, the guest reboots in the end, for monitors that end with a
- * reboot and with nothing else. The last line on its console then is `microvm-shutdown: all is written, poweroff`, or what
- * else it was asked for.
+ * reboot and with nothing else. To them, this reboot looks like that of a kernel that gave up, but for that line.
  *
  * @category scripts
  * @since 0.1.0
@@ -251,8 +252,8 @@ for argument; do
   case $argument in -P) how=poweroff ;; -H) how=halt ;; -r) how=reboot ;; esac
 done
 read -r arguments </proc/cmdline
-off=
-case " $arguments " in *" microvm.off=reboot "*) off=$how how=reboot ;; esac
+asked=$how
+case " $arguments " in *" microvm.off=reboot "*) how=reboot ;; esac
 # One shutdown at a time; this also keeps the agent from being started again.
 mkdir /run/shutdown 2>/dev/null || exit 0
 
@@ -287,8 +288,7 @@ go_down() {
     case $device in /dev/*) mounts="$directory $mounts" ;; esac
   done </proc/mounts
   for directory in $mounts; do umount -r "$directory"; done
-  # To the monitor, this reboot looks like that of a kernel that gave up.
-  [ -z "$off" ] || echo "microvm-shutdown: all is written, $off" >/dev/console
+  echo "microvm-shutdown: all is written, $asked" >/dev/console
   "$how" -f
 }
 

@@ -84,10 +84,30 @@ export const StageReport = Schema.Struct({
  */
 export type StageReport = typeof StageReport.Type
 
+/**
+ * Did the guest of a machine say, as its last word, that all it had to write is written?
+ *
+ * - `yes`: it did, whatever ended the machine after that.
+ * - `no`: it did not, and it was not the guest that ended the machine. What it had not written yet is lost.
+ * - `unknown`: it ended by itself, and said nothing of the kind, as guests do that are not made to; or it is still there.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const Acknowledged = Schema.Literals(["yes", "no", "unknown"])
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type Acknowledged = typeof Acknowledged.Type
+
 const common = {
   /** The stages that ran, in order. */
   stages: Schema.Array(StageReport),
-  elapsed: Elapsed
+  elapsed: Elapsed,
+  /** Absent when what was shut down is no machine. */
+  acknowledged: Schema.optionalKey(Acknowledged)
 }
 
 /**

@@ -29,7 +29,7 @@ import * as ShutdownPolicy from "../lifecycle/ShutdownPolicy.ts"
 import { type Life, makeLife, ofLife } from "./internal/life.ts"
 import { makeLineage } from "./internal/lineage.ts"
 import { askFor, nameShortage } from "./internal/shortage.ts"
-import type * as MachineEnd from "./MachineEnd.ts"
+import * as MachineEnd from "./MachineEnd.ts"
 import * as MachineSpec from "./MachineSpec.ts"
 import * as MachineState from "./MachineState.ts"
 import * as MicroVmError from "./MicroVmError.ts"
@@ -129,7 +129,8 @@ export interface Machine {
   readonly poll: Effect.Effect<Option.Option<MachineEnd.MachineEnd>>
   /**
    * Ends the machine by stages, or joins the shutdown that runs. A paused guest is resumed so that it can hear; one that
-   * never ran is not asked. Goes on when a caller is interrupted. Fails only for stages that cannot be.
+   * never ran is not asked. Goes on when a caller is interrupted. Fails only for stages that cannot be. The outcome says whether
+   * the guest has acknowledged that all is written.
    */
   readonly shutdown: (
     options?: ShutdownOptions
@@ -519,6 +520,7 @@ const fromVmm = Effect.fnUntraced(function*(
     readonly firstWithoutGuest: number
   }
   let ladder: Ladder | undefined
+  let told: ShutdownOutcome.ShutdownOutcome | undefined
   const makeLadder = Effect.fnUntraced(function*(
     { leading = [], onEvent, policy = launched.policy ?? defaultPolicy(capabilities) }: ShutdownOptions
   ) {
@@ -560,8 +562,10 @@ const fromVmm = Effect.fnUntraced(function*(
           if (!life.wasAsked()) ladder = undefined
         }))
     )
-    yield* poll
-    return outcome
+    const end = yield* poll
+    // All are told the same.
+    told ??= { ...outcome, acknowledged: Option.isNone(end) ? "unknown" : MachineEnd.acknowledged(end.value) }
+    return told
   })
 
   return ofLife({

@@ -5,6 +5,7 @@
  */
 import * as Schema from "effect/Schema"
 import * as ExitStatus from "../lifecycle/ExitStatus.ts"
+import type { Acknowledged } from "../lifecycle/ShutdownOutcome.ts"
 
 /**
  * What a machine was not given more of by its host:
@@ -73,6 +74,54 @@ export type MachineEnd = typeof MachineEnd.Type
  * @since 0.1.0
  */
 export const isByGuest = (self: MachineEnd): boolean => self._tag === "PoweredOff" || self._tag === "Reset"
+
+/** What guests of the folder `image` say (`GuestScripts.shutdown`), by themselves or by their kernel. */
+const allIsWritten = /^(?:\[ *\d+\.\d+\](?:\[ *\w+\])? )?microvm-shutdown: all is written, (?:poweroff|halt|reboot)\r*$/
+/** What a kernel says after that, while it puts its devices away. */
+const ofKernel = /^(?:\[ *\d+\.\d+\]|reboot: |\r*$)/
+
+/**
+ * Is the guest's last word on the console that all is written? Only the kernel's own lines may follow it, and half a line is none.
+ *
+ * ```ts import.meta.vitest
+ * import { MachineEnd } from "effect-microvm-runtime/microvm"
+ * const said = "microvm-shutdown: all is written, poweroff\r\n"
+ * MachineEnd.saysAllIsWritten(`${said}[    1.2] reboot: Restarting system\r\n`) // => true
+ * MachineEnd.saysAllIsWritten(`${said}still here\r\n`) // => false
+ * ```
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const saysAllIsWritten = (consoleTail: string): boolean => {
+  const lines = consoleTail.split("\n")
+  // What no newline ends may have been cut.
+  const cut = lines.pop() ?? ""
+  const last = lines.findLast((line) => allIsWritten.test(line) || !ofKernel.test(line))
+  return ofKernel.test(cut) && allIsWritten.test(last ?? "")
+}
+
+/**
+ * Did the guest say that all is written, before this end?
+ *
+ * **Gotchas**
+ *
+ * - It is the guest's word: one that is hostile can say it of what is its own.
+ *
+ * ```ts import.meta.vitest
+ * import { ExitStatus } from "effect-microvm-runtime/lifecycle"
+ * import { MachineEnd } from "effect-microvm-runtime/microvm"
+ * const { Killed, PoweredOff } = MachineEnd.MachineEnd.cases
+ * const tails = { status: ExitStatus.signaled("SIGKILL"), consoleTail: "", stderrTail: "" }
+ * MachineEnd.acknowledged(Killed.make(tails)) // => "no"
+ * MachineEnd.acknowledged(PoweredOff.make(tails)) // => "unknown"
+ * ```
+ *
+ * @category accessors
+ * @since 0.1.0
+ */
+export const acknowledged = (self: MachineEnd): Acknowledged =>
+  saysAllIsWritten(self.consoleTail) ? "yes" : isByGuest(self) ? "unknown" : "no"
 
 /**
  * One phrase for people.

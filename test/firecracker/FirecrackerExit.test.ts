@@ -81,9 +81,20 @@ describe("an exit with code 0", () => {
     assert.strictEqual(end(zero, {}, arm)._tag, "PoweredOff")
   })
 
-  it("is a power-off where a restart stands for one", () => {
-    const consoleTail = "reboot: Restarting system\n"
-    assert.strictEqual(end(zero, { consoleTail, restartIsOff: true })._tag, "PoweredOff")
+  it("is a power-off where a restart stands for one, once the guest has said that all is written", () => {
+    const consoleTail = "[ 9.0] reboot: Restarting system\r\n"
+    const said = (how: string) => `microvm-shutdown: all is written, ${how}\r\n`
+    const tag = (text: string, asked?: MicroVmProvider.MachineRequest) =>
+      end(zero, { consoleTail: text, restartIsOff: true, asked })._tag
+    assert.strictEqual(tag(said("poweroff") + consoleTail), "PoweredOff")
+    assert.strictEqual(tag(said("halt") + consoleTail), "PoweredOff")
+    // What Ctrl-Alt-Del is to a guest.
+    assert.strictEqual(tag(said("reboot") + consoleTail), "PoweredOff")
+    // `reboot -f`, and guests that say nothing.
+    assert.strictEqual(tag(consoleTail), "Reset")
+    assert.strictEqual(tag(consoleTail, "PowerButton"), "Reset")
+    assert.strictEqual(tag(""), "Reset")
+    assert.strictEqual(tag(`${said("poweroff")}after all\r\n${consoleTail}`), "Reset")
     assert.strictEqual(end(zero, { consoleTail, asked: "PowerButton" })._tag, "PoweredOff")
   })
 

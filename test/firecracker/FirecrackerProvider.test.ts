@@ -564,7 +564,7 @@ describe("operations", () => {
         const vmm = yield* launch
         yield* exit
         isGone = true
-        assert.strictEqual((yield* vmm.ended)._tag, "PoweredOff")
+        assert.strictEqual((yield* vmm.ended)._tag, "Reset")
         yield* vmm.request("PowerButton")
         yield* vmm.request("Terminate")
         yield* vmm.request("Kill")
@@ -1235,7 +1235,7 @@ describe("a machine that is kept", () => {
         yield* exit
         isGone = true
         const { vmm } = yield* attach
-        assert.strictEqual((yield* through(vmm.ended))._tag, "PoweredOff")
+        assert.strictEqual((yield* through(vmm.ended))._tag, "Reset")
         assert.include(
           yield* through(messageOf(vmm.pause)),
           "Firecracker ended at pause: exited with code 0 (the guest ended)"

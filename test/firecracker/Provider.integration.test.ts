@@ -230,11 +230,21 @@ layer(host, { excludeTestServices: true, timeout: "20 seconds" })("a Firecracker
 
   it.effect("whose guest hears Ctrl-Alt-Del ends in order", () =>
     Effect.gen(function*() {
-      const machine = yield* launched({ bootMillis: 0 })
+      const machine = yield* launched({ bootMillis: 0, guest: "agent" })
       yield* machine.start
       const outcome = yield* machine.shutdown()
       assert.strictEqual(outcome._tag === "Graceful" ? outcome.stage : outcome._tag, "power button")
+      assert.strictEqual(outcome.acknowledged, "yes")
       assert.strictEqual((yield* machine.ended)._tag, "PoweredOff")
+    }))
+
+  it.effect("whose guest restarts without a word has not said that all is written", () =>
+    Effect.gen(function*() {
+      const machine = yield* launched({ bootMillis: 0, guest: "echo" })
+      yield* machine.start
+      const outcome = yield* machine.shutdown()
+      assert.deepInclude(outcome, { _tag: "Graceful", acknowledged: "unknown" })
+      assert.strictEqual((yield* machine.ended)._tag, "Reset")
     }))
 
   it.effect("whose guest's kernel panics says so on its console, which is kept", () =>

@@ -125,6 +125,7 @@ layer(qemu, { excludeTestServices: true, timeout: "1 minute" })("a guest on QEMU
         const cgroups = yield* fs.readFileString(`/proc/${pidOf(machine)}/cgroup`)
         const outcome = yield* machine.shutdown()
         assert.strictEqual(outcome._tag === "Graceful" ? outcome.stage : outcome._tag, "power button")
+        assert.strictEqual(outcome.acknowledged, "yes")
         assert.strictEqual((yield* machine.ended)._tag, "PoweredOff")
         return cgroups
       }))

@@ -278,6 +278,24 @@ describe("the end of a machine", () => {
       expect(yield* machine.ended).toMatchObject({ _tag: "Panicked" })
     }).pipe(host))
 
+  it.effect("tells by its outcome whether the guest has said that all is written", () =>
+    Effect.gen(function*() {
+      const said = "microvm-shutdown: all is written, poweroff\r\n"
+      const acknowledged = Effect.fnUntraced(function*(console: string, script: MemoryDriver.Script) {
+        const { close, guest, machine } = yield* running(script)
+        yield* guest.print(console)
+        const shutdown = yield* timed(machine)
+        yield* TestClock.adjust("1 minute")
+        const { outcome } = yield* Fiber.join(shutdown)
+        yield* close
+        return [outcome._tag, outcome.acknowledged]
+      })
+      expect(yield* acknowledged(said, { request: MemoryDriver.obey })).toEqual(["Graceful", "yes"])
+      expect(yield* acknowledged("", { request: MemoryDriver.obey })).toEqual(["Graceful", "unknown"])
+      expect(yield* acknowledged("", only("Kill"))).toEqual(["Forced", "no"])
+      expect(yield* acknowledged(said, only("Kill"))).toEqual(["Forced", "yes"])
+    }).pipe(host))
+
   it.effect("is told to late readers of the changes", () =>
     Effect.gen(function*() {
       const { close, machine } = yield* running()

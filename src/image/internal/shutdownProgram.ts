@@ -29,6 +29,30 @@ const outright: ReadonlyArray<Part> = [
   label("reboot")
 ]
 
+/** The kernel has it on the console when the write is done; on a terminal it could still wait when the machine ends. */
+const said = (how: string): string => `<0>microvm-shutdown: all is written, ${how}\n`
+
+const tell: ReadonlyArray<Part> = [
+  EAX(2), //                                  open
+  { lea: [0x48, 0x8d, 0x3d], of: "kmsg" }, // lea rdi, [rip+kmsg]
+  [0xbe, ...le(1, 4)], //                     mov esi, O_WRONLY
+  SYSCALL,
+  [0x89, 0xc7], //                            mov edi, eax
+  { lea: [0x48, 0x8d, 0x35], of: "poweroff" }, // lea rsi, [rip+poweroff]
+  [0xba, ...le(said("poweroff").length, 4)], // mov edx
+  [0x41, 0x81, 0xfd, ...le(0x4321fedc, 4)], // cmp r13d, 0x4321fedc
+  { jump: 0x74, to: "tell" }, //              je
+  { lea: [0x48, 0x8d, 0x35], of: "halt" }, // lea rsi, [rip+halt]
+  [0xba, ...le(said("halt").length, 4)], //   mov edx
+  [0x41, 0x81, 0xfd, ...le(0xcdef0123, 4)], // cmp r13d, 0xcdef0123
+  { jump: 0x74, to: "tell" }, //              je
+  { lea: [0x48, 0x8d, 0x35], of: "restart" }, // lea rsi, [rip+restart]
+  [0xba, ...le(said("reboot").length, 4)], // mov edx
+  label("tell"),
+  EAX(1), //                                  write
+  SYSCALL
+]
+
 /** `shutdown` without its head. It begins with a stack as that of a program that starts, and edi is the first pid of the processes that have last words. */
 export const parts = ({ forks }: { readonly forks: boolean }): ReadonlyArray<Part> => [
   // r12: our words, r15: the environment; room for 64 KiB
@@ -211,6 +235,7 @@ export const parts = ({ forks }: { readonly forks: boolean }): ReadonlyArray<Par
   label("sync"),
   EAX(162), //                                sync
   SYSCALL,
+  ...tell,
   ...(forks ? [] : outright),
   EAX(169), //                                reboot
   [0xbf, ...le(0xfee1dead, 4)], //            mov edi, 0xfee1dead
@@ -286,6 +311,14 @@ export const parts = ({ forks }: { readonly forks: boolean }): ReadonlyArray<Par
   text("/proc/mounts"),
   label("device"),
   ascii("\n/dev/"),
+  label("kmsg"),
+  text("/dev/kmsg"),
+  label("poweroff"),
+  ascii(said("poweroff")),
+  label("halt"),
+  ascii(said("halt")),
+  label("restart"),
+  ascii(said("reboot")),
   label("mark"),
   text("/run/shutdown"),
   label("proc"),

@@ -60,6 +60,7 @@ export const agent = (options: Omit<FakeGuestAgent.Options, "onShutdown" | "paus
     pause: () => Effect.runSync(guest.pause),
     resume: () => Effect.runSync(guest.resume),
     save: (): Json => Array.from(guest.files, ([path, bytes]) => ({ path, content: Base64.encode(bytes) })),
-    stop: () => Effect.runPromise(Scope.close(scope, Exit.void))
+    stop: () => Effect.runPromise(Scope.close(scope, Exit.void)),
+    tellsWritten: true
   }
 }

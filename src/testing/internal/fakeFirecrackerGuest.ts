@@ -14,6 +14,8 @@ export interface Guest {
   /** What a snapshot has of it. */
   readonly save: () => Json
   readonly stop: () => Promise<void>
+  /** Is it one of the folder `image`, which says what it was asked for when all is written? */
+  readonly tellsWritten: boolean
 }
 
 interface GuestOptions {
@@ -36,7 +38,13 @@ export const channelsOf = (
   return { firstPort: Number(port), channels }
 }
 
-const still = { pause: () => {}, resume: () => {}, save: () => null, stop: () => Promise.resolve() }
+const still = {
+  pause: () => {},
+  resume: () => {},
+  save: () => null,
+  stop: () => Promise.resolve(),
+  tellsWritten: false
+}
 
 /** Nobody listens. */
 export const none: MakeGuest = () => ({ ...still, listen: () => false })

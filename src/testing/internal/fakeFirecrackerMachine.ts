@@ -110,6 +110,9 @@ export const make = (options: Options) => {
   const onGuestEnd = (mode: End): void => {
     const x86 = architecture === "x86_64"
     if (mode === "halt") return
+    if (guest?.tellsWritten === true && has("microvm.off=reboot") && onConsole()) {
+      print(`microvm-shutdown: all is written, ${mode === "powerdown" ? "poweroff" : "reboot"}\r\n`)
+    }
     if (mode === "powerdown" && x86 && !has("microvm.off=reboot")) {
       // There is nothing on this machine that could switch it off.
       if (onConsole()) print("[    9.000000] reboot: Power down\r\n")
