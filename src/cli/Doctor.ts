@@ -13,6 +13,9 @@ import * as Capabilities from "../firecracker/Capabilities.ts"
 import * as FirecrackerHost from "../firecracker/FirecrackerHost.ts"
 import * as FirecrackerProvider from "../firecracker/FirecrackerProvider.ts"
 import * as FirecrackerVersion from "../firecracker/FirecrackerVersion.ts"
+import { Jail } from "../firecracker/Jail.ts"
+import * as JailPlan from "../firecracker/JailPlan.ts"
+import { PageServer } from "../firecracker/PageServer.ts"
 import * as HostChecks from "../host/HostChecks.ts"
 import { HostFacts } from "../host/HostFacts.ts"
 import { ImageStore } from "../image/ImageStore.ts"
@@ -90,26 +93,63 @@ const unusable = (name: string, required: boolean, error: unknown): Check => {
 
 const requiredIf = (check: Check, required: boolean): Check => ({ ...check, required })
 
-/** What machines are jailed by, which takes root, and is asked for by variables. */
+/** It stands for the machine that is to be jailed. */
+const sample = { id: "doctor", uid: 65_534, gid: 65_534, machine: { vcpus: 1, memoryMib: 128 } }
+
+/** What machines are jailed by, which takes root. Where variables ask for it, no machine runs without. */
 const jailer = Effect.gen(function*() {
   const host = yield* FirecrackerHost.FirecrackerHost
   const options = yield* FirecrackerProvider.config
-  const observed = yield* host.observe({ ...options, jailer: options.jail?.jailer ?? "jailer" })
-  // Whether machines can run is told by another check.
-  yield* Effect.fromResult(FirecrackerHost.choose(observed, { ...options, kvm: "assume" }))
-  const { jailer: found, uid } = observed
   const name = "firecracker jailer"
-  return found !== undefined && uid === 0
-    ? passed(name, false, `${found.binary}, version ${FirecrackerVersion.format(found.version)}`)
-    : failed(name, false, "it can only be started by root", "run as root to have machines jailed")
-}).pipe(
-  Effect.catch((error) =>
-    Effect.succeed({
-      remedy: "until then machines are not jailed",
-      ...unusable("firecracker jailer", false, error)
-    })
+  const required = options.jail !== undefined
+  const { base, jailer: program = "jailer", user = sample, ...jail } = options.jail ?? {}
+  return yield* Effect.gen(function*() {
+    const observed = yield* host.observe({ ...options, jailer: program })
+    // Whether machines can run is told by another check.
+    yield* Effect.fromResult(FirecrackerHost.choose(observed, { ...options, kvm: "assume" }))
+    const { binary, jailer: found, uid, version } = observed
+    if (found === undefined || uid !== 0) {
+      return failed(name, required, "it can only be started by root", "run as root to have machines jailed")
+    }
+    const place = yield* Jail.use(({ observe }) => observe({ executable: binary, base }))
+    const whom = "take" in user ? sample : user
+    yield* Effect.fromResult(JailPlan.make(place, { ...jail, ...sample, ...whom, jailer: found.binary, version }))
+    return passed(
+      name,
+      required,
+      `${found.binary}, version ${FirecrackerVersion.format(found.version)}, makes jails in ${place.base}`
+    )
+  }).pipe(
+    Effect.catchReason("FirecrackerError", "InvalidRequest", ({ faults }) =>
+      Effect.succeed(failed(
+        name,
+        required,
+        faults.map(({ field, value }) => `${field}: ${String(value)}`).join("; "),
+        faults.map(({ field, remedy }) =>
+          field === "base" ? `${remedy}, and let MICROVM_JAILER_CHROOT_BASE name it` : remedy
+        ).join("; ")
+      ))),
+    Effect.catch((error) =>
+      Effect.succeed({
+        ...(required ? {} : { remedy: "until then machines are not jailed" }),
+        ...unusable(name, required, error)
+      })
+    )
   )
-)
+})
+
+/** What it takes to serve the memory of restored machines page by page, where variables ask for that. */
+const pages = Effect.gen(function*() {
+  const { memoryBackend } = yield* FirecrackerProvider.config
+  if (memoryBackend !== "uffd") return []
+  const name = "firecracker pages"
+  return [
+    yield* PageServer.use(({ usable }) => usable).pipe(Effect.match({
+      onSuccess: () => passed(name, true, "memory can be served page by page"),
+      onFailure: ({ message }) => failed(name, true, message, "or set MICROVM_MEM_BACKEND=file")
+    }))
+  ]
+})
 
 const firecracker = Effect.gen(function*() {
   const host = yield* FirecrackerHost.FirecrackerHost
@@ -126,6 +166,7 @@ const firecracker = Effect.gen(function*() {
       }
     }),
     yield* jailer,
+    ...yield* pages,
     ...Capabilities.warnings(observed).map((what) =>
       failed("firecracker release", false, what, "take another release, or do without")
     )
@@ -290,9 +331,10 @@ export const diagnose = Effect.fn("Doctor.diagnose")(function*(options: Options 
     : found.some(({ name, ok }) => name === "firecracker" && ok)
     ? "firecracker"
     : "qemu"
-  const checks = found.map((check) =>
-    check.name === "qemu" || check.name === "firecracker" ? requiredIf(check, check.name === needed) : check
-  )
+  const checks = found.map((check) => {
+    if (check.name === "qemu" || check.name === "firecracker") return requiredIf(check, check.name === needed)
+    return check.name.startsWith("firecracker ") ? requiredIf(check, check.required && needed === "firecracker") : check
+  })
   return {
     usable: checks.every(({ ok, required }) => ok || !required),
     network: options.network ?? "none",

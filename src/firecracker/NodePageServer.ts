@@ -168,6 +168,7 @@ const start = Effect.fnUntraced(function*(
 export const layer: Layer.Layer<PageServer> = Layer.effect(
   PageServer,
   Effect.map(Effect.cached(NodeLibc.load), (libc) => ({
+    usable: Effect.asVoid(libc),
     start: Effect.fn("PageServer.start")((options: Options) => start(libc, options))
   }))
 )

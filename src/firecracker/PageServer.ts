@@ -126,13 +126,16 @@ export interface Serving {
 }
 
 /**
- * `start` listens and returns; the server ends with the scope. Fails with `InvalidRequest`, and with `PageServerFailed` when
- * there can be no server here. `NodePageServer.layer` has the real one.
+ * - `usable`: fails with `PageServerFailed` when there can be no server here.
+ * - `start`: listens and returns; the server ends with the scope. Fails with `InvalidRequest`, and as `usable` does.
+ *
+ * `NodePageServer.layer` has the real one.
  *
  * @category services
  * @since 0.1.0
  */
 export class PageServer extends Context.Service<PageServer, {
+  readonly usable: Effect.Effect<void, FirecrackerError.FirecrackerError>
   readonly start: (options: Options) => Effect.Effect<Serving, FirecrackerError.FirecrackerError, Scope.Scope>
 }>()("effect-microvm-runtime/firecracker/PageServer") {}
 

@@ -6,7 +6,9 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import * as Doctor from "../../src/cli/Doctor.ts"
+import * as FirecrackerError from "../../src/firecracker/FirecrackerError.ts"
 import type { Observations } from "../../src/firecracker/FirecrackerHost.ts"
+import type { JailHost } from "../../src/firecracker/JailPlan.ts"
 import * as ImageError from "../../src/image/ImageError.ts"
 import { ImageStore, type StoredImage } from "../../src/image/ImageStore.ts"
 import * as MicroVmError from "../../src/microvm/MicroVmError.ts"
@@ -28,6 +30,7 @@ const stored: StoredImage = {
 interface Host {
   readonly observed?: Partial<QemuHost.Observations> | MicroVmError.MicroVmError
   readonly firecracker?: Partial<Observations>
+  readonly forFirecracker?: Parameters<typeof firecrackerOf>[1]
   readonly images?: Effect.Effect<ReadonlyArray<StoredImage>, ImageError.ImageError>
   /** Programs that are not there. */
   readonly missing?: ReadonlyArray<string>
@@ -39,6 +42,12 @@ interface Host {
   readonly facts?: Parameters<typeof layerHostFacts>[0]
 }
 
+const jails: JailHost = {
+  executable: "/usr/bin/firecracker",
+  base: "/srv/jailer",
+  cgroups: { unified: { mount: "/sys/fs/cgroup", controllers: ["cpu", "memory", "pids"] }, separate: new Map() }
+}
+
 const diagnose = (
   {
     cache = Effect.void,
@@ -46,6 +55,7 @@ const diagnose = (
     env = {},
     facts,
     firecracker,
+    forFirecracker = { jails: Effect.succeed(jails) },
     images = Effect.succeed([stored]),
     memory = true,
     missing = [],
@@ -62,7 +72,7 @@ const diagnose = (
       ),
       ...(memory ? { makeRam: () => Effect.succeed({ path: "/dev/null", copyTo: () => Effect.void }) } : {})
     }),
-    firecrackerOf(firecracker),
+    firecrackerOf(firecracker, forFirecracker),
     layerHostFacts(facts),
     NodePath.layer,
     Layer.succeed(ImageStore, { ...imageStore(Effect.succeed(image)), list: images, writable: cache }),
@@ -229,7 +239,7 @@ describe("diagnose", () => {
     [
       "a jailer that can be used",
       { uid: 0, jailer: { binary: "/usr/bin/jailer", version: { major: 1, minor: 15, patch: 1 } } },
-      /^ok {4}firecracker jailer: \/usr\/bin\/jailer, version 1\.15\.1$/m
+      /^ok {4}firecracker jailer: \/usr\/bin\/jailer, version 1\.15\.1, makes jails in \/srv\/jailer$/m
     ],
     ["a release with a fault", { version: { major: 1, minor: 16, patch: 0 } }, /^warn {2}firecracker release: .*vsock/m]
   ]
@@ -238,6 +248,59 @@ describe("diagnose", () => {
       const diagnosis = yield* diagnose(firecracker === undefined ? {} : { firecracker })
       assert.match(Doctor.format(diagnosis), told)
       assert.isTrue(diagnosis.usable)
+    }))
+
+  const jailer = { binary: "/usr/bin/jailer", version: { major: 1, minor: 15, patch: 1 } }
+  const noBase = FirecrackerError.fail(
+    new FirecrackerError.InvalidRequest({
+      faults: [{ field: "base", value: "/srv/jailer", remedy: "give a directory that is there (ENOENT)" }]
+    })
+  )
+  const noLimits = { ...jails, cgroups: { unified: undefined, separate: new Map() } }
+  const noKoffi = FirecrackerError.fail(
+    new FirecrackerError.PageServerFailed({ why: "the package koffi is not installed", cause: undefined })
+  )
+  const byVariables: ReadonlyArray<readonly [what: string, host: Host, told: RegExp]> = [
+    [
+      "a place for jails",
+      { forFirecracker: { jails: noBase } },
+      /^FAIL {2}firecracker jailer: base: \/srv\/jailer\n {6}→ give a directory that is there \(ENOENT\), and let MICROVM_JAILER_CHROOT_BASE name it$/m
+    ],
+    [
+      "limits for jails",
+      { forFirecracker: { jails: Effect.succeed(noLimits) } },
+      /^FAIL {2}firecracker jailer: cgroup: .*\n {6}→ have these controllers available/m
+    ],
+    ["root", { firecracker: { jailer } }, /^FAIL {2}firecracker jailer: it can only be started by root\n/m],
+    ["a jailer", { firecracker: { uid: 0 } }, /^FAIL {2}firecracker jailer: it was not found\n {6}→ install it$/m],
+    [
+      "koffi",
+      { forFirecracker: { jails: Effect.succeed(jails), pages: noKoffi }, env: { MICROVM_MEM_BACKEND: "uffd" } },
+      /^FAIL {2}firecracker pages: .*koffi is not installed.*\n {6}→ or set MICROVM_MEM_BACKEND=file$/m
+    ]
+  ]
+  const jailedBy = { MICROVM_JAILER_BIN: "jailer", MICROVM_JAILER_UID: "200000", MICROVM_JAILER_GID: "200000" }
+  it.effect.each(byVariables)(
+    "cannot do without %s when variables ask for it",
+    ([, of, told]) =>
+      Effect.gen(function*() {
+        const here = { firecracker: { uid: 0, jailer }, ...of, env: { ...jailedBy, ...of.env } }
+        const diagnosis = yield* diagnose(here)
+        assert.match(Doctor.format(diagnosis), told)
+        assert.isFalse(diagnosis.usable)
+        // Of no interest to who wants the other backend.
+        assert.isTrue((yield* diagnose({ ...here, env: { ...here.env, MICROVM_BACKEND: "qemu" } })).usable)
+      })
+  )
+
+  it.effect("finds nothing wrong where all is there that variables ask for", () =>
+    Effect.gen(function*() {
+      const diagnosis = yield* diagnose({
+        firecracker: { uid: 0, jailer },
+        env: { ...jailedBy, MICROVM_MEM_BACKEND: "uffd" }
+      })
+      assert.isTrue(diagnosis.usable)
+      assert.match(Doctor.format(diagnosis), /^ok {4}firecracker jailer: .*\nok {4}firecracker pages: /m)
     }))
 
   it.effect("finds all that is wrong at once", () =>

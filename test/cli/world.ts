@@ -26,6 +26,7 @@ import * as RunOptions from "../../src/cli/RunOptions.ts"
 import * as FirecrackerError from "../../src/firecracker/FirecrackerError.ts"
 import * as FirecrackerHost from "../../src/firecracker/FirecrackerHost.ts"
 import { Jail } from "../../src/firecracker/Jail.ts"
+import type { JailHost } from "../../src/firecracker/JailPlan.ts"
 import { MetricsFiles } from "../../src/firecracker/MetricsCollector.ts"
 import * as NodeVsock from "../../src/firecracker/NodeVsock.ts"
 import { PageServer } from "../../src/firecracker/PageServer.ts"
@@ -319,7 +320,14 @@ export const qemuHost = (
 })
 
 /** A host that is what was observed. By default it has no Firecracker. Nothing can be launched there. */
-export const firecracker = (observed?: Partial<FirecrackerHost.Observations>) => {
+export const firecracker = (
+  observed?: Partial<FirecrackerHost.Observations>,
+  { jails, pages = Effect.void }: {
+    /** What there is for jails. Default: nothing. */
+    readonly jails?: Effect.Effect<JailHost, FirecrackerError.FirecrackerError>
+    readonly pages?: Effect.Effect<void, FirecrackerError.FirecrackerError>
+  } = {}
+) => {
   const none = (path: string) =>
     FirecrackerError.fail(new FirecrackerError.HostFailed({ operation: "nothing is done with", path, why: "a test" }))
   const missing = new BackendUnavailable({ backend: "firecracker", why: "it was not found", remedy: "install it" })
@@ -356,9 +364,9 @@ export const firecracker = (observed?: Partial<FirecrackerHost.Observations>) =>
   }
   const parts = Layer.mergeAll(
     Layer.succeed(FirecrackerHost.FirecrackerHost, host),
-    Layer.succeed(Jail, { observe: ({ executable }) => none(executable), prepare: ({ root }) => none(root) }),
+    Layer.succeed(Jail, { observe: ({ executable }) => jails ?? none(executable), prepare: ({ root }) => none(root) }),
     Layer.succeed(MetricsFiles, { create: none, open: none }),
-    Layer.succeed(PageServer, { start: ({ socket }) => none(socket) }),
+    Layer.succeed(PageServer, { usable: pages, start: ({ socket }) => none(socket) }),
     NodeVsock.layer
   )
   return Layer.succeed(FirecrackerHere, { mayBe: Effect.succeed(true), parts })

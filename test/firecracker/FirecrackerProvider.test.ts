@@ -222,6 +222,7 @@ const host = (
       )
   })
   const pages = Layer.succeed(PageServer.PageServer, {
+    usable: Effect.void,
     start: ({ memory, prefetch, record = false, socket }) =>
       Effect.acquireRelease(
         note(

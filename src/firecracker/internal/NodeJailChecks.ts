@@ -105,10 +105,13 @@ export const observe = (
   { base = "/srv/jailer", executable }: { readonly executable: string; readonly base?: string | undefined }
 ): Effect.Effect<JailHost, FirecrackerError.FirecrackerError> =>
   Effect.gen(function*() {
-    const faults = yield* Effect.promise(async () => [
-      ...await look("executable", executable, [program]),
-      ...await look("base", base, [directory])
-    ])
+    const faults = yield* Effect.promise(async () => {
+      const missing = await look("base", base, [directory])
+      return [
+        ...await look("executable", executable, [program]),
+        ...missing.length > 0 ? missing : await faultsOfBase(await NodeFs.realpath(base))
+      ]
+    })
     if (faults.length > 0) return yield* FirecrackerError.fail(new FirecrackerError.InvalidRequest({ faults }))
     return yield* Effect.promise(async () => ({
       executable: await NodeFs.realpath(executable),
@@ -116,6 +119,16 @@ export const observe = (
       cgroups: await findCGroups()
     }))
   })
+
+/** Where jails are made. */
+const faultsOfBase = async (base: string): Promise<ReadonlyArray<Fault>> => {
+  const options = MountTable.holding(await readMounts(), base)?.options ?? []
+  const hostile = options.filter((option) => option === "nodev" || option === "noexec")
+  return look("base", base, [directory, itself, guarded, {
+    holds: () => Promise.resolve(hostile.length === 0),
+    remedy: `give one where devices and programs work: it is mounted with ${hostile.join(", ")}`
+  }])
+}
 
 /** What a jail is to have in its root. */
 export const faultsOfFile = (
@@ -134,15 +147,10 @@ export const faultsOfFile = (
 /** All that keeps the jail from being made, as far as looking tells. */
 export const faultsOf = async (plan: JailPlan): Promise<ReadonlyArray<Fault>> => {
   const { argv: [jailer], files, host: { base, executable }, netns, user } = plan
-  const options = MountTable.holding(await readMounts(), base)?.options ?? []
-  const hostile = options.filter((option) => option === "nodev" || option === "noexec")
   const found = await Promise.all([
     look("jailer", jailer, [program]),
     look("executable", executable, [program, itself]),
-    look("base", base, [directory, itself, guarded, {
-      holds: () => Promise.resolve(hostile.length === 0),
-      remedy: `give one where devices and programs work: it is mounted with ${hostile.join(", ")}`
-    }]),
+    faultsOfBase(base),
     netns === undefined ? Promise.resolve([]) : look("netns", netns, [there]),
     ...files.map(({ file }, index) => faultsOfFile(`files[${index}]`, file, user))
   ])
