@@ -15,14 +15,19 @@ import * as Schema from "effect/Schema"
 import * as NodeChildProcess from "node:child_process"
 import * as NodeFs from "node:fs"
 import * as ExitCode from "../lifecycle/ExitCode.ts"
+import * as Supervisor from "../supervisor/Supervisor.ts"
 
 /**
- * What a run in the background says of its start. `exitCode` is that of a run that came to nothing.
+ * What a run in the background says of its start. `exitCode` is that of a run that came to nothing; `recovered` says what became of
+ * a machine that was left behind, where nobody goes on with it.
  *
  * @category schemas
  * @since 0.1.0
  */
-export const Started = Schema.TaggedUnion({ Ready: {}, Failed: { exitCode: Schema.Int } })
+export const Started = Schema.TaggedUnion({
+  Ready: {},
+  Failed: { exitCode: Schema.Int, recovered: Schema.optionalKey(Supervisor.Recovered) }
+})
 
 /**
  * @category models
@@ -85,18 +90,21 @@ const spawn = (args: ReadonlyArray<string>): Effect.Effect<Started> =>
       stdio: ["ignore", "ignore", "inherit", "pipe"]
     })
     let said = ""
+    let told: Started | undefined
     const pipe = child.stdio[pipeFd]
-    const failed = (exitCode: number) => resume(Effect.succeed({ _tag: "Failed", exitCode }))
+    const failed = (exitCode: number) => resume(Effect.succeed(told ?? { _tag: "Failed", exitCode }))
     child.on("error", () => failed(ExitCode.run.runtimeFailed))
     child.on("exit", (code) => failed(code === null || code === 0 ? ExitCode.run.runtimeFailed : code))
     pipe?.on("error", () => {})
     pipe?.on("data", (bytes: Buffer) => {
       said += bytes.toString()
       const line = Schema.decodeOption(StartedLine)(said.split("\n")[0] ?? "")
+      if (!said.includes("\n") || Option.isNone(line)) return
+      told = line.value
       // One that failed is waited for: it still has what it was to go on with.
-      if (!said.includes("\n") || Option.isNone(line) || line.value._tag === "Failed") return
+      if (told._tag === "Failed") return
       child.unref()
-      resume(Effect.succeed(line.value))
+      resume(Effect.succeed(told))
     })
     // It ends its machine in order.
     return Effect.sync(() => child.kill("SIGTERM"))

@@ -45,6 +45,16 @@ const codeOf = (error: Config.ConfigError | RunDirectory.RunDirectoryError): num
   return _tag === "NoSuchRun" || _tag === "AmbiguousId" ? 1 : ExitCode.run.runtimeFailed
 }
 
+/** Only who goes on with it asks its guest. */
+const unasked = (one: Supervisor.Recovered): Supervisor.Recovered =>
+  one.action === "Adopted" ? { ...one, why: `${one.why}, and would be left as it is if its guest did not` } : one
+
+/** We are no supervisor that stays. */
+const unwatched = (one: Supervisor.Recovered): Supervisor.Recovered =>
+  one.action === "Adopted"
+    ? { ...one, action: "Left", why: `${one.why}, but the process that was to go on with it has ended` }
+    : one
+
 /** Sees to one run: a supervisor in the background for a machine that lives, and an end to all else. */
 const recoverOne = Effect.fnUntraced(function*(run: RunDirectory.Run, options: Supervisor.RecoverOptions) {
   const { recover } = yield* RunHost
@@ -64,10 +74,11 @@ const recoverOne = Effect.fnUntraced(function*(run: RunDirectory.Run, options: S
         }
         return [adopted]
       }
-      // Whatever is left has been reclaimed there, or is so here.
+      if (started.recovered !== undefined) return [started.recovered]
+      // It came to nothing, so what is left is seen to here.
     }
     const recovered = yield* recover(run.id, { dryRun, mode })
-    if (recovered.length > 0) return recovered
+    if (recovered.length > 0) return mode === "adopt" ? recovered.map(dryRun ? unasked : unwatched) : recovered
     const found: Supervisor.Recovered = mayGoOn
       ? { id: run.id, action: "Reclaimed", why: "nobody could go on with its machine" }
       : { id: run.id, action: "Left", why: `what is written of its machine cannot be read: see ${run.paths.journal}` }
@@ -173,6 +184,7 @@ const resume = Command.make(
   Effect.fnUntraced(function*({ id }) {
     const detach = yield* Detach
     const reporter = yield* Reporter
+    let recovered: Supervisor.Recovered | undefined
     const code = yield* Effect.gen(function*() {
       const run = yield* RunDirectory.find(yield* RunDirectory.stateDirectory, id, { whole: true })
       const options = toOptions(run, yield* Clock.currentTimeMillis)
@@ -180,7 +192,7 @@ const resume = Command.make(
       const { exitCode } = yield* Run.run(options, {
         backendDetail: Context.get(services, Backend.BackendDetail),
         json: false,
-        resume: true,
+        resume: (one) => Effect.sync(() => void (recovered = one)),
         onStarted: detach.tell({ _tag: "Ready" })
       }).pipe(Effect.provideContext(services))
       return exitCode
@@ -188,7 +200,7 @@ const resume = Command.make(
       Effect.scoped,
       Effect.catch((error) => Effect.as(reporter.line(Backend.explain(error)), ExitCode.run.runtimeFailed))
     )
-    yield* detach.tell({ _tag: "Failed", exitCode: code })
+    yield* detach.tell({ _tag: "Failed", exitCode: code, ...(recovered === undefined ? {} : { recovered }) })
     yield* exitWith(code)
   })
 ).pipe(Command.withDescription("Go on with a run that was left behind; `recover` starts this in the background"))

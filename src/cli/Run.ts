@@ -41,6 +41,7 @@ import type * as MachineSpec from "../microvm/MachineSpec.ts"
 import { MicroVmError } from "../microvm/MicroVmError.ts"
 import { type MachineRequest, MicroVmProvider } from "../microvm/MicroVmProvider.ts"
 import type { SnapshotStore } from "../microvm/SnapshotStore.ts"
+import type * as Supervisor from "../supervisor/Supervisor.ts"
 import type { GoldenMachines } from "../warm/GoldenMachines.ts"
 import * as WarmMachine from "../warm/WarmMachine.ts"
 import * as Backend from "./Backend.ts"
@@ -173,9 +174,10 @@ export interface Context {
   readonly backendDetail: string
   readonly json: boolean
   /**
-   * Goes on with the run that another process has left: with its machine, and with the command that runs there. Default false.
+   * Goes on with the run that another process has left: with its machine, and with the command that runs there. Where that cannot be,
+   * or a signal comes first, a machine that lives stays as it is, the run is not over, and this is told. By default, a run is begun.
    */
-  readonly resume?: boolean | undefined
+  readonly resume?: ((recovered: Supervisor.Recovered) => Effect.Effect<void>) | undefined
   /** Told when the command runs, not when it could not be executed. By default, nobody. */
   readonly onStarted?: Effect.Effect<void> | undefined
 }
@@ -217,6 +219,13 @@ export const run = Effect.fn("Run.run")(function*(
   const outer = yield* Effect.scope
   let place: Place | undefined
   const gone = yield* Deferred.make<ShutdownOutcome | undefined>()
+  const resumes = context.resume !== undefined
+  /** Are the machine and the run ours to end? Those of another, not before its command is ours. */
+  let isOurs = !resumes
+  let recovered: Supervisor.Recovered | undefined
+  /** Nobody goes on with it, and nothing has ended it: then it stays as it is, for whoever comes next. */
+  const isLeft = ({ _tag }: RunEnd): boolean =>
+    !isOurs && recovered?.released === undefined && _tag !== "MachineEnded" && _tag !== "TimedOut"
   const { end, outcome } = yield* Effect.scoped(Effect.gen(function*() {
     const cut = yield* Deferred.make<RunEnd>()
     let machine: Machine.Machine | undefined
@@ -235,7 +244,7 @@ export const run = Effect.fn("Run.run")(function*(
       return yield* Effect.forever(Effect.andThen(
         signals.next,
         Effect.suspend(() =>
-          machine === undefined
+          machine === undefined || !isOurs
             ? Effect.void
             : Effect.forkDetach(Effect.ignore(machine.shutdown({ request: { atLeast: "next" } })))
         )
@@ -256,6 +265,7 @@ export const run = Effect.fn("Run.run")(function*(
         options.detach && entry !== undefined ? rememberVisitor(entry, description) : Effect.void,
       stop: ({ force, grace }) =>
         Effect.gen(function*() {
+          isOurs = true
           stopGrace = grace
           yield* Deferred.succeed(cut, { _tag: "Interrupted", signal: "SIGTERM" })
           if (force && machine !== undefined) {
@@ -290,7 +300,7 @@ export const run = Effect.fn("Run.run")(function*(
         const { catchUp, console } = place.logs
         // It is listened to first, so that nothing is missed. What comes meanwhile may be in the tail, too.
         const early: Array<Uint8Array> = []
-        let isBehind = context.resume === true
+        let isBehind = resumes
         const live = Stream.filter(one.console, (bytes) => {
           if (isBehind) early.push(bytes)
           return !isBehind
@@ -307,13 +317,13 @@ export const run = Effect.fn("Run.run")(function*(
       RunEnd,
       WarmMachine.WarmError | PlatformError.PlatformError | RunHostError
     > = Effect.gen(function*() {
-      const opened = yield* RunHost.use(({ open }) => open(id, { ...options, resume: context.resume })).pipe(
+      const opened = yield* RunHost.use(({ open }) => open(id, { ...options, resume: resumes })).pipe(
         Scope.provide(outer)
       )
       place = opened
       yield* listen
       const coming = { id, options, place: opened, phase, onMachine }
-      const found = yield* context.resume === true ? resume(coming) : launch(coming)
+      const found = yield* resumes ? resume(coming, (one) => void (recovered = one)) : launch(coming)
       const { command: left, ready, start } = found
       entry = found.entry
       up = ready
@@ -326,6 +336,7 @@ export const run = Effect.fn("Run.run")(function*(
             const tail = yield* Effect.timeoutOption(ready.machine.consoleTail, lastWordsWithin)
             const message = withConsole(`the machine was ended, as it hangs: ${why}`, Option.getOrElse(tail, () => ""))
             isHung = true
+            isOurs = true
             yield* Deferred.succeed(cut, { _tag: "Failed", message })
           })).pipe(Effect.forkIn(doors, { startImmediately: true }))
       }
@@ -334,6 +345,7 @@ export const run = Effect.fn("Run.run")(function*(
         const started = left === undefined
           ? yield* GuestCommand.run(ready.agent, ready.slots, { command: program, args, env: options.env })
           : yield* GuestCommand.attach(ready.agent, ready.slots, left)
+        isOurs = true
         if (left === undefined && options.detach) yield* remember(found.entry, started)
         const stderr = reporter.beside("stderr")(stdio.stderr())
         // In a fiber of its own, which goes on when this is called off: a command that is ended has last words.
@@ -348,7 +360,9 @@ export const run = Effect.fn("Run.run")(function*(
             : { stdin: Stream.empty, stdout: opened.logs.output, stderr: opened.logs.output }
         ).pipe(Effect.forkScoped({ startImmediately: true }))
         streams = connected
-        yield* Effect.forkScoped(whenExecuted(started, context.onStarted ?? Effect.void))
+        const { onStarted = Effect.void } = context
+        // One that was left had been executed.
+        yield* left === undefined ? Effect.forkScoped(whenExecuted(started, onStarted)) : onStarted
         return { _tag: "Completed", status: yield* Fiber.join(connected) } satisfies RunEnd
       })
       return yield* phase("command")(
@@ -372,11 +386,13 @@ export const run = Effect.fn("Run.run")(function*(
     const ended = yield* body.pipe(
       Effect.catchCause((cause) => {
         const failure = toEnd(Cause.squash(cause))
-        if (failure._tag !== "Failed" || machine === undefined) return Effect.succeed(failure)
+        if (failure._tag !== "Failed" || machine === undefined || recovered !== undefined) {
+          return Effect.succeed(failure)
+        }
         const one = machine
         // One whose agent was never heard of was ended with the failure, unless it had ended by itself. It has only its
         // console to say why.
-        if (up === undefined) {
+        if (up === undefined && isOurs) {
           return Effect.flatMap(Effect.orDie(one.shutdown()), ({ _tag }) =>
             _tag === "AlreadyExited"
               ? machineEnded(one)
@@ -402,7 +418,15 @@ export const run = Effect.fn("Run.run")(function*(
       Effect.flatMap(Fiber.await),
       Effect.timeoutOption(leaveOffWithin)
     )
-    if (machine === undefined) return { end: ended, outcome: undefined }
+    if (machine !== undefined && isLeft(ended)) {
+      const why = "message" in ended ? ended.message : "it was called off"
+      recovered = {
+        id,
+        action: "Left",
+        why: `its process lives, but nobody could go on with it, ${why}; it is ended if that is asked for (kill)`
+      }
+    }
+    if (machine === undefined || isLeft(ended)) return { end: ended, outcome: undefined }
     const { capabilities, shutdown } = machine
     const grace = stopGrace ?? options.grace
     const { stages: [first, ...rest] } = Machine.defaultPolicy(capabilities)
@@ -438,8 +462,9 @@ export const run = Effect.fn("Run.run")(function*(
     ...(cameUp === undefined ? {} : { start: cameUp }),
     ...(outcome === undefined ? {} : { shutdown: outcome })
   }
+  if (recovered !== undefined) yield* context.resume?.(recovered) ?? Effect.void
   if (place !== undefined) {
-    yield* place.conclude(report)
+    if (!isLeft(end)) yield* place.conclude(report)
     // Who came to no machine had no other time for it.
     if (outcome === undefined) yield* Effect.timeoutOption(place.tidy, leaveOffWithin)
   }

@@ -72,6 +72,45 @@ describe("recover", () => {
       )
     }).pipe(live))
 
+  it.live("tells what the one in the background says of a machine that it could not go on with", () =>
+    Effect.gen(function*() {
+      const state = yield* makeState
+      yield* RunDirectory.begin(state, infoOf("dev"))
+      yield* leaveRecord(state, "dev")
+      yield* kill(state, "dev")
+      const done = yield* microvm(["recover"], {
+        env: { MICROVM_STATE_DIR: state },
+        detach: {
+          resume: (id) =>
+            Effect.succeed({ _tag: "Failed", exitCode: 125, recovered: { id, action: "Left", why: "it says nothing" } })
+        },
+        runHost: { recover: () => Effect.die("it was seen to already") }
+      })
+      assert.deepStrictEqual([done.code, done.stdout], [1, "dev: left, it says nothing\n"])
+    }).pipe(live))
+
+  it.live("does not say that a machine is looked after when nobody does", () =>
+    Effect.gen(function*() {
+      const state = yield* makeState
+      yield* RunDirectory.begin(state, infoOf("dev"))
+      yield* leaveRecord(state, "dev")
+      yield* kill(state, "dev")
+      const host = {
+        env: { MICROVM_STATE_DIR: state },
+        runHost: {
+          recover: (id: string) => Effect.succeed([{ id, action: "Adopted" as const, why: "its machine answers" }])
+        }
+      }
+      const done = yield* microvm(["recover"], host)
+      const why = "its machine answers, but the process that was to go on with it has ended"
+      assert.deepStrictEqual([done.code, done.stdout], [1, `dev: left, ${why}\n`])
+      const dry = yield* microvm(["recover", "--dry-run"], host)
+      assert.deepStrictEqual(
+        [dry.code, dry.stdout.split("\n").at(-2)],
+        [0, "dev: would be adopted, its machine answers, and would be left as it is if its guest did not"]
+      )
+    }).pipe(live))
+
   it.live("exits with 125 when the state directory cannot be used, and with 1 for a run that is not there", () =>
     Effect.gen(function*() {
       const state = yield* makeState

@@ -40,6 +40,8 @@ export interface Host {
   readonly snapshots?: SnapshotStore["Service"]
   /** What the places of runs do otherwise than those in memory. */
   readonly runHost?: Partial<RunHost["Service"]>
+  /** What processes in the background say. By default none comes to anything. */
+  readonly detach?: Partial<Detach["Service"]>
   /** Other runs. By default there are none. */
   readonly control?: Control["Service"]
   /** The process that is started in place of QEMU. By default any program ends well at once. */
@@ -86,7 +88,9 @@ export const microvm = Effect.fnUntraced(function*(args: ReadonlyArray<string>, 
         layerHostFacts(host.facts),
         Layer.succeed(SnapshotStore, host.snapshots ?? noSnapshots),
         host.control === undefined ? Control.layerMemory : Layer.succeed(Control, host.control),
-        Detach.layerNone,
+        Layer.effect(Detach, Effect.map(Detach, (none) => ({ ...none, ...host.detach }))).pipe(
+          Layer.provide(Detach.layerNone)
+        ),
         MemoryRunHost.layerWith(host.runHost),
         NodeHasher.layer,
         SecureRandom.layerWebCrypto,

@@ -2,9 +2,14 @@
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
+import * as Path from "effect/Path"
+import type * as Scope from "effect/Scope"
 import { RunHost } from "../../src/cli/RunHost.ts"
 import * as Journal from "../../src/journal/Journal.ts"
+import type { JournalError } from "../../src/journal/JournalError.ts"
+import type { RunReport } from "../../src/lifecycle/RunReport.ts"
 import { MicroVmProvider } from "../../src/microvm/MicroVmProvider.ts"
 import * as NodeProcessHost from "../../src/process/NodeProcessHost.ts"
 import { ProcessHolder } from "../../src/process/ProcessHolder.ts"
@@ -12,9 +17,27 @@ import * as Supervisor from "../../src/supervisor/Supervisor.ts"
 
 const holder = Layer.mock(ProcessHolder)({ destroy: () => Effect.succeed({ _tag: "Absent" }) })
 
+/** Any directory can be made, and nothing is in it: a real one would be waited for by the clock on the wall. */
+const noFiles = Layer.merge(
+  Path.layer,
+  FileSystem.layerNoop({ exists: () => Effect.succeed(true), makeDirectory: () => Effect.void })
+)
+
+/** What outlives runs: the journal of their machines, and their reports. */
+export interface Kept {
+  readonly journal: Layer.Layer<Journal.Journal>
+  readonly reports: Array<RunReport>
+}
+
+export const makeKept: Effect.Effect<Kept, JournalError, Scope.Scope> = Effect.map(
+  Layer.build(Layer.provide(Journal.layerMemory(), NodeProcessHost.layer)),
+  (context) => ({ journal: Layer.succeedContext(context), reports: [] })
+)
+
 export const layerWith = (
   given: Partial<RunHost["Service"]> = {},
-  tidy: Effect.Effect<void> = Effect.void
+  tidy: Effect.Effect<void> = Effect.void,
+  kept?: Kept
 ): Layer.Layer<RunHost> =>
   Layer.succeed(RunHost, {
     recover: () => Effect.succeed([]),
@@ -22,8 +45,8 @@ export const layerWith = (
       const provider = yield* MicroVmProvider
       const services = yield* Layer.build(
         Supervisor.layerWith({}).pipe(
-          Layer.provide(Journal.layerMemory()),
-          Layer.provide([holder, NodeProcessHost.layer, NodeServices.layer]),
+          Layer.provide(kept?.journal ?? Journal.layerMemory()),
+          Layer.provide([holder, NodeProcessHost.layer, kept === undefined ? NodeServices.layer : noFiles]),
           Layer.provide(Layer.succeed(MicroVmProvider, provider)),
           Layer.fresh
         )
@@ -31,7 +54,7 @@ export const layerWith = (
       return {
         supervisor: Context.get(services, Supervisor.Supervisor),
         resources: [],
-        conclude: () => Effect.void,
+        conclude: (report: RunReport) => Effect.sync(() => void kept?.reports.push(report)),
         tidy
       }
     }),

@@ -22,6 +22,7 @@ import { FirecrackerHere } from "../../src/cli/FirecrackerHere.ts"
 import { HostSignals } from "../../src/cli/HostSignals.ts"
 import { Reporter } from "../../src/cli/Reporter.ts"
 import * as Run from "../../src/cli/Run.ts"
+import type { RunHost } from "../../src/cli/RunHost.ts"
 import * as RunOptions from "../../src/cli/RunOptions.ts"
 import * as FirecrackerError from "../../src/firecracker/FirecrackerError.ts"
 import * as FirecrackerHost from "../../src/firecracker/FirecrackerHost.ts"
@@ -173,6 +174,10 @@ export interface Setting {
   readonly json?: boolean
   /** Sees to what other runs have left. */
   readonly tidy?: Effect.Effect<void>
+  /** In place of one that forgets everything with the run. */
+  readonly runHost?: Layer.Layer<RunHost>
+  /** What is told of the run. */
+  readonly context?: Pick<Run.Context, "onStarted" | "resume">
 }
 
 /** The guest: boots for a while, or goes on where it was saved; then its agent serves. It powers off when it is told to. */
@@ -215,7 +220,8 @@ export const start = Effect.fnUntraced(function*(setting: Setting = {}) {
   const began = yield* Clock.currentTimeMillis
   const fiber = yield* Run.run(optionsOf({ name: Option.some("m"), ...setting.flags }), {
     backendDetail: "a backend in memory",
-    json: setting.json ?? false
+    json: setting.json ?? false,
+    ...setting.context
   }).pipe(
     Effect.flatMap((report) => Effect.map(Clock.currentTimeMillis, (now) => ({ report, took: now - began }))),
     Effect.provide(
@@ -230,7 +236,7 @@ export const start = Effect.fnUntraced(function*(setting: Setting = {}) {
             setting.built === true ? Option.some(image) : Option.none()
           )
         ),
-        MemoryRunHost.layerWith({}, setting.tidy),
+        setting.runHost ?? MemoryRunHost.layerWith({}, setting.tidy),
         NodeHasher.layer,
         SecureRandom.layerWebCrypto,
         Stdio.layerTest({

@@ -117,6 +117,64 @@ describe.skipIf(noRuns !== undefined)("microvm recover", () => {
     await runs.nothingLeft()
   })
 
+  /** The process in the background that a command has started. Its arguments are hidden; what it was started with is not. */
+  const background = async (front: number) => {
+    const find = () =>
+      descendants(front).find(({ pid }) => text(`/proc/${pid}/environ`).includes("EFFECT_MICROVM_DETACHED="))
+    let found = find()
+    await until("the one in the background", () => (found ??= find()) !== undefined)
+    return found?.pid ?? 0
+  }
+
+  it("leaves a machine as it is whose guest or monitor does not answer, until --kill", async () => {
+    await using runs = new Runs(bin)
+    const [mute, stopped] = await Promise.all([runs.sh("sleep 99"), runs.sh("sleep 99")])
+    const armed = await runs.microvm(
+      "exec",
+      mute,
+      "--",
+      "sh",
+      "-c",
+      "(sleep 1; kill -STOP $(pidof qemu-ga)) >/dev/null 2>&1 </dev/null &"
+    )
+    assert.deepInclude(armed, { code: 0 })
+    await sleep(2500)
+    const vmms = [mute, stopped].map((id) => {
+      const vmm = descendants(runs.holder(id)).find(({ command }) => command.startsWith("qemu"))
+      return vmm?.pid ?? 0
+    })
+    const assertAllLive = () => assert.includeMembers(runs.processes().map(({ pid }) => pid), vmms)
+    for (const id of [mute, stopped]) kill(runs.supervisor(id))
+    process.kill(vmms[1] ?? 0, "SIGSTOP")
+    try {
+      const left = await runs.recover()
+      assert.deepStrictEqual([left.code, left.recovered.map(({ action }) => action)], [1, ["Left", "Left"]])
+      const why = left.recovered.find(({ id }) => id === mute)?.why ?? ""
+      assert.match(why, /^its process lives, but nobody could go on with it, No guest agent answered within 15s/)
+      assertAllLive()
+      // Who is called off meanwhile lets go, too.
+      const front = runs.start(["recover", mute])
+      const pid = await background(front.pid)
+      await sleep(2000)
+      process.kill(pid, "SIGTERM")
+      process.kill(pid, "SIGTERM")
+      const { code, stdout } = await front.end
+      assert.deepStrictEqual([code, stdout.startsWith(`${mute}: left, its process lives`)], [1, true], stdout)
+      // Another run removes what the dead have left, and these live.
+      assert.deepInclude(await runs.microvm("run", "--", "true"), { code: 0 })
+      assertAllLive()
+      for (const id of [mute, stopped]) assert.deepInclude(await runs.look(id), { state: "left behind" })
+    } finally {
+      process.kill(vmms[1] ?? 0, "SIGCONT")
+    }
+    const goesOn = await runs.recover(stopped)
+    assert.deepStrictEqual([goesOn.code, goesOn.recovered.map(({ action }) => action)], [0, ["Adopted"]])
+    assert.deepInclude(await runs.microvm("stop", stopped), { code: 0 })
+    const killed = await runs.recover("--kill")
+    assert.deepStrictEqual(killed.recovered.map(({ action, id }) => [id, action]), [[mute, "Reclaimed"]])
+    await runs.nothingLeft()
+  })
+
   it("ends and removes what is not to go on, or cannot", async () => {
     await using runs = new Runs(bin)
     const [unwanted, unheld, dead] = await Promise.all([runs.sh("sleep 99"), runs.sh("sleep 99"), runs.sh("sleep 99")])
@@ -177,13 +235,9 @@ describe.skipIf(noRuns !== undefined)("microvm recover", () => {
     const one = async (delay: number) => {
       const id = runs.name()
       const front = runs.start(["run", "--detach", "--name", id, "--", "sh", "-c", ticking(ticks)])
-      const victim = () =>
-        // Its arguments are hidden; what it was started with is not.
-        descendants(front.pid).find(({ pid }) => text(`/proc/${pid}/environ`).includes("EFFECT_MICROVM_DETACHED="))
-      let found = victim()
-      await until("its supervisor", () => (found ??= victim()) !== undefined)
+      const victim = await background(front.pid)
       await sleep(delay)
-      kill(found?.pid ?? 0)
+      kill(victim)
       const { code, stdout } = await front.end
       const before = await runs.look(id)
       const { code: recoverCode, recovered } = before === undefined

@@ -96,19 +96,34 @@ export const launch = Effect.fnUntraced(function*({ id, onMachine, options, phas
   return up
 })
 
-/** Gets hold of the machine that another process has left, and of what it was to do. */
-export const resume = Effect.fnUntraced(function*({ id, onMachine, place }: Coming) {
+/**
+ * Gets hold of the machine that another process has left, and of what it was to do. `onRecovered` is told what becomes of one that
+ * nobody can go on with; one whose guest does not answer is as it was.
+ */
+export const resume = Effect.fnUntraced(function*(
+  { id, onMachine, place }: Coming,
+  onRecovered: (recovered: Supervisor.Recovered) => void
+) {
   const [recovered] = yield* place.supervisor.recover({ mode: "adopt" })
   const [supervised] = yield* place.supervisor.machines
   const refuse = (why: string) =>
     MicroVmError.fail(new MicroVmError.AttachFailed({ id, isHeld: recovered?.action === "Kept", why }))
-  if (supervised === undefined) return yield* refuse(recovered?.end ?? recovered?.why ?? "nothing is written of it")
-  const { entry, machine } = supervised
+  if (supervised === undefined) {
+    if (recovered !== undefined) onRecovered(recovered)
+    return yield* refuse(recovered?.end ?? recovered?.why ?? "nothing is written of it")
+  }
+  const { entry, machine, released } = supervised
   yield* onMachine(machine)
   const { labels } = yield* entry.record
   const command = Schema.decodeUnknownOption(CommandLabel)(labels[commandLabel])
   // It may have started, and is not to run twice.
-  if (Option.isNone(command)) return yield* refuse("its command was about to start, and nobody knows whether it did")
+  if (Option.isNone(command)) {
+    const why = "its command was about to start, and nobody knows whether it did"
+    yield* Effect.orDie(machine.shutdown({ request: { atLeast: "SIGKILL" } }))
+    const all = yield* released
+    onRecovered({ id, action: all.left === 0 ? "Reclaimed" : "Left", why, released: all })
+    return yield* refuse(why)
+  }
   // Who was killed while it saved the machine has left it standing still, and a guest that stands still does not answer.
   if ((yield* machine.state) === "paused") yield* machine.resume
   const ready = yield* WarmMachine.fromMachine(machine, { labels })
