@@ -45,7 +45,8 @@ const pipeFd = 3
  * - `isBackground`: is this process the one in the background?
  * - `start`: starts our own command line again there, for a run of this id, and waits until it has said how its start went.
  *   Interrupting it ends what it started.
- * - `resume`: the same for a run of this id that was left behind.
+ * - `resume`: the same for a run of this id that was left behind. Interrupting it ends nothing: a machine that lives is not to end for
+ *   want of somebody who waits.
  * - `tell`: says how our own start went. Only the first time counts, and only where `isBackground`.
  *
  * @category services
@@ -80,7 +81,10 @@ const title = (args: ReadonlyArray<string>): string =>
   args.map((word, at) => word.startsWith("--env=") || args[at - 1] === "--env" ? word.replace(/=.*$/s, "=…") : word)
     .join(" ")
 
-const spawn = (args: ReadonlyArray<string>): Effect.Effect<Started> =>
+const spawn = (
+  args: ReadonlyArray<string>,
+  onInterrupt: (child: NodeChildProcess.ChildProcess) => void
+): Effect.Effect<Started> =>
   Effect.callback<Started>((resume) => {
     const [script = ""] = process.argv.slice(1)
     const child = NodeChildProcess.spawn(process.execPath, [...process.execArgv, script, ...args], {
@@ -106,8 +110,7 @@ const spawn = (args: ReadonlyArray<string>): Effect.Effect<Started> =>
       child.unref()
       resume(Effect.succeed(told))
     })
-    // It ends its machine in order.
-    return Effect.sync(() => child.kill("SIGTERM"))
+    return Effect.sync(() => onInterrupt(child))
   })
 
 const attempt = (act: () => void): void => {
@@ -143,9 +146,10 @@ export const layer: Layer.Layer<Detach> = Layer.sync(Detach, () => {
     start: (id) => {
       const args = process.argv.slice(2)
       const at = args.indexOf("run") + 1
-      return spawn([...args.slice(0, at), ...named(args.slice(at), id)])
+      // It ends its machine in order.
+      return spawn([...args.slice(0, at), ...named(args.slice(at), id)], (child) => void child.kill("SIGTERM"))
     },
-    resume: (id) => spawn(["resume", id]),
+    resume: (id) => spawn(["resume", id], () => {}),
     tell: (started) =>
       Effect.sync(() => {
         if (told || !isBackground) return

@@ -175,6 +175,28 @@ describe.skipIf(noRuns !== undefined)("microvm recover", () => {
     await runs.nothingLeft()
   })
 
+  it("goes on with a machine though whoever asked for it has left", async () => {
+    await using runs = new Runs(bin)
+    const id = await runs.sh("sleep 99")
+    const holder = runs.holder(id)
+    for (const [signal, delay] of [["SIGINT", 0], ["SIGTERM", 100], ["SIGINT", 250], ["SIGHUP", 500]] as const) {
+      const before = runs.supervisor(id)
+      kill(before)
+      await until("its end", () => !runs.processes().some(({ pid }) => pid === before))
+      const front = runs.start(["recover", id])
+      await background(front.pid)
+      await sleep(delay)
+      front.child.kill(signal)
+      await front.end
+      await until("another supervisor", () => runs.supervisor(id) !== before)
+      assert.deepInclude(await runs.look(id), { state: "up" }, `${signal} after ${delay} ms`)
+      assert.deepInclude(await runs.microvm("exec", id, "--", "true"), { code: 0 }, `${signal} after ${delay} ms`)
+      assert.strictEqual(runs.holder(id), holder)
+    }
+    assert.deepInclude(await runs.microvm("stop", id), { code: 0 })
+    await runs.nothingLeft()
+  })
+
   it("ends and removes what is not to go on, or cannot", async () => {
     await using runs = new Runs(bin)
     const [unwanted, unheld, dead] = await Promise.all([runs.sh("sleep 99"), runs.sh("sleep 99"), runs.sh("sleep 99")])
