@@ -28,7 +28,7 @@ import * as HeldProcesses from "../host/HeldProcesses.ts"
 import type { HostError } from "../host/HostError.ts"
 import type { Events } from "../host/Limits.ts"
 import * as MachineDirectories from "../host/MachineDirectories.ts"
-import { type Entry, Journal } from "../journal/Journal.ts"
+import { type Entry, Journal, type Quarantined } from "../journal/Journal.ts"
 import type { JournalError } from "../journal/JournalError.ts"
 import type { MachineRecord } from "../journal/MachineRecord.ts"
 import * as Reclaimer from "../journal/Reclaimer.ts"
@@ -135,7 +135,8 @@ export interface Supervised {
  * - `Reclaimed`: what was left of it is gone. `end` says how its machine had ended, where that could be told.
  * - `Kept`: somebody else has hold of it, so nothing was done.
  * - `Left`: something of it could not be removed, or not be understood, and is still there; or its process lives and does not
- *   answer, and nobody has said that it is to be killed.
+ *   answer, and nobody has said that it is to be killed. What is in the journal's quarantine is, each time, by the name that it had
+ *   as a record, until somebody removes it.
  *
  * @category schemas
  * @since 0.1.0
@@ -524,15 +525,24 @@ const make = Effect.fnUntraced(
       )
     })
 
+    /** Nothing is done about what such a file may speak of, so it is never to be passed over. */
+    const illegible = ({ path: file, why }: Quarantined): Recovered => ({
+      id: path.basename(file).replace(/(\.json)?(\.[0-9a-f]{8})?$/, ""),
+      action: "Left",
+      why: `what is written of its machine cannot be read, ${why}: see to what that speaks of, then remove ${file}`
+    })
+
     const recoverAll = Effect.fnUntraced(function*(options: RecoverOptions) {
+      const quarantined = yield* journal.quarantined
       const entries = (yield* journal.entries).filter(({ id }) => !busy.has(id))
       const found = yield* Effect.forEach(entries, (entry) => recoverOne(entry, options), { concurrency: 16 })
       const gone = entries.filter((_, index) => found[index]?.action === "Reclaimed")
       const released = yield* Reconcile.reclaim(gone, kinds, { dryRun: options.dryRun ?? false })
-      return found.map((one): Recovered => {
+      const all = found.map((one): Recovered => {
         const what = released.find(({ id }) => id === one.id)
         return what === undefined ? one : withReleased(one, what)
       })
+      return [...all, ...quarantined.map(illegible)]
     })
 
     const turn = yield* Semaphore.make(1)

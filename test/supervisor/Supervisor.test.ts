@@ -105,6 +105,8 @@ const makeWorld = Effect.gen(function*() {
     }).pipe(Effect.provideContext(backend))
   return {
     ports,
+    /** Where the files of records are, once there was a supervisor. */
+    records: `${directory}/state/machines`,
     resumed,
     supervisor,
     bring,
@@ -431,6 +433,25 @@ describe("after a supervisor", () => {
       assert.deepStrictEqual([...ports.taken], [])
       find(false)
       yield* Effect.flatMap(driver.guest("a"), ({ powerOff }) => powerOff)
+    }).pipe(Effect.scoped, live))
+
+  it.effect("what cannot be read is left, and told each time until somebody removes it", () =>
+    Effect.gen(function*() {
+      const fs = yield* FileSystem.FileSystem
+      const { ports, records, supervisor } = yield* makeWorld
+      ports.taken.add(1)
+      yield* Effect.scoped(supervisor())
+      yield* fs.writeFileString(`${records}/a.json`, "{\"format\": 1, \"id\": \"a\", \"tok")
+      const [first, second] = yield* Effect.forEach([1, 2], () =>
+        Effect.scoped(Effect.flatMap(supervisor(), ({ recover }) => recover({ mode: "kill" }))))
+      assert.deepStrictEqual(second, first)
+      assert.deepStrictEqual(first?.map(({ action, id }) => [id, action]), [["a", "Left"]])
+      const [, file = ""] = /torn.*, then remove (\S+)$/.exec(first?.[0]?.why ?? "") ?? []
+      assert.deepStrictEqual([...ports.taken], [1])
+      yield* fs.remove(file)
+      yield* fs.remove(`${file}.why`)
+      const { recover } = yield* supervisor()
+      assert.deepStrictEqual(yield* recover(), [])
     }).pipe(Effect.scoped, live))
 
   it.effect("what cannot be seen from here is left as it is", () =>
