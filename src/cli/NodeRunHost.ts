@@ -15,6 +15,7 @@ import type { HostError } from "../host/HostError.ts"
 import * as Limits from "../host/Limits.ts"
 import * as NodeMachineNetworks from "../host/NodeMachineNetworks.ts"
 import * as Users from "../host/Users.ts"
+import * as Journal from "../journal/Journal.ts"
 import type { JournalError } from "../journal/JournalError.ts"
 import { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
 import type { ProcessHost } from "../process/ProcessHost.ts"
@@ -94,12 +95,14 @@ const recover = (journal: string, options: Supervisor.RecoverOptions) =>
 /** What was to end with a run that was killed, or could not be removed at its end. Machines that are kept wait for whoever asks for them. */
 const reclaimDead = Effect.fnUntraced(function*(state: string) {
   const dead = (yield* RunDirectory.leftBehind(state)).filter(({ record, report }) =>
-    record?.keep === false || report !== undefined
+    record?.keep === false || (record !== undefined && report !== undefined)
   )
-  yield* Effect.forEach(dead, ({ paths }) => Effect.ignore(recover(paths.journal, { mode: "kill" })), {
-    concurrency: 4,
-    discard: true
+  const reclaim = Effect.fnUntraced(function*({ paths }: RunDirectory.Run) {
+    const { others } = yield* Journal.peek({ directory: paths.journal })
+    // Whoever opens the journal moves it aside, and that is to be told: `microvm recover` does.
+    if (others.length === 0) yield* recover(paths.journal, { mode: "kill" })
   })
+  yield* Effect.forEach(dead, (run) => Effect.ignore(reclaim(run)), { concurrency: 4, discard: true })
 })
 
 const open = Effect.fnUntraced(function*(id: string, options: RunOptions & { readonly resume?: boolean | undefined }) {
@@ -161,7 +164,15 @@ export const layer: Layer.Layer<RunHost, never, Needs> = Layer.effect(
       recover: Effect.fn("RunHost.recover")((id, options) =>
         Effect.gen(function*() {
           const { journal } = yield* RunDirectory.pathsOf(yield* RunDirectory.stateDirectory, id)
-          return yield* recover(journal, options)
+          const { others } = options.dryRun === true ? yield* Journal.peek({ directory: journal }) : { others: [] }
+          // A journal that is opened moves it aside.
+          return others.length > 0
+            ? others.map(({ path, why }): Supervisor.Recovered => ({
+              id,
+              action: "Left",
+              why: `what is written of its machine cannot be read, ${why}: see ${path}`
+            }))
+            : yield* recover(journal, options)
         }).pipe(Effect.provideContext(context))
       )
     })

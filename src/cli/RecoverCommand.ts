@@ -81,7 +81,11 @@ const recoverOne = Effect.fnUntraced(function*(run: RunDirectory.Run, options: S
     if (recovered.length > 0) return mode === "adopt" ? recovered.map(dryRun ? unasked : unwatched) : recovered
     const found: Supervisor.Recovered = mayGoOn
       ? { id: run.id, action: "Reclaimed", why: "nobody could go on with its machine" }
-      : { id: run.id, action: "Left", why: `what is written of its machine cannot be read: see ${run.paths.journal}` }
+      : {
+        id: run.id,
+        action: "Left",
+        why: `nothing is written of its machine, but something of it is left: see ${run.paths.journal}`
+      }
     return [found]
   }).pipe(
     Effect.provide(Layer.catch(Backend.layer(toChoice(run.info.backend)), noBackend)),

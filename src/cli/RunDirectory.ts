@@ -296,13 +296,29 @@ const remains = Effect.fnUntraced(function*({ journal }: Paths) {
   const fs = yield* FileSystem.FileSystem
   const path = yield* Path.Path
   const lists = yield* Effect.forEach(
-    ["machines", "held"],
+    ["machines", "held", "quarantine"],
     (folder) => Effect.orElseSucceed(fs.readDirectory(path.join(journal, folder)), () => [])
   )
   return lists.flat().length > 0
 })
 
 const decodeSize = Schema.decodeUnknownOption(Schema.Struct({ vcpus: Schema.Int, memoryMib: Schema.Int }))
+
+/** Of a run of which nothing can be read, but something is left. */
+const infoOfNothing = (id: string, at: number): RunInfo => ({
+  format: 1,
+  id,
+  supervisor: { bootId: "", pid: 1, startTime: 0 },
+  startedAt: new Date(at).toISOString(),
+  detached: true,
+  command: [""],
+  env: [],
+  backend: "auto",
+  image: "",
+  vcpus: 0,
+  memoryMib: 0,
+  grace: Duration.seconds(5)
+})
 
 /** What a machine's record tells of its run, when what was written of that is lost: a power failure may leave only the record. */
 const infoOfRecord = ({ createdAt, id, keep, labels, spec, supervisor }: MachineRecord): RunInfo => ({
@@ -319,7 +335,7 @@ const infoOfRecord = ({ createdAt, id, keep, labels, spec, supervisor }: Machine
   grace: Duration.seconds(5)
 })
 
-/** None when there is nothing, or nothing that can be read. */
+/** None when there is nothing, or nothing that can be read and nothing is left of its machine. */
 const inspect: (
   state: string,
   id: string
@@ -328,8 +344,9 @@ const inspect: (
   const paths = yield* pathsOf(state, id)
   const recordFile = path.join(paths.journal, "machines", `${id}.json`)
   const before = yield* readJson(MachineRecord, recordFile)
-  const info = (yield* readJson(RunInfo, paths.options)) ?? (before === undefined ? undefined : infoOfRecord(before))
-  if (info === undefined) return undefined
+  const told = (yield* readJson(RunInfo, paths.options)) ?? (before === undefined ? undefined : infoOfRecord(before))
+  if (told === undefined && !(yield* remains(paths))) return undefined
+  const info = told ?? infoOfNothing(id, (yield* modifiedAt(paths.directory)) ?? 0)
   const isAlive = (yield* ProcessIdentity.isAlive(info.supervisor)) ||
     (before !== undefined && (yield* ProcessIdentity.isAlive(before.supervisor)))
   // Read now: what a supervisor leaves, it has left before it is gone.

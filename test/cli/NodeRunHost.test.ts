@@ -5,6 +5,7 @@ import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as NodeFs from "node:fs"
+import * as NodePath from "node:path"
 import * as NodeRunHost from "../../src/cli/NodeRunHost.ts"
 import * as RunDirectory from "../../src/cli/RunDirectory.ts"
 import { RunHost } from "../../src/cli/RunHost.ts"
@@ -20,6 +21,48 @@ const live = Effect.provide(
     Layer.provideMerge(Layer.merge(NodeServices.layer, NodeProcessHost.layer))
   )
 )
+
+describe("a record that cannot be read", () => {
+  const walk = (directory: string) => NodeFs.readdirSync(directory, { recursive: true, encoding: "utf8" }).toSorted()
+
+  /** Of another version, which may have made more than we know of; or torn. */
+  const spoil = Effect.fnUntraced(function*(state: string, id: string, change: (text: string) => string) {
+    yield* leaveRecord(state, id)
+    const { journal } = yield* RunDirectory.pathsOf(state, id)
+    const file = NodePath.join(journal, "machines", `${id}.json`)
+    const text = NodeFs.readFileSync(file, "utf8").replace(`"keep":true`, `"keep":false`)
+    NodeFs.writeFileSync(file, change(text))
+    NodeFs.chmodSync(journal, 0o700)
+    return journal
+  })
+  const changes = [
+    ["newer", (text: string) => text.replace("{", `{"later":1,`)],
+    ["torn", (text: string) => text.slice(0, 50)]
+  ] as const
+
+  it.live("is left where it is by a dry run and by another run; the next recover tells it, and each one after that", () =>
+    Effect.gen(function*() {
+      const state = yield* makeState
+      const here = Effect.provide(ConfigProvider.layer(ConfigProvider.fromEnv({ env: { MICROVM_STATE_DIR: state } })))
+      const host = yield* RunHost
+      for (const [id, change] of changes) {
+        const journal = yield* spoil(state, id, change)
+        const before = walk(journal)
+        const [dry, ...others] = yield* host.recover(id, { dryRun: true }).pipe(here)
+        assert.deepStrictEqual([dry?.action, dry?.id, others], ["Left", id, []])
+        yield* Effect.scoped(
+          Effect.flatMap(host.open(`other-${id}`, optionsOf({ command: ["true"] })), ({ tidy }) => tidy)
+        ).pipe(here)
+        assert.deepStrictEqual(walk(journal), before)
+        assert.deepInclude(yield* RunDirectory.find(state, id), { id, state: "left behind" })
+        for (const mode of ["adopt", "kill", "kill"] as const) {
+          const [left, ...more] = yield* host.recover(id, { mode }).pipe(here)
+          assert.deepStrictEqual([left?.action, left?.id, more], ["Left", id, []])
+        }
+        assert.deepInclude(yield* RunDirectory.find(state, id), { id, state: "left behind" })
+      }
+    }).pipe(Effect.scoped, live))
+})
 
 describe("a place that another process has left", () => {
   it.live("is one's who has its journal; others change nothing", () =>

@@ -147,6 +147,30 @@ describe("a run", () => {
       assert.strictEqual((yield* RunDirectory.find(state, "dev")).state, "up")
     }).pipe(Effect.provide(layer)))
 
+  it.live("of whose machine a record was moved aside is left behind, and is neither removed nor made again", () =>
+    Effect.gen(function*() {
+      const state = yield* makeState
+      for (const lost of [false, true]) {
+        const { journal, options, report } = yield* RunDirectory.begin(state, infoOf(`dev-${lost}`))
+        const quarantine = NodePath.join(journal, "quarantine")
+        NodeFs.mkdirSync(quarantine, { recursive: true })
+        NodeFs.writeFileSync(NodePath.join(quarantine, "dev.json.01234567"), "{")
+        if (lost) NodeFs.rmSync(options)
+        else yield* Effect.andThen(RunDirectory.conclude(state, reportOf("dev-false", 7)), kill(state, "dev-false"))
+        if (!lost) age(report, 25 * 3600)
+      }
+      const all = yield* RunDirectory.all(state)
+      assert.deepStrictEqual(
+        all.map((run) => [run.id, run.state]).toSorted(),
+        [["dev-false", "left behind"], ["dev-true", "left behind"]]
+      )
+      assert.deepStrictEqual(yield* RunDirectory.prune(state, { keep: 0, within: 0 }), [])
+      for (const { id } of all) {
+        assert.strictEqual((yield* refusal(RunDirectory.remove(state, id)))[0], "LeftBehind")
+        assert.strictEqual((yield* refusal(RunDirectory.begin(state, infoOf(id))))[0], "LeftBehind")
+      }
+    }).pipe(Effect.provide(layer)))
+
   it.live("whose files are not to be read is passed over, and makes room once it is old", () =>
     Effect.gen(function*() {
       const state = yield* makeState

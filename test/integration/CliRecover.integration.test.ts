@@ -7,7 +7,7 @@ import * as NodeFs from "node:fs"
 import * as NodeOs from "node:os"
 import * as NodePath from "node:path"
 import { descendants, makeCache, sleep, until } from "../cli/executable.ts"
-import { install, noRuns, Runs, text } from "./background.ts"
+import { type Done, install, noRuns, Runs, text } from "./background.ts"
 
 if (noRuns !== undefined) console.warn(`SKIPPED tests of recovery: ${noRuns}`)
 const isRoot = process.geteuid?.() === 0
@@ -378,13 +378,16 @@ describe.skipIf(noRuns !== undefined)("microvm recover", () => {
     assert.include(listed.stdout, whole)
     // Nobody has seen its end.
     assert.deepInclude(await runs.look(report), { state: "over", exitCode: 125 })
+    const before = runs.digest()
+    const unread = "left, what is written of its machine cannot be read, "
+    const told = ({ code, stdout }: Done) => assert.deepStrictEqual([code, stdout.includes(unread)], [1, true], stdout)
+    told(await runs.microvm("recover", "--dry-run", torn))
+    assert.strictEqual(runs.digest(), before)
     const recovered = await runs.microvm("recover")
-    assert.strictEqual(recovered.code, 1)
-    assert.include(
-      recovered.stdout,
-      `${torn}: left, what is written of its machine cannot be read: see ${runs.file(torn)}`
-    )
+    told(recovered)
     assert.include(recovered.stdout, `${whole}: adopted`)
+    told(await runs.microvm("recover"))
+    told(await runs.microvm("recover", "--kill"))
     assert.lengthOf(NodeFs.readdirSync(runs.file(torn, "journal", "quarantine")), 2)
     // The way to its machine is not removed.
     assert.deepInclude(await runs.microvm("rm", torn), { code: 1 })
