@@ -196,7 +196,9 @@ const qemu = Effect.gen(function*() {
       : passed(
         "privileges",
         false,
-        setup.user._tag === "Own" ? `QEMU runs as ${setup.user.why}` : "QEMU runs as a user of its own for each machine"
+        setup.user._tag === "Own"
+          ? `QEMU runs as ${setup.user.why}${setup.user.dropsCapabilities === true ? ", without our capabilities" : ""}`
+          : "QEMU runs as a user of its own for each machine"
       )
   ]
   return checks

@@ -50,6 +50,8 @@ export interface Observations {
   readonly kernel: string
   /** Our own effective user id. */
   readonly uid: number
+  /** Do the programs that we start keep capabilities of ours (`ProcessCapabilities.ambient`)? Default false. */
+  readonly passesCapabilities?: boolean | undefined
   /** The jailer, if it was looked for. */
   readonly jailer?: { readonly binary: string; readonly version: FirecrackerVersion.FirecrackerVersion }
 }
@@ -184,6 +186,8 @@ export interface Setup {
   readonly cpu: string
   readonly kernel: string
   readonly uid: number
+  /** Are these taken from a Firecracker that is not jailed? Default false. */
+  readonly passesCapabilities?: boolean | undefined
   /** Absolute path of the jailer, if there is to be one. */
   readonly jailer?: string
   /** Why machines can be expected to run. */

@@ -13,6 +13,7 @@ import * as GuestNetwork from "../microvm/GuestNetwork.ts"
 import type { MachineSpec } from "../microvm/MachineSpec.ts"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
 import type * as Snapshot from "../microvm/Snapshot.ts"
+import * as ProcessCapabilities from "../process/ProcessCapabilities.ts"
 import * as BootArgs from "./BootArgs.ts"
 import * as Capabilities from "./Capabilities.ts"
 import type { Setup } from "./FirecrackerHost.ts"
@@ -495,7 +496,7 @@ export const make = (
       ...(loads ? [] : args.success.warnings),
       ...Capabilities.warnings(target)
     ],
-    argv: jail.success?.argv ?? inNetns(options.netns, [setup.binary, "--api-sock", names.api, ...flags]),
+    argv: jail.success?.argv ?? unjailed(setup, options, ["--api-sock", names.api, ...flags]),
     entries,
     served: loads && memoryBackend === "uffd" ? at("memory") : undefined,
     merged,
@@ -508,8 +509,19 @@ export const make = (
   })
 }
 
-const inNetns = (netns: string | undefined, argv: LaunchPlan["argv"]): LaunchPlan["argv"] =>
-  netns === undefined ? argv : ["nsenter", `--net=${netns}`, "--", ...argv]
+const unjailed = (
+  { binary, passesCapabilities = false }: Setup,
+  { netns }: Options,
+  args: ReadonlyArray<string>
+): LaunchPlan["argv"] => {
+  const [first = binary, ...rest] = [
+    ...(netns === undefined ? [] : ["nsenter", `--net=${netns}`, "--"]),
+    ...(passesCapabilities ? ProcessCapabilities.without : []),
+    binary,
+    ...args
+  ]
+  return [first, ...rest]
+}
 
 /** The id under which it is looked which devices there are. They must not depend on it. */
 const anyId = "any"

@@ -11,11 +11,13 @@ import * as Path from "effect/Path"
 import type * as PlatformError from "effect/PlatformError"
 import * as ChildProcess from "effect/process/ChildProcess"
 import { createHash, randomUUID } from "node:crypto"
+import { readFileSync } from "node:fs"
 import * as NodeFs from "node:fs/promises"
 import * as NodeOs from "node:os"
 import { join } from "node:path"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
 import * as OwnedFiles from "../process/OwnedFiles.ts"
+import * as ProcessCapabilities from "../process/ProcessCapabilities.ts"
 import { ProcessError } from "../process/ProcessError.ts"
 import { ProcessHost } from "../process/ProcessHost.ts"
 import { ProcessSpawner } from "../process/ProcessSpawner.ts"
@@ -330,6 +332,8 @@ export const layer: Layer.Layer<
         cpu: describeCpu(cpuinfo),
         kernel: NodeOs.release(),
         uid,
+        passesCapabilities: uid !== 0 &&
+          ProcessCapabilities.parse(readFileSync("/proc/self/status", "utf8")).ambient !== 0n,
         ...(jailer !== undefined && { jailer })
       }
     })

@@ -35,7 +35,10 @@ import { Routes } from "./Routes.ts"
 export interface Options {
   /** What the machine may reach. Without any it reaches nothing, and only answers what comes back. */
   readonly allow: ReadonlyArray<EgressRule.EgressRule>
-  /** Who opens the TAP: the user that the monitor runs as. Default 65534, nobody, as the backends have it when we are root and no user was asked for. */
+  /**
+   * Who opens the TAP: the user that the monitor runs as. Default 65534, nobody, as the backends have it when we are root and no user
+   * was asked for; by `NodeMachineNetworks`, we ourselves when we are not.
+   */
   readonly user?: number | undefined
   /** Default: that of the interface that leads out. */
   readonly mtu?: number | undefined

@@ -10,6 +10,7 @@ import * as Option from "effect/Option"
 import * as NodeFs from "node:fs"
 import * as NodePath from "node:path"
 import * as OwnedFiles from "../process/OwnedFiles.ts"
+import * as ProcessCapabilities from "../process/ProcessCapabilities.ts"
 import { ProcessHost } from "../process/ProcessHost.ts"
 import { HostCommands } from "./HostCommands.ts"
 import {
@@ -231,7 +232,7 @@ const make = Effect.gen(function*() {
       const advice = yield* known(ipv6 === undefined ? [] : [acceptRa(ipv6)])
       return {
         uid: process.geteuid?.() ?? 0,
-        capabilities: BigInt(`0x${/^CapEff:\s*([0-9a-f]+)/m.exec(text("/proc/self/status"))?.[1] ?? "0"}`),
+        capabilities: ProcessCapabilities.parse(text("/proc/self/status")).effective,
         programs: found.programs,
         tun: accessOf("/dev/net/tun"),
         kvm: accessOf("/dev/kvm"),

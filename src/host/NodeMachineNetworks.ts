@@ -8,6 +8,7 @@ import * as Effect from "effect/Effect"
 import type * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
 import * as NodeFs from "node:fs"
+import * as ProcessCapabilities from "../process/ProcessCapabilities.ts"
 import * as Addresses from "./Addresses.ts"
 import * as DnsRelay from "./DnsRelay.ts"
 import * as Firewall from "./Firewall.ts"
@@ -20,8 +21,8 @@ import * as Routes from "./Routes.ts"
 
 /** CAP_NET_ADMIN is bit 12 of a process' capabilities (capabilities(7), proc_pid_status(5)). */
 const mayAdminister: Effect.Effect<void, HostError.HostError> = Effect.suspend(() => {
-  const [, effective = "0"] = /^CapEff:\s*([0-9a-f]+)$/m.exec(NodeFs.readFileSync("/proc/self/status", "utf8")) ?? []
-  return (BigInt(`0x${effective}`) >> 12n & 1n) === 1n ? Effect.void : HostError.fail(
+  const { effective } = ProcessCapabilities.parse(NodeFs.readFileSync("/proc/self/status", "utf8"))
+  return (effective >> 12n & 1n) === 1n ? Effect.void : HostError.fail(
     new HostError.Unavailable({
       what: "a network for a machine",
       why: "making links and rules takes CAP_NET_ADMIN",
@@ -29,6 +30,15 @@ const mayAdminister: Effect.Effect<void, HostError.HostError> = Effect.suspend((
     })
   )
 })
+
+/**
+ * A monitor that is started by who is not root is that user, and has no capability by which it could open a TAP that is somebody
+ * else's (tun_not_capable() in drivers/net/tun.c).
+ */
+const ownUser = (): number | undefined => {
+  const uid = process.geteuid?.() ?? 0
+  return uid === 0 ? undefined : uid
+}
 
 /**
  * The network namespace that we are in (namespaces(7)).
@@ -71,7 +81,8 @@ export const layer = (
     MachineNetworks.MachineNetworks.use(({ attach, ...service }) =>
       Effect.succeed({
         ...service,
-        attach: (entry, wanted) => Effect.andThen(mayAdminister, attach(entry, wanted))
+        attach: (entry, wanted) =>
+          Effect.andThen(mayAdminister, attach(entry, { ...wanted, user: wanted.user ?? ownUser() }))
       })
     )
   ).pipe(

@@ -8,6 +8,7 @@ import * as GuestNetwork from "../microvm/GuestNetwork.ts"
 import type { MachineSpec } from "../microvm/MachineSpec.ts"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
 import type * as Snapshot from "../microvm/Snapshot.ts"
+import * as ProcessCapabilities from "../process/ProcessCapabilities.ts"
 import { noInterface } from "./internal/tapFault.ts"
 import { type Architecture, formatVersion, isAtLeast, type Setup, type User, type Version } from "./QemuHost.ts"
 
@@ -181,7 +182,7 @@ const wrapper = ({ netns, opened, setup: { tunIsClosed = false, user }, taps }: 
       "sh",
       ...opened.map(({ path }) => path)
     ]),
-    ...(user._tag === "Own" ? [] : [
+    ...(user._tag === "Own" ? user.dropsCapabilities === true ? ProcessCapabilities.without : [] : [
       "setpriv",
       "--pdeathsig=KILL",
       `--reuid=${user.uid}`,
@@ -299,7 +300,7 @@ export const opensMemoryReadOnly = (version: Version): boolean => isAtLeast(vers
 
 const describeUser = (user: User): string =>
   user._tag === "Own"
-    ? `runs as ourselves (${user.why})`
+    ? `runs as ourselves (${user.why})${user.dropsCapabilities === true ? ", without our capabilities" : ""}`
     : `runs as uid ${user.uid}, gid ${user.gid}${user.groups.length === 0 ? "" : `, groups ${user.groups.join(", ")}`}`
 
 /**

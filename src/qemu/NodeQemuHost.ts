@@ -6,10 +6,12 @@
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as ChildProcess from "effect/process/ChildProcess"
+import { readFileSync } from "node:fs"
 import * as NodeFs from "node:fs/promises"
 import * as NodeOs from "node:os"
 import * as ExitStatus from "../lifecycle/ExitStatus.ts"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
+import * as ProcessCapabilities from "../process/ProcessCapabilities.ts"
 import type { ProcessError } from "../process/ProcessError.ts"
 import { ProcessSpawner } from "../process/ProcessSpawner.ts"
 import { SupervisorGuard } from "../process/SupervisorGuard.ts"
@@ -151,15 +153,16 @@ export const layerWith = ({ versions }: Options): Layer.Layer<QemuHost, never, P
           Effect.timeoutOrElse({ duration: "10 seconds", orElse: () => Effect.succeed(false) }),
           Effect.orElseSucceed(() => false)
         )
+        const passesCapabilities = ProcessCapabilities.parse(readFileSync("/proc/self/status", "utf8")).ambient !== 0n
         const { cpuinfo, ...seen } = yield* Effect.all({
           version,
-          setpriv: uid === 0 ? setpriv : Effect.succeed(false),
+          setpriv: uid === 0 || passesCapabilities ? setpriv : Effect.succeed(false),
           kvm: Effect.promise(() => lookAtKvm(architecture)),
           tunIsClosed: Effect.promise(isTunClosed),
           cpuinfo: Effect.promise(() => NodeFs.readFile("/proc/cpuinfo", "utf8"))
         }, { concurrency: "unbounded" })
         const cpu = describeCpu(cpuinfo, seen.kvm, NodeOs.release())
-        return { binary, architecture, uid, ...seen, cpu, path: searched }
+        return { binary, architecture, uid, passesCapabilities, ...seen, cpu, path: searched }
       })
       return QemuHost.of({
         observe,

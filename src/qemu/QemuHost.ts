@@ -56,8 +56,10 @@ export interface Observations {
   readonly cpu: string
   /** Our own effective user id. */
   readonly uid: number
-  /** Is setpriv(1) of util-linux there? Looked for only when we are root. */
+  /** Is setpriv(1) of util-linux there? Looked for only when we have rights that QEMU is not to have. */
   readonly setpriv: boolean
+  /** Do the programs that we start keep capabilities of ours (`ProcessCapabilities.ambient`)? Default false. */
+  readonly passesCapabilities?: boolean | undefined
   /** May only root open `/dev/net/tun`? udev has it otherwise. Default false. */
   readonly tunIsClosed?: boolean | undefined
   /** Our PATH, for the programs that are started. */
@@ -160,13 +162,14 @@ export class QemuHost extends Context.Service<QemuHost, {
 }>()("effect-microvm-runtime/qemu/QemuHost") {}
 
 /**
- * The user QEMU runs as. `Unprivileged` is taken on by setpriv(1) before QEMU's first instruction.
+ * The user QEMU runs as. `Unprivileged` is taken on by setpriv(1) before QEMU's first instruction, and so are capabilities of ours
+ * given up that QEMU would have with our own user (`dropsCapabilities`, default false).
  *
  * @category models
  * @since 0.1.0
  */
 export type User =
-  | { readonly _tag: "Own"; readonly why: string }
+  | { readonly _tag: "Own"; readonly why: string; readonly dropsCapabilities?: boolean }
   | {
     readonly _tag: "Unprivileged"
     readonly uid: number
@@ -250,8 +253,12 @@ const groupsForKvm = ({ gid, mode }: { readonly gid: number; readonly mode: numb
   return (mode & 0o060) === 0o060 && gid !== 0 ? [gid] : undefined
 }
 
-const chooseUser = ({ kvm, setpriv, uid }: Observations, accelerator: "kvm" | "tcg", options: Options): User => {
-  if (uid !== 0) return { _tag: "Own", why: `uid ${uid}` }
+const chooseUser = (
+  { kvm, passesCapabilities = false, setpriv, uid }: Observations,
+  accelerator: "kvm" | "tcg",
+  options: Options
+): User => {
+  if (uid !== 0) return { _tag: "Own", why: `uid ${uid}`, ...(passesCapabilities && { dropsCapabilities: true }) }
   if (options.user === "keep") return { _tag: "Own", why: "root, as asked for" }
   if (!setpriv) return { _tag: "Own", why: "root: setpriv(1) of util-linux is missing" }
   const groups = accelerator === "kvm" && kvm._tag === "Usable" ? groupsForKvm(kvm) : []
@@ -261,7 +268,8 @@ const chooseUser = ({ kvm, setpriv, uid }: Observations, accelerator: "kvm" | "t
 }
 
 /**
- * Decides. Fails with `BackendUnavailable` when QEMU is too old, or KVM was asked for and is not usable.
+ * Decides. Fails with `BackendUnavailable` when QEMU is too old, KVM was asked for and is not usable, or QEMU would keep rights that
+ * are ours and not root's.
  *
  * ```ts import.meta.vitest
  * import { QemuHost } from "effect-microvm-runtime/qemu"
@@ -298,6 +306,9 @@ export const choose = (
   }
   if (wanted === "kvm" && kvm._tag === "Unusable") {
     return Result.fail(unavailable(`KVM was asked for, but ${kvm.why}`, kvm.remedy))
+  }
+  if (observations.uid !== 0 && observations.passesCapabilities === true && !observations.setpriv) {
+    return Result.fail(unavailable("it would keep our capabilities", "install util-linux, for its setpriv(1)"))
   }
   const found = kvm._tag === "Usable"
     ? { accelerator: "kvm", because: "KVM is usable" } as const

@@ -145,6 +145,13 @@ describe("diagnose", () => {
       /no vmx\n.*turn it on/
     ],
     ["setpriv, as root", { observed: { uid: 0, setpriv: false } }, true, ["kvm", "privileges"], /install util-linux/],
+    [
+      "setpriv, with capabilities",
+      { observed: { setpriv: false, passesCapabilities: true } },
+      false,
+      ["qemu"],
+      /util-linux/
+    ],
     ["cgroups", { cgroups: false }, true, ["kvm", "cgroup"], /Delegate=yes/],
     ["room for a golden machine", { memory: false }, true, ["kvm", "warm start"], /there is no room\n.*boots/],
     ["an image, with apt", { images: Effect.succeed([]) }, true, ["kvm"], /not built yet; the first run/],

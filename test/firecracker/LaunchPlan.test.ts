@@ -110,6 +110,20 @@ describe("a machine that boots", () => {
     assert.isUndefined(made.load)
   })
 
+  it("has none of the capabilities that we pass on", () => {
+    const { argv } = plan({ setup: { ...setup, passesCapabilities: true }, options: { netns: "/run/netns/a" } })
+    assert.deepStrictEqual(argv.slice(0, 8), [
+      "nsenter",
+      "--net=/run/netns/a",
+      "--",
+      "setpriv",
+      "--inh-caps=-all",
+      "--ambient-caps=-all",
+      "--no-new-privs",
+      "/bin/firecracker"
+    ])
+  })
+
   it("has no vsock without channels, and only what it is given", () => {
     const { config, entries } = plan({ spec: { channels: [] }, options: { pci: false } })
     assert.deepStrictEqual(Object.keys(config), ["machine", "bootSource"])

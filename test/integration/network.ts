@@ -16,6 +16,8 @@ export const noNetns: string | undefined = process.geteuid?.() !== 0
 export interface Netns {
   readonly path: string
   readonly ip: (...batch: ReadonlyArray<string>) => Effect.Effect<string>
+  /** Has it pass on packets of IPv4. */
+  readonly forward: Effect.Effect<void>
   /** A server that answers each connection with the address of the peer. */
   readonly serve: Effect.Effect<void>
 }
@@ -41,6 +43,9 @@ export const makeNetns = Effect.gen(function*() {
       })
   )
   yield* ip("link set lo up")
+  const forward = Effect.promise(async () => {
+    await run("ip", ["netns", "exec", name, "sysctl", "-qw", "net.ipv4.ip_forward=1"])
+  })
   const serve = Effect.callback<void>((resume) => {
     const program = `require("net").createServer((s) => { s.on("error", () => {}); s.end(s.remoteAddress) })` +
       `.listen(7, "::", () => console.log("up"))`
@@ -51,7 +56,7 @@ export const makeNetns = Effect.gen(function*() {
     server.stdout.once("data", () => resume(Effect.void))
     server.once("exit", (code) => resume(Effect.die(new Error(`the server ended with ${code}`))))
   })
-  return { path, ip, serve } satisfies Netns
+  return { path, ip, forward, serve } satisfies Netns
 })
 
 /** A TAP device as a host makes it for a machine: routed, with an address of its own and none in between. */

@@ -178,6 +178,24 @@ console=ttyS0 reboot=t panic=-1 quiet cryptomgr.notests hostname=web microvm.hos
     assert.deepStrictEqual(files, [{ field: "kernel", path: "/k" }, { field: "initramfs", path: "/i" }])
   })
 
+  it("has none of the capabilities that we pass on, though it is started as ourselves", () => {
+    const user = { ...own.user, dropsCapabilities: true }
+    const networks = [{ tap: "web-0", mac: "02:00:00:00:00:01", address: "10.0.0.1/31", gateway: "10.0.0.0" }]
+    const { argv, description } = plan({ ...own, user }, { networks })
+    assert.deepStrictEqual(argv.slice(0, 9).with(2, "…"), [
+      "/bin/sh",
+      "-c",
+      "…",
+      "sh",
+      "setpriv",
+      "--inh-caps=-all",
+      "--ambient-caps=-all",
+      "--no-new-privs",
+      "qemu-system-x86_64"
+    ])
+    assert.include(description.join("\n"), "without our capabilities")
+  })
+
   it("takes a kernel without an initramfs, as root", () => {
     const { argv, fds } = plan(unprivileged)
     assert.deepStrictEqual(argv.slice(0, 6), [

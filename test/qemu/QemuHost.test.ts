@@ -52,6 +52,11 @@ describe("the user", () => {
   for (
     const [what, observations, options, expected] of [
       ["is our own when that is an ordinary one", {}, {}, { _tag: "Own", why: "uid 1000" }],
+      ["has none of the capabilities that we pass on", { passesCapabilities: true }, {}, {
+        _tag: "Own",
+        why: "uid 1000",
+        dropsCapabilities: true
+      }],
       ["has no rights when we are root", { uid: 0 }, {}, { ...nobody, groups: [] }],
       ["is root when that is asked for", { uid: 0 }, { user: "keep" }, { _tag: "Own", why: "root, as asked for" }],
       ["may open a /dev/kvm for all", { uid: 0, kvm: kvm(0o666, 0) }, {}, { ...nobody, groups: [] }],
@@ -64,6 +69,11 @@ describe("the user", () => {
   ) {
     it(what, () => assert.deepStrictEqual(choose(observations, options).user, expected))
   }
+
+  it("would keep capabilities of ours where nothing takes them, so there is no machine", () => {
+    assert.include(refusal({ passesCapabilities: true, setpriv: false }), "keep our capabilities: install util-linux")
+    assert.isUndefined(refusal({ passesCapabilities: true, setpriv: false, uid: 0 }))
+  })
 
   it("stays root, and says why, when root is needed", () => {
     for (

@@ -1,4 +1,4 @@
-/** A machine of QEMU on a TAP that root has made once, launched by a user without any rights. */
+/** Machines of QEMU that a user launches: without any rights on a TAP that root has made once, and with some of root's on one that is his. */
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { afterAll, assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -52,8 +52,31 @@ const open = (from: string, name: string): string => {
 }
 
 /** Some hosts let nobody else open the device: then it is another one, seen by the program alone. */
-const asUser = `mknod "$1" c 10 200 && chmod 666 "$1" && mount --bind "$1" /dev/net/tun && shift && ` +
-  `exec setpriv --reuid=${uid} --regid=${uid} --clear-groups --no-new-privs --bounding-set=-all "$@"`
+const asUser = (rights: string) =>
+  `mknod "$1" c 10 200 && chmod 666 "$1" && mount --bind "$1" /dev/net/tun && shift && ` +
+  `exec setpriv --reuid=${uid} --regid=${uid} --clear-groups ${rights} "$@"`
+
+/** What the program says, run with such rights in that network namespace. */
+const runAs = Effect.fnUntraced(function*(name: string, rights: string, path: string, tap: ReadonlyArray<string>) {
+  const { initramfs, kernel } = yield* ImageStore.use((images) => images.ensure()).pipe(
+    Effect.provide(NodeImageStore.layer.pipe(Layer.provide(NodeServices.layer)))
+  )
+  const args = [own(`${name}-state`), open(kernel, "kernel"), open(initramfs ?? "", "initramfs"), ...tap]
+  const tun = join(directory, `${name}-tun`)
+  const enter = ["unshare", "--mount", "sh", "-c", asUser(rights), "sh", tun, process.execPath, program, ...args]
+  const { stdout } = yield* Effect.promise(() =>
+    promisify(execFile)("nsenter", [`--net=${path}`, ...enter], {
+      env: { PATH: process.env["PATH"], HOME: own(`${name}-home`), TMPDIR: own(`${name}-tmp`) },
+      timeout: 90_000,
+      cwd: "/"
+    })
+  )
+  const answer: unknown = JSON.parse(stdout)
+  return answer
+})
+
+const none = "0000000000000000"
+const powerless = { CapInh: none, CapPrm: none, CapEff: none, CapAmb: none, NoNewPrivs: "1" }
 
 /** What does not change by being used. */
 const settings = (text: string): string => text.replace(/<[^>]*>|state \w+|vnet_hdr \w+/g, "")
@@ -69,23 +92,36 @@ describe.skipIf(noNetns !== undefined)("a TAP of the caller", () => {
       )
       const look = netns.ip("-d link show dev mine", "addr show dev mine scope global")
       const before = yield* look
-      const { initramfs, kernel } = yield* ImageStore.use((images) => images.ensure()).pipe(
-        Effect.provide(NodeImageStore.layer.pipe(Layer.provide(NodeServices.layer)))
-      )
-      const args = [own("state"), open(kernel, "kernel"), open(initramfs ?? "", "initramfs"), "mine"]
-      const enter = ["unshare", "--mount", "sh", "-c", asUser, "sh", join(directory, "tun"), process.execPath]
-      const { stdout } = yield* Effect.promise(() =>
-        promisify(execFile)("nsenter", [`--net=${netns.path}`, ...enter, program, ...args], {
-          env: { PATH: process.env["PATH"], HOME: own("home"), TMPDIR: own("tmp") },
-          timeout: 90_000,
-          cwd: "/"
-        })
-      )
-      const answer: unknown = JSON.parse(stdout)
-      assert.deepStrictEqual(answer, { uid, kinds: [], seen: "1400" })
+      const answer = yield* runAs("none", "--no-new-privs --bounding-set=-all", netns.path, ["mine"])
+      assert.deepStrictEqual(answer, { uid, kinds: [], seen: "1400", monitor: powerless })
       // It is there still, with all that its maker gave it. QEMU has turned `vnet_hdr` on.
       assert.strictEqual(settings(yield* look), settings(before))
     }).pipe(Effect.scoped), 120_000)
+
+  it.live.skipIf(unreadable)(
+    "is made by a user who may set up networks, and whose monitor may not",
+    () =>
+      Effect.gen(function*() {
+        const netns = yield* makeNetns
+        yield* netns.ip(
+          "link add up0 mtu 1400 type veth peer name far0",
+          "addr add 192.168.77.1/24 dev up0",
+          "link set dev up0 up",
+          "route add default via 192.168.77.2"
+        )
+        yield* netns.forward
+        const rights = "--inh-caps=+net_admin,+net_bind_service --ambient-caps=+net_admin,+net_bind_service"
+        const answer = yield* runAs("some", rights, netns.path, [])
+        assert.deepStrictEqual(answer, {
+          uid,
+          kinds: ["addresses", "rules", "link"],
+          seen: "1400",
+          monitor: powerless
+        })
+        assert.notInclude(yield* netns.ip("-oneline link show"), " mv")
+      }).pipe(Effect.scoped),
+    120_000
+  )
 
   it.live("is refused when nothing could come by it", () =>
     Effect.gen(function*() {
