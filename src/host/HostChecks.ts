@@ -45,7 +45,7 @@ export interface Wanted {
   readonly stateDirectory: string
 }
 
-type Judgement = Omit<Check, "name" | "level" | "why">
+type Judgement = Omit<Check, "name" | "level" | "why"> & Partial<Pick<Check, "level">>
 
 const good = (found: string): Judgement => ({ ok: true, found })
 const bad = (found: string, remedy?: string, fix?: Fix): Judgement => ({
@@ -93,14 +93,20 @@ const forwarding = (facts: Facts, family: "ipv4" | "ipv6"): Judgement => {
   return bad("off", `${advice}${sysctl(setting, 1)}`, Fix.Forward({ family, egress }))
 }
 
-const egress = ({ egress: { ipv4, ipv6 } }: Facts): Judgement => {
+const egress = ({ egress: { ipv4, ipv6 }, networks }: Facts): Judgement => {
   const found = [
     ...(ipv4 === undefined ? [] : [`IPv4 by ${ipv4}`]),
     ...(ipv6 === undefined ? [] : [`IPv6 by ${ipv6}`])
   ]
-  return found.length > 0
-    ? good(found.join(", "))
-    : bad("this host has no default route", "ip route add default via ROUTER dev DEVICE")
+  if (found.length > 0) return good(found.join(", "))
+  const lacking = bad("this host has no default route", "ip route add default via ROUTER dev DEVICE")
+  const near = networks.filter(({ device }) => device !== "lo" && !device.startsWith(LINKS))
+  return near.length === 0 ? lacking : {
+    ...lacking,
+    // It does for machines whose rules name no more than that.
+    level: "advisory",
+    found: `${lacking.found}, only routes to ${near.map(({ cidr, device }) => `${cidr} by ${device}`).join(", ")}`
+  }
 }
 
 const forwardDrops = ({ forwardDrops: found }: Facts): Judgement => {

@@ -40,7 +40,7 @@ export interface Options {
    * was asked for; by `NodeMachineNetworks`, we ourselves when we are not.
    */
   readonly user?: number | undefined
-  /** Default: that of the interface that leads out. */
+  /** Default: that of the interface that leads out, which is the default route's, or where there is none, that to what is allowed. */
   readonly mtu?: number | undefined
   /**
    * Default `Routed`: no machine shares a link with another. Machines that are ports of a bridge are the business of `Links`
@@ -180,13 +180,22 @@ const make = Effect.fnUntraced(function*(settings: Settings) {
   return MachineNetworks.of({
     attach: Effect.fn("MachineNetworks.attach")(function*(entry, options) {
       const { allow, topology, user = 65_534 } = options
-      const seen = yield* routes.facts
+      const towards = allow.flatMap(({ target }) => target._tag === "Network" ? [target.cidr] : [])
+      const seen = yield* routes.facts(towards)
       const { ipv6 } = seen
+      const has6 = Option.isSome(ipv6.egress) && (ipv6.forwarding || settings.forwarding === "enable")
+      const only6 = has6 && allow.length > 0 && towards.length === allow.length &&
+        towards.every((one) => one.family === 6)
       const facts = yield* routes.prepare({
         seen,
+        towards,
         forwarding: settings.forwarding ?? "check",
-        // A host without IPv6 of its own, or one that does not pass it on, is no reason to do without a network.
-        families: Option.isSome(ipv6.egress) && (ipv6.forwarding || settings.forwarding === "enable") ? [4, 6] : [4]
+        // A host without IPv6 of its own, or one that does not pass it on, is no reason to do without a network; and one without IPv4
+        // is none for a machine that is to reach nothing by it.
+        families: [
+          ...(only6 && Option.isNone(seen.ipv4.egress) ? [] : [4 as const]),
+          ...(has6 ? [6 as const] : [])
+        ]
       })
       const mtu = options.mtu ?? facts.mtu
       yield* entry.update({

@@ -1,6 +1,6 @@
 /**
  * The way out of this host for the packets of machines: by which interface, how large they may be, and does the host forward
- * them at all?
+ * them at all? That is its default route; a host without one may still lead to where its machines are to get.
  *
  * @since 0.1.0
  */
@@ -13,6 +13,7 @@ import * as Schema from "effect/Schema"
 import * as Cidr from "./Cidr.ts"
 import { HostCommands } from "./HostCommands.ts"
 import * as HostError from "./HostError.ts"
+import { LINKS } from "./internal/forwardRules.ts"
 import * as IpJson from "./internal/ipJson.ts"
 import { acceptRa, variable } from "./internal/settingNames.ts"
 import { KernelSettings } from "./KernelSettings.ts"
@@ -21,7 +22,7 @@ import { KernelSettings } from "./KernelSettings.ts"
  * The way out for one family.
  *
  * - `dev`: the interface.
- * - `mtu`: in bytes, that of the route where it has one, else the interface's.
+ * - `mtu`: in bytes, that of the route where it has one, else the interface's; the least, where there are several ways.
  * - `gateway`: absent where all the world is on the link.
  * - `source`: the host's own address there.
  *
@@ -62,6 +63,7 @@ export interface Facts {
  * - `forwarding`: `"check"` refuses a host that does not forward, and says what to type. `"enable"` switches it on, and it stays
  *   on: others may have come to rely on it.
  * - `families`: those that are needed. Default all that have a way out, and at least one.
+ * - `towards`: as for `facts`.
  * - `seen`: `facts` of a moment ago. Default: it is looked now.
  *
  * @category options
@@ -70,6 +72,7 @@ export interface Facts {
 export interface Options {
   readonly forwarding: "check" | "enable"
   readonly families?: ReadonlyArray<Cidr.Family> | undefined
+  readonly towards?: ReadonlyArray<Cidr.Cidr> | undefined
   readonly seen?: Facts | undefined
 }
 
@@ -78,8 +81,11 @@ export interface Options {
  * @since 0.1.0
  */
 export class Routes extends Context.Service<Routes, {
-  /** How it is. Nothing is changed. */
-  readonly facts: Effect.Effect<Facts, HostError.HostError>
+  /**
+   * How it is. Nothing is changed. Where there is no default route, the ways out are those to the networks that are `towards`, or
+   * to a part of them. Default none.
+   */
+  readonly facts: (towards?: ReadonlyArray<Cidr.Cidr>) => Effect.Effect<Facts, HostError.HostError>
   /**
    * Sees to it that packets can leave. Fails with `Unavailable` when there is no route for a family that is needed, or the host
    * does not forward it and is not to be told to.
@@ -100,7 +106,7 @@ const forwardingOf = { 4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwardin
 
 const usualMtu = 1_500
 
-const RouteGet = Schema.Struct({
+const Route = Schema.Struct({
   ...IpJson.Route.fields,
   metrics: Schema.optionalKey(Schema.Array(Schema.Struct({ mtu: Schema.optionalKey(Schema.Int) })))
 })
@@ -108,25 +114,61 @@ const RouteGet = Schema.Struct({
 const address = (text: string | undefined): Cidr.Address | undefined =>
   text === undefined ? undefined : Result.getOrUndefined(Cidr.parseAddress(text))
 
-const findEgress = Effect.fnUntraced(function*(family: Cidr.Family) {
+const leadsOut = ({ dev, type = "unicast" }: typeof Route.Type): boolean =>
+  dev !== undefined && dev !== "lo" && !dev.startsWith(LINKS) && type === "unicast"
+
+/** Each interface has such a route, by which nobody gets anywhere else. */
+const linkLocal = Cidr.network({ family: 6, value: 0xfe80n << 112n }, 10)
+
+/** Where a route leads to: `10.0.0.0/8`, or a single address. A default route is not one of these. */
+const destination = ({ dst = "default" }: typeof Route.Type): Cidr.Cidr | undefined => {
+  const cidr = dst.includes("/") ? Result.getOrUndefined(Cidr.parse(dst)) : undefined
+  const single = address(dst)
+  return cidr ?? (single === undefined ? undefined : Cidr.network(single, single.family === 4 ? 32 : 128))
+}
+
+/** The route to each of the networks: the closest that leads to all of it, or any that leads to a part. */
+const choose = (routes: ReadonlyArray<typeof Route.Type>, towards: ReadonlyArray<Cidr.Cidr>) => {
+  const known = routes.filter(leadsOut).flatMap((route) => {
+    const where = destination(route)
+    return where === undefined || Cidr.contains(linkLocal, where) ? [] : [{ route, where }]
+  }).toSorted((one, other) => other.where.prefix - one.where.prefix)
+  return towards.flatMap((network) => {
+    const whole = known.find(({ where }) => Cidr.contains(where, network))
+    const found = whole ?? known.find(({ where }) => Cidr.contains(network, where))
+    return found === undefined ? [] : [found.route]
+  })
+}
+
+const findEgress = Effect.fnUntraced(function*(family: Cidr.Family, towards: ReadonlyArray<Cidr.Cidr>) {
   const what = `to look for the way out by IPv${family}`
-  const routes = yield* IpJson.list(RouteGet, ["route", "get", farAway[family]], what).pipe(
+  const far = yield* IpJson.list(Route, ["route", "get", farAway[family]], what).pipe(
     // The kernel's answer where it has no route, or one that says no.
     Effect.catchIf(
       ({ reason }) => reason._tag === "CommandFailed" && reason.stderr.includes("RTNETLINK answers:"),
       () => Effect.succeed([])
     )
   )
-  const route = routes[0]
-  const dev = route?.dev
-  if (route === undefined || dev === undefined || dev === "lo") return Option.none<Egress>()
-  const ownMtu = route.metrics?.find(({ mtu }) => mtu !== undefined)?.mtu
-  const [link] = ownMtu === undefined ? yield* IpJson.list(IpJson.Link, ["link", "show", "dev", dev], what) : []
-  const gateway = address(route.gateway)
-  const source = address(route.prefsrc)
+  const out = far.find(leadsOut)
+  const near = towards.filter((network) => network.family === family)
+  const ways = out !== undefined
+    ? [out]
+    : near.length === 0
+    ? []
+    : choose(yield* IpJson.list(Route, [`-${family}`, "route", "show", "table", "all"], what), near)
+  const mtus = yield* Effect.forEach(ways, ({ dev = "", metrics = [] }) => {
+    const own = metrics.find(({ mtu }) => mtu !== undefined)?.mtu
+    return own === undefined
+      ? Effect.map(IpJson.list(IpJson.Link, ["link", "show", "dev", dev], what), ([link]) => link?.mtu ?? usualMtu)
+      : Effect.succeed(own)
+  })
+  const [first] = ways
+  if (first === undefined) return Option.none<Egress>()
+  const gateway = address(first.gateway)
+  const source = address(first.prefsrc)
   return Option.some<Egress>({
-    dev,
-    mtu: ownMtu ?? link?.mtu ?? usualMtu,
+    dev: first.dev ?? "",
+    mtu: Math.min(...mtus),
     ...(gateway === undefined ? {} : { gateway }),
     ...(source === undefined ? {} : { source })
   })
@@ -136,19 +178,17 @@ const make = Effect.gen(function*() {
   const commands = yield* HostCommands
   const settings = yield* KernelSettings
 
-  const way = Effect.fnUntraced(function*(family: Cidr.Family) {
+  const way = Effect.fnUntraced(function*(family: Cidr.Family, towards: ReadonlyArray<Cidr.Cidr>) {
     const forwarding = yield* settings.read(forwardingOf[family])
-    const egress = Option.isNone(forwarding) ? Option.none<Egress>() : yield* findEgress(family)
+    const egress = Option.isNone(forwarding) ? Option.none<Egress>() : yield* findEgress(family, towards)
     return { egress, forwarding: Option.contains(forwarding, "1") }
   }, Effect.provideService(HostCommands, commands))
 
-  const facts: Effect.Effect<Facts, HostError.HostError> = Effect.map(
-    Effect.all([way(4), way(6)], { concurrency: 2 }),
-    ([ipv4, ipv6]) => {
-      const mtus = [ipv4, ipv6].flatMap(({ egress }) => Option.isSome(egress) ? [egress.value.mtu] : [])
-      return { ipv4, ipv6, mtu: mtus.length === 0 ? usualMtu : Math.min(...mtus) }
-    }
-  )
+  const facts = Effect.fn("Routes.facts")(function*(towards: ReadonlyArray<Cidr.Cidr> = []) {
+    const [ipv4, ipv6] = yield* Effect.all([way(4, towards), way(6, towards)], { concurrency: 2 })
+    const mtus = [ipv4, ipv6].flatMap(({ egress }) => Option.isSome(egress) ? [egress.value.mtu] : [])
+    return { ipv4, ipv6, mtu: mtus.length === 0 ? usualMtu : Math.min(...mtus) }
+  })
 
   /** The settings that make the host forward, in the order in which they have to be made. */
   const missing = Effect.fnUntraced(function*(family: Cidr.Family, { egress, forwarding }: Way) {
@@ -162,18 +202,19 @@ const make = Effect.gen(function*() {
   })
 
   return Routes.of({
-    facts: facts.pipe(Effect.withSpan("Routes.facts")),
-    prepare: Effect.fn("Routes.prepare")(function*({ families, forwarding, seen }) {
-      const found = seen ?? (yield* facts)
+    facts,
+    prepare: Effect.fn("Routes.prepare")(function*({ families, forwarding, seen, towards = [] }) {
+      const found = seen ?? (yield* facts(towards))
       const ways = [[4, found.ipv4], [6, found.ipv6]] as const
       const wanted = ways.filter(([family, { egress }]) => families?.includes(family) ?? Option.isSome(egress))
       const lacking = wanted.find(([, { egress }]) => Option.isNone(egress))?.[0] ??
         (wanted.length === 0 ? 4 : undefined)
       if (lacking !== undefined) {
+        const places = [farAway[lacking], ...towards.filter(({ family }) => family === lacking).map(Cidr.format)]
         return yield* HostError.fail(
           new HostError.Unavailable({
             what: `a way out by IPv${lacking}`,
-            why: `this host has no route to ${farAway[lacking]}`,
+            why: `this host has no route to ${places.join(" or ")}`,
             remedy: `ip -${lacking} route add default via GATEWAY dev INTERFACE`
           })
         )
@@ -191,7 +232,7 @@ const make = Effect.gen(function*() {
         )
       }
       yield* Effect.forEach(changes, ([setting, value]) => settings.write([setting], value), { discard: true })
-      return yield* facts
+      return yield* facts(towards)
     })
   })
 })

@@ -71,7 +71,10 @@ describe("checks of a host", () => {
       HostFacts.Fix.Forward({ family: "ipv6", egress: "eth0" })
     ],
     ["IPv6 forwarding", setting("net/ipv6/conf/all/forwarding", undefined), undefined],
-    ["egress", { egress: { ipv4: undefined, ipv6: undefined } }, "ip route add default via ROUTER dev DEVICE"],
+    ["egress", {
+      egress: { ipv4: undefined, ipv6: undefined },
+      networks: [{ device: "mv1a2b-1", cidr: "172.30.0.2/31" }]
+    }, "ip route add default via ROUTER dev DEVICE"],
     [
       "other firewalls",
       { forwardDrops: [{ family: "ip", table: "filter", chain: "FORWARD" }] },
@@ -172,6 +175,14 @@ describe("checks of a host", () => {
       "other firewalls",
       "addresses"
     ])
+  })
+
+  it("do with routes to somewhere, and tell where, for what machines may reach can be there", () => {
+    const networks = [{ device: "up0", cidr: "10.0.0.0/8" }]
+    const checks = evaluate({ egress: { ipv4: undefined, ipv6: undefined }, networks }, { network: true })
+    const egress = checks.find(({ name }) => name === "egress")
+    assert.deepInclude(egress, { ok: false, level: "advisory", remedy: "ip route add default via ROUTER dev DEVICE" })
+    assert.include(egress?.found, "only routes to 10.0.0.0/8 by up0")
   })
 
   it("do with a state directory that can be made", () => {

@@ -80,7 +80,7 @@ const world = () => {
         })
     }),
     Layer.mock(Routes.Routes, {
-      facts: Effect.succeed({ ipv4: way, ipv6: way, mtu: 1500 }),
+      facts: () => Effect.succeed({ ipv4: way, ipv6: way, mtu: 1500 }),
       prepare: ({ seen }) => seen === undefined ? Effect.die("what was seen is looked for again") : Effect.succeed(seen)
     })
   )

@@ -2,12 +2,16 @@ import { describe, expect, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
-import { HostCommands, HostError, KernelSettings, Routes } from "../../src/host/index.ts"
+import * as Result from "effect/Result"
+import { Cidr, HostCommands, HostError, KernelSettings, Routes } from "../../src/host/index.ts"
 
 interface Host {
   readonly route4?: unknown
   readonly route6?: unknown
   readonly mtu?: number
+  /** What is listed of a family. */
+  readonly listed?: Readonly<Record<string, ReadonlyArray<unknown>>>
+  readonly mtus?: Readonly<Record<string, number>>
   readonly settings: Readonly<Record<string, string>>
 }
 
@@ -23,14 +27,24 @@ const unreachable = HostError.fail(
 const on = (host: Host) => {
   const values = new Map(Object.entries(host.settings))
   const commands = HostCommands.layerScripted(({ args }) => {
-    if (args.includes("link")) return Effect.succeed(JSON.stringify([{ ifname: args.at(-1), mtu: host.mtu ?? 1_500 }]))
+    if (args.includes("link")) {
+      return Effect.succeed(
+        JSON.stringify([{ ifname: args.at(-1), mtu: host.mtus?.[args.at(-1) ?? ""] ?? host.mtu ?? 1_500 }])
+      )
+    }
+    if (args.includes("show")) return Effect.succeed(JSON.stringify(host.listed?.[args[1] ?? ""] ?? []))
     const route = args.includes("1.1.1.1") ? host.route4 : host.route6
     return route === undefined ? unreachable : Effect.succeed(JSON.stringify([route]))
   })
   const layer = Layer.fresh(Routes.layer).pipe(Layer.provide([commands, KernelSettings.layerMemory(values)]))
   return {
     values,
-    facts: Effect.provide(Routes.Routes.use((routes) => routes.facts), layer),
+    facts: Effect.provide(Routes.Routes.use((routes) => routes.facts()), layer),
+    towards: (...networks: ReadonlyArray<string>) =>
+      Effect.provide(
+        Routes.Routes.use((routes) => routes.facts(networks.map((one) => Result.getOrThrow(Cidr.parse(one))))),
+        layer
+      ),
     prepare: (options: Routes.Options) => Effect.provide(Routes.Routes.use((routes) => routes.prepare(options)), layer)
   }
 }
@@ -113,6 +127,50 @@ describe("Routes", () => {
         "a way out by IPv4 cannot be had, this host has no route to 1.1.1.1: ip -4 route add default via GATEWAY dev INTERFACE"
       )
       expect((yield* facts).mtu).toBe(1_500)
+    }))
+
+  it.effect("without a default route, the ways out are those to where machines are to get, and all of these count", () =>
+    Effect.gen(function*() {
+      const listed = {
+        "-4": [
+          { dst: "10.0.0.0/8", gateway: "192.0.2.1", dev: "eth0" },
+          { dst: "10.9.0.0/16", gateway: "192.0.2.9", dev: "vpn0", metrics: [{ mtu: 1_420 }] },
+          { type: "blackhole", dst: "10.66.0.0/16" },
+          { dst: "172.30.0.2/31", dev: "mv1a2b-1" },
+          { type: "local", dst: "192.0.2.2", dev: "eth0" },
+          { dst: "198.51.100.7", dev: "wg0" }
+        ],
+        "-6": [{ dst: "fe80::/64", dev: "eth0" }]
+      }
+      const { towards } = on({ listed, mtus: { eth0: 1_480, wg0: 1_300 }, settings: off })
+      const found = Effect.fnUntraced(function*(...networks: ReadonlyArray<string>) {
+        const { ipv4: { egress }, mtu } = yield* towards(...networks)
+        return [Option.getOrUndefined(egress)?.dev, mtu]
+      })
+      expect(yield* found("10.0.0.0/8")).toEqual(["eth0", 1_480])
+      // The closest counts, and the narrowest; a part is as good as nothing else.
+      expect(yield* found("10.0.0.0/8", "10.9.9.0/24")).toEqual(["eth0", 1_420])
+      expect(yield* found("198.51.100.0/24")).toEqual(["wg0", 1_300])
+      // What is ours leads nowhere else, and what is nowhere neither.
+      for (const network of ["172.30.0.0/16", "192.0.2.2/32", "203.0.113.0/24", "fd00::/8", "::/0"]) {
+        expect(yield* found(network)).toEqual([undefined, 1_500])
+      }
+      expect(Option.isNone((yield* towards("::/0")).ipv6.egress)).toBe(true)
+    }))
+
+  it.effect("nothing is listed where there is a default route", () =>
+    Effect.gen(function*() {
+      const { towards } = on({ route4, listed: { "-4": [{ dst: "10.0.0.0/8", dev: "vpn0" }] }, settings: off })
+      expect(Option.map((yield* towards("10.0.0.0/8")).ipv4.egress, ({ dev }) => dev)).toEqual(Option.some("eth0.5"))
+    }))
+
+  it.effect("a way to none of them is refused, by their names", () =>
+    Effect.gen(function*() {
+      const { prepare } = on({ settings: off })
+      const towards = [Result.getOrThrow(Cidr.parse("10.0.0.0/8")), Result.getOrThrow(Cidr.parse("fd00::/8"))]
+      expect((yield* Effect.flip(prepare({ forwarding: "enable", towards }))).message).toContain(
+        "this host has no route to 1.1.1.1 or 10.0.0.0/8: ip -4 route add default via GATEWAY dev INTERFACE"
+      )
     }))
 
   it.effect("an answer that cannot be read is told", () =>

@@ -289,6 +289,34 @@ describe.skipIf(reason !== undefined)("microvm run --network nat", () => {
     assert.deepStrictEqual((await runs.recover()).recovered, [])
   })
 
+  it("a host without a default route reaches what it has routes to", async () => {
+    await using runs = new Runs(bin, { within: host.within })
+    const ways = ["route", "-6 route"].map((one) => one.split(" "))
+    for (const way of ways) host.exec("ip", ...way, "del", "default")
+    try {
+      const routes = ["route add 10.0.0.0/8 via 192.168.77.2 mtu 1400", "-6 route add fd99::/16 via fd77::2"]
+      for (const route of routes) host.exec("ip", ...route.split(" "))
+      const before = host.state()
+      const script = [probe("10.9.9.9 443", "fd99::9 443"), "cat /sys/class/net/eth0/mtu"].join("\n")
+      const { code, stderr, stdout } = await runs.start(["run", ...allow, "--", "sh", "-c", script]).end
+      assert.strictEqual(code, 0, stderr)
+      assert.deepStrictEqual(probed(stdout), { "10.9.9.9 443": reached.v4, "fd99::9 443": reached.v6 })
+      assert.match(stdout, /^1400$/m)
+      const nowhere = await runs.microvm("run", "--network", "nat", "--allow", "11.0.0.0/8:443/tcp", "--", "true")
+      assert.strictEqual(nowhere.code, 125)
+      assert.include(nowhere.stderr, "no route to 1.1.1.1 or 11.0.0.0/8")
+      const doctor = await runs.microvm("doctor", "--network", "nat")
+      assert.match(doctor.stdout, /warn {2}egress: .*10\.0\.0\.0\/8 by up0/)
+      await runs.nothingLeft()
+      assert.deepStrictEqual(host.state(), before)
+    } finally {
+      host.exec("ip", "route", "flush", "10.0.0.0/8")
+      host.exec("ip", "-6", "route", "flush", "fd99::/16")
+      host.exec("ip", "route", "add", "default", "via", "192.168.77.2")
+      host.exec("ip", "-6", "route", "add", "default", "via", "fd77::2")
+    }
+  })
+
   it("a host that does not forward, and a user who may not, are told what to type", async () => {
     await using runs = new Runs(bin, { within: host.within })
     const before = host.state()
