@@ -69,6 +69,18 @@ export const share = (left: Duration.Input, weights: ReadonlyArray<number>): Dur
 }
 
 /**
+ * @category options
+ * @since 0.1.0
+ */
+export interface Options<in E = never> {
+  /**
+   * Told of each outcome as soon as it is known; keep it short. A part that is abandoned is interrupted afterwards, so what
+   * it is doing can still be seen.
+   */
+  readonly onOutcome?: ((outcome: PartOutcome<E>) => Effect.Effect<void>) | undefined
+}
+
+/**
  * Stops all parts within `total`. Never fails and is never late: what does not stop in its share is interrupted, not
  * waited for, and reported as `Abandoned`.
  *
@@ -89,7 +101,8 @@ export const share = (left: Duration.Input, weights: ReadonlyArray<number>): Dur
  */
 export const stopAll = Effect.fn("StopBudget.stopAll")(function*<E, R>(
   total: Duration.Input,
-  groups: ReadonlyArray<ReadonlyArray<Part<E, R>>>
+  groups: ReadonlyArray<ReadonlyArray<Part<E, R>>>,
+  options: Options<E> = {}
 ): Effect.fn.Return<ReadonlyArray<PartOutcome<E>>, never, R> {
   const millis = Effect.map(Clock.monotonicTimeNanos, (nanos) => Number(nanos) / 1e6)
   const end = (yield* millis) + Duration.toMillis(Duration.fromInputUnsafe(total))
@@ -103,13 +116,14 @@ export const stopAll = Effect.fn("StopBudget.stopAll")(function*<E, R>(
     const fiber = yield* Effect.forkDetach(part.stop, { startImmediately: true, uninterruptible: false })
     const exit = yield* Effect.timeoutOption(Fiber.await(fiber), limit)
     const took = Duration.millis((yield* millis) - began)
-    if (Option.isNone(exit)) {
-      fiber.interruptUnsafe()
-      return { _tag: "Abandoned", name, took } satisfies PartOutcome<E>
-    }
-    return Exit.isSuccess(exit.value)
-      ? { _tag: "Stopped", name, took } satisfies PartOutcome<E>
-      : { _tag: "Failed", name, took, cause: exit.value.cause } satisfies PartOutcome<E>
+    const outcome: PartOutcome<E> = Option.isNone(exit)
+      ? { _tag: "Abandoned", name, took }
+      : Exit.isSuccess(exit.value)
+      ? { _tag: "Stopped", name, took }
+      : { _tag: "Failed", name, took, cause: exit.value.cause }
+    if (options.onOutcome !== undefined) yield* options.onOutcome(outcome)
+    if (Option.isNone(exit)) fiber.interruptUnsafe()
+    return outcome
   })
 
   const outcomes: Array<PartOutcome<E>> = []

@@ -27,6 +27,8 @@ import * as StopBudget from "../lifecycle/StopBudget.ts"
 import { Fatal } from "./Fatal.ts"
 import * as Health from "./Health.ts"
 import { ServiceSignals } from "./HostSignals.ts"
+import * as Asides from "./internal/asides.ts"
+import { noSpan } from "./internal/partsTracker.ts"
 import * as End from "./internal/serviceEnd.ts"
 import * as StopLadder from "./internal/stopLadder.ts"
 import { ListenAddress } from "./ListenAddress.ts"
@@ -82,11 +84,11 @@ const ownShare = 0.25
 /** For the parts, and then for the resources, that a second signal cuts off before their stop has begun. */
 const lastChance = Duration.millis(400)
 
-/** No span was open in it. */
-const noSpan = "nothing that a span tells"
-
 /** The main program is a part like all others, but has no layer. */
 const mainPart = "main"
+
+/** Of what is left after the parts: before and after the resources there is little to do. */
+const resourceWeight = 8
 
 const faultsOf = <A>(result: Result.Result<A, ServiceError>): ReadonlyArray<string> =>
   Result.isFailure(result) && result.failure.reason._tag === "ConfigInvalid" ? result.failure.reason.faults : []
@@ -105,8 +107,18 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
   const watchdog = yield* Watchdog
   const events = yield* ServiceEvents
   const health = yield* Health.make
-  // What is not a part: resources, the health listener, checks. It outlives the parts.
+  // What outlives the parts: what the main program holds, and the checks; then resources; then who makes and answers for them.
   const scope = yield* Scope.make()
+  const resources = new Map<string, { readonly aside: Asides.Aside; readonly scope: Scope.Closeable }>()
+  const makerScope = yield* Scope.make()
+  const healthScope = yield* Scope.make()
+  /** What did not stop as it should, in the order in which that was found out. */
+  const left: Array<StopLadder.Leftover> = []
+  const note = (outcome: StopLadder.Outcome): void => {
+    if (outcome._tag !== "Stopped") left.push(StopLadder.leftover(outcome))
+  }
+  const asides = yield* Asides.make(note)
+  const main = asides.make(mainPart)
   const fatal = Deferred.makeUnsafe<ServiceError>()
   let phase: Phase = "configure"
   let isStopping = false
@@ -144,11 +156,25 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
     Context.add(Scope.Scope, scope)
   )
 
+  /** Each resource is held by a scope of its own, so that one that hangs in its release does not hold the others. */
+  const apart = (provisioner: Provisioner["Service"]): Provisioner["Service"] => ({
+    ...provisioner,
+    request: (resource) =>
+      Effect.suspend(() => {
+        let own = resources.get(resource.name)
+        if (own === undefined) {
+          own = { aside: asides.make(resource.name), scope: Scope.makeUnsafe() }
+          resources.set(resource.name, own)
+        }
+        return own.aside.run(Scope.provide(provisioner.request(resource), own.scope))
+      })
+  })
+
   const provision = Effect.gen(function*() {
     const { provisioner, secrets } = yield* inPhase(
       "secrets",
       Effect.gen(function*() {
-        const made = yield* platform.provisioner(config, { name })
+        const made = apart(yield* Scope.provide(platform.provisioner(config, { name }), makerScope))
         return { provisioner: made, secrets: yield* Effect.provideService(Provisioning.secrets, Provisioner, made) }
       })
     )
@@ -168,8 +194,10 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
 
   const phases = Effect.gen(function*() {
     yield* Effect.forEach(config.warnings, (warning) => Effect.logWarning(warning))
-    if (Option.isSome(config.healthPort)) yield* inPhase("health", platform.health(config))
-    const provisioned = yield* provision
+    if (Option.isSome(config.healthPort)) {
+      yield* inPhase("health", Scope.provide(platform.health(config), healthScope))
+    }
+    const provisioned = yield* main.run(provision)
     if (Option.isSome(config.sidecar)) yield* inPhase("sidecar", platform.dismissSidecar(config))
     const outputs = yield* inPhase(
       "init",
@@ -197,7 +225,7 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
         yield* events.publish({ _tag: "Ready" })
         yield* Effect.logInfo(`${name} ${version} is ready`)
         if (Option.isNone(service.main)) return yield* Effect.never
-        yield* Effect.provideContext(service.main.value, outputs).pipe(
+        yield* main.run(Effect.provideContext(service.main.value, outputs)).pipe(
           Effect.mapError((error) =>
             fromReason(ServiceErrorReason.RunFailed({ part: mainPart, why: explain(error) }), error)
           )
@@ -207,33 +235,26 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
     )
   })
   const life: Effect.Effect<End.Why, ServiceError, Needs<R, Res>> = platform.listen(config).pipe(
-    Scope.provide(scope),
+    Scope.provide(makerScope),
     Effect.flatMap((address) => Effect.provideContext(phases, Context.add(given, ListenAddress, address)))
   )
 
-  /** What did not stop as it should, in the order in which that was found out. */
-  const left: Array<StopLadder.Leftover> = []
-  const note = (outcome: StopLadder.Outcome): void => {
-    if (outcome._tag !== "Stopped") left.push(StopLadder.leftover(outcome))
+  /** What stops when the parts have stopped, group after group. */
+  const afterParts = (): ReadonlyArray<ReadonlyArray<Asides.Step>> => {
+    const close = (held: string, closed: Scope.Closeable, of?: Asides.Aside): Asides.Step => ({
+      name: held,
+      stop: Scope.close(closed, Exit.void),
+      of,
+      weight: of === undefined || of === main ? 1 : resourceWeight
+    })
+    return [
+      [close(`finalizers of ${mainPart}`, scope, main)],
+      Array.from(resources, ([resource, own]) => close(resource, own.scope, own.aside)),
+      [close("health listener", healthScope), close("provisioner", makerScope)]
+    ]
   }
-  /** What is no part and stops now. */
-  let stopping: { readonly name: string; readonly since: Duration.Duration } | undefined
-  const stopWithin = Effect.fnUntraced(function*(
-    what: string,
-    self: Effect.Effect<unknown, ServiceError>,
-    budget: Duration.Duration
-  ) {
-    const own = stopping = { name: what, since: yield* elapsed }
-    const outcomes = yield* StopBudget.stopAll(budget, [[{ name: what, stop: self }]])
-    // It was abandoned before its time was up, and that is told.
-    if (stopping !== own) return
-    stopping = undefined
-    for (const outcome of outcomes) {
-      note(outcome._tag === "Abandoned" ? { ...outcome, doing: noSpan } : outcome)
-    }
-  })
 
-  const stop = Effect.fnUntraced(function*(asked: End.Why, main: Fiber.Fiber<End.Why, ServiceError>) {
+  const stop = Effect.fnUntraced(function*(asked: End.Why, living: Fiber.Fiber<End.Why, ServiceError>) {
     const endedIn = phase
     isStopping = true
     if (asked._tag === "Signal") {
@@ -260,14 +281,15 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
       if (!isDraining) yield* begin
       // While the parts still start, the start is ended by their own stop.
       if (endedIn === "run") {
-        yield* stopWithin(mainPart, End.unwound(main, asked), Duration.times(yield* budgetLeft, ownShare))
+        const ending = { name: mainPart, stop: End.unwound(living, asked), of: main }
+        yield* asides.stop(Duration.times(yield* budgetLeft, ownShare), [[ending]])
       }
-      // The health listener and the checks are released with the resources, and take no time as a rule.
+      // What there is without resources takes no time as a rule.
       const rest = yield* budgetLeft
       const forOthers = Duration.times(rest, ownShare)
       const forParts = Duration.subtract(
         rest,
-        service.resources.length === 0 ? Duration.min(forOthers, Duration.millis(500)) : forOthers
+        resources.size === 0 ? Duration.min(forOthers, Duration.millis(500)) : forOthers
       )
       partsStop = true
       const outcomes = yield* parts.stop({
@@ -286,9 +308,10 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
       })
       outcomes.forEach(note)
       if (endedIn !== "run") {
-        yield* stopWithin(endedIn, Fiber.interrupt(main), Duration.times(yield* budgetLeft, 1 - ownShare))
+        const ending = { name: endedIn, stop: Fiber.interrupt(living), of: main }
+        yield* asides.stop(Duration.times(yield* budgetLeft, 1 - ownShare), [[ending]])
       }
-      yield* stopWithin("resources", Scope.close(scope, Exit.void), yield* budgetLeft)
+      yield* asides.stop(yield* budgetLeft, afterParts())
     })
 
     const shutdown: Shutdown = yield* StopLadder.make({
@@ -298,11 +321,7 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
       budget,
       maxExtension: service.maxExtension,
       abandon: Effect.gen(function*() {
-        if (stopping !== undefined) {
-          const took = Duration.subtract(yield* elapsed, stopping.since)
-          note({ _tag: "Abandoned", name: stopping.name, took, doing: noSpan })
-          stopping = undefined
-        }
+        yield* asides.abandon
         // What has not begun to stop still gets the chance: a database server is not left behind.
         const chance = Effect.map(budgetLeft, (rest) => Duration.min(lastChance, rest))
         if (partsStop) {
@@ -321,7 +340,7 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
           const outcomes = yield* parts.stop({ budget: yield* chance, onEvent: events.publish })
           outcomes.forEach(note)
         }
-        yield* stopWithin("resources", Scope.close(scope, Exit.void), yield* chance)
+        yield* asides.stop(yield* chance, afterParts())
       })
     })
     let crash: { readonly error: unknown } | undefined
@@ -353,7 +372,7 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
     yield* health.advance("stopped")
     yield* watchdog.stopEnded
     // A start that had failed was still being unwound when something else came: it ends because of the failure.
-    const own = endedIn === "init" ? main.pollUnsafe() : undefined
+    const own = endedIn === "init" ? living.pollUnsafe() : undefined
     const first = own === undefined ? asked : End.whyOf(own)
     const known = first._tag === "Failed" && asked._tag !== "Interrupted" ? first : asked
     const isInOrder = known._tag === "Signal" || known._tag === "Ended"
@@ -405,10 +424,10 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
   return yield* Effect.uninterruptibleMask((restore) =>
     Effect.gen(function*() {
       yield* watchdog.allowBlocked(config.stopBudget)
-      const main = yield* Effect.forkDetach(life, { startImmediately: true, uninterruptible: false })
+      const living = yield* Effect.forkDetach(life, { startImmediately: true, uninterruptible: false })
       let isInterrupted = false
       const first = Effect.raceAllFirst<Effect.Effect<Exit.Exit<End.Why, ServiceError>>>([
-        Fiber.await(main),
+        Fiber.await(living),
         Effect.map(signals.next, (signal) => Exit.succeed({ _tag: "Signal", signal })),
         Effect.map(Deferred.await(fatal), Exit.fail),
         Effect.map(signals.uncaught, Exit.die)
@@ -420,7 +439,7 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
       const why = isInterrupted
         ? { _tag: "Interrupted" } as const
         : End.whyOf(Exit.isSuccess(exit) ? exit.value : Exit.failCause(exit.cause))
-      return yield* stop(why, main)
+      return yield* stop(why, living)
     })
   )
 })

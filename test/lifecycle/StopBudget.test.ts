@@ -51,6 +51,28 @@ describe("StopBudget", () => {
       ])
     }))
 
+  it.effect("tells each outcome when it is known, and of a part that is abandoned before it is interrupted", () =>
+    Effect.gen(function*() {
+      const told: Array<string> = []
+      let isInterrupted = false
+      const hung = Effect.onInterrupt(Effect.never, () =>
+        Effect.sync(() => {
+          isInterrupted = true
+        }))
+      const fiber = yield* Effect.forkChild(
+        StopBudget.stopAll("1 second", [[takes("quick", 1), { name: "hung", stop: hung }]], {
+          onOutcome: ({ _tag, name }) => Effect.sync(() => void told.push(`${_tag} ${name} ${isInterrupted}`))
+        }),
+        { startImmediately: true }
+      )
+      yield* TestClock.adjust("1 millis")
+      expect(told).toEqual(["Stopped quick false"])
+      yield* TestClock.adjust("1 second")
+      yield* Fiber.join(fiber)
+      expect(told).toEqual(["Stopped quick false", "Abandoned hung false"])
+      expect(isInterrupted).toBe(true)
+    }))
+
   it.effect("failures and defects are reported, the others still run", () =>
     Effect.gen(function*() {
       const outcomes = yield* StopBudget.stopAll("1 second", [

@@ -346,7 +346,7 @@ it.effect.prop(
       }
       // What is no part: the main program before them, resources after them.
       expect(released).toEqual(isCut && released.length === 0 ? [] : ["resource"])
-      const ofResource = left.filter((one) => one.part === "resources")
+      const ofResource = left.filter((one) => one.part === "resource")
       if (scenario.resource === "works" || released.length === 0) expect(ofResource).toEqual([])
       else {
         const _tag = scenario.resource === "hangs" || isCut && ofResource[0]?._tag === "Abandoned"

@@ -269,6 +269,11 @@ describe("phases", () => {
 })
 
 describe("the stop", () => {
+  const told = (left: Service.ServiceReport["left"]) =>
+    left.map((one) =>
+      `${one.part}: ${one._tag === "Failed" ? one.why : one.doing.replace(/, for .*/, ", for a while")}`
+    )
+
   it.effect("not ready first, then the drain delay, then the parts", () =>
     Effect.gen(function*() {
       const log: Array<string> = []
@@ -365,6 +370,83 @@ describe("the stop", () => {
       expect(log).toEqual(["+sql", "+hung", "-sql", "-database"])
     }))
 
+  /** Resources, each with what its release does. */
+  const held = (releases: Readonly<Record<string, Effect.Effect<void>>>) => ({
+    resources: Object.keys(releases).map((name) =>
+      Custom.provisioned(name, {
+        type: "container",
+        input: Schema.Null,
+        output: Schema.Null,
+        load: () => Effect.succeed(null)
+      })
+    ),
+    request: ({ name }: { readonly name: string }) =>
+      Effect.as(
+        Effect.acquireRelease(Effect.void, () => releases[name] ?? Effect.void),
+        { type: "container", state: "ready", output: null }
+      )
+  })
+
+  it.effect("a hung resource is named with what it was doing and abandoned, the others are released: 11", () =>
+    Effect.gen(function*() {
+      const log: Array<string> = []
+      const { request, resources } = held({
+        alpha: Effect.sync(() => log.push("-alpha")),
+        beta: Effect.withSpan(Effect.never, "docker stop beta"),
+        gamma: Effect.die(new Error("no such container"))
+      })
+      const { fake, report } = yield* begin(
+        Service.make({ ...base, resources, stopBudget: "10 seconds" }),
+        { provisioner: { request } }
+      )
+      yield* fake.send("SIGTERM")
+      yield* TestClock.adjust(0)
+      expect(log).toEqual(["-alpha"])
+      yield* TestClock.adjust("10 seconds")
+      const { code, elapsed, left } = yield* report
+      expect(code).toBe(11)
+      expect(Duration.toMillis(elapsed)).toBeLessThanOrEqual(10_000)
+      expect(told(left)).toEqual(["gamma: no such container", "beta: docker stop beta, for a while"])
+      expect(fake.terminations).toMatchObject([{ code: 11, abandoned: ["beta"] }])
+    }))
+
+  it.effect("a second signal names the resource that hangs, with what it was doing, and no other", () =>
+    Effect.gen(function*() {
+      const { request, resources } = held({
+        alpha: Effect.void,
+        beta: Effect.withSpan(Effect.never, "docker stop beta"),
+        gamma: Effect.die(new Error("no such container"))
+      })
+      const { fake, report } = yield* begin(Service.make({ ...base, resources }), { provisioner: { request } })
+      yield* fake.send("SIGTERM")
+      yield* TestClock.adjust("1 second")
+      yield* fake.send("SIGTERM")
+      yield* TestClock.adjust(0)
+      const { code, left } = yield* report
+      expect(code).toBe(143)
+      expect(told(left)).toEqual(["gamma: no such container", "beta: docker stop beta, for a while"])
+    }))
+
+  it.effect("resources outlive what the main program holds, which is named too when it hangs", () =>
+    Effect.gen(function*() {
+      const log: Array<string> = []
+      const { request, resources } = held({ alpha: Effect.sync(() => log.push("-alpha")) })
+      const write = Effect.sync(() => log.push("-main"))
+      const main = Effect.andThen(
+        Effect.acquireRelease(Effect.void, () => Effect.andThen(write, Effect.withSpan(Effect.never, "Cache.flush"))),
+        Effect.never
+      )
+      const { fake, report } = yield* begin(Service.make({ ...base, resources, main }), { provisioner: { request } })
+      yield* fake.send("SIGTERM")
+      yield* TestClock.adjust(0)
+      expect(log).toEqual(["-main"])
+      yield* TestClock.adjust("25 seconds")
+      const { code, left } = yield* report
+      expect(code).toBe(11)
+      expect(log).toEqual(["-main", "-alpha"])
+      expect(told(left)).toEqual(["finalizers of main: Cache.flush, for a while"])
+    }))
+
   it.effect("nor when it is the main program that hangs", () =>
     Effect.gen(function*() {
       const log: Array<string> = []
@@ -377,7 +459,7 @@ describe("the stop", () => {
       yield* TestClock.adjust(0)
       const { code, left } = yield* report
       expect(code).toBe(143)
-      expect(left).toMatchObject([{ part: "main" }])
+      expect(left).toMatchObject([{ part: "main", doing: "nothing that a span tells" }])
       expect(log).toEqual(["+a", "-a"])
     }))
 
@@ -433,17 +515,16 @@ describe("the stop", () => {
       expect((yield* report).code).toBe(70)
     }))
 
-  it.effect("a main program that cannot be interrupted is named, and the parts still stop", () =>
+  it.effect("a main program that cannot be interrupted is named with what it is doing, and the parts still stop", () =>
     Effect.gen(function*() {
       const log: Array<string> = []
-      const { fake, report } = yield* begin(
-        Service.make({ ...base, main: Effect.uninterruptible(Effect.never), parts: [traced("a", log)] })
-      )
+      const main = Effect.uninterruptible(Effect.withSpan(Effect.never, "Import.flush"))
+      const { fake, report } = yield* begin(Service.make({ ...base, main, parts: [traced("a", log)] }))
       yield* fake.send("SIGTERM")
       yield* TestClock.adjust("25 seconds")
       const { code, left } = yield* report
       expect(code).toBe(11)
-      expect(left).toMatchObject([{ _tag: "Abandoned", part: "main" }])
+      expect(told(left)).toEqual(["main: Import.flush, for a while"])
       expect(log).toContain("-a")
     }))
 

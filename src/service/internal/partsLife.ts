@@ -18,7 +18,7 @@ import type { ServiceEvent } from "../Phase.ts"
 import { explain, fromReason, ServiceError, ServiceErrorReason } from "../ServiceError.ts"
 import type { Node } from "./partsGraph.ts"
 import type { PartOutcome, PartState, PartStatus, StartOptions, StopOptions } from "./partsModel.ts"
-import { Control, type Stopping, Tracker } from "./partsTracker.ts"
+import { Control, noSpan, type Stopping, Tracker } from "./partsTracker.ts"
 import * as Walk from "./partsWalk.ts"
 
 type OnEvent = ((event: ServiceEvent) => Effect.Effect<void>) | undefined
@@ -127,8 +127,7 @@ export const make = (nodes: ReadonlyArray<Node>, clock: Clock.Clock): Life => {
     node.since = time
     return took
   }
-  const doing = (node: Node): string =>
-    node.control?.doing(clock.currentTimeNanosUnsafe()) ?? "nothing that a span tells"
+  const doing = (node: Node): string => node.control?.doing(clock.currentTimeNanosUnsafe()) ?? noSpan
 
   // The start that has begun, and the stop that has.
   let starting: Walk.Walk | undefined

@@ -7,6 +7,9 @@ import * as Option from "effect/Option"
 import type * as Tracer from "effect/Tracer"
 import { PartControl } from "../Part.ts"
 
+/** What is told of something that has no span open. */
+export const noSpan = "nothing that a span tells"
+
 /** More spans open at once than this, and the oldest are forgotten: only the last one matters. */
 const most = 1024
 
