@@ -161,7 +161,7 @@ describe("a run", () => {
       }
       const all = yield* RunDirectory.all(state)
       assert.deepStrictEqual(
-        all.map((run) => [run.id, run.state]).toSorted(),
+        all.map((run) => [run.id, run.state]).toSorted(([a = ""], [b = ""]) => a < b ? -1 : 1),
         [["dev-false", "left behind"], ["dev-true", "left behind"]]
       )
       assert.deepStrictEqual(yield* RunDirectory.prune(state, { keep: 0, within: 0 }), [])
