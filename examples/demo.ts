@@ -1,6 +1,6 @@
 /**
- * `npm run demo`: boots a machine, runs two commands in it, powers it off; makes a golden machine, restores ten others from
- * it at once, each of which is like no other; and shows that nothing is left.
+ * `npm run demo`: boots a machine, runs two commands in it, saves it, powers it off; restores it; makes a golden machine, restores
+ * ten others from it at once, each of which is like no other; and shows what each way took, and that nothing is left.
  */
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as NodeServices from "@effect/platform-node/NodeServices"
@@ -22,15 +22,13 @@ import { leftovers } from "./leftovers.ts"
 
 const millis = (took: Duration.Duration): string => `${String(Math.round(Duration.toMillis(took))).padStart(6)} ms`
 
+const row = (what: string, took: Duration.Duration) => Console.log(`  ${what.padEnd(34)} ${millis(took)}`)
+
 const timed = <A, E, R>(what: string, effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-  Effect.flatMap(
-    Effect.timed(effect),
-    ([took, value]) =>
-      Effect.as(
-        Console.log(`  ${what.padEnd(28)} ${millis(took)}`),
-        value
-      )
-  )
+  Effect.map(measured(what, effect), ([, value]) => value)
+
+const measured = <A, E, R>(what: string, effect: Effect.Effect<A, E, R>) =>
+  Effect.tap(Effect.timed(effect), ([took]) => row(what, took))
 
 const script = `
 echo "I am pid $$ of $(hostname), up for $(cut -d' ' -f1 /proc/uptime) s."
@@ -42,10 +40,8 @@ exit 7
 const cold = Effect.gen(function*() {
   const stdio = yield* Stdio.Stdio
   yield* timed("guest image", (yield* ImageStore.ImageStore).ensure())
-  const { agent, machine, slots } = yield* timed(
-    "machine booted",
-    WarmMachine.launch({ id: "demo", start: "cold" })
-  )
+  const booted = yield* timed("machine booted", WarmMachine.launch({ id: "demo", start: "cold" }))
+  const { agent, machine, slots } = booted
 
   const run = (command: string, args: ReadonlyArray<string>) =>
     Effect.scoped(Effect.gen(function*() {
@@ -62,6 +58,7 @@ const cold = Effect.gen(function*() {
   yield* Console.log("\n$ sh script.sh")
   const status = yield* timed("script ended", run("sh", ["-c", script]))
   yield* Console.log(`  the script ${ExitStatus.format(status)}\n`)
+  const [save] = yield* measured("machine saved", WarmMachine.save(booted, "demo"))
 
   const outcome = yield* timed(
     "guest powered off",
@@ -71,14 +68,23 @@ const cold = Effect.gen(function*() {
   for (const { end, name, took } of outcome.stages) {
     yield* Console.log(`  stage "${name}": ${end} after ${Math.round(Duration.toMillis(took))} ms`)
   }
-  return ExitStatus.toCode(status) === 7 && outcome._tag === "Graceful"
+  return {
+    isAsExpected: ExitStatus.toCode(status) === 7 && outcome._tag === "Graceful",
+    boot: booted.start.took,
+    save
+  }
 }).pipe(Effect.scoped)
+
+const restored = Effect.map(
+  Effect.scoped(timed("machine restored", WarmMachine.launch({ id: "demo-again", start: { from: "demo" } }))),
+  ({ start }) => start.took
+)
 
 const warm = Effect.gen(function*() {
   const golden = yield* GoldenMachines.GoldenMachines
   const { channels, memoryMib, vcpus } = { channels: WarmMachine.channels(), memoryMib: 256, vcpus: 1 }
   yield* Console.log("")
-  yield* timed("golden machine made", golden.ensure({ image: "default", vcpus, memoryMib, channels }))
+  const [made] = yield* measured("golden machine made", golden.ensure({ image: "default", vcpus, memoryMib, channels }))
   const machines = yield* timed(
     "ten machines restored at once",
     Effect.forEach(
@@ -104,7 +110,10 @@ const warm = Effect.gen(function*() {
       discard: true
     })
   )
-  return bootIds.size === machines.length
+  // One at a time, as the others were.
+  const { start } = yield* timed("one machine restored", WarmMachine.launch({ id: "clone-alone" }))
+  const isAsExpected = bootIds.size === machines.length && start._tag === "Restored"
+  return { isAsExpected, made, restore: start.took }
 }).pipe(Effect.scoped)
 
 /** Snapshots in a directory of the demo's own, so that a golden machine is made each time. */
@@ -130,8 +139,16 @@ const services = GoldenMachines.layerWith({}).pipe(
 )
 
 const demo = Effect.gen(function*() {
-  const isAsExpected = yield* cold
-  return (yield* warm) && isAsExpected
+  const { boot, isAsExpected, save } = yield* cold
+  const again = yield* restored
+  const { isAsExpected: asExpected, made, restore } = yield* warm
+  yield* Console.log("\nUntil a guest answers, and what it takes to get there:")
+  yield* row("booted", boot)
+  yield* row("saved while it runs", save)
+  yield* row("restored from that", again)
+  yield* row("golden machine booted and saved", made)
+  yield* row("restored from that", restore)
+  return isAsExpected && asExpected
 }).pipe(Effect.provide(services))
 
 const program = Effect.gen(function*() {
