@@ -10,6 +10,7 @@ import * as Fs from "node:fs"
 import { createServer, type Socket } from "node:net"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
+import { formatOf } from "../../src/testing/internal/fakeFirecrackerSnapshot.ts"
 import * as Client from "./firecrackerClient.ts"
 
 const directory: Effect.Effect<string, never, Scope.Scope> = Effect.acquireRelease(
@@ -406,4 +407,25 @@ describe("its machine", () => {
         { drive_count: 0, drive_fails: 0 }
       ])
     }).pipe(Effect.scoped))
+})
+
+describe("the format of its snapshots", () => {
+  it.each([
+    ["1.7.0", "1.0.0"],
+    ["1.8.0", "2.0.0"],
+    ["1.10.0", "3.0.0"],
+    ["1.10.1", "4.0.0"],
+    ["1.11.0", "5.0.0"],
+    ["1.12.1", "6.0.0"],
+    ["1.13.0", "8.0.0"],
+    ["1.14.4", "8.0.0"],
+    ["1.15.1", "9.0.0"],
+    ["1.16.0", "10.0.0"],
+    ["1.16.1", "10.0.0"],
+    ["1.16.2", "11.0.0"],
+    ["1.17.0-dev", "11.0.0"],
+    ["1.17.0", "12.0.0"]
+  ])("of %s is %s", (version, format) => {
+    assert.strictEqual(formatOf(version), format)
+  })
 })

@@ -76,7 +76,7 @@ export const make = (options: Options) => {
     void exit({ code })
   }
 
-  const snapshotFormat = settings.snapshotVersion ?? formatOf(minor, patch)
+  const snapshotFormat = settings.snapshotVersion ?? formatOf(settings.version)
   const machineOptions: Machine.Options = {
     world,
     version: settings.version,

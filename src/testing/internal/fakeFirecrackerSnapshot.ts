@@ -16,10 +16,29 @@ export class BadSnapshot extends Error {
   }
 }
 
-/** The format of a release's snapshots. It is no function of its number that goes on for ever. */
-export const formatOf = (minor: number, patch: number): string => {
-  const known = ["1.0.0", "2.0.0", "3.0.0", patch === 0 ? "3.0.0" : "4.0.0", "5.0.0", "6.0.0", "8.0.0", "8.0.0"]
-  return known[minor - 7] ?? `${minor - 6}.0.0`
+/** The first release of each format (its SNAPSHOT_VERSION). It also changes within a minor release, and 7.0.0 was never released. */
+const formats: ReadonlyArray<readonly [minor: number, patch: number, format: string]> = [
+  [7, 0, "1.0.0"],
+  [8, 0, "2.0.0"],
+  [9, 0, "3.0.0"],
+  [10, 1, "4.0.0"],
+  [11, 0, "5.0.0"],
+  [12, 0, "6.0.0"],
+  [13, 0, "8.0.0"],
+  [15, 0, "9.0.0"],
+  [16, 0, "10.0.0"],
+  [16, 2, "11.0.0"],
+  [17, 0, "12.0.0"]
+]
+
+/** The format of the snapshots of a release, or of what has led to it: `1.17.0-dev` is before the last change. */
+export const formatOf = (version: string): string => {
+  const [, minor = 0, patch = 0] = version.split(/[.-]/).map(Number)
+  const isBefore = version.endsWith("-dev")
+  const known = formats.filter(([inMinor, inPatch]) =>
+    inMinor < minor || (inMinor === minor && (isBefore ? inPatch < patch : inPatch <= patch))
+  )
+  return known.at(-1)?.[2] ?? "1.0.0"
 }
 
 const magic = (architecture: Architecture): bigint =>
