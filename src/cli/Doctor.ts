@@ -151,6 +151,14 @@ const pages = Effect.gen(function*() {
   ]
 })
 
+/** What of Firecracker the machines of this command use. */
+const usedBy = ({ jail, memoryBackend }: FirecrackerProvider.Options): ReadonlyArray<Capabilities.Use> => [
+  "restore",
+  "vsock",
+  ...(jail === undefined ? [] : ["jail"] as const),
+  ...(memoryBackend === "uffd" ? ["pages"] as const : [])
+]
+
 const firecracker = Effect.gen(function*() {
   const host = yield* FirecrackerHost.FirecrackerHost
   const options = yield* FirecrackerProvider.config
@@ -167,7 +175,7 @@ const firecracker = Effect.gen(function*() {
     }),
     yield* jailer,
     ...yield* pages,
-    ...Capabilities.warnings(observed).map((what) =>
+    ...Capabilities.warnings(observed, usedBy(options)).map((what) =>
       failed("firecracker release", false, what, "take another release, or do without")
     )
   ]

@@ -9,7 +9,7 @@
 import type * as Result from "effect/Result"
 import type { Method, UnsupportedByVersion } from "./FirecrackerError.ts"
 import * as FirecrackerVersion from "./FirecrackerVersion.ts"
-import { type Endpoint, endpoints, knownBad } from "./internal/capabilityTable.ts"
+import { type Endpoint, endpoints, knownBad, type Use } from "./internal/capabilityTable.ts"
 import { type CheckOptions, gated, has, refuse, type Target } from "./internal/gates.ts"
 
 export {
@@ -19,7 +19,8 @@ export {
   type Feature,
   features,
   type KnownBad,
-  knownBad
+  knownBad,
+  type Use
 } from "./internal/capabilityTable.ts"
 export { type CheckOptions, type Target } from "./internal/gates.ts"
 
@@ -85,18 +86,19 @@ export const check = (
 }
 
 /**
- * What is known to go wrong with this release, for people.
+ * What is known to go wrong with this release, for people: all of it, or what concerns a machine that uses no more than `used`.
  *
  * ```ts import.meta.vitest
  * import { Capabilities } from "effect-microvm-runtime/firecracker"
  * const warnings = Capabilities.warnings({ version: { major: 1, minor: 18, patch: 0 }, architecture: "aarch64" })
  * warnings[0] // => "1.18.0 is newer than what is known here, and is taken for 1.17.0"
+ * Capabilities.warnings({ version: { major: 1, minor: 16, patch: 1 }, architecture: "x86_64" }, ["restore"]) // => []
  * ```
  *
  * @category combinators
  * @since 0.1.0
  */
-export const warnings = (target: Target): ReadonlyArray<string> => {
+export const warnings = (target: Target, used?: ReadonlyArray<Use>): ReadonlyArray<string> => {
   const { newest, oldest } = FirecrackerVersion.known
   const version = FirecrackerVersion.format(target.version)
   const unknown = target.version.major > newest.major ||
@@ -105,9 +107,10 @@ export const warnings = (target: Target): ReadonlyArray<string> => {
     : has(target, oldest)
     ? []
     : [`${version} is older than ${FirecrackerVersion.format(oldest)}, the first one that is known here`]
-  const bad = knownBad.filter(({ architecture, fixed, since }) =>
+  const bad = knownBad.filter(({ architecture, fixed, since, uses = [] }) =>
     has(target, since) && (fixed === undefined || !has(target, fixed)) &&
-    (architecture === undefined || architecture === target.architecture)
+    (architecture === undefined || architecture === target.architecture) &&
+    (used === undefined || uses.every((use) => used.includes(use)))
   )
   return [...unknown, ...bad.map(({ what }) => what)]
 }

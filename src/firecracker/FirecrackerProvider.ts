@@ -44,6 +44,7 @@ import { ProcessHost } from "../process/ProcessHost.ts"
 import { ProcessSpawner } from "../process/ProcessSpawner.ts"
 import type { Deadlines } from "./FirecrackerApi.ts"
 import * as FirecrackerHost from "./FirecrackerHost.ts"
+import * as FirecrackerVersion from "./FirecrackerVersion.ts"
 import { attach } from "./internal/attach.ts"
 import { type Beside, bringUp } from "./internal/bringUp.ts"
 import { kernelFault, refusedClock } from "./internal/verdicts.ts"
@@ -319,6 +320,15 @@ const make = Effect.fnUntraced(function*({ jail: jailOptions, ...options }: Opti
       services
     )
   })
+  const warned = new Set<string>()
+  /** Once is enough, for all machines. */
+  const warn = ({ warnings }: LaunchPlan.LaunchPlan) =>
+    Effect.forEach(warnings, (what) =>
+      Effect.suspend(() => {
+        if (warned.has(what)) return Effect.void
+        warned.add(what)
+        return Effect.logWarning(`Firecracker ${FirecrackerVersion.format(setup.version)}: ${what}`)
+      }), { discard: true })
   return MicroVmProvider.of({
     backend: "firecracker",
     capabilities: capabilities(setup.architecture, { jail: jailOptions, diffs: options.diffs }),
@@ -330,6 +340,7 @@ const make = Effect.fnUntraced(function*({ jail: jailOptions, ...options }: Opti
     launch: Effect.fn("FirecrackerProvider.launch")(function*(spec, how = {}) {
       const plan = yield* Effect.fromResult(planOf(spec, how, sample))
       yield* checkFiles(plan, setup, host, how.from)
+      yield* warn(plan)
       const { adjustClock } = options
       return yield* withMemory(spec, plan, (memory) =>
         // A host whose clocks are not in step saves no time that could be gone on from, and that ends Firecracker.

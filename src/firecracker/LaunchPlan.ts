@@ -134,6 +134,8 @@ export interface LaunchPlan {
   readonly backend: "firecracker"
   /** For people: what this is, and why so. */
   readonly description: ReadonlyArray<string>
+  /** What of that is known to go wrong with this release, and to concern such a machine. */
+  readonly warnings: ReadonlyArray<string>
   /** Firecracker runs in the directory of the machine, whichever program brings it there. */
   readonly argv: readonly [program: string, ...args: ReadonlyArray<string>]
   /** What is put into that directory. */
@@ -479,6 +481,19 @@ export const make = (
     return Result.fail(MicroVmError.make(new MicroVmError.InvalidSpec({ faults })))
   }
   if (Result.isFailure(steps)) return Result.fail(unsupported(steps.failure))
+  const served = loads && memoryBackend === "uffd"
+  const warnings = [
+    ...Capabilities.warnings(target, [
+      ...loads ? ["restore"] as const : [],
+      ...served ? ["pages"] as const : [],
+      ...channels.size > 0 ? ["vsock"] as const : [],
+      ...devices.memoryHotplug === undefined ? [] : ["hotplug"] as const,
+      ...jail.success === undefined ? [] : ["jail"] as const
+    ]),
+    ...(devices.balloon?.free_page_hinting === true
+      ? ["free page hinting is a preview: memory of the guest may be lost when a run is stopped"]
+      : [])
+  ]
   return Result.succeed({
     backend: "firecracker",
     description: [
@@ -494,11 +509,12 @@ export const make = (
       ...describeDevices(devices),
       ...Array.from(channels, ([name, port]) => `channel ${name} is port ${port} of vsock`),
       ...(loads ? [] : args.success.warnings),
-      ...Capabilities.warnings(target)
+      ...warnings
     ],
+      warnings,
     argv: jail.success?.argv ?? unjailed(setup, options, ["--api-sock", names.api, ...flags]),
     entries,
-    served: loads && memoryBackend === "uffd" ? at("memory") : undefined,
+    served: served ? at("memory") : undefined,
     merged,
     tracks,
     channels,

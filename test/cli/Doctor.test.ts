@@ -248,7 +248,16 @@ describe("diagnose", () => {
       { uid: 0, jailer: { binary: "/usr/bin/jailer", version: { major: 1, minor: 15, patch: 1 } } },
       /^ok {4}firecracker jailer: \/usr\/bin\/jailer, version 1\.15\.1, makes jails in \/srv\/jailer$/m
     ],
-    ["a release with a fault", { version: { major: 1, minor: 16, patch: 0 } }, /^warn {2}firecracker release: .*vsock/m]
+    [
+      "a release with a fault",
+      { version: { major: 1, minor: 16, patch: 0 } },
+      /^warn {2}firecracker release: .*vsock/m
+    ],
+    [
+      "nothing of a release that has faults only in what is not used",
+      { version: { major: 1, minor: 17, patch: 0 } },
+      /^(?![^]*firecracker release)/
+    ]
   ]
   it.effect.each(missing)("tells of %s", ([, firecracker, told]) =>
     Effect.gen(function*() {

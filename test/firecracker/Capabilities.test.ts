@@ -222,8 +222,23 @@ describe("Capabilities.warnings", () => {
     expect(at(9)).toContain("4796")
     expect(at(14)).toContain("5611")
     expect(at(14, 0, "aarch64")).not.toContain("5611")
-    expect(at(13)).not.toContain("hinting")
-    expect(at(17)).toContain("hinting")
+  })
+
+  it("has nothing to say of a release where all is well", () => {
+    expect(at(17)).toBe("")
+    expect(at(17, 0, "aarch64")).toBe("")
+  })
+
+  it("leaves out what concerns nobody who does not use it", () => {
+    const of = (minor: number, patch: number, uses: ReadonlyArray<Capabilities.Use>) =>
+      Capabilities.warnings({ version: { major: 1, minor, patch }, architecture: "aarch64" }, uses).join("\n")
+    expect(of(16, 0, [])).toBe("")
+    expect(of(16, 0, ["vsock"])).toMatch(/^in 1\.16 .*\(6100\)$/)
+    expect(of(16, 0, ["restore"])).toBe("")
+    expect(of(16, 0, ["restore", "vsock"])).toContain("5958")
+    expect(of(16, 0, ["jail"])).toMatch(/\(5959\)$/)
+    expect(of(14, 0, ["hotplug"])).toContain("5793")
+    expect(of(9, 0, ["pages"])).toMatch(/^before 1\.12 .*page server.*$/)
   })
 
   it("tells of releases that are not known", () => {

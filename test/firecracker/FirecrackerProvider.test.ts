@@ -8,6 +8,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import * as Scope from "effect/Scope"
@@ -508,6 +509,25 @@ describe("launch", () => {
           "launched, 1 processes",
           "removed, 0 processes"
         ])
+      }))
+  })
+})
+
+describe("what is known to go wrong with a release", () => {
+  it.effect("is logged with the first machine that it concerns, once", () => {
+    const logged: Array<string> = []
+    const logger = Logger.make<unknown, void>(({ message }) => void logged.push(String(message)))
+    const silent: typeof spec = { ...spec, channels: [] }
+    const launchOf = (one: typeof spec) =>
+      Effect.provide(MicroVmProvider.use((provider) => provider.launch(one)), Logger.layer([logger]))
+    return onHost({}, () =>
+      Effect.gen(function*() {
+        yield* launchOf(silent)
+        assert.deepStrictEqual(logged, [])
+        yield* launchOf(spec)
+        yield* launchOf({ ...spec, id: "b" })
+        assert.lengthOf(logged, 1)
+        assert.match(logged[0] ?? "", /^Firecracker 1\.16\.1: in 1\.16 .*\(6100\)$/)
       }))
   })
 })

@@ -59,7 +59,21 @@ export interface Feature {
 }
 
 /**
- * Something that releases `since` to before `fixed` get wrong.
+ * What of Firecracker a machine may use or not:
+ *
+ * - `restore`: it goes on from a snapshot. `diff`: it is saved as a difference.
+ * - `pages`: its memory is served page by page. `hotplug`: memory can be plugged in.
+ * - `vsock`, `jail`: it has such a device, and is in a jail.
+ * - `arguments`: its kernel has Firecracker's own default arguments.
+ * - `logging`: log and metrics go to files, FIFOs or pipes that others have made.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Use = "arguments" | "diff" | "hotplug" | "jail" | "logging" | "pages" | "restore" | "vsock"
+
+/**
+ * Something that releases `since` to before `fixed` get wrong. `uses` is what a machine has to use, all of it, to be concerned.
  *
  * @category models
  * @since 0.1.0
@@ -68,6 +82,7 @@ export interface KnownBad {
   readonly since?: FirecrackerVersion
   readonly fixed?: FirecrackerVersion
   readonly architecture?: Architecture
+  readonly uses?: ReadonlyArray<Use>
   readonly what: string
 }
 
@@ -225,21 +240,39 @@ export const features: ReadonlyArray<Feature> = [
  * @since 0.1.0
  */
 export const knownBad: ReadonlyArray<KnownBad> = [
-  { fixed: v(8), what: "before 1.8 memory cannot be served page by page where the kernel is Linux 6.6 or later" },
+  {
+    fixed: v(8),
+    uses: ["pages"],
+    what: "before 1.8 memory cannot be served page by page where the kernel is Linux 6.6 or later"
+  },
   {
     fixed: v(10),
+    uses: ["restore", "vsock"],
     what: "before 1.10 connections over vsock may hang after a snapshot was loaded (4796)"
   },
   {
     since: v(8),
     fixed: v(12),
     architecture: "x86_64",
+    uses: ["arguments"],
     what:
       "before 1.12 the default kernel arguments have i8042.nopnp, with which Ctrl-Alt-Del does not reach an ACPI kernel"
   },
-  { fixed: v(12), what: "before 1.12 Firecracker closes the socket of a page server after its first message" },
-  { fixed: v(14), what: "before 1.14 the files and FIFOs of log and metrics have to be there before they are named" },
-  { fixed: v(14), what: "before 1.14 a guest may report soft lock-ups after a snapshot was loaded" },
+  {
+    fixed: v(12),
+    uses: ["pages"],
+    what: "before 1.12 Firecracker closes the socket of a page server after its first message"
+  },
+  {
+    fixed: v(14),
+    uses: ["logging"],
+    what: "before 1.14 the files and FIFOs of log and metrics have to be there before they are named"
+  },
+  {
+    fixed: v(14),
+    uses: ["restore"],
+    what: "before 1.14 a guest may report soft lock-ups after a snapshot was loaded"
+  },
   {
     fixed: v(15),
     architecture: "x86_64",
@@ -247,34 +280,52 @@ export const knownBad: ReadonlyArray<KnownBad> = [
   },
   {
     fixed: v(15),
+    uses: ["diff"],
     what: "before 1.15 diff snapshots of more than 3 GiB of memory (x86_64) or with memory hotplug are corrupt (5705)"
   },
-  { fixed: v(15), what: "before 1.15 a FIFO for log or metrics needs a reader before it is named" },
+  {
+    fixed: v(15),
+    uses: ["logging"],
+    what: "before 1.15 a FIFO for log or metrics needs a reader before it is named"
+  },
   {
     since: v(14),
     fixed: v(16),
+    uses: ["hotplug"],
     what: "before 1.16 plugging memory in parts may leave the host's view of it stale (5793)"
   },
   {
     fixed: v(16),
+    uses: ["restore"],
     what: "before 1.16 the serial console may stand still, and clocks jump, after a snapshot was loaded (5764)"
   },
   {
     since: v(16),
     fixed: v(16, 1),
+    uses: ["restore", "vsock"],
     what: "in 1.16.0 connections of the guest over vsock may time out after a snapshot was loaded (5958)"
   },
   {
     since: v(16),
     fixed: v(16, 1),
+    uses: ["jail"],
     what: "in 1.16.0 the jailer refuses symbolic links to cgroups and network namespaces (5959)"
   },
   {
     since: v(16),
     fixed: v(17),
+    uses: ["vsock"],
     what: "in 1.16 new connections to the guest over vsock may hang after it was paused and resumed (6100)"
   },
-  { since: v(14), fixed: v(17), what: "before 1.17 sizes of memory hotplug over 32 bits wrap around (6076)" },
-  { fixed: v(17), what: "before 1.17 Firecracker may hang when nobody reads the pipe it logs to any more (6086)" },
-  { since: v(14), what: "free page hinting is a preview: memory of the guest may be lost when a run is stopped" }
+  {
+    since: v(14),
+    fixed: v(17),
+    uses: ["hotplug"],
+    what: "before 1.17 sizes of memory hotplug over 32 bits wrap around (6076)"
+  },
+  {
+    fixed: v(17),
+    uses: ["logging"],
+    what: "before 1.17 Firecracker may hang when nobody reads the pipe it logs to any more (6086)"
+  }
 ]
