@@ -511,7 +511,7 @@ export const make = (
       ...(loads ? [] : args.success.warnings),
       ...warnings
     ],
-      warnings,
+    warnings,
     argv: jail.success?.argv ?? unjailed(setup, options, ["--api-sock", names.api, ...flags]),
     entries,
     served: served ? at("memory") : undefined,

@@ -24,13 +24,13 @@ import * as NodeMachineNetworks from "../host/NodeMachineNetworks.ts"
 import * as Users from "../host/Users.ts"
 import type { Entry } from "../journal/Journal.ts"
 import type { JournalError } from "../journal/JournalError.ts"
-import type { MachineRecord } from "../journal/MachineRecord.ts"
 import * as NodeJournal from "../journal/NodeJournal.ts"
 import * as Reclaimer from "../journal/Reclaimer.ts"
 import type * as Reconcile from "../journal/Reconcile.ts"
 import type { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
 import * as NodeProcessSpawner from "../process/NodeProcessSpawner.ts"
 import { ProcessHost } from "../process/ProcessHost.ts"
+import * as NetworkNamespaces from "./internal/NodeNetworkNamespaces.ts"
 import * as Supervisor from "./Supervisor.ts"
 
 /**
@@ -75,14 +75,21 @@ const resume = (context: Context.Context<FileSystem.FileSystem>, onNetwork: Opti
     if (Option.isSome(control)) yield* onNetwork?.(entry.id, control.value) ?? Effect.void
   })
 
-/** Links and rules of another network namespace would be taken for gone. */
-const elsewhere = (bootId: string) => (record: MachineRecord): string | undefined => {
-  const namespace = record.labels[MachineNetworks.namespaceLabel]
-  const here = NodeMachineNetworks.currentNamespace()
-  return namespace === undefined || namespace === here || record.bootId !== bootId
-    ? undefined
-    : `its network is in the network namespace ${namespace}, and this is ${here}: recover it from there`
-}
+/** Links and rules of another network namespace would be taken for gone. They are when that is. */
+const elsewhere = (bootId: string) =>
+  Effect.sync((): Supervisor.Obstacle => {
+    const here = NodeMachineNetworks.currentNamespace()
+    let seen: NetworkNamespaces.Seen | undefined
+    return (record, mode) => {
+      const namespace = record.labels[MachineNetworks.namespaceLabel]
+      if (namespace === undefined || namespace === here || record.bootId !== bootId) return undefined
+      const { isWhole, names } = seen ??= NetworkNamespaces.look()
+      const why = `its network is in the network namespace ${namespace}, and this is ${here}: recover it from there`
+      if (names.has(namespace)) return why
+      // Whoever cannot see whether it is gone has to be told.
+      return isWhole || mode === "kill" ? undefined : `${why}, or, if that is gone, end it (kill)`
+    }
+  })
 
 /**
  * A supervisor over a state directory, which is its own until the layer closes: fails with `LeaseHeld` when another one has it.

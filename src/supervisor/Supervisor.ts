@@ -194,6 +194,14 @@ export class Supervisor extends Context.Service<Supervisor, {
 }>()("effect-microvm-runtime/supervisor/Supervisor") {}
 
 /**
+ * Why nothing may be done about this record here and now, if so: what it speaks of cannot be seen from here, say.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Obstacle = (record: MachineRecord, mode: "adopt" | "kill") => string | undefined
+
+/**
  * @category options
  * @since 0.1.0
  */
@@ -205,11 +213,8 @@ export interface Options {
   readonly kinds?: Reconcile.Kinds | undefined
   /** What an adopted machine needs of us while it lives. Default nothing. */
   readonly resume?: ((entry: Entry) => Effect.Effect<void, HostError | JournalError, Scope.Scope>) | undefined
-  /**
-   * Why nothing may be done about this record here and now, if so: what it speaks of cannot be seen from here, say. Default: all can
-   * be done.
-   */
-  readonly obstacle?: ((record: MachineRecord) => string | undefined) | undefined
+  /** Asked anew by each `recover`. Default: all can be done. */
+  readonly obstacle?: Effect.Effect<Obstacle> | undefined
   /** Told of what was released, and of what could not be. By default, the latter goes to the log as a warning. */
   readonly onReleased?: ((released: Reconcile.Released) => Effect.Effect<void>) | undefined
 }
@@ -262,7 +267,12 @@ const toAdopt = (record: MachineRecord) => {
 
 const make = Effect.fnUntraced(
   function*(
-    { kinds: others = [], obstacle = () => undefined, onReleased = warn, resume = () => Effect.void }: Options
+    {
+      kinds: others = [],
+      obstacle = Effect.succeed(() => undefined),
+      onReleased = warn,
+      resume = () => Effect.void
+    }: Options
   ) {
     const journal = yield* Journal
     const provider = yield* MicroVmProvider
@@ -489,11 +499,15 @@ const make = Effect.fnUntraced(
       )
 
     /** What is to be done with one of them; an adoption is done here. */
-    const recoverOne = Effect.fnUntraced(function*(entry: Entry, { dryRun = false, mode = "adopt" }: RecoverOptions) {
+    const recoverOne = Effect.fnUntraced(function*(
+      entry: Entry,
+      { dryRun = false, mode = "adopt" }: RecoverOptions,
+      hinders: Obstacle
+    ) {
       const { id } = entry
       const inner = yield* Scope.make()
       return yield* Effect.gen(function*() {
-        const hindered = obstacle(yield* entry.record)
+        const hindered = hinders(yield* entry.record, mode)
         if (hindered !== undefined) return { id, action: "Left", why: hindered } as const
         const found = yield* attach(entry, inner)
         if (found._tag === "Gone" && mode === "adopt" && (yield* livesOn(entry))) {
@@ -535,7 +549,8 @@ const make = Effect.fnUntraced(
     const recoverAll = Effect.fnUntraced(function*(options: RecoverOptions) {
       const quarantined = yield* journal.quarantined
       const entries = (yield* journal.entries).filter(({ id }) => !busy.has(id))
-      const found = yield* Effect.forEach(entries, (entry) => recoverOne(entry, options), { concurrency: 16 })
+      const hinders = yield* obstacle
+      const found = yield* Effect.forEach(entries, (entry) => recoverOne(entry, options, hinders), { concurrency: 16 })
       const gone = entries.filter((_, index) => found[index]?.action === "Reclaimed")
       const released = yield* Reconcile.reclaim(gone, kinds, { dryRun: options.dryRun ?? false })
       const all = found.map((one): Recovered => {

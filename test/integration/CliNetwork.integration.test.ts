@@ -7,6 +7,7 @@ import * as NodeChildProcess from "node:child_process"
 import { once } from "node:events"
 import * as NodeFs from "node:fs"
 import * as NodePath from "node:path"
+import * as NetworkNamespaces from "../../src/supervisor/internal/NodeNetworkNamespaces.ts"
 import { sleep, until } from "../cli/executable.ts"
 import { install, noRuns, Runs } from "./background.ts"
 import { noNetns } from "./network.ts"
@@ -43,11 +44,17 @@ if (process.argv[1]) dns.bind(53, process.argv[1], up)
 
 /** A host with an internet behind it, in network namespaces of their own. */
 class Host implements AsyncDisposable {
-  readonly name = `mvh${process.pid}`
-  readonly internet = `mvi${process.pid}`
-  readonly within = ["ip", "netns", "exec", this.name]
+  readonly name: string
+  readonly internet: string
+  readonly within: ReadonlyArray<string>
   asked = ""
   private readonly servers: Array<NodeChildProcess.ChildProcess> = []
+
+  constructor(suffix = "") {
+    this.name = `mvh${process.pid}${suffix}`
+    this.internet = `mvi${process.pid}${suffix}`
+    this.within = ["ip", "netns", "exec", this.name]
+  }
 
   exec(...words: ReadonlyArray<string>): string {
     return run(...this.within, ...words)
@@ -125,7 +132,7 @@ class Host implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    for (const server of this.servers) {
+    for (const server of this.servers.splice(0)) {
       const ended = once(server, "exit")
       server.kill("SIGKILL")
       await ended
@@ -315,6 +322,51 @@ describe.skipIf(reason !== undefined)("microvm run --network nat", () => {
       host.exec("ip", "route", "add", "default", "via", "192.168.77.2")
       host.exec("ip", "-6", "route", "add", "default", "via", "fd77::2")
     }
+  })
+
+  it("is removed from elsewhere when its network namespace is gone, and not before", async () => {
+    await using runs = new Runs(bin)
+    await using other = new Host("b")
+    await other.open()
+    const [front, back] = [runs.name(), runs.name()]
+    const command = ["--", "sh", "-c", "echo up; sleep 99"]
+    const started = runs.start(["run", "--name", front, ...allow, ...command], { within: other.within })
+    await started.says("up")
+    const up = runs.start(["run", "-d", "--name", back, ...allow, ...command], { within: other.within })
+    assert.deepInclude(await up.end, { code: 0 })
+    const holder = runs.holder(back)
+    for (const id of [front, back]) process.kill(runs.supervisor(id), "SIGKILL")
+    await started.end
+    await sleep(200)
+    const assertLeft = async (when: string) => {
+      for (const mode of ["--adopt", "--kill"]) {
+        const { code, recovered } = await runs.recover(mode)
+        assert.deepStrictEqual([code, recovered.map(({ action }) => action)], [1, ["Left", "Left"]], `${when} ${mode}`)
+        for (const { why } of recovered) assert.match(why, /recover it from there$/)
+      }
+    }
+    await assertLeft("there")
+    const taken = () => NodeFs.readdirSync(NodePath.join(runs.state, "addresses", "slots")).length
+    assert.isAbove(taken(), 0)
+    await other[Symbol.asyncDispose]()
+    // It has no name any more; a machine is in it still.
+    await assertLeft("without a name")
+    process.kill(holder, "SIGKILL")
+    await until("the end of its machine", () => !runs.processes().some(({ command }) => command.startsWith("qemu")))
+    // Where processes are hidden from us, one may be in it, for all that we know.
+    const { isWhole } = NetworkNamespaces.look()
+    const actions = async (...flags: ReadonlyArray<string>) => {
+      const { code, recovered } = await runs.recover(...flags)
+      return [
+        code,
+        ...recovered.map(({ action, why }) => why.endsWith("if that is gone, end it (kill)") ? "?" : action)
+      ]
+    }
+    assert.deepStrictEqual(await actions("--dry-run"), isWhole ? [0, "Reclaimed", "Reclaimed"] : [1, "?", "?"])
+    assert.deepStrictEqual(await actions(...(isWhole ? [] : ["--kill"])), [0, "Reclaimed", "Reclaimed"])
+    assert.strictEqual(taken(), 0)
+    assert.deepInclude(await runs.microvm("rm", front, back), { code: 0 })
+    await runs.nothingLeft()
   })
 
   it("a host that does not forward, and a user who may not, are told what to type", async () => {

@@ -461,7 +461,9 @@ describe("after a supervisor", () => {
         const { launch } = yield* supervisor()
         yield* launch({ id: "a", keep: true, resources: [ports.resource(1)], bring: bring("a") })
       }))
-      const { entries, recover } = yield* supervisor({ obstacle: ({ keep }) => keep ? "it is elsewhere" : undefined })
+      const { entries, recover } = yield* supervisor({
+        obstacle: Effect.succeed(({ keep }) => keep ? "it is elsewhere" : undefined)
+      })
       for (const mode of ["adopt", "kill"] as const) {
         assert.deepStrictEqual(yield* recover({ mode }), [{ id: "a", action: "Left", why: "it is elsewhere" }])
       }
