@@ -26,6 +26,7 @@ import * as QemuHost from "../qemu/QemuHost.ts"
 import * as QemuProvider from "../qemu/QemuProvider.ts"
 import * as Backend from "./Backend.ts"
 import { FirecrackerHere } from "./FirecrackerHere.ts"
+import { addressesIn, networkConfig } from "./internal/networkConfig.ts"
 import * as RunDirectory from "./RunDirectory.ts"
 
 /**
@@ -304,9 +305,10 @@ const toCheck = ({ fix, found, level, name, ok, remedy, why }: HostChecks.Check)
 const host = Effect.fnUntraced(function*({ fix, machines, network }: Options) {
   const { apply, observe } = yield* HostFacts
   const stateDirectory = yield* RunDirectory.stateDirectory
+  const { forwarding, ...networks } = yield* networkConfig
   const evaluate = Effect.map(
-    observe({ stateDirectory }),
-    (facts) => HostChecks.evaluate(facts, { network: network === "nat", machines, stateDirectory })
+    observe({ stateDirectory, addresses: { directory: addressesIn(stateDirectory), ...networks } }),
+    (facts) => HostChecks.evaluate(facts, { network: network === "nat", machines, stateDirectory, forwarding })
   )
   const before = yield* evaluate
   if (fix === undefined) return { checks: before.map(toCheck) }

@@ -22,6 +22,7 @@ import type { ProcessHost } from "../process/ProcessHost.ts"
 import * as NodeSupervisor from "../supervisor/NodeSupervisor.ts"
 import * as Resources from "../supervisor/Resources.ts"
 import * as Supervisor from "../supervisor/Supervisor.ts"
+import { addressesIn, networkConfig } from "./internal/networkConfig.ts"
 import * as RunDirectory from "./RunDirectory.ts"
 import { type Place, RunHost } from "./RunHost.ts"
 import * as RunLog from "./RunLog.ts"
@@ -29,17 +30,9 @@ import type { RunOptions } from "./RunOptions.ts"
 
 type Needs = FileSystem.FileSystem | Path.Path | ProcessHost
 
-/** `MICROVM_NETWORK_FORWARDING`, `MICROVM_NETWORK_IPV4` and `MICROVM_NETWORK_IPV6`. */
-const networkConfig = Config.all({
-  forwarding: Config.Literals(["check", "enable"], "MICROVM_NETWORK_FORWARDING").pipe(Config.withDefault("check")),
-  ipv4: Config.String("MICROVM_NETWORK_IPV4").pipe(Config.withDefault(undefined)),
-  ipv6: Config.String("MICROVM_NETWORK_IPV6").pipe(Config.withDefault(undefined))
-})
-
 /** All runs of a state directory share a pool of addresses, so that no two machines ever have the same. */
 const networks = Effect.fnUntraced(function*(state: string) {
-  const path = yield* Path.Path
-  const directory = path.join(state, "addresses")
+  const directory = addressesIn(state)
   return yield* Layer.build(NodeMachineNetworks.layer({ directory, ...(yield* networkConfig) }))
 })
 

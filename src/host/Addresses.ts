@@ -72,7 +72,8 @@ export type Owner = Slots.Owner
  * - `ipv4`: default the first of 172.30.0.0/16, 10.172.0.0/16 and 198.18.0.0/16 that nothing of this host overlaps.
  * - `ipv6`: default a /64 of a unique local prefix that is drawn at random (RFC 4193, 3.2.2).
  *
- * Both are fixed when the pool is first opened.
+ * Both are fixed when the pool is first opened. What is wrong with them is told with the variables by which `microvm run` is given them,
+ * `MICROVM_NETWORK_IPV4` and `MICROVM_NETWORK_IPV6`.
  *
  * @category options
  * @since 0.1.0
@@ -139,6 +140,9 @@ const occupied = Effect.gen(function*() {
   return found
 })
 
+/** A network of a pool that others need. What helps is another one, and that can be typed. */
+const variable = { 4: "MICROVM_NETWORK_IPV4", 6: "MICROVM_NETWORK_IPV6" } as const
+
 const conflict = (cidr: Cidr.Cidr, found: Plan.Occupied, remedy: string) =>
   HostError.make(
     new HostError.Conflict({ what: `the pool ${Cidr.format(cidr)}`, with: `${found.what} of this host`, remedy })
@@ -161,7 +165,12 @@ const choose = Effect.fnUntraced(function*(
   }
 })
 
-const open = Effect.fnUntraced(function*({ directory, ipv4, ipv6 }: Options) {
+const another = ({ family }: Cidr.Cidr, others: ReadonlyArray<Plan.Occupied>): string =>
+  family === 6
+    ? `unset ${variable[6]}`
+    : `export ${variable[4]}=${Option.match(Plan.free(others), { onNone: () => "NETWORK", onSome: Cidr.format })}`
+
+const find = Effect.fnUntraced(function*({ directory, ipv4, ipv6 }: Options) {
   const wanted4 = ipv4 === undefined ? undefined : Plan.check4(ipv4)
   const wanted6 = ipv6 === undefined ? undefined : Plan.check6(ipv6)
   const faults = [wanted4, wanted6].flatMap((one) => one !== undefined && Result.isFailure(one) ? [one.failure] : [])
@@ -171,49 +180,69 @@ const open = Effect.fnUntraced(function*({ directory, ipv4, ipv6 }: Options) {
     ipv6: wanted6 === undefined ? undefined : Result.getOrUndefined(wanted6)
   }
 
-  const slots = Slots.slotsOf(directory)
-  yield* Effect.mapError(OwnedFiles.ensureDirectory(slots), Slots.failed("make directory", slots))
   const path = `${directory}/pool`
   const others = yield* occupied
-  const kept = yield* Slots.linkText(path)
-  if (Option.isNone(kept)) {
+  const text = yield* Slots.linkText(path)
+  if (Option.isNone(text)) {
     const chosen = yield* choose(wanted, others)
     for (const cidr of [chosen.ipv4, chosen.ipv6]) {
       const found = Plan.collision(cidr, others, undefined)
-      if (found !== undefined) {
-        return yield* conflict(cidr, found, `give another ${cidr.family === 4 ? "ipv4" : "ipv6"}`)
-      }
+      if (found !== undefined) return yield* conflict(cidr, found, another(cidr, others))
     }
-    // Another process may have been faster, and then its pool is ours.
-    yield* Effect.mapError(Slots.linkOnce(Plan.write(chosen), path), Slots.failed("symlink", path))
-    yield* Effect.mapError(OwnedFiles.sync(directory), Slots.failed("sync", directory))
+    return { pool: chosen, isKept: false }
   }
-  const text = yield* Slots.linkText(path)
-  const pool = Option.isSome(text) ? Plan.read(text.value) : undefined
+  const pool = Plan.read(text.value)
   if (pool === undefined) {
     return yield* HostError.fail(
       new HostError.Conflict({
         what: `the pool in ${directory}`,
-        with: `${path}, which is no pool: ${JSON.stringify(Option.getOrElse(text, () => ""))}`,
-        remedy: "give another directory"
+        with: `${path}, which is no pool: ${JSON.stringify(text.value)}`,
+        remedy: `rm ${path}`
       })
     )
   }
   const moved = (["ipv4", "ipv6"] as const).flatMap((field) => {
     const cidr = wanted[field]
     if (cidr === undefined || Cidr.format(cidr) === Cidr.format(pool[field])) return []
-    const remedy = `the pool in ${directory} has ${Cidr.format(pool[field])}: give that, or another directory`
+    const remedy = `the pool in ${directory} has ${Cidr.format(pool[field])} already: unset ${variable[cidr.family]}`
     return [{ field, value: Cidr.format(cidr), remedy }]
   })
   if (moved.length > 0) return yield* HostError.fail(new HostError.InvalidArgument({ faults: moved }))
   for (const cidr of [pool.ipv4, pool.ipv6]) {
     const found = Plan.collision(cidr, others, Plan.prefixOf(pool.id))
     if (found !== undefined) {
-      return yield* conflict(cidr, found, "remove that, or give another directory for a new pool")
+      // Whoever has a place in it would not be found in a new one.
+      const taken = (yield* Effect.orElseSucceed(Slots.scan(directory), () => [])).map(({ owner }) => owner.id)
+      const first = taken.length === 0 ? "" : `end ${[...new Set(taken)].join(", ")} first, then `
+      return yield* conflict(cidr, found, `${first}rm ${path}, and the next machine makes a new pool`)
     }
   }
-  return pool
+  return { pool, isKept: true }
 })
+
+const open = Effect.fnUntraced(function*(options: Options) {
+  const { directory } = options
+  const slots = Slots.slotsOf(directory)
+  const found = yield* find(options)
+  yield* Effect.mapError(OwnedFiles.ensureDirectory(slots), Slots.failed("make directory", slots))
+  if (found.isKept) return found.pool
+  const path = `${directory}/pool`
+  // Another process may have been faster, and then its pool is ours.
+  yield* Effect.mapError(Slots.linkOnce(Plan.write(found.pool), path), Slots.failed("symlink", path))
+  yield* Effect.mapError(OwnedFiles.sync(directory), Slots.failed("sync", directory))
+  return (yield* find(options)).pool
+})
+
+/**
+ * Which networks a pool has, or would have if it were opened now, and nothing is changed: `isKept` says which. Fails as `layer`
+ * does.
+ *
+ * @category accessors
+ * @since 0.1.0
+ */
+export const inspect = Effect.fn("Addresses.inspect")((options: Options) =>
+  Effect.map(find(options), ({ isKept, pool: { ipv4, ipv6 } }) => ({ ipv4, ipv6, isKept }))
+)
 
 const make = Effect.fnUntraced(function*(options: Options) {
   const { directory } = options

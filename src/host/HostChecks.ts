@@ -4,10 +4,7 @@
  *
  * @since 0.1.0
  */
-import * as Result from "effect/Result"
-import * as Cidr from "./Cidr.ts"
 import { type Facts, Fix } from "./HostFacts.ts"
-import { CANDIDATES } from "./internal/addressPlan.ts"
 import { LINKS } from "./internal/forwardRules.ts"
 import { acceptRa, variable } from "./internal/settingNames.ts"
 
@@ -43,6 +40,8 @@ export interface Wanted {
   /** How many machines at a time. Default 50. */
   readonly machines?: number | undefined
   readonly stateDirectory: string
+  /** As in `MachineNetworks.Settings`. Default `check`. */
+  readonly forwarding?: "check" | "enable" | undefined
 }
 
 type Judgement = Omit<Check, "name" | "level" | "why"> & Partial<Pick<Check, "level">>
@@ -83,11 +82,13 @@ const tun = (facts: Facts): Judgement => {
   return bad(`/dev/net/tun cannot be opened: ${facts.tun.denied}`, "chmod 0666 /dev/net/tun")
 }
 
-const forwarding = (facts: Facts, family: "ipv4" | "ipv6"): Judgement => {
+const forwarding = (facts: Facts, family: "ipv4" | "ipv6", how: Wanted["forwarding"] = "check"): Judgement => {
   const setting = family === "ipv4" ? "net/ipv4/ip_forward" : "net/ipv6/conf/all/forwarding"
   const egress = facts.egress[family]
   if (facts.settings[setting] === "1") return good("on")
   if (facts.settings[setting] === undefined) return bad("this kernel has none")
+  // Only root may.
+  if (how === "enable" && facts.uid === 0) return good("off, and switched on for the first machine")
   const accepts = egress === undefined ? "" : acceptRa(egress)
   const advice = family === "ipv6" && facts.settings[accepts] === "1" ? `${sysctl(accepts, 2)} && ` : ""
   return bad("off", `${advice}${sysctl(setting, 1)}`, Fix.Forward({ family, egress }))
@@ -131,23 +132,10 @@ const bridgeCalls = ({ settings }: Facts): Judgement => {
     : good("rules for routed packets leave bridges alone")
 }
 
-const pool = ({ networks }: Facts): Judgement => {
-  const taken = networks.flatMap(({ cidr, device }) => {
-    const parsed = Cidr.parse(cidr)
-    // A route to everywhere is in nobody's way.
-    return Result.isSuccess(parsed) && parsed.success.prefix > 0 && !device.startsWith(LINKS)
-      ? [{ network: parsed.success, device, cidr }]
-      : []
-  })
-  const free = CANDIDATES.find((one) => !taken.some(({ network }) => Cidr.overlaps(one, network)))
-  if (free !== undefined) return good(`${Cidr.format(free)} is free for machines`)
-  const others = taken.filter(({ network }) => CANDIDATES.some((one) => Cidr.overlaps(one, network)))
-  return bad(
-    `${CANDIDATES.map(Cidr.format).join(", ")} are all in use: ${
-      others.map(({ cidr, device }) => `${cidr} by ${device}`).join(", ")
-    }`
-  )
-}
+const pool = ({ addresses }: Facts): Judgement =>
+  "why" in addresses
+    ? bad(addresses.why, addresses.remedy)
+    : good(`${addresses.ipv4} is ${addresses.isKept ? "kept" : "free"} for machines`)
 
 const virtualization = ({ cpu, kvm }: Facts): Judgement => {
   if (cpu.virtualization === undefined) {
@@ -259,6 +247,7 @@ const userfaultfd = (facts: Facts): Judgement => {
  *   cpu: { virtualization: undefined, isGuest: false },
  *   settings: {},
  *   egress: { ipv4: "eth0", ipv6: undefined },
+ *   addresses: { ipv4: "172.30.0.0/16", isKept: false },
  *   networks: [],
  *   forwardDrops: [],
  *   limits: [],
@@ -276,7 +265,7 @@ const userfaultfd = (facts: Facts): Judgement => {
  */
 export const evaluate = (
   facts: Facts,
-  { machines = 50, network = false, stateDirectory: path }: Wanted
+  { forwarding: how, machines = 50, network = false, stateDirectory: path }: Wanted
 ): ReadonlyArray<Check> => {
   const needed = (isNeeded: boolean) => isNeeded ? "required" as const : "advisory" as const
   const check = (name: string, level: Check["level"], judgement: Judgement, why: string): Check => ({
@@ -325,8 +314,13 @@ export const evaluate = (
       "links, addresses and firewalls are the kernel's"
     ),
     check("tun", needed(network), tun(facts), "machines send and receive by it"),
-    check("IPv4 forwarding", needed(network), forwarding(facts, "ipv4"), "machines reach others through this host"),
-    check("IPv6 forwarding", "advisory", forwarding(facts, "ipv6"), "machines reach others through this host"),
+    check(
+      "IPv4 forwarding",
+      needed(network),
+      forwarding(facts, "ipv4", how),
+      "machines reach others through this host"
+    ),
+    check("IPv6 forwarding", "advisory", forwarding(facts, "ipv6", how), "machines reach others through this host"),
     check("egress", needed(network), egress(facts), "what machines send has to leave this host somewhere"),
     check("other firewalls", needed(network), forwardDrops(facts), "what one of them drops, no other can let pass"),
     check(

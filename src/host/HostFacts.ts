@@ -7,6 +7,7 @@
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
 import type * as Effect from "effect/Effect"
+import type * as Addresses from "./Addresses.ts"
 import type { HostError } from "./HostError.ts"
 
 /**
@@ -75,6 +76,10 @@ export interface Facts {
   readonly settings: Readonly<Record<string, string>>
   /** The devices of the default routes. */
   readonly egress: { readonly ipv4: string | undefined; readonly ipv6: string | undefined }
+  /** The pool of addresses: its IPv4 network, and whether it is there already; or why machines would get none. */
+  readonly addresses:
+    | { readonly ipv4: string; readonly isKept: boolean }
+    | { readonly why: string; readonly remedy?: string }
   /** What is routed, but for default routes, and by which device; machines' links are among them. */
   readonly networks: ReadonlyArray<{ readonly device: string; readonly cidr: string }>
   /**
@@ -145,7 +150,7 @@ export type Fix = Data.TaggedEnum<{
 export const Fix = Data.taggedEnum<Fix>()
 
 /**
- * - `observe`: looks at all there is. The only trace is a file in the state directory, which is gone again. Never fails: what
+ * - `observe`: looks at all there is. The pool of addresses is that of `addresses` in the state directory by default. The only trace is a file in the state directory, which is gone again. Never fails: what
  *   cannot be looked at is told as such.
  * - `apply`: does it, and tells what it did.
  *
@@ -153,6 +158,8 @@ export const Fix = Data.taggedEnum<Fix>()
  * @since 0.1.0
  */
 export class HostFacts extends Context.Service<HostFacts, {
-  readonly observe: (options: { readonly stateDirectory: string }) => Effect.Effect<Facts>
+  readonly observe: (
+    options: { readonly stateDirectory: string; readonly addresses?: Addresses.Options | undefined }
+  ) => Effect.Effect<Facts>
   readonly apply: (fix: Fix) => Effect.Effect<string, HostError>
 }>()("effect-microvm-runtime/host/HostFacts") {}

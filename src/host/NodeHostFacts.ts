@@ -12,7 +12,10 @@ import * as NodePath from "node:path"
 import * as OwnedFiles from "../process/OwnedFiles.ts"
 import * as ProcessCapabilities from "../process/ProcessCapabilities.ts"
 import { ProcessHost } from "../process/ProcessHost.ts"
+import * as Addresses from "./Addresses.ts"
+import * as Cidr from "./Cidr.ts"
 import { HostCommands } from "./HostCommands.ts"
+import type { HostError } from "./HostError.ts"
 import {
   type Access,
   type Facts,
@@ -54,6 +57,16 @@ const accessOf = (device: string): Access => {
     // The node may be there, and the module that is behind it not.
     return code === "ENOENT" || code === "ENODEV" || code === "ENXIO" ? "Missing" : { denied: code }
   }
+}
+
+const whyNot = ({ message, reason }: HostError): { readonly why: string; readonly remedy?: string } => {
+  const { remedy } = reason._tag === "InvalidArgument"
+    ? { remedy: reason.faults.map((fault) => fault.remedy).join("; ") }
+    : reason._tag === "Conflict" || reason._tag === "Unavailable"
+    ? reason
+    : { remedy: undefined }
+  const [why = message] = remedy === undefined ? [] : message.split(`: ${remedy}`)
+  return { why, ...(remedy === undefined ? {} : { remedy }) }
 }
 
 const cpu = (): Facts["cpu"] => {
@@ -215,14 +228,21 @@ const make = Effect.gen(function*() {
         Effect.map((value) => Option.toArray(value).map((one): readonly [string, string] => [setting, one]))
       ))
 
+  const pool = (options: Addresses.Options) =>
+    Effect.match(Addresses.inspect(options), {
+      onSuccess: ({ ipv4, isKept }) => ({ ipv4: Cidr.format(ipv4), isKept }),
+      onFailure: (error) => whyNot(error)
+    }).pipe(Effect.provideService(HostCommands, commands), Effect.provideService(FileSystem.FileSystem, fs))
+
   const observe = Effect.fn("HostFacts.observe")(
-    function*({ stateDirectory: path }: { readonly stateDirectory: string }) {
+    function*({ addresses, stateDirectory: path }: Parameters<HostFacts["Service"]["observe"]>[0]) {
       const found = yield* Effect.all({
         drops: forwardDrops,
         legacy: Effect.forEach(legacy, legacyDrops),
         routes4: routes("-4"),
         routes6: routes("-6"),
         limits,
+        addresses: pool(addresses ?? { directory: `${path}/addresses` }),
         programs: Effect.filter(programs, has),
         settings: known(settings)
       }, { concurrency: "unbounded" })
@@ -239,6 +259,7 @@ const make = Effect.gen(function*() {
         cpu: cpu(),
         settings: Object.fromEntries([...found.settings, ...advice].flat()),
         egress: { ipv4, ipv6 },
+        addresses: found.addresses,
         networks: [...found.routes4, ...found.routes6].flatMap(({ dev, dst }) =>
           dst === undefined || dst === "default" || dev === undefined ? [] : [{ device: dev, cidr: dst }]
         ),

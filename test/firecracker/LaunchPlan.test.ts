@@ -73,21 +73,21 @@ const devices: LaunchPlan.Devices = {
 
 describe("what is known to go wrong", () => {
   const warnings = (given: Given) => plan(given).warnings.join("\n")
-  const at = (minor: number, patch = 0): Setup => ({ ...setup, version: { major: 1, minor, patch } })
+  const release = (minor: number, patch = 0): Setup => ({ ...setup, version: { major: 1, minor, patch } })
 
   it("is told where it concerns the machine", () => {
-    assert.strictEqual(warnings({ setup: at(16), spec: { channels: [] } }), "")
-    assert.match(warnings({ setup: at(16), spec: { channels: ["one"] } }), /^in 1\.16 .*\(6100\)$/)
-    assert.notInclude(warnings({ setup: at(16), spec: { channels: [] }, origin: from("full") }), "5958")
-    assert.include(warnings({ setup: at(16), spec: { channels: ["one"] }, origin: from("full") }), "5958")
-    assert.strictEqual(warnings({ setup: at(17), spec: { channels: ["one"] } }), "")
-    const made = plan({ setup: at(16) })
+    assert.strictEqual(warnings({ setup: release(16), spec: { channels: [] } }), "")
+    assert.match(warnings({ setup: release(16), spec: { channels: ["one"] } }), /^in 1\.16 .*\(6100\)$/)
+    assert.notInclude(warnings({ setup: release(16), spec: { channels: [] }, origin: from("full") }), "5958")
+    assert.include(warnings({ setup: release(16), spec: { channels: ["one"] }, origin: from("full") }), "5958")
+    assert.strictEqual(warnings({ setup: release(17), spec: { channels: ["one"] } }), "")
+    const made = plan({ setup: release(16) })
     assert.includeMembers([...made.description], [...made.warnings])
   })
 
   it("is told of free page hinting where that is asked for", () => {
     const balloon = { amount_mib: 0, deflate_on_oom: false, free_page_hinting: true }
-    assert.match(warnings({ setup: at(17), options: { devices: { balloon } } }), /^free page hinting is a preview/)
+    assert.match(warnings({ setup: release(17), options: { devices: { balloon } } }), /^free page hinting is a preview/)
   })
 })
 

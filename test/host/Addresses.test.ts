@@ -84,10 +84,10 @@ describe("Addresses", () => {
         expect((yield* open({ directory })).pool).toEqual(pool)
         const error = yield* Effect.flip(open({ directory, ipv4: "10.0.0.0/16", ipv6: "fd00::/64" }))
         expect(error.message).toBe([
-          `ipv4: "10.0.0.0/16" cannot be: the pool in ${directory} has 172.30.0.0/16: give that, or another directory`,
+          `ipv4: "10.0.0.0/16" cannot be: the pool in ${directory} has 172.30.0.0/16 already: unset MICROVM_NETWORK_IPV4`,
           `ipv6: "fd00::/64" cannot be: the pool in ${directory} has ${
             Cidr.format(pool.ipv6)
-          }: give that, or another directory`
+          } already: unset MICROVM_NETWORK_IPV6`
         ].join("\n"))
       })
     ))
@@ -220,6 +220,47 @@ describe("Addresses", () => {
         )
       )
   )
+
+  it.effect("what helps against an obstacle can be typed", () =>
+    inDirectory((directory) =>
+      Effect.gen(function*() {
+        const taken = ["172.30.0.0/16", "10.172.0.0/15", "198.18.0.0/15"]
+        const busy = hostWith(taken.map((dst) => ({ dst, type: "blackhole" })))
+        const remedyOf = (options: Partial<Addresses.Options>) =>
+          open({ directory, ...options }).pipe(
+            Effect.flip,
+            Effect.provide(busy),
+            Effect.map(({ reason }) => reason._tag === "Conflict" ? reason.remedy : reason._tag)
+          )
+        expect(yield* remedyOf({})).toBe("export MICROVM_NETWORK_IPV4=10.174.0.0/16")
+        expect(yield* remedyOf({ ipv4: "10.172.0.0/16" })).toBe("export MICROVM_NETWORK_IPV4=10.174.0.0/16")
+
+        const { allocate } = yield* open({ directory, ipv4: "172.30.0.0/16" })
+        yield* allocate(ownerOf(1))
+        const again = `rm ${directory}/pool, and the next machine makes a new pool`
+        expect(yield* remedyOf({})).toBe(`end m-1 first, then ${again}`)
+        yield* Addresses.kind.reclaim([claimOf(directory, 1)], { dryRun: false })
+        expect(yield* remedyOf({})).toBe(again)
+        NodeFs.rmSync(`${directory}/pool`)
+        const { pool } = yield* open({ directory, ipv4: "10.174.0.0/16" }).pipe(Effect.provide(busy))
+        expect(Cidr.format(pool.ipv4)).toBe("10.174.0.0/16")
+      })
+    ))
+
+  it.effect("a look changes nothing, and says what would be had", () =>
+    inDirectory((directory) =>
+      Effect.gen(function*() {
+        const { ipv4, isKept } = yield* Addresses.inspect({ directory: `${directory}/pool` })
+        expect([Cidr.format(ipv4), isKept]).toEqual(["172.30.0.0/16", false])
+        expect(NodeFs.readdirSync(directory)).toEqual([])
+        yield* open({ directory, ipv4: "10.0.0.0/16" })
+        const kept = yield* Addresses.inspect({ directory })
+        expect([Cidr.format(kept.ipv4), kept.isKept]).toEqual(["10.0.0.0/16", true])
+        expect((yield* Effect.flip(Addresses.inspect({ directory, ipv4: "10.1.0.0/16" }))).reason._tag).toBe(
+          "InvalidArgument"
+        )
+      }).pipe(Effect.provide(hostWith([])))
+    ))
 
   it.effect("without a wish, the first network that is free is taken, and then it stays", () =>
     inDirectory((directory) =>

@@ -92,16 +92,8 @@ describe("checks of a host", () => {
       setting("net/bridge/bridge-nf-call-iptables", "1"),
       "sysctl -w net.bridge.bridge-nf-call-iptables=0"
     ],
-    [
-      "addresses",
-      {
-        networks: [{ device: "vpn", cidr: "10.0.0.0/8" }, { device: "docker0", cidr: "172.30.0.0/24" }, {
-          device: "lab",
-          cidr: "198.18.0.0/15"
-        }]
-      },
-      undefined
-    ],
+    ["addresses", { addresses: { why: "they are taken", remedy: "export A=B" } }, "export A=B"],
+    ["addresses", { addresses: { why: "nobody can tell" } }, undefined],
     ["virtualisation", { cpu: { virtualization: undefined, isGuest: true } }, undefined],
     ["virtualisation", { cpu: { virtualization: undefined, isGuest: false } }, undefined],
     ["virtualisation", { kvm: "Missing" }, "modprobe kvm_intel", HostFacts.Fix.LoadModule({ module: "kvm_intel" })],
@@ -175,6 +167,16 @@ describe("checks of a host", () => {
       "other firewalls",
       "addresses"
     ])
+  })
+
+  it("do with a host that is to be made to forward, by who may", () => {
+    const off = { ...setting("net/ipv4/ip_forward", "0") }
+    const wanted = { network: true, forwarding: "enable" } as const
+    const judged = (facts: Parameters<typeof evaluate>[0]) =>
+      evaluate(facts, wanted).find(({ name }) => name === "IPv4 forwarding")
+    assert.deepInclude(judged(off), { ok: true, found: "off, and switched on for the first machine" })
+    assert.isUndefined(judged(off)?.fix)
+    assert.deepInclude(judged({ ...off, uid: 1000 }), { ok: false, remedy: "sysctl -w net.ipv4.ip_forward=1" })
   })
 
   it("do with routes to somewhere, and tell where, for what machines may reach can be there", () => {

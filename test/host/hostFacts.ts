@@ -21,6 +21,7 @@ export const goodFacts: HostFacts.Facts = {
     "vm/unprivileged_userfaultfd": "0"
   },
   egress: { ipv4: "eth0", ipv6: "eth0" },
+  addresses: { ipv4: "172.30.0.0/16", isKept: false },
   networks: [{ device: "eth0", cidr: "192.0.2.0/24" }],
   forwardDrops: [],
   limits: [{ what: "memory", by: "v2" }, { what: "cpu", by: "v1" }],

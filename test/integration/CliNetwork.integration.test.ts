@@ -329,10 +329,10 @@ describe.skipIf(reason !== undefined)("microvm run --network nat", () => {
     await using other = new Host("b")
     await other.open()
     const [front, back] = [runs.name(), runs.name()]
-    const command = ["--", "sh", "-c", "echo up; sleep 99"]
-    const started = runs.start(["run", "--name", front, ...allow, ...command], { within: other.within })
+    const endless = ["--", "sh", "-c", "echo up; sleep 99"]
+    const started = runs.start(["run", "--name", front, ...allow, ...endless], { within: other.within })
     await started.says("up")
-    const up = runs.start(["run", "-d", "--name", back, ...allow, ...command], { within: other.within })
+    const up = runs.start(["run", "-d", "--name", back, ...allow, ...endless], { within: other.within })
     assert.deepInclude(await up.end, { code: 0 })
     const holder = runs.holder(back)
     for (const id of [front, back]) process.kill(runs.supervisor(id), "SIGKILL")
@@ -366,6 +366,55 @@ describe.skipIf(reason !== undefined)("microvm run --network nat", () => {
     assert.deepStrictEqual(await actions(...(isWhole ? [] : ["--kill"])), [0, "Reclaimed", "Reclaimed"])
     assert.strictEqual(taken(), 0)
     assert.deepInclude(await runs.microvm("rm", front, back), { code: 0 })
+    await runs.nothingLeft()
+  })
+
+  it("the doctor judges what a run would have", async () => {
+    await using runs = new Runs(bin, { within: host.within })
+    /** Both their exit codes, and what the run was refused for. */
+    const both = async (env: Readonly<Record<string, string>> = {}) => {
+      const doctor = await runs.start(["doctor", "--network", "nat"], { env }).end
+      const ran = await runs.start(["run", "--network", "nat", "--allow", "10.9.9.9:443/tcp", "--", "true"], { env })
+        .end
+      const [remedy = ""] = /(export|rm) .*/.exec(ran.stderr) ?? []
+      assert.include(doctor.stdout, remedy)
+      return { codes: [doctor.code, ran.code], remedy }
+    }
+    const good = { codes: [0, 0], remedy: "" }
+    const blackholes = (...networks: ReadonlyArray<string>) => ({
+      [Symbol.dispose]: () => {
+        for (const one of networks) host.exec("ip", "route", "del", "blackhole", one)
+      },
+      made: networks.map((one) => host.exec("ip", "route", "add", "blackhole", one))
+    })
+    {
+      using _ = blackholes("172.30.0.0/16", "10.172.0.0/16", "198.18.0.0/16")
+      const { codes, remedy } = await both()
+      assert.deepStrictEqual({ codes, remedy }, {
+        codes: [69, 125],
+        remedy: "export MICROVM_NETWORK_IPV4=10.173.0.0/16"
+      })
+      assert.deepStrictEqual(await both({ MICROVM_NETWORK_IPV4: "10.173.0.0/16" }), good)
+      assert.deepStrictEqual(await both(), good)
+    }
+    const { codes: [refused] } = await both({ MICROVM_NETWORK_IPV4: "10.174.0.0/16" })
+    assert.strictEqual(refused, 69)
+    {
+      using _ = blackholes("10.173.0.0/24")
+      const { codes, remedy } = await both()
+      assert.deepStrictEqual(codes, [69, 125])
+      const pool = `${runs.state}/addresses/pool`
+      assert.strictEqual(remedy, `rm ${pool}, and the next machine makes a new pool`)
+      NodeFs.rmSync(pool)
+      assert.deepStrictEqual(await both(), good)
+    }
+    host.forwarding(false)
+    try {
+      assert.deepStrictEqual((await both()).codes, [69, 125])
+      assert.deepStrictEqual(await both({ MICROVM_NETWORK_FORWARDING: "enable" }), good)
+    } finally {
+      host.forwarding(true)
+    }
     await runs.nothingLeft()
   })
 

@@ -1,5 +1,6 @@
 /** Which addresses a place in a pool stands for. All of it is arithmetic. */
 import * as Arr from "effect/Array"
+import type * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import * as Cidr from "../Cidr.ts"
 import type { Fault } from "../HostError.ts"
@@ -78,6 +79,13 @@ export const allocation = ({ id, ipv4, ipv6 }: Pool, index: number) => ({
   v4: { ...pair(ipv4, index), prefix: 31 },
   v6: { ...pair(ipv6, index), prefix: 127 }
 })
+
+/** A network of the usual size that nobody has. */
+export const free = (occupied: ReadonlyArray<Occupied>): Option.Option<Cidr.Cidr> =>
+  Arr.findFirst(
+    [...CANDIDATES, ...Arr.makeBy(256, (nth) => network(`10.${(173 + nth) % 256}.0.0/16`)), network("192.168.0.0/16")],
+    (one) => collision(one, occupied, undefined) === undefined
+  )
 
 /** The text of a pool, as it is kept. */
 export const write = ({ id, ipv4, ipv6 }: Pool): string => [id, Cidr.format(ipv4), Cidr.format(ipv6)].join(" ")
