@@ -1,5 +1,5 @@
 /**
- * A supervisor is killed, and the next one goes on: with the machine, its console, and in the end its exit status.
+ * A supervisor is killed, and the next one goes on: with the machine, its console, and in the end the exit code of a command in it.
  *
  *     node_modules/.bin/node examples/crash-and-recover.ts
  *
@@ -18,8 +18,10 @@ import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import * as ChildProcess from "effect/process/ChildProcess"
 import * as ChildProcessSpawner from "effect/process/ChildProcessSpawner"
+import * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 
 const backend = QemuProvider.layer.pipe(Layer.provide(NodeQemuHost.layer), Layer.provide(NodeProcessSpawner.layer))
@@ -37,13 +39,16 @@ const machines = GoldenMachines.layer.pipe(
 /** The first one launches a machine that is to outlive it, and does not come to an end by itself. */
 const first = Effect.scoped(Effect.gen(function*() {
   const supervisor = yield* Supervisor.Supervisor
-  const { agent, machine } = yield* supervisor.launch({
+  const { agent, machine, supervised } = yield* supervisor.launch({
     id: "tenant-1",
     keep: true,
     bring: ({ before }) => WarmMachine.launch({ id: "tenant-1", before })
   })
   yield* agent.exec({ path: "sh", args: ["-c", "echo a line from before the crash >/dev/console"] })
-  yield* Console.log(`supervisor ${process.pid} has machine ${machine.id}`)
+  const pid = yield* agent.spawn({ path: "sh", args: ["-c", "sleep 3; echo done >/dev/console; exit 42"] })
+  // Whoever comes after us has no other way to know it.
+  yield* supervised.entry.label({ command: String(pid) })
+  yield* Console.log(`supervisor ${process.pid} has machine ${machine.id}, with a command in it`)
   return yield* Effect.never
 }))
 
@@ -51,11 +56,16 @@ const first = Effect.scoped(Effect.gen(function*() {
 const second = Effect.scoped(Effect.gen(function*() {
   const supervisor = yield* Supervisor.Supervisor
   for (const { action, id, why } of yield* supervisor.recover()) yield* Console.log(`${id}: ${action}, ${why}`)
-  for (const { machine, released } of yield* supervisor.machines) {
-    yield* Console.log(`its console: ${(yield* machine.consoleTail).trimEnd().split("\n").at(-1)}`)
+  for (const { entry, machine, released } of yield* supervisor.machines) {
     const { agent } = yield* WarmMachine.fromMachine(machine)
-    const { stdout } = yield* agent.exec({ path: "uptime" })
-    yield* Console.log(`its guest: ${new TextDecoder().decode(stdout).trim()}`)
+    const { labels } = yield* entry.record
+    const { status: code } = yield* agent.poll(Number(labels["command"])).pipe(
+      Effect.repeat({ until: Option.isSome, schedule: Schedule.spaced("100 millis") }),
+      Effect.flatMap(Effect.fromOption)
+    )
+    yield* Console.log(`its command ${ExitStatus.format(code)}`)
+    const console = (yield* machine.consoleTail).trimEnd().split("\n").slice(-2)
+    yield* Console.log(`its console: ${console.map((line) => line.trim()).join(", ")}`)
     yield* machine.shutdown({ leading: [{ name: "guest power-off", request: agent.powerOff, grace: "5 seconds" }] })
     const { _tag, status } = yield* machine.ended
     const { left } = yield* released
