@@ -12,6 +12,7 @@ import type * as HttpClient from "effect/http/HttpClient"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
+import { bearerFault } from "./internal/configValues.ts"
 import { Provisioner } from "./Provisioner.ts"
 
 /**
@@ -48,15 +49,10 @@ export interface Retry {
   readonly longest?: Duration.Input | undefined
 }
 
-/** A header holds visible text (RFC 9110), a bearer token has no spaces (RFC 6750). */
 const keyFaults = (key: string): ReadonlyArray<string> => {
   if (key === "") return ["the API key is empty: leave it out when the API needs none"]
-  const at = key.search(/[^\x21-\x7e]/)
-  if (at === -1) return []
-  const name = `U+${key.codePointAt(at)?.toString(16).toUpperCase().padStart(4, "0")}`
-  return [
-    `the API key has ${name} at position ${at + 1}, which a header cannot hold: check it for line breaks and spaces`
-  ]
+  const fault = bearerFault(key)
+  return fault === undefined ? [] : [`the API key ${fault}`]
 }
 
 /**

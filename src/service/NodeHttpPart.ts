@@ -81,6 +81,6 @@ export const make = <A, E, R, const Deps extends ReadonlyArray<Part.Any> = reado
   return Part.make(
     name,
     Layer.provide(Layer.provideMerge(stopFirst, server), listener),
-    { dependsOn, startWithin, stopWeight, stopWithin }
+    { dependsOn, startWithin, stopWeight, stopWithin, listens: listen === undefined }
   )
 }

@@ -56,10 +56,6 @@ const make = Effect.gen(function*() {
   return ServicePlatform.of({
     env: { ...process.env },
     argv: process.argv.slice(2),
-    faults: ({ api, apiKey, projectId }) =>
-      Effect.succeed(
-        Option.isNone(api) ? [] : HttpProvisioner.check({ api: new URL(api.value), apiKey, projectId })
-      ),
     print: write(process.stdout),
     complain: write(process.stderr),
     provisioner: (config) =>

@@ -52,6 +52,7 @@ export interface Part<in A, out E = never, out R = never> {
   readonly stopWithin: Duration.Input | undefined
   readonly stopWeight: number
   readonly failure: "init" | "run"
+  readonly listens: boolean
   /** What is wrong with it, one sentence each: it is told before anything starts. */
   readonly faults: ReadonlyArray<string>
 }
@@ -108,6 +109,8 @@ export interface PartOptions<Deps extends ReadonlyArray<Any>> {
    * began to serve (1). Default `init`.
    */
   readonly failure?: "init" | "run" | undefined
+  /** It listens where the configuration of the service says, so probes cannot be answered there. Default false. */
+  readonly listens?: boolean | undefined
   /**
    * For constructors of special parts: what is wrong with their own options, one sentence each, with field, value and
    * remedy. `Parts` adds the name of the part and tells it together with all other faults.
@@ -154,5 +157,6 @@ export const make = <A, E, R, const Deps extends ReadonlyArray<Any> = readonly [
   stopWithin: options.stopWithin,
   stopWeight: options.stopWeight ?? 1,
   failure: options.failure ?? "init",
+  listens: options.listens ?? false,
   faults: options.faults ?? none
 })

@@ -157,6 +157,17 @@ export const flushWithin = ({ stopBudget, telemetry }: ServiceConfig): Duration.
   Option.isNone(telemetry.otlp) ? Duration.zero : Duration.min(Duration.seconds(1), Duration.times(stopBudget, 0.1))
 
 /**
+ * What may listen where the configuration says. A `Part` is one.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Listening {
+  readonly listens?: boolean | undefined
+  readonly dependsOn: ReadonlyArray<Listening>
+}
+
+/**
  * What the service itself says. A `Service` is one.
  *
  * @category options
@@ -172,6 +183,8 @@ export interface Defaults {
   readonly drainDelay?: Duration.Input | undefined
   /** Where all of them are custom, production needs no API. Default: it does. */
   readonly resources?: ReadonlyArray<{ readonly kind: string }> | undefined
+  /** One that listens cannot have the port of the probes. Default none. */
+  readonly parts?: ReadonlyArray<Listening> | undefined
 }
 
 /**
@@ -241,6 +254,13 @@ const readOtlp = (reader: Reader.Reader, serviceName: string): Option.Option<Otl
     resourceAttributes: Option.getOrElse(attributes, () => ({}))
   }))
 }
+
+const someListens = (parts: ReadonlyArray<Listening>, seen = new Set<Listening>()): boolean =>
+  parts.some((part) => {
+    if (seen.has(part)) return false
+    seen.add(part)
+    return part.listens === true || someListens(part.dependsOn, seen)
+  })
 
 const readManager = (reader: Reader.Reader): Pick<ServiceConfig, "sockets"> => {
   const sockets = reader.readForeign("LISTEN_FDS", Values.count("number of sockets above zero"))
@@ -371,6 +391,16 @@ export const parse = ({ argv, defaults, env }: Options): Result.Result<ServiceCo
         Duration.format(stopBudget)
       }: shorten ${names.drainDelay}, or raise ${names.stopBudget}`
     )
+  }
+  // Who sets the port wants the service to listen; a worker may answer its probes where services would listen.
+  const listens = reader.raw(names.port) !== undefined || someListens(defaults.parts ?? [])
+  const isPortKnown = Option.isSome(port) || (reader.raw(names.port) ?? reader.raw("PORT")) === undefined
+  const isTwice = Option.exists(
+    config.healthPort,
+    (healthPort) => Values.overlap({ ip: config.ip, port: config.port }, { ip: config.healthIp, port: healthPort })
+  )
+  if (listens && isPortKnown && isTwice && Option.isNone(config.sockets)) {
+    reader.fault(`port ${config.port} is to be listened on twice: change ${names.healthPort} or ${names.port}`)
   }
   return reader.faults.length === 0 || command._tag === "Version" || command._tag === "Help"
     ? Result.succeed(config)

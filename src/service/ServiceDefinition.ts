@@ -162,6 +162,7 @@ const durationFaults = (field: string, duration: Duration.Duration): ReadonlyArr
  */
 export const faults = <R, Res extends Resource.Any>(service: Service<R, Res>): ReadonlyArray<string> => [
   ...Names.faults(service.name, service.prefix),
+  ...Names.repeated("resources", service.resources),
   ...(service.version === "" ? ["version is empty: give one, like 1.0.0"] : []),
   ...durationFaults("stopBudget", service.stopBudget),
   ...durationFaults("drainDelay", service.drainDelay),

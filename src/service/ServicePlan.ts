@@ -8,6 +8,7 @@
 import * as Duration from "effect/Duration"
 import * as Option from "effect/Option"
 import * as ExitCode from "../lifecycle/ExitCode.ts"
+import { overlap } from "./internal/configValues.ts"
 import * as Kubernetes from "./internal/planKubernetes.ts"
 import type { Finding, PlannedService, ServiceOutline } from "./internal/planModel.ts"
 import { levels } from "./internal/planOrder.ts"
@@ -158,24 +159,15 @@ export interface CheckOptions {
   readonly probePeriod?: Duration.Input | undefined
 }
 
-const repeated = (what: string, names: ReadonlyArray<string>): ReadonlyArray<string> =>
-  Array.from(new Set(names.filter((name, index) => names.indexOf(name) !== index)))
-    .map((name) => `two ${what} are called ${JSON.stringify(name)}: rename one`)
-
 const faultsOf = (plan: ServiceOutline): ReadonlyArray<string> => {
-  const { exitCodes, health, listen, name, parts, prefix, resources, stopBudget } = plan
+  const { exitCodes, name, parts, prefix, resources, stopBudget } = plan
   const faults: Array<string> = [...Names.faults(name, prefix)]
   faults.push(
-    ...repeated("resources", resources.map((resource) => resource.name)),
-    ...repeated("parts", parts.map((part) => part.name)),
+    ...Names.repeated("resources", resources),
+    ...Names.repeated("parts", parts),
     ...ExitCode.faults(exitCodes).map((fault) => `exit codes: ${fault}`)
   )
   if (!Duration.isPositive(stopBudget)) faults.push("the stop budget is zero: give it some seconds")
-  if (Option.exists(health, ({ port }) => port !== 0 && port === listen.port)) {
-    faults.push(
-      `port ${listen.port} is to be listened on twice: change ${prefix}_HEALTHZ_PORT or ${prefix}_RUNTIME_PORT`
-    )
-  }
   return faults
 }
 
@@ -186,7 +178,7 @@ const faultsOf = (plan: ServiceOutline): ReadonlyArray<string> => {
  * @since 0.1.0
  */
 export const check = (plan: ServiceOutline, options: CheckOptions = {}): ReadonlyArray<Finding> => {
-  const { drainDelay, environment, health, parts, prefix, stopBudget } = plan
+  const { drainDelay, environment, health, listen, parts, prefix, stopBudget } = plan
   const warnings: Array<string> = []
   for (const platform of options.platforms ?? [systemd, kubernetes]) {
     const needed = neededGrace(plan, platform)
@@ -202,6 +194,13 @@ export const check = (plan: ServiceOutline, options: CheckOptions = {}): Readonl
     if (Option.exists(stopWithin, (limit) => Duration.isGreaterThan(limit, stopBudget))) {
       warnings.push(`part ${name} may stop for longer than the whole service: its limit has no effect`)
     }
+  }
+  // What is known to listen there has been refused with the configuration.
+  if (Option.exists(health, (probes) => overlap(listen, probes))) {
+    warnings.push(
+      `port ${listen.port} is for the probes, so the service cannot listen on it: change ${prefix}_HEALTHZ_PORT or ` +
+        `${prefix}_RUNTIME_PORT if it does`
+    )
   }
   const twice = Duration.times(Duration.fromInputUnsafe(options.probePeriod ?? probePeriod), 2)
   if (environment === "production") {

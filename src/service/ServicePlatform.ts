@@ -25,8 +25,6 @@ export class ServicePlatform extends Context.Service<ServicePlatform, {
   readonly env: Readonly<Record<string, string | undefined>>
   /** What comes after the name of the program. */
   readonly argv: ReadonlyArray<string>
-  /** What is wrong with a configuration for this platform, beside what `ServiceConfig` knows. */
-  readonly faults: (config: ServiceConfig) => Effect.Effect<ReadonlyArray<string>>
   /** A line on stdout. Never fails, whoever has closed it. */
   readonly print: (line: string) => Effect.Effect<void>
   /** A line on stderr. */

@@ -500,14 +500,7 @@ export const run = Effect.fnUntraced(
       yield* platform.print(`${name} ${version}`)
       return yield* ended(Option.none())
     }
-    const faults = [
-      ...Definition.faults(service),
-      ...faultsOf(assembled),
-      ...faultsOf(parsed),
-      ...Result.isSuccess(parsed) && parsed.success.command._tag === "Run"
-        ? yield* platform.faults(parsed.success)
-        : []
-    ]
+    const faults = [...Definition.faults(service), ...faultsOf(assembled), ...faultsOf(parsed)]
     if (Result.isFailure(assembled) || Result.isFailure(parsed) || faults.length > 0) {
       const error = fromReason(ServiceErrorReason.ConfigInvalid({ faults }))
       yield* platform.complain(`ERROR: ${explain(error)}`)

@@ -85,7 +85,6 @@ export const make = (options: Options = {}): FakeService => {
   const platform = ServicePlatform.of({
     env: options.env ?? {},
     argv: options.argv ?? [],
-    faults: () => Effect.succeed([]),
     print: (line) => Effect.sync(() => void stdout.push(line)),
     complain: (line) => Effect.sync(() => void stderr.push(line)),
     provisioner: () => Effect.succeed(provisioner),

@@ -167,6 +167,29 @@ describe.concurrent("variables", () => {
     await nothingLeft(at)
   })
 
+  it("several of one variable, beside others that cannot be read: 78", async () => {
+    const env = {
+      SERVICE_RUNTIME_PORT: "abc",
+      SERVICE_API: "http://u:p@h/?q",
+      SERVICE_PROJECT_ID: "..",
+      SERVICE_API_KEY: "a b"
+    }
+    const faults = faultsOf(await run("serves", { env }))
+    const told = ["SERVICE_API=", "SERVICE_API=", "SERVICE_PROJECT_ID=", "SERVICE_RUNTIME_PORT=", "SERVICE_API_KEY has"]
+    assert.deepStrictEqual(faults.map((fault) => told.find((one) => fault.startsWith(`  - ${one}`))), told)
+    assert.notInclude(faults.join(), "u:p")
+    assert.notInclude(faults.join(), "a b")
+  })
+
+  it("one port for the service and its probes: 78, before anything has started", async () => {
+    const faults = faultsOf(
+      await run("serves", { env: { SERVICE_RUNTIME_PORT: "18999", SERVICE_HEALTHZ_PORT: "18999" } })
+    )
+    assert.deepStrictEqual(faults, [
+      "  - port 18999 is to be listened on twice: change SERVICE_HEALTHZ_PORT or SERVICE_RUNTIME_PORT"
+    ])
+  })
+
   it("missing where they are needed: 78", async () => {
     const faults = faultsOf(await run("serves", { env: { SERVICE_ENV: "production" } }))
     assert.deepStrictEqual(faults.map((fault) => fault.slice(0, fault.indexOf(" is not set"))), [
@@ -201,9 +224,9 @@ describe.concurrent("ports that are taken", () => {
       await nothingLeft(at)
     }))
 
-  it("of the probes: 201, before anything starts; so are both", () =>
+  it("of the probes: 201, before anything starts; so are all", () =>
     takenPorts(2, async ([port = "", other = ""]) => {
-      for (const env of [wanted("0", port), wanted(other, port), wanted(port, port)]) {
+      for (const env of [wanted("0", port), wanted(other, port)]) {
         const end = await run("serves", { env })
         ended(end, 201)
         assert.match(end.stderr, new RegExp(`^ERROR: Health listener could not bind to 127.0.0.1:${port}: `, "m"))

@@ -204,6 +204,11 @@ describe("each fault names the variable, its value and what to do", () => {
       { SERVICE_API: "https://a/?token=hunter2", SERVICE_PROJECT_ID: "p" },
       "SERVICE_API=\"https://a/?…\" has a query or a fragment: remove it"
     ],
+    [
+      { SERVICE_API: "https://joe:hunter2@a/?q", SERVICE_PROJECT_ID: "p" },
+      "SERVICE_API=\"…@a/?…\" holds credentials: remove them, SERVICE_API_KEY is the place for a key",
+      "SERVICE_API=\"…@a/?…\" has a query or a fragment: remove it"
+    ],
     [{ SERVICE_API: "", SERVICE_PROJECT_ID: "p" }, "SERVICE_API is set but empty: give it a value, or unset it"],
     [
       { SERVICE_API: "http://a" },
@@ -214,8 +219,22 @@ describe("each fault names the variable, its value and what to do", () => {
       "SERVICE_API is not set, and SERVICE_ENV=production needs it: give the URL of the API",
       "SERVICE_PROJECT_ID is not set, and SERVICE_ENV=production needs it: give the id of the project"
     ],
-    [{ SERVICE_API_KEY: "abc\n" }, "SERVICE_API_KEY ends in a line break: remove it"],
-    [{ SERVICE_API_KEY: "ä" }, "SERVICE_API_KEY cannot be sent in a header: use visible ASCII characters"],
+    [
+      { SERVICE_API_KEY: "abc\n" },
+      "SERVICE_API_KEY has U+000A at position 4, which a header cannot hold: check it for line breaks and spaces"
+    ],
+    [
+      { SERVICE_API_KEY: "ä" },
+      "SERVICE_API_KEY has U+00E4 at position 1, which a header cannot hold: check it for line breaks and spaces"
+    ],
+    [
+      { SERVICE_API_KEY: "a b" },
+      "SERVICE_API_KEY has U+0020 at position 2, which a header cannot hold: check it for line breaks and spaces"
+    ],
+    [
+      { SERVICE_RUNTIME_PORT: "9000", SERVICE_HEALTHZ_PORT: "9000" },
+      "port 9000 is to be listened on twice: change SERVICE_HEALTHZ_PORT or SERVICE_RUNTIME_PORT"
+    ],
     [{ SERVICE_API_KEY: "" }, "SERVICE_API_KEY is set but empty: give it a value, or unset it"],
     [{ SERVICE_SIDECAR: "true" }, "SERVICE_SIDECAR=\"true\" is no URL: write one as in https://host:port"],
     [{ SERVICE_STOP_BUDGET: "25" }, "SERVICE_STOP_BUDGET=\"25\" is no duration: write 500ms, 25s or 2m"],
@@ -288,6 +307,26 @@ describe("each fault names the variable, its value and what to do", () => {
   it("a long value is cut", () => {
     const [fault = ""] = faults({ SERVICE_RUNTIME_PORT: "9".repeat(100_000) })
     expect(fault.length).toBeLessThan(200)
+  })
+
+  it("the port of the probes is nobody else's, where somebody is known to listen", () => {
+    const twice = ["port 8000 is to be listened on twice: change SERVICE_HEALTHZ_PORT or SERVICE_RUNTIME_PORT"]
+    const probes = { SERVICE_HEALTHZ_PORT: "8000" }
+    const http = { listens: true, dependsOn: [] }
+    const parts = [{ dependsOn: [http] }]
+    expect(faults(probes, [], { parts })).toEqual(twice)
+    expect(faults({ ...probes, SERVICE_RUNTIME_PORT: "8000" })).toEqual(twice)
+    expect(faults({ ...probes, SERVICE_RUNTIME_IP: "::" }, [], { parts })).toEqual(twice)
+    // A worker, an address of its own, one that is free, a socket that is passed.
+    expect(faults({ ...probes, PORT: "8000" })).toEqual([])
+    expect(faults({ ...probes, SERVICE_HEALTHZ_IP: "10.0.0.1" }, [], { parts })).toEqual([])
+    expect(faults({ ...probes, SERVICE_RUNTIME_IP: "::1" }, [], { parts })).toEqual([])
+    expect(faults({ SERVICE_HEALTHZ_PORT: "0", SERVICE_RUNTIME_PORT: "0" }, [], { parts })).toEqual([])
+    expect(faults({ ...probes, LISTEN_FDS: "1", LISTEN_PID: "1" }, [], { parts })).toEqual([])
+    // What it is to be is not known.
+    expect(faults({ ...probes, PORT: "web" }, [], { parts })).toEqual([
+      "PORT=\"web\" is no port: write a number from 0 to 65535"
+    ])
   })
 
   it("production without an API, if nothing comes from one", () => {

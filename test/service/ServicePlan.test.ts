@@ -152,10 +152,11 @@ describe("check", () => {
     ])
   })
 
-  it("one port for two listeners", () => {
+  it("one port for the probes and for what may not listen at all", () => {
     const both = { SERVICE_HEALTHZ_PORT: "9000", PORT: "9000" }
     expect(told(make({}, both))).toEqual([
-      "fault: port 9000 is to be listened on twice: change SERVICE_HEALTHZ_PORT or SERVICE_RUNTIME_PORT"
+      "warning: port 9000 is for the probes, so the service cannot listen on it: change SERVICE_HEALTHZ_PORT or " +
+      "SERVICE_RUNTIME_PORT if it does"
     ])
     expect(told(make({}, { SERVICE_HEALTHZ_PORT: "0", PORT: "0" }))).toEqual([])
   })

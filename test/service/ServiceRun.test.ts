@@ -191,6 +191,27 @@ describe("phases", () => {
       }
     }))
 
+  it.effect("two resources of one name, and probes where a part listens, are told before anything runs: 78", () =>
+    Effect.gen(function*() {
+      const log: Array<string> = []
+      const http = Part.make("http", Layer.empty, { listens: true })
+      const { fake, report } = yield* begin(
+        Service.make({
+          ...base,
+          resources: [wish(Effect.succeed(1)), wish(Effect.succeed(2))],
+          parts: [traced("a", log), Part.make("api", Layer.empty, { dependsOn: [http] })]
+        }),
+        { env: { SERVICE_HEALTHZ_PORT: "8000" } }
+      )
+      const { code, phase } = yield* report
+      expect([code, phase]).toEqual([78, "configure"])
+      expect(fake.stderr).toEqual([
+        "ERROR: Configuration invalid:\n  - two resources are called \"wish\": rename one\n  - port 8000 is to be " +
+        "listened on twice: change SERVICE_HEALTHZ_PORT or SERVICE_RUNTIME_PORT"
+      ])
+      expect(log).toEqual([])
+    }))
+
   it.effect("secrets 101, load 111, input 121, initialisation 151", () =>
     Effect.gen(function*() {
       const secrets = yield* begin(Service.make(base), { provisioner: { secrets: failing("the API is away") } })

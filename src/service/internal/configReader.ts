@@ -42,7 +42,7 @@ export const make = (env: Env, secret: ReadonlyArray<string>): Reader => {
   const readSet = <A>(name: string, text: string, parse: Parse<A>): Option.Option<A> => {
     const result = parse(text)
     if (Result.isSuccess(result)) return Option.some(result.success)
-    faults.push(`${name}${show(name, text)} ${result.failure}`)
+    for (const fault of [result.failure].flat()) faults.push(`${name}${show(name, text)} ${fault}`)
     return Option.none()
   }
 

@@ -1,5 +1,6 @@
 /**
- * How the text of a variable becomes a value. A failure completes the sentence `NAME="text" …` and says what to write.
+ * How the text of a variable becomes a value. A failure, or each of several, completes the sentence `NAME="text" …` and says
+ * what to write.
  */
 import * as Duration from "effect/Duration"
 import * as LogLevel from "effect/LogLevel"
@@ -9,14 +10,15 @@ import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
 import * as DurationText from "../../lifecycle/DurationText.ts"
 
-export type Parse<A> = (text: string) => Result.Result<A, string>
+export type Parse<A, E = string | ReadonlyArray<string>> = (text: string) => Result.Result<A, E>
 
 export const anyText: Parse<string> = Result.succeed
 
-export const oneOf = <const Words extends ReadonlyArray<string>>(...words: Words): Parse<Words[number]> => (text) => {
-  const found: Words[number] | undefined = words.find((word) => word === text)
-  return found === undefined ? Result.fail(`is not known: write ${words.join(" or ")}`) : Result.succeed(found)
-}
+export const oneOf =
+  <const Words extends ReadonlyArray<string>>(...words: Words): Parse<Words[number], string> => (text) => {
+    const found: Words[number] | undefined = words.find((word) => word === text)
+    return found === undefined ? Result.fail(`is not known: write ${words.join(" or ")}`) : Result.succeed(found)
+  }
 
 /** Kubernetes sets `<NAME>_PORT=tcp://…` for each of its Services. */
 const remedyOfPort = (text: string): string =>
@@ -33,6 +35,19 @@ export const ip: Parse<string> = (text) =>
   Result.isSuccess(NetAddress.ipFromString(text))
     ? Result.succeed(text)
     : Result.fail("is no IP address: write one as in 127.0.0.1, 0.0.0.0 or ::1, not a host name")
+
+interface Address {
+  readonly ip: string
+  readonly port: number
+}
+
+/** `::` has the addresses of both families, `0.0.0.0` those of one. */
+const covers = (one: string, other: string): boolean =>
+  one === other || /^[0:]+$/.test(one) || one === "0.0.0.0" && !other.includes(":")
+
+/** Not both can be listened on. */
+export const overlap = (one: Address, other: Address): boolean =>
+  one.port === other.port && one.port !== 0 && (covers(one.ip, other.ip) || covers(other.ip, one.ip))
 
 export const projectId: Parse<string> = (text) =>
   /^\.{1,2}$/.test(text)
@@ -74,10 +89,10 @@ export const httpUrl = (credentials: string): Parse<string> => (text) => {
   if (url.protocol !== "http:" && url.protocol !== "https:") {
     return Result.fail("is no HTTP URL: write http:// or https://")
   }
-  if (url.username !== "" || url.password !== "") return Result.fail(`holds credentials: remove them, ${credentials}`)
-  return url.search !== "" || url.hash !== "" || /[?#]/.test(text)
-    ? Result.fail("has a query or a fragment: remove it")
-    : Result.succeed(url.href.replace(/\/+$/, ""))
+  const faults: Array<string> = []
+  if (url.username !== "" || url.password !== "") faults.push(`holds credentials: remove them, ${credentials}`)
+  if (/[?#]/.test(text)) faults.push("has a query or a fragment: remove it")
+  return faults.length > 0 ? Result.fail(faults) : Result.succeed(url.href.replace(/\/+$/, ""))
 }
 
 /** Goes over a network in the clear. */
@@ -87,14 +102,18 @@ export const isPlainRemote = (url: string): boolean =>
 /** What HTTP allows in the value of a header (RFC 9110, 5.5), without the bytes that have no meaning there. */
 const isHeaderValue = (text: string): boolean => /^[\t\x20-\x7e]*$/.test(text) && text.trim() === text
 
-export const apiKey: Parse<Redacted.Redacted> = (text) =>
-  isHeaderValue(text)
-    ? Result.succeed(Redacted.make(text, { label: "api key" }))
-    : Result.fail(
-      /[\r\n]$/.test(text)
-        ? "ends in a line break: remove it"
-        : "cannot be sent in a header: use visible ASCII characters"
-    )
+/** A header holds visible text (RFC 9110), a bearer token has no spaces (RFC 6750). */
+export const bearerFault = (token: string): string | undefined => {
+  const at = token.search(/[^\x21-\x7e]/)
+  if (at === -1) return undefined
+  const name = `U+${token.codePointAt(at)?.toString(16).toUpperCase().padStart(4, "0")}`
+  return `has ${name} at position ${at + 1}, which a header cannot hold: check it for line breaks and spaces`
+}
+
+export const apiKey: Parse<Redacted.Redacted> = (text) => {
+  const fault = bearerFault(text)
+  return fault === undefined ? Result.succeed(Redacted.make(text, { label: "api key" })) : Result.fail(fault)
+}
 
 /** `key=value,key=value`, percent-encoded: the W3C baggage form that OpenTelemetry uses for its variables. */
 export const pairs: Parse<Readonly<Record<string, string>>> = (text) => {

@@ -2,6 +2,13 @@
 
 const nameRule = /^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$/
 
+/** Each name that several have. */
+export const repeated = (what: string, named: ReadonlyArray<{ readonly name: string }>): ReadonlyArray<string> => {
+  const names = named.map(({ name }) => name)
+  return Array.from(new Set(names.filter((name, index) => names.indexOf(name) !== index)))
+    .map((name) => `two ${what} are called ${JSON.stringify(name)}: rename one`)
+}
+
 export const faults = (name: string, prefix: string): ReadonlyArray<string> => [
   ...(nameRule.test(name)
     ? []
