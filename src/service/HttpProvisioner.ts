@@ -2,7 +2,7 @@
  * Resources from a runtime API over HTTP.
  *
  * What the API does wrong (refuses, hangs, trickles, breaks off, floods, answers nonsense, sends elsewhere) becomes a
- * `ProvisionerError` in bounded time and space. Transport errors, 429 and 5xx are tried again, with jitter; other 4xx never.
+ * `ProvisionerError` in bounded time and space. Transport errors, hanging, 429 and 5xx are tried again, with jitter; other 4xx never.
  *
  * @since 0.1.0
  */
@@ -28,6 +28,8 @@ export interface Options {
   readonly projectId: string
   /** Bounds a request with all its attempts and the waits between them. Default: 1 minute. */
   readonly timeout?: Duration.Input | undefined
+  /** Bounds each attempt, its whole answer included; another one follows. Default: 12 seconds, of which a minute has five. */
+  readonly attemptTimeout?: Duration.Input | undefined
   /** Bounds what is read of one answer, in bytes. Default: 8 MiB. */
   readonly maxBytes?: number | undefined
   readonly retry?: Retry | undefined
@@ -104,6 +106,7 @@ export const make = Effect.fn("HttpProvisioner.make")(function*(
     apiKey,
     projectId,
     timeout: Duration.fromInputUnsafe(options.timeout ?? "1 minute"),
+    attemptTimeout: Duration.fromInputUnsafe(options.attemptTimeout ?? "12 seconds"),
     maxBytes,
     retry: {
       times: retry.times ?? 4,

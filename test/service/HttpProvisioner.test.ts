@@ -363,6 +363,38 @@ describe("an API that misbehaves", () => {
       assert.match(explain(error), /ECONNREFUSED/)
     }))
 
+  it.live("hangs once: cut, and tried again", () =>
+    Effect.gen(function*() {
+      const { fake, provisioner } = yield* connect(
+        { faults: [Fault.Hang(), Fault.Trickle({ every: "1 second" })], secrets: { A: "1" } },
+        { attemptTimeout: "150 millis", retry: quick }
+      )
+      assert.deepStrictEqual(values(yield* provisioner.secrets), [["A", "1"]])
+      assert.lengthOf(yield* fake.received, 3)
+    }))
+
+  it.effect("hangs for ever: tried five times within the minute, and no later", () =>
+    Effect.gen(function*() {
+      let requests = 0
+      const client = HttpClient.make(() => {
+        requests++
+        return Effect.never
+      })
+      const provisioner = yield* HttpProvisioner.make({
+        api: new URL("http://127.0.0.1:1"),
+        apiKey: Option.none(),
+        projectId: "proj_X"
+      }).pipe(Effect.provideService(HttpClient.HttpClient, client))
+      const fiber = yield* Effect.forkChild(Effect.flip(provisioner.secrets), { startImmediately: true })
+      yield* TestClock.adjust("1 minute")
+      const { message } = yield* Fiber.join(fiber)
+      assert.match(
+        message,
+        /^no good answer within 1m \(.*, 5 attempts\)\nThe last one was: no complete answer within 12s/
+      )
+      assert.strictEqual(requests, 5)
+    }))
+
   it.live("hangs: given up at the deadline, which is one for all attempts", () =>
     Effect.gen(function*() {
       const { fake, message, place, requests } = yield* failing(

@@ -59,6 +59,7 @@ export interface Settings {
   readonly apiKey: Option.Option<Redacted.Redacted>
   readonly projectId: string
   readonly timeout: Duration.Duration
+  readonly attemptTimeout: Duration.Duration
   readonly maxBytes: number
   readonly retry: { readonly times: number; readonly wait: Duration.Duration; readonly longest: Duration.Duration }
   /** With any, nothing is sent. */
@@ -68,7 +69,8 @@ export interface Settings {
 export const make = Effect.fnUntraced(function*(
   settings: Settings
 ): Effect.fn.Return<Provisioner["Service"], never, HttpClient.HttpClient> {
-  const { apiKey, base, faults, maxBytes, projectId, retry: { longest, times, wait }, timeout } = settings
+  const { apiKey, attemptTimeout, base, faults, maxBytes, projectId, retry: { longest, times, wait }, timeout } =
+    settings
 
   /** What the API may repeat but nobody may see. */
   const secret = yield* Ref.make(Option.toArray(apiKey))
@@ -85,6 +87,8 @@ export const make = Effect.fnUntraced(function*(
     httpClient: sameOrigin(yield* HttpClient.HttpClient),
     baseUrl: base
   }).pipe(Effect.provide(authorization))
+
+  const hung: Failure = { head: `no complete answer within ${Duration.format(attemptTimeout)}`, transient: true }
 
   const pause = Effect.fnUntraced(function*(attempts: number, retryAfter: Duration.Duration = Duration.zero) {
     const spread = 0.5 + (yield* Random.next)
@@ -107,6 +111,7 @@ export const make = Effect.fnUntraced(function*(
         attempts++
         return exchange(send, maxBytes)
       }).pipe(
+        Effect.timeoutOrElse({ duration: attemptTimeout, orElse: () => Effect.fail(hung) }),
         Effect.flatMap((json) => Effect.fromResult(decode(json))),
         Effect.catch((failure) => {
           last = failure
