@@ -86,8 +86,8 @@ const recover = (journal: string, options: Supervisor.RecoverOptions) =>
   Effect.scoped(Effect.flatMap(supervise(journal), (supervisor) => supervisor.recover(options)))
 
 /** What was to end with a run that was killed, or could not be removed at its end. Machines that are kept wait for whoever asks for them. */
-const reclaimDead = Effect.fnUntraced(function*(state: string) {
-  const dead = (yield* RunDirectory.leftBehind(state)).filter(({ record, report }) =>
+const reclaimDead = Effect.fnUntraced(function*(state: string, except: string) {
+  const dead = (yield* RunDirectory.leftBehind(state, except)).filter(({ record, report }) =>
     record?.keep === false || (record !== undefined && report !== undefined)
   )
   const reclaim = Effect.fnUntraced(function*({ paths }: RunDirectory.Run) {
@@ -134,7 +134,7 @@ const open = Effect.fnUntraced(function*(id: string, options: RunOptions & { rea
     // Once, though another machine may follow the first. Neither waits for the other to go well.
     tidy: yield* Effect.cached(
       Effect.provideContext(
-        Effect.andThen(Effect.ignore(RunDirectory.prune(state)), Effect.ignore(reclaimDead(state))),
+        Effect.andThen(Effect.ignore(RunDirectory.prune(state, { except: id })), Effect.ignore(reclaimDead(state, id))),
         context
       )
     )

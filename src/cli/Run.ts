@@ -294,8 +294,6 @@ export const run = Effect.fn("Run.run")(function*(
       Effect.gen(function*() {
         machine = one
         if (one === undefined) return
-        // While the guest is waited for.
-        if (place !== undefined) yield* Effect.forkIn(place.tidy, outer)
         if (place?.logs === undefined) return
         const { catchUp, console } = place.logs
         // It is listened to first, so that nothing is missed. What comes meanwhile may be in the tail, too.
@@ -363,6 +361,8 @@ export const run = Effect.fn("Run.run")(function*(
         const { onStarted = Effect.void } = context
         // One that was left had been executed.
         yield* left === undefined ? Effect.forkScoped(whenExecuted(started, onStarted)) : onStarted
+        // While the command is waited for: until it runs, there is enough to do.
+        yield* Effect.forkIn(Effect.andThen(started.begun, opened.tidy), outer)
         return { _tag: "Completed", status: yield* Fiber.join(connected) } satisfies RunEnd
       })
       return yield* phase("command")(
@@ -465,8 +465,8 @@ export const run = Effect.fn("Run.run")(function*(
   if (recovered !== undefined) yield* context.resume?.(recovered) ?? Effect.void
   if (place !== undefined) {
     if (!isLeft(end)) yield* place.conclude(report)
-    // Who came to no machine had no other time for it.
-    if (outcome === undefined) yield* Effect.timeoutOption(place.tidy, leaveOffWithin)
+    // Who came to no command, or to a short one, had no other time for it.
+    yield* Effect.timeoutOption(place.tidy, leaveOffWithin)
   }
   return report
 }, Effect.scoped)

@@ -363,14 +363,14 @@ const inspect: (
 })
 
 /** The ids of directories that are there. */
-const ids = Effect.fnUntraced(function*(state: string) {
+const ids = Effect.fnUntraced(function*(state: string, except?: string) {
   const fs = yield* FileSystem.FileSystem
   const names = yield* Effect.catchIf(
     fs.readDirectory(yield* runsOf(state)),
     (error) => error.reason._tag === "NotFound",
     () => Effect.succeed([])
   )
-  return names.filter(Schema.is(MachineId)).toSorted()
+  return names.filter((name) => name !== except).filter(Schema.is(MachineId)).toSorted()
 })
 
 /**
@@ -389,18 +389,19 @@ export const all = Effect.fn("RunDirectory.all")(function*(
 })
 
 /**
- * Those that were left behind. Of those with nothing left, nothing is read.
+ * Those that were left behind. Of those with nothing left, and of the run `except`, nothing is read.
  *
  * @category operations
  * @since 0.1.0
  */
 export const leftBehind = Effect.fn("RunDirectory.leftBehind")(function*(
-  state: string
+  state: string,
+  except?: string
 ): Effect.fn.Return<ReadonlyArray<Run>, RunDirectoryError, Services> {
   const look = Effect.fnUntraced(function*(id: string) {
     return (yield* remains(yield* pathsOf(state, id))) ? yield* inspect(state, id) : undefined
   })
-  const found = yield* Effect.forEach(yield* usable(state)(ids(state)), look, { concurrency: 16 })
+  const found = yield* Effect.forEach(yield* usable(state)(ids(state, except)), look, { concurrency: 16 })
   return found.flatMap((run) => run?.state === "left behind" ? [run] : [])
 })
 
@@ -578,18 +579,17 @@ export const remove = Effect.fn("RunDirectory.remove")(function*(
 
 /**
  * Removes the runs that are over but for the newest, by default 64 and those of 24 hours, and what runs that came to nothing
- * have left. Gives the ids.
+ * have left. Gives the ids. The run `except` is not looked at.
  *
  * @category operations
  * @since 0.1.0
  */
 export const prune = Effect.fn("RunDirectory.prune")(function*(
   state: string,
-  options: { readonly keep?: number | undefined; readonly within?: Duration.Input | undefined } = {}
+  options: { readonly keep?: number; readonly within?: Duration.Input; readonly except?: string } = {}
 ): Effect.fn.Return<ReadonlyArray<string>, RunDirectoryError, Services> {
-  const { keep = 64 } = options
-  const within = Duration.toMillis(Duration.fromInputUnsafe(options.within ?? "24 hours"))
-  const now = yield* Clock.currentTimeMillis
+  const { except, keep = 64, within = "24 hours" } = options
+  const oldest = (yield* Clock.currentTimeMillis) - Duration.toMillis(Duration.fromInputUnsafe(within))
   const look = Effect.fnUntraced(function*(id: string) {
     // Most have a report, and nothing else of them counts until they are to go.
     const reportedAt = yield* modifiedAt((yield* pathsOf(state, id)).report)
@@ -598,9 +598,9 @@ export const prune = Effect.fn("RunDirectory.prune")(function*(
     const isOver = run === undefined || (run.state === "over" && run.record === undefined)
     return isOver ? [{ id, endedAt: run?.endedAt ?? 0 }] : []
   })
-  const old = (yield* Effect.forEach(yield* usable(state)(ids(state)), look, { concurrency: 16 })).flat()
+  const old = (yield* Effect.forEach(yield* usable(state)(ids(state, except)), look, { concurrency: 16 })).flat()
     .toSorted((one, other) => other.endedAt - one.endedAt)
-    .filter(({ endedAt }, index) => index >= keep || now - endedAt > within)
+    .filter(({ endedAt }, index) => index >= keep || endedAt < oldest)
   if (old.length === 0) return []
   return yield* usable(state)(locked(
     state,

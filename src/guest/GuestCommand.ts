@@ -92,6 +92,8 @@ export interface GuestCommand {
   /** Its pid in the guest. */
   readonly pid: number
   readonly description: Description
+  /** Waits until its streams are open, or it has come to nothing: from then on, all that is awaited of the guest is the command's own. */
+  readonly begun: Effect.Effect<void>
   /**
    * Waits for its end. As in a shell, 127 says that the command was not found and 126 that it is not executable. Fails with
    * `NotStarted` when its streams could not be set up, and with `Closed` when the machine ends first.
@@ -321,6 +323,7 @@ const connectTo = Effect.fnUntraced(function*(
   return {
     pid,
     description,
+    begun: Effect.raceFirst(Deferred.await(opened), Effect.asVoid(over)),
     exit: Deferred.await(exit),
     stdin: Sink.fromTransform<Uint8Array, void, GuestError.GuestError, never>((upstream) =>
       upstream.pipe(

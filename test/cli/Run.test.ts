@@ -1,4 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
+import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -78,6 +79,17 @@ describe("a command", () => {
       assert.strictEqual(ended.report.end._tag, "Completed")
       assert.deepStrictEqual(ended.stages, ["guest power-off ended"])
       assert.deepStrictEqual(ended.left, nothing)
+    }))
+
+  it.effect("leaves time to see to what others have left: once, when it runs, and for a second after it", () =>
+    Effect.gen(function*() {
+      const times: Array<number> = []
+      const tidy = Effect.flatMap(Clock.currentTimeMillis, (now) => Effect.sync(() => void times.push(now)))
+      const { took } = yield* run({ ...command("true"), tidy })
+      assert.deepStrictEqual(times, [commandStarts])
+      const endless = yield* run({ ...command("true"), tidy: Effect.never })
+      assert.strictEqual(endless.took, took + 1000)
+      assert.strictEqual(endless.code, 0)
     }))
 
   it.effect("that a signal kills is 128 and its number", () =>

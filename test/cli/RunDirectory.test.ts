@@ -41,6 +41,7 @@ describe("a run", () => {
       yield* kill(state, "dev")
       assert.strictEqual((yield* RunDirectory.find(state, "dev")).state, "left behind")
       assert.deepStrictEqual((yield* RunDirectory.leftBehind(state)).map(({ id }) => id), ["dev"])
+      assert.deepStrictEqual(yield* RunDirectory.leftBehind(state, "dev"), [])
       assert.deepStrictEqual(
         yield* refusal(RunDirectory.begin(state, infoOf("dev"))),
         ["LeftBehind", "machine dev was left behind by its supervisor: go on with it, or clean up, by microvm recover"]
@@ -199,6 +200,7 @@ describe("runs that are over", () => {
         age(report, seconds)
       }
       yield* RunDirectory.begin(state, infoOf("up"))
+      assert.deepStrictEqual(yield* RunDirectory.prune(state, { except: "old" }), [])
       assert.deepStrictEqual(yield* RunDirectory.prune(state), ["old"])
       assert.deepStrictEqual(yield* RunDirectory.prune(state, { keep: 1 }), ["b", "c"])
       assert.deepStrictEqual((yield* RunDirectory.all(state)).map(({ id }) => id), ["a", "up"])

@@ -90,11 +90,14 @@ describe("the input of a command", () => {
       const command = yield* Scope.provide(GuestCommand.run(silent, slots, { command: "cat" }), scope)
       yield* background(Stream.runDrain(command.stdout))
       yield* background(Stream.run(Stream.encodeText(Stream.make("hello")), command.stdin))
+      const begun = yield* background(command.begun)
       yield* settled
       expect(sent).toEqual([])
+      expect(begun.pollUnsafe()).toBeUndefined()
       yield* Queue.offer(output, GuestStdio.ready(nonce))
       yield* settled
       expect(sent.join("")).toBe(`BEGIN ${nonce}\n5\nhello0\n`)
+      expect(begun.pollUnsafe()).toEqual(Exit.void)
       // A guest that says nothing more is waited for as long as a close may take.
       yield* background(Scope.close(scope, Exit.void))
       yield* TestClock.adjust("3 seconds")
