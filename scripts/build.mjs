@@ -64,6 +64,7 @@ if (existsSync(command)) {
     outfile: join(fresh, "cli", "program.js"),
     format: "cjs",
     charset: "ascii",
+    minifyIdentifiers: true,
     minifySyntax: true,
     minifyWhitespace: true,
     alias: { "node:tls": join(root, "scripts", "lazyTls.cjs") },

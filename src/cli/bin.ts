@@ -2,7 +2,6 @@
 /**
  * The executable: loads the program, and exits. With a service's edge, the only place that calls `process.exit`.
  */
-import { fileURLToPath } from "node:url"
 import packageJson from "../../package.json" with { type: "json" }
 import { load } from "./internal/NodeCompileCache.ts"
 
@@ -27,5 +26,5 @@ const main = isTooOld
   ? tellVersion
   : isSource
   ? (await import("./internal/NodeMain.ts")).main
-  : load(fileURLToPath(new URL("program.js", import.meta.url)))
+  : load(`${import.meta.dirname}/program.js`)
 main((code) => process.exit(code))

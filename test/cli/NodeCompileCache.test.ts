@@ -173,3 +173,22 @@ describe("what is compiled is kept", () => {
     expect(kept(cache)).toEqual([])
   })
 })
+
+describe("a program that is loaded", () => {
+  const withStacks = (begin: string, later: string) =>
+    text.replace("const all", `${begin}\n  const all`).replace("console.log(all())", later)
+
+  it("finds names in a stack trace while it begins, and lines, too, when it has begun", () => {
+    const probe = "const stack = { probe: function named() { return new Error().stack } }.probe()"
+    const tell =
+      "console.log(JSON.stringify([stack.split(\"\\n\")[0], /program\\.js:\\d+:\\d+/.test(new Error().stack)]))"
+    NodeFs.writeFileSync(program, withStacks(probe, tell))
+    expect(JSON.parse(start({ MICROVM_CACHE_DIR: cache }))).toEqual(["named [as probe]", true])
+  })
+
+  it("leaves it to who was there before how a stack trace looks", () => {
+    NodeFs.writeFileSync(script, `Error.prepareStackTrace = () => "theirs"\n${NodeFs.readFileSync(script, "utf8")}`)
+    NodeFs.writeFileSync(program, withStacks("", "console.log(new Error().stack)"))
+    expect(start({ MICROVM_CACHE_DIR: cache })).toBe("theirs")
+  })
+})
