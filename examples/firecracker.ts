@@ -1,13 +1,18 @@
 /**
- * A machine on Firecracker: booted, a command run in it, ended in order; and the API of a Firecracker by itself.
+ * A machine on Firecracker: booted, a command run in it, ended in order; its devices; and the API of a Firecracker by itself.
  *
  *     FIRECRACKER_BIN=/usr/local/bin/firecracker node examples/firecracker.ts
  */
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
-import { FirecrackerApi, MachineConfig, NodeApiTransport } from "effect-microvm-runtime/firecracker"
+import {
+  FirecrackerApi,
+  FirecrackerProvider,
+  MachineConfig,
+  NodeApiTransport
+} from "effect-microvm-runtime/firecracker"
 import { GuestCommand } from "effect-microvm-runtime/guest"
 import { ExitStatus, ShutdownOutcome } from "effect-microvm-runtime/lifecycle"
-import { MachineEnd } from "effect-microvm-runtime/microvm"
+import { Machine, MachineEnd, MachineSpec } from "effect-microvm-runtime/microvm"
 import { FakeFirecracker } from "effect-microvm-runtime/testing"
 import { WarmMachine } from "effect-microvm-runtime/warm"
 import * as Console from "effect/Console"
@@ -36,6 +41,27 @@ const machine = Effect.gen(function*() {
   yield* Console.log(`${ShutdownOutcome.format(outcome)}: ${MachineEnd.format(yield* one.ended)}`)
 }).pipe(Effect.scoped)
 
+/** What the port has no words for: memory is plugged in, on a machine of the provider. */
+const devices = Effect.gen(function*() {
+  const { binary } = yield* FakeFirecracker.install({ guest: "none", version: "1.16.1" })
+  const apis = new Map<string, FirecrackerApi.FirecrackerApi>()
+  const provider = FirecrackerProvider.layerWith({
+    binary,
+    kvm: "assume",
+    devices: { memoryHotplug: { total_size_mib: 1024 } },
+    onMachine: ({ api, spec: { id } }) => Effect.sync(() => apis.set(id, api))
+  })
+  yield* Effect.gen(function*() {
+    // Any file will do for the fake, which never looks at it.
+    const one = yield* Machine.launch(yield* MachineSpec.decode({ id: "larger", kernel: "/etc/hostname" }))
+    yield* one.start
+    const api = yield* Effect.fromNullishOr(apis.get(one.id))
+    yield* api.patchMemoryHotplug({ requested_size_mib: 256 })
+    const { plugged_size_mib: plugged } = yield* api.getMemoryHotplug()
+    yield* Console.log(`a machine has ${one.spec.memoryMib} MiB, and ${plugged} MiB that were plugged in`)
+  }).pipe(Effect.provide(provider))
+}).pipe(Effect.scoped)
+
 /** The client alone, on a Firecracker that somebody else has started: here, one in this process. */
 const client = Effect.gen(function*() {
   const directory = yield* FileSystem.FileSystem.use((fs) => fs.makeTempDirectoryScoped())
@@ -60,4 +86,4 @@ const client = Effect.gen(function*() {
   yield* Console.log(refusal.message)
 }).pipe(Effect.scoped)
 
-NodeRuntime.runMain(Effect.andThen(machine, client).pipe(Effect.provide(layer)))
+NodeRuntime.runMain(machine.pipe(Effect.andThen(devices), Effect.andThen(client), Effect.provide(layer)))

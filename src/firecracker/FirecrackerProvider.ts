@@ -46,7 +46,7 @@ import type { Deadlines } from "./FirecrackerApi.ts"
 import * as FirecrackerHost from "./FirecrackerHost.ts"
 import * as FirecrackerVersion from "./FirecrackerVersion.ts"
 import { attach } from "./internal/attach.ts"
-import { type Beside, bringUp } from "./internal/bringUp.ts"
+import { type Beside, bringUp, type OnMachine } from "./internal/bringUp.ts"
 import { kernelFault, refusedClock } from "./internal/verdicts.ts"
 import type { WorkingSets } from "./internal/workingSets.ts"
 import { Jail } from "./Jail.ts"
@@ -56,7 +56,7 @@ import { PageServer } from "./PageServer.ts"
 import type { UidPool } from "./UidPool.ts"
 import { Vsock } from "./Vsock.ts"
 
-export { type Beside } from "./internal/bringUp.ts"
+export { type Beside, type OnMachine } from "./internal/bringUp.ts"
 export { type WorkingSets } from "./internal/workingSets.ts"
 
 /**
@@ -91,6 +91,26 @@ export interface Options extends Omit<FirecrackerHost.Options, "jailer">, Omit<L
    * ```
    */
   readonly beside?: Beside | undefined
+  /**
+   * What the port has no words for: each machine's API, for its balloon, its rate limiters, memory that is plugged in, MMDS; and
+   * its metrics. What the machine's handle does, as starting and saving it, is left to that. Default: nothing.
+   *
+   * ```ts
+   * import { type FirecrackerApi, FirecrackerProvider } from "effect-microvm-runtime/firecracker"
+   * import * as Effect from "effect/Effect"
+   * const apis = new Map<string, FirecrackerApi.FirecrackerApi>()
+   * export const layer = FirecrackerProvider.layerWith({
+   *   devices: { balloon: { amount_mib: 0, deflate_on_oom: true, stats_polling_interval_s: 1 } },
+   *   onMachine: ({ api, spec: { id } }) =>
+   *     Effect.acquireRelease(
+   *       Effect.sync(() => apis.set(id, api)),
+   *       () => Effect.sync(() => apis.delete(id))
+   *     )
+   * })
+   * export const statistics = (id: string) => apis.get(id)?.getBalloonStatistics()
+   * ```
+   */
+  readonly onMachine?: OnMachine | undefined
 }
 
 /**
@@ -257,7 +277,7 @@ const make = Effect.fnUntraced(function*({ jail: jailOptions, ...options }: Opti
   const wanted = jailOptions === undefined ? options : { ...options, jailer: jailOptions.jailer ?? "jailer" }
   const setup = yield* Effect.fromResult(FirecrackerHost.choose(yield* host.observe(wanted), options))
   const jails = jailOptions === undefined ? undefined : yield* jailing(jailOptions, setup)
-  const { beside, deadlines = {}, stateDirectory, workingSets } = options
+  const { beside, deadlines = {}, onMachine, stateDirectory, workingSets } = options
   const readyWithin = Duration.fromInputUnsafe(options.readyWithin ?? "5 seconds")
   const sample: LaunchPlan.Options = { ...options, jail: jails?.sample }
   const planOf = (spec: MachineSpec, how: LaunchOptions, planning: LaunchPlan.Options, memory?: string) => {
@@ -316,7 +336,7 @@ const make = Effect.fnUntraced(function*({ jail: jailOptions, ...options }: Opti
     const plan = yield* Effect.fromResult(planOf(spec, how, { ...options, adjustClock, jail }, memory))
     const platform = platformOf(spec)
     return yield* bringUp(
-      { spec, plan, how, setup, stateDirectory, deadlines, readyWithin, platform, beside, workingSets },
+      { spec, plan, how, setup, stateDirectory, deadlines, readyWithin, platform, beside, onMachine, workingSets },
       services
     )
   })
@@ -335,7 +355,7 @@ const make = Effect.fnUntraced(function*({ jail: jailOptions, ...options }: Opti
     plan: (spec, how = {}) => planOf(spec, how, sample),
     platform: (spec) => Result.succeed(platformOf(spec)),
     attach: Effect.fn("FirecrackerProvider.attach")((spec, { directory }) =>
-      allOrNothing(attach({ spec, directory, deadlines, beside }, services))
+      allOrNothing(attach({ spec, directory, deadlines, beside, onMachine }, services))
     ),
     launch: Effect.fn("FirecrackerProvider.launch")(function*(spec, how = {}) {
       const plan = yield* Effect.fromResult(planOf(spec, how, sample))

@@ -513,6 +513,36 @@ describe("launch", () => {
   })
 })
 
+describe("what a machine's API is for that the port has no words for", () => {
+  it.effect("is done by whoever is told of the machine, before it starts", () => {
+    const released: Array<string> = []
+    const onMachine: FirecrackerProvider.OnMachine = ({ api, metrics, spec: { id } }) =>
+      Effect.acquireRelease(
+        api.patchBalloon({ amount_mib: metrics === undefined ? 1 : 2 }),
+        () => Effect.sync(() => released.push(id))
+      )
+    return onHost({ options: { onMachine, metrics: true } }, ({ calls }) =>
+      Effect.gen(function*() {
+        yield* through(Effect.scoped(Effect.flatMap(launch, (vmm) => vmm.start)))
+        assert.deepStrictEqual(calls.slice(-2), [
+          `PATCH /balloon {"amount_mib":2}`,
+          `PUT /actions {"action_type":"InstanceStart"}`
+        ])
+        assert.deepStrictEqual(released, ["a"])
+      }))
+  })
+
+  it.effect("fails the launch when it fails", () =>
+    onHost({
+      options: { onMachine: ({ api }) => api.patchBalloon({ amount_mib: 1 }) },
+      answer: ({ path }) => path === "/balloon" ? faulty("No balloon device found.") : undefined
+    }, () =>
+      Effect.gen(function*() {
+        assert.match(yield* through(messageOf(launch)), /what `onMachine` does.*No balloon device found/s)
+        assert.strictEqual(yield* alive, 0)
+      })))
+})
+
 describe("what is known to go wrong with a release", () => {
   it.effect("is logged with the first machine that it concerns, once", () => {
     const logged: Array<string> = []

@@ -431,6 +431,29 @@ layer(host, { excludeTestServices: true, timeout: "1 minute" })("a Firecracker t
       assert.isTrue(existsSync(metrics))
     }))
 
+  it.effect("hands its API and its metrics to each who gets hold of it", () =>
+    Effect.gen(function*() {
+      const given: Array<Parameters<FirecrackerProvider.OnMachine>[0]> = []
+      const onMachine: FirecrackerProvider.OnMachine = (one) =>
+        Effect.acquireRelease(Effect.sync(() => given.push(one)), () => Effect.sync(() => given.pop()))
+      const devices = { memoryHotplug: { total_size_mib: 1024 } }
+      const at = yield* place("devices", {}, { metrics: true, devices, onMachine })
+      yield* Effect.scoped(Effect.gen(function*() {
+        yield* (yield* launch(at)).start
+        const { api, spec } = given[0] ?? assert.fail("nothing is handed out")
+        assert.strictEqual(spec.id, "devices")
+        yield* api.patchMemoryHotplug({ requested_size_mib: 256 })
+      }))
+      assert.lengthOf(given, 0)
+      const machine = yield* attach(at)
+      const { api, metrics } = given[0] ?? assert.fail("nothing is handed out")
+      assert.deepInclude(yield* api.getMemoryHotplug(), { requested_size_mib: 256, plugged_size_mib: 256 })
+      yield* api.putAction({ action_type: "FlushMetrics" })
+      const totals = yield* metrics?.refresh ?? assert.fail("no metrics are handed out")
+      assert.isAbove(totals.values.size, 0)
+      yield* machine.pause
+    }))
+
   const isRoot = process.geteuid?.() === 0
   if (!isRoot) console.warn("SKIPPED network namespaces and control groups: it takes root to make them")
   it.effect.skipIf(!isRoot)("runs in the network namespace that it is given", () =>

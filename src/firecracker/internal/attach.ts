@@ -8,7 +8,7 @@ import * as FirecrackerApi from "../FirecrackerApi.ts"
 import type { FirecrackerError } from "../FirecrackerError.ts"
 import { names } from "../LaunchPlan.ts"
 import * as MetricsCollector from "../MetricsCollector.ts"
-import type { Beside, Services } from "./bringUp.ts"
+import type { Beside, OnMachine, Services } from "./bringUp.ts"
 import * as Kept from "./kept.ts"
 import { tend } from "./tending.ts"
 import { makeVmm, settling } from "./vmm.ts"
@@ -26,11 +26,12 @@ const states: { readonly [state: string]: Attached["state"] } = {
 
 /** Gets hold of a Firecracker that is kept. */
 export const attach = Effect.fnUntraced(function*(
-  { beside, deadlines, directory, spec }: {
+  { beside, deadlines, directory, onMachine, spec }: {
     readonly spec: MachineSpec
     readonly directory: string
     readonly deadlines: FirecrackerApi.Deadlines
     readonly beside: Beside | undefined
+    readonly onMachine: OnMachine | undefined
   },
   { holder, host, metricsFiles, vsock }: Services
 ): Effect.fn.Return<Attached, MicroVmError.MicroVmError, Scope.Scope> {
@@ -86,11 +87,13 @@ export const attach = Effect.fnUntraced(function*(
   if (state === undefined) return yield* failed(`its Firecracker says that it is "${answer.success.state}"`)
   const { directory: own } = place
   yield* Effect.gen(function*() {
+    let metrics: MetricsCollector.MetricsCollector | undefined
     if (kept.metrics) {
       const source = yield* Scope.provide(metricsFiles.open(`${own}/${names.metrics}`), ears)
-      yield* Scope.provide(MetricsCollector.make(source, { machine: id }), ears)
+      metrics = yield* Scope.provide(MetricsCollector.make(source, { machine: id }), ears)
     }
     if (beside !== undefined) yield* beside({ spec, vsock: `${own}/${names.vsock}`, owner: undefined })
+    if (onMachine !== undefined) yield* onMachine({ spec, api, metrics })
   }).pipe(Effect.mapError(withCause))
   return attached(state)
 })

@@ -48,6 +48,20 @@ export type Beside = (place: {
   readonly owner: { readonly uid: number; readonly gid: number } | undefined
 }) => Effect.Effect<unknown, FirecrackerError.FirecrackerError, Scope.Scope>
 
+/**
+ * What the port has no words for: told of each machine that is up, before it starts or goes on, and each time that somebody has
+ * got hold of one that is kept. `api` is the one that the machine's handle uses, so their calls do not get in each other's way.
+ * `metrics` is there when the machine tells any. What is acquired is released before the machine is ended, or let go of.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export type OnMachine = (machine: {
+  readonly spec: MachineSpec
+  readonly api: FirecrackerApi.FirecrackerApi
+  readonly metrics: MetricsCollector.MetricsCollector | undefined
+}) => Effect.Effect<unknown, FirecrackerError.FirecrackerError, Scope.Scope>
+
 export interface Bringing {
   readonly spec: MachineSpec
   readonly plan: LaunchPlan
@@ -61,6 +75,7 @@ export interface Bringing {
   /** How long Firecracker may take until it answers. */
   readonly readyWithin: Duration.Duration
   readonly beside: Beside | undefined
+  readonly onMachine: OnMachine | undefined
   readonly workingSets: WorkingSets.WorkingSets | undefined
 }
 
@@ -124,6 +139,7 @@ export const bringUp = Effect.fnUntraced(function*(
   const ears = yield* Scope.fork(scope)
   let tended: Tended | undefined
   let serving: Served | undefined
+  let metrics: MetricsCollector.MetricsCollector | undefined
   const arrange: Arrange = Effect.fnUntraced(function*({ directory, owner }) {
     if (keep === undefined) {
       // Its log goes with its directory.
@@ -134,7 +150,7 @@ export const bringUp = Effect.fnUntraced(function*(
     if (plan.config.metrics !== undefined) {
       const file = `${directory}/${names.metrics}`
       const source = yield* keep === undefined ? metricsFiles.create(file, { owner }) : metricsFiles.open(file)
-      yield* MetricsCollector.make(source, { machine: id })
+      metrics = yield* MetricsCollector.make(source, { machine: id })
     }
     if (plan.served !== undefined) {
       const { path: memory } = plan.served
@@ -156,7 +172,8 @@ export const bringUp = Effect.fnUntraced(function*(
       const lasting = Kept.lastingOf(spec, plan, setup, platform)
       const listening = yield* tend(lasting, place, host, ears)
       tended = listening
-      return yield* unmask(instruct({ ...bringing, place, lasting, tended: listening, serving, ears }, services)).pipe(
+      const instructing = { ...bringing, place, lasting, tended: listening, serving, metrics, ears }
+      return yield* unmask(instruct(instructing, services)).pipe(
         // The scope lets go of one that is kept, and does not end it.
         Effect.onError(() => keep === undefined ? Effect.void : holder.destroy(keep))
       )
@@ -177,14 +194,17 @@ interface Instructing extends Bringing {
   readonly lasting: Kept.Lasting
   readonly tended: Tended
   readonly serving: Served | undefined
+  readonly metrics: MetricsCollector.MetricsCollector | undefined
   readonly ears: Scope.Scope
 }
 
 /** Tells a Firecracker that was just started what the machine is. */
 const instruct = Effect.fnUntraced(function*(
-  { deadlines, ears, how: { keep }, lasting, place, plan, readyWithin, serving, setup, spec, tended }: Instructing,
+  instructing: Instructing,
   { host, vsock }: Services
 ): Effect.fn.Return<Vmm, MicroVmError.MicroVmError, Scope.Scope> {
+  const { deadlines, ears, how: { keep }, lasting, metrics, onMachine, place, plan } = instructing
+  const { readyWithin, serving, setup, spec, tended } = instructing
   const { id } = spec
   const { directory, monitor } = place
   const scope = yield* Effect.scope
@@ -250,6 +270,10 @@ const instruct = Effect.fnUntraced(function*(
       host.write(`${directory}/${Kept.fileName}`, Kept.write(lasting)),
       (error) => launchFailed(id, "writing down what it is", error)
     )
+  }
+  if (onMachine !== undefined) {
+    const told = onMachine({ spec, api, metrics })
+    yield* Effect.catch(Effect.raceFirst(told, left), (error) => explain("what `onMachine` does", error))
   }
   const vmm = makeVmm({ spec, lasting, hasStarted: plan.load !== undefined, place, api, host, vsock, tended })
   if (serving === undefined) return vmm
