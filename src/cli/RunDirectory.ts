@@ -31,6 +31,7 @@ import * as OwnedFiles from "../process/OwnedFiles.ts"
 import * as OwnerLock from "../process/OwnerLock.ts"
 import type { ProcessHost } from "../process/ProcessHost.ts"
 import * as ProcessIdentity from "../process/ProcessIdentity.ts"
+import { modifiedAt, put, readJson } from "./internal/runFiles.ts"
 
 /**
  * What a run was asked for. `supervisor` is the process that it belongs to; `startedAt` is in ISO 8601, UTC; of `env` there are
@@ -278,19 +279,6 @@ export const pathsOf = (state: string, id: string): Effect.Effect<Paths, never, 
     return { directory, journal: at("journal"), options: at("options.json"), report: at("report.json") }
   })
 
-const readJson = <A>(schema: Schema.Codec<A, unknown>, file: string) =>
-  FileSystem.FileSystem.use((fs) => fs.readFileString(file)).pipe(
-    Effect.flatMap(Schema.decodeEffect(Schema.fromJsonString(schema))),
-    Effect.option,
-    Effect.map(Option.getOrUndefined)
-  )
-
-const modifiedAt = (file: string) =>
-  FileSystem.FileSystem.use((fs) => fs.stat(file)).pipe(
-    Effect.map(({ mtime }) => Option.getOrUndefined(mtime)?.getTime()),
-    Effect.orElseSucceed(() => undefined)
-  )
-
 /** Is anything of its machine left, whether or not its record can be read? */
 const remains = Effect.fnUntraced(function*({ journal }: Paths) {
   const fs = yield* FileSystem.FileSystem
@@ -453,16 +441,6 @@ const locked = <A, E, R>(state: string, effect: Effect.Effect<A, E, R>) =>
     yield* OwnerLock.acquire({ file: path.join(state, "runs.lock"), own, patience: lockWithin })
     return yield* effect
   }))
-
-const put = Effect.fnUntraced(function*(file: string, text: string, durable: boolean) {
-  const fs = yield* FileSystem.FileSystem
-  const path = yield* Path.Path
-  const own = `${file}.new`
-  const bytes = new TextEncoder().encode(text)
-  yield* durable ? OwnedFiles.writeDurably(own, bytes) : fs.writeFile(own, bytes)
-  yield* fs.rename(own, file)
-  if (durable) yield* OwnedFiles.sync(path.dirname(file))
-})
 
 const writeInfo = (file: string, info: RunInfo) =>
   Effect.flatMap(

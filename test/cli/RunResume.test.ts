@@ -132,6 +132,18 @@ describe("a run that was left", () => {
       assert.strictEqual(told[0]?.released?.left, 0)
     }))
 
+  it.effect("whose machine has ended is over, and told with all that was removed", () =>
+    Effect.gen(function*() {
+      const { host, isThere, reports, resumed, told } = yield* leave()
+      yield* Effect.flatMap(Context.get(host, MemoryDriver).guest("m"), ({ panic }) => panic)
+      const { code } = yield* (yield* resumed).end
+      yield* TestClock.adjust("1 second")
+      assert.deepStrictEqual([code, yield* isThere, reports.length, told.length], [125, false, 1, 1])
+      assert.deepInclude(told[0], { action: "Reclaimed", why: "its machine has ended" })
+      assert.match(told[0]?.end ?? "", /panic/)
+      assert.deepStrictEqual(told[0]?.released?.claims.map(({ kind }) => kind), ["held-process", "machine-directory"])
+    }))
+
   it.effect("whose machine ends meanwhile is over", () =>
     Effect.gen(function*() {
       const { isThere, reports, resumed, told } = yield* leave()

@@ -54,8 +54,8 @@ export const layerWith = (
       return {
         supervisor: Context.get(services, Supervisor.Supervisor),
         resources: [],
-          conclude: (report: RunReport) => Effect.sync(() => void kept?.reports.push(report)),
-          tidy: yield* Effect.cached(tidy)
+        conclude: (report: RunReport) => Effect.sync(() => void kept?.reports.push(report)),
+        tidy: yield* Effect.cached(tidy)
       }
     }),
     ...given

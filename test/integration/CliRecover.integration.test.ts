@@ -197,6 +197,34 @@ describe.skipIf(noRuns !== undefined)("microvm recover", () => {
     await runs.nothingLeft()
   })
 
+  it("knows another boot, and tells what was removed", async () => {
+    await using runs = new Runs(bin)
+    const id = await runs.sh("sleep 99")
+    const [supervisor, holder] = [runs.supervisor(id), runs.holder(id)]
+    kill(supervisor)
+    kill(holder)
+    await until("their end", () => runs.processes().length === 0)
+    const boot = text("/proc/sys/kernel/random/boot_id").trim()
+    const inside = NodeFs.readdirSync(runs.file(id), { recursive: true, encoding: "utf8" })
+    for (const name of inside.filter((one) => one.endsWith(".json"))) {
+      NodeFs.writeFileSync(runs.file(id, name), text(runs.file(id, name)).replaceAll(boot, "another"))
+    }
+    for (const flags of [["--dry-run"], []]) {
+      const { code, recovered } = await runs.recover(...flags)
+      assert.deepStrictEqual(
+        [code, recovered.map(({ action, why }) => [action, why])],
+        [0, [["Reclaimed", "the host was started again since"]]]
+      )
+      assert.sameMembers(recovered[0]?.released?.claims.map(({ kind }) => kind) ?? [], [
+        "held-process",
+        "machine-directory",
+        ...(isRoot ? ["user"] : [])
+      ])
+    }
+    assert.deepInclude(await runs.microvm("wait", id), { code: 125 })
+    await runs.nothingLeft()
+  })
+
   it("ends and removes what is not to go on, or cannot", async () => {
     await using runs = new Runs(bin)
     const [unwanted, unheld, dead] = await Promise.all([runs.sh("sleep 99"), runs.sh("sleep 99"), runs.sh("sleep 99")])

@@ -435,6 +435,35 @@ describe("after a supervisor", () => {
       yield* Effect.flatMap(driver.guest("a"), ({ powerOff }) => powerOff)
     }).pipe(Effect.scoped, live))
 
+  it.effect("of another boot, all is reclaimed, whatever seems to be there", () =>
+    Effect.gen(function*() {
+      const fs = yield* FileSystem.FileSystem
+      const { bring, find, ports, records, supervisor } = yield* makeWorld
+      for (const attaches of [true, false]) {
+        yield* Effect.scoped(Effect.gen(function*() {
+          const { launch } = yield* supervisor()
+          const id = `a-${attaches}`
+          const { supervised } = yield* launch({ id, keep: true, resources: [ports.resource(1)], bring: bring(id) })
+          // Nobody finds it by this.
+          if (!attaches) yield* supervised.entry.respec({ id: "another", kernel: "/kernel" })
+        }))
+      }
+      for (const name of yield* fs.readDirectory(records)) {
+        const text = yield* fs.readFileString(`${records}/${name}`)
+        yield* fs.writeFileString(`${records}/${name}`, text.replace(/^ "bootId": .*$/m, ` "bootId": "another",`))
+      }
+      // Of the same number, by now another's.
+      find(true)
+      const { entries, machines, recover } = yield* supervisor()
+      for (const dryRun of [true, false]) {
+        assert.deepStrictEqual((yield* recover({ dryRun })).map(({ action, why }) => [action, why]), [
+          ["Reclaimed", "the host was started again since"],
+          ["Reclaimed", "the host was started again since"]
+        ])
+      }
+      assert.deepStrictEqual([[...ports.taken], yield* entries, yield* machines], [[], [], []])
+    }).pipe(Effect.scoped, live))
+
   it.effect("what cannot be read is left, and told each time until somebody removes it", () =>
     Effect.gen(function*() {
       const fs = yield* FileSystem.FileSystem
