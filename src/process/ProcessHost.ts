@@ -88,11 +88,14 @@ export interface LaunchPlan {
 export interface Child {
   readonly pid: number
   readonly startTime: number
-  /** The tick at which it was reaped. From then on its pid may be somebody else's. */
+  /**
+   * Up to this tick its pid was its own for certain; `undefined` until it is reaped. The tick at which it was reaped for the first of a
+   * process group that is not in a cgroup, which alone needs it; else, that at which it was started.
+   */
   readonly reapedAt: () => number | undefined
   readonly poll: Effect.Effect<Option.Option<ExitStatus>>
   readonly exit: Effect.Effect<ExitStatus>
-  /** The same, told when all who wait for `exit` have been: what clears up then delays none of them. */
+  /** The same, told in a later turn of the event loop than `exit`: what clears up then delays nobody who waits for that. */
   readonly afterExit: Effect.Effect<ExitStatus>
   /** To this process only, and to nobody once it is reaped. */
   readonly signal: (signal: Signal) => Effect.Effect<void, ProcessError>

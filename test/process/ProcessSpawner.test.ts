@@ -257,6 +257,24 @@ describe("kill scopes", () => {
       expect(yield* driver.cgroups).toEqual([])
     }).pipe(withScript({ children: [{ setsid: true, on: { SIGTERM: "ignore" } }] }, { cgroups: true })))
 
+  it.effect("cgroup: what is killed is given a millisecond to die before anybody looks, what is asked to end is not", () =>
+    Effect.gen(function*() {
+      const killed = yield* spawn({ killScope: "cgroup", policy: ShutdownPolicy.signals({ signal: "SIGKILL" }) })
+      const kill = yield* shutdownWithin(killed, "1 minute")
+      expect(kill).toMatchObject({ _tag: "Forced", status: ExitStatus.signaled("SIGKILL") })
+      expect(elapsed(kill)).toBe(1)
+      const asked = yield* shutdownWithin(yield* spawn({ killScope: "cgroup" }), "1 minute")
+      expect(asked).toMatchObject({ _tag: "Graceful" })
+      expect(elapsed(asked)).toBe(0)
+    }).pipe(withScript({ children: [{ setsid: true }] }, { cgroups: true })))
+
+  it.effect("cgroup: a stage that is shorter than that millisecond still sees that all is dead", () =>
+    Effect.gen(function*() {
+      const policy = ShutdownPolicy.signals({ signal: "SIGKILL", grace: "0 millis" })
+      const outcome = yield* shutdownWithin(yield* spawn({ killScope: "cgroup", policy }), "1 minute")
+      expect(outcome).toMatchObject({ _tag: "Forced" })
+    }).pipe(withScript({}, { cgroups: true })))
+
   it.effect("auto takes a cgroup where it can, and says why where it cannot", () =>
     Effect.gen(function*() {
       expect((yield* spawn()).killScope).toMatchObject({ _tag: "CGroup", reason: "auto" })

@@ -96,6 +96,12 @@ const group = (host: ProcessHost["Service"], leader: Leader, pgid: number, mark:
   }
 }
 
+/**
+ * What was killed together is still dying when the first end is told. A look and a watch would take a core from it, and take longer than
+ * most of them have left.
+ */
+const dying = "1 millis"
+
 const controlGroup = (host: ProcessHost["Service"], leader: Leader, cgroup: CGroup): Reach => {
   const isEmpty = Effect.map(cgroup.populated, (populated) => !populated)
 
@@ -110,15 +116,23 @@ const controlGroup = (host: ProcessHost["Service"], leader: Leader, cgroup: CGro
       (reached) => reached.includes(leader.pid) ? Effect.void : withContinue(leader.signal)(signal)
     )
 
+  let isKilled = false
+  // By itself, too: at its very start the leader may not have entered yet.
+  const killBoth = Effect.andThen(Effect.ignore(leader.signal("SIGKILL")), cgroup.kill)
+  const kill = Effect.suspend(() => {
+    isKilled = true
+    return killBoth
+  })
+
   const awaitEmpty = Effect.scoped(Effect.gen(function*() {
+    if (isKilled) yield* Effect.sleep(dying)
     if (yield* isEmpty) return
     const event = yield* cgroup.watch
     yield* pollUntil(isEmpty, { event, longest: 500 })
   }))
 
   return {
-    request: (signal) =>
-      signal === "SIGKILL" ? Effect.andThen(Effect.ignore(leader.signal(signal)), cgroup.kill) : signalAll(signal),
+    request: (signal) => signal === "SIGKILL" ? kill : signalAll(signal),
     members: Effect.flatMap(cgroup.members, (pids) =>
       Effect.map(
         Effect.forEach(pids, (pid) => host.inspect(pid)),

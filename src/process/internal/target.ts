@@ -43,8 +43,7 @@ export const make = (
       Option.isNone(status)
         ? Effect.succeed(status)
         : Effect.map(reach.isEmpty, (isEmpty) => isEmpty ? status : Option.none())),
-    // Who waits for the end of the process itself goes on before we look for what is left.
-    ended: Effect.tap(leader.exit, () => Effect.andThen(Effect.yieldNow, reach.awaitEmpty)),
+    ended: Effect.tap(leader.exit, () => reach.awaitEmpty),
     request: reach.request,
     remains: Effect.gen(function*() {
       const left = yield* reach.members
