@@ -203,8 +203,8 @@ export const calls = async (rounds: number): Promise<Section> => {
     title: "The calls that configure and start a machine",
     text:
       "Machine config, boot source, root drive, vsock, start. Each client is a process of its own that has done it before, with a "
-      + "connection that is new for each machine; the fake Firecracker is another one, and its time is in all rows. fctools: its layer "
-      + "of processes.",
+      + "connection that is new for each machine; the fake Firecracker is another one, and its time is in all rows. Up to the last "
+      + "answer: connections are closed afterwards. fctools: its layer of processes.",
     tables: [
       table(onFake),
       ...(onReal === undefined ? [] : ["A real Firecracker, all but the start:", table(onReal)])

@@ -6,5 +6,5 @@ import { answerRounds } from "./rounds.ts"
 await answerRounds(async (directory, goal) => {
   const agent = new Agent({ keepAlive: true, maxSockets: 1 })
   await bringUp(agent, directory, goal)
-  agent.destroy()
+  return () => agent.destroy()
 })
