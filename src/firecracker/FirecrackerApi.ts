@@ -23,7 +23,7 @@ import { ApiFault, fail, type FirecrackerError, type Method, ProtocolViolation }
 import * as FirecrackerSchema from "./FirecrackerSchema.ts"
 import * as FirecrackerVersion from "./FirecrackerVersion.ts"
 import { bodyText, type Given, invalid, prepare } from "./internal/prepare.ts"
-import { spanned } from "./internal/spanned.ts"
+import { suspendSpanned } from "./internal/spanned.ts"
 
 /**
  * @category options
@@ -187,12 +187,12 @@ const jsonOf = ({ method, path }: ApiRequest, answer: ApiResponse): Effect.Effec
 /** The JSON of the answer. */
 const ask = (transport: ApiTransport, request: ApiRequest): Effect.Effect<unknown, FirecrackerError> => {
   const attempt = transport.request(request)
-  const again = Effect.flatMap(attempt, (answer) => jsonOf(request, answer))
-  // A retry costs something also where there is none, so it begins with the second attempt.
-  return Effect.flatMap(attempt, (answer) =>
-    answer.status === busy
-      ? Effect.delay(Effect.retry(again, { while: isBusy, schedule: laterPauses, times: attempts - 1 }), firstPause)
-      : jsonOf(request, answer))
+  return Effect.flatMap(attempt, (answer) => {
+    if (answer.status !== busy) return jsonOf(request, answer)
+    // A retry costs something also where there is none, so it begins with the second attempt.
+    const again = Effect.flatMap(attempt, (next) => jsonOf(request, next))
+    return Effect.delay(Effect.retry(again, { while: isBusy, schedule: laterPauses, times: attempts - 1 }), firstPause)
+  })
 }
 
 const decodeAs = <A>(path: string, schema: Schema.Decoder<A>) => {
@@ -272,10 +272,10 @@ export const make = (transport: ApiTransport, options: Options): FirecrackerApi 
     given: Given,
     callOptions: CallOptions = {}
   ): Effect.Effect<unknown, FirecrackerError> =>
-    Effect.suspend(() => {
+    suspendSpanned(`FirecrackerApi.${name}`, () => {
       const prepared = prepare(target, Capabilities.endpoints[name], given, callOptions)
       return Result.isFailure(prepared) ? fail(prepared.failure) : perform(prepared.success, callOptions.within)
-    }).pipe(spanned(`FirecrackerApi.${name}`))
+    })
 
   const get = <A>(name: keyof Table, answer: Schema.Decoder<A>): Read<A> => {
     const { path } = Capabilities.endpoints[name]
@@ -291,9 +291,10 @@ export const make = (transport: ApiTransport, options: Options): FirecrackerApi 
   return {
     target,
     request: (method, path, body, given = {}) =>
-      Effect.suspend(() =>
-        isPath(path) ? perform({ method, path, body }, given.within) : fail(invalid("path", path, pathRemedy))
-      ).pipe(spanned("FirecrackerApi.request")),
+      suspendSpanned(
+        "FirecrackerApi.request",
+        () => isPath(path) ? perform({ method, path, body }, given.within) : fail(invalid("path", path, pathRemedy))
+      ),
     getInstance: get("getInstance", FirecrackerSchema.InstanceInfo),
     getVersion: get("getVersion", FirecrackerSchema.VersionInfo),
     getVmConfig: get("getVmConfig", FirecrackerSchema.FullVmConfiguration),

@@ -253,7 +253,7 @@ export const apply = Effect.fnUntraced(function*(
   options: Options = {}
 ): Effect.fn.Return<void, FirecrackerError.FirecrackerError> {
   const calls = yield* Effect.fromResult(steps(config, api.target, options))
-  yield* Effect.forEach(calls, ({ body, method, path }) => api.request(method, path, body), { discard: true })
+  for (const { body, method, path } of calls) yield* api.request(method, path, body)
 }, spanned("MachineConfig.apply"))
 
 /**

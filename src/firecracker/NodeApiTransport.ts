@@ -67,18 +67,17 @@ const encode = ({ body, method, path }: ApiRequest): string => {
     : `${head}Content-Type: application/json\r\nContent-Length: ${Buffer.byteLength(body)}\r\n\r\n${body}`
 }
 
-const toError = (
+const toReason = (
   { method, path, within }: ApiRequest,
   socket: string,
   failure: NodeApiLane.Failure
-): FirecrackerError.FirecrackerError => {
+): FirecrackerError.Reason => {
   const { ConnectionFailed, NoReply, ProtocolViolation } = FirecrackerError
-  const reason = failure._tag === "Late"
+  return failure._tag === "Late"
     ? new NoReply({ method, path, within })
     : failure._tag === "Violation"
     ? new ProtocolViolation({ method, path, detail: failure.detail })
     : new ConnectionFailed({ method, path, socket, phase: failure.phase, cause: failure.cause })
-  return FirecrackerError.make(reason)
 }
 
 /**
@@ -123,16 +122,16 @@ export const make = (
     const changes = laneOf(1)
     const reads = laneOf(concurrentReads)
     const transport: ApiTransport = {
-      request: (call) =>
-        Effect.suspend(() => {
-          const faults = faultsOf(call)
-          if (faults.length > 0) return refused(faults)
-          const isRead = call.method === "GET"
-          return Effect.mapError(
-            (isRead ? reads : changes).exchange(encode(call), { within: call.within, isRepeatable: isRead }),
-            (failure) => toError(call, socketPath, failure)
-          )
+      request: (call) => {
+        const faults = faultsOf(call)
+        if (faults.length > 0) return refused(faults)
+        const isRead = call.method === "GET"
+        return (isRead ? reads : changes).exchange(encode(call), {
+          within: call.within,
+          isRepeatable: isRead,
+          failed: (failure) => FirecrackerError.fail(toReason(call, socketPath, failure))
         })
+      }
     }
     const close = Effect.sync(() => {
       changes.close()

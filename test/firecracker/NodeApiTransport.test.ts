@@ -1,4 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
+import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -8,6 +9,7 @@ import * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
 import type { Socket } from "node:net"
 import { join } from "node:path"
+import { setImmediate as turn } from "node:timers/promises"
 import type { ApiRequest, ApiTransport } from "../../src/firecracker/ApiTransport.ts"
 import type { FirecrackerError } from "../../src/firecracker/FirecrackerError.ts"
 import * as NodeApiTransport from "../../src/firecracker/NodeApiTransport.ts"
@@ -404,6 +406,51 @@ describe("waiting", () => {
       assert.strictEqual((yield* Fiber.join(fast)).status, 204)
       yield* until(() => server.open() === 1)
     }))
+})
+
+describe("the time that a new connection takes", () => {
+  it.effect("is part of the deadline", () =>
+    Effect.gen(function*() {
+      const { transport } = yield* setUp(answering(() => undefined))
+      const call = yield* Effect.forkChild(reasonOf(transport.request(put("/slow"))), { startImmediately: true })
+      // Nothing has crossed the socket yet.
+      yield* TestClock.adjust("5 seconds")
+      assert.strictEqual((yield* Fiber.join(call))._tag, "NoReply")
+    }))
+
+  it.effect.each([0, 1, 2, 3, 4])(
+    "nobody sleeps for, once the transport is closed, %i turns later",
+    (turns) =>
+      Effect.gen(function*() {
+        const clock = yield* Clock.Clock
+        let asleep = 0
+        const watched: Clock.Clock = {
+          currentTimeMillisUnsafe: () => clock.currentTimeMillisUnsafe(),
+          currentTimeMillis: clock.currentTimeMillis,
+          currentTimeNanosUnsafe: () => clock.currentTimeNanosUnsafe(),
+          currentTimeNanos: clock.currentTimeNanos,
+          monotonicTimeNanosUnsafe: () => clock.monotonicTimeNanosUnsafe(),
+          monotonicTimeNanos: clock.monotonicTimeNanos,
+          sleep: (duration) =>
+            Effect.suspend(() => {
+              asleep++
+              return Effect.ensuring(clock.sleep(duration), Effect.sync(() => asleep--))
+            })
+        }
+        const { server } = yield* setUp(answering(() => undefined))
+        const scope = yield* Scope.make()
+        const transport = yield* NodeApiTransport.make({ socketPath: server.path }).pipe(
+          Scope.provide(scope),
+          Effect.provideService(Clock.Clock, watched)
+        )
+        const call = yield* Effect.forkChild(reasonOf(transport.request(put("/slow"))), { startImmediately: true })
+        for (let passed = 0; passed < turns; passed++) yield* Effect.promise(() => turn())
+        yield* Scope.close(scope, Exit.void)
+        assert.strictEqual((yield* Fiber.join(call))._tag, "ConnectionFailed")
+        for (let passed = 0; passed < 5; passed++) yield* Effect.promise(() => turn())
+        assert.strictEqual(asleep, 0)
+      })
+  )
 })
 
 describe("the path of the socket", () => {

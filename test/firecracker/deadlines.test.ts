@@ -10,11 +10,11 @@ const setUp = Effect.gen(function*() {
   const deadlines = Deadlines.make(yield* Clock.Clock)
   yield* Effect.addFinalizer(() => Effect.sync(deadlines.close))
   const add = (name: string, within: Duration.Input, then?: () => void) =>
-    deadlines.add(Duration.fromInputUnsafe(within), () => {
+    deadlines.add(deadlines.after(Duration.fromInputUnsafe(within)), () => {
       expired.push(name)
       then?.()
     })
-  return { add, close: deadlines.close, expired }
+  return { add, close: deadlines.close, deadlines, expired }
 })
 
 describe("deadlines", () => {
@@ -81,6 +81,19 @@ describe("deadlines", () => {
       assert.deepStrictEqual(expired, ["first", "after it"])
     }))
 
+  it.effect("that are over when they are set are reached at once", () =>
+    Effect.gen(function*() {
+      const { add, deadlines, expired } = yield* setUp
+      const at = deadlines.after(Duration.seconds(1))
+      yield* TestClock.adjust("2 seconds")
+      deadlines.add(at, () => expired.push("over"))
+      yield* TestClock.adjust(0)
+      assert.deepStrictEqual(expired, ["over"])
+      add("next", "1 second")
+      yield* TestClock.adjust("1 second")
+      assert.deepStrictEqual(expired, ["over", "next"])
+    }))
+
   it.effect("without an end, and of no time at all", () =>
     Effect.gen(function*() {
       const { add, expired } = yield* setUp
@@ -131,7 +144,7 @@ describe("deadlines", () => {
           })
       }
       const all = [1, 2, 3].map(() => Deadlines.make(watched))
-      for (const each of all) each.add(Duration.seconds(1), () => {})
+      for (const each of all) each.add(each.after(Duration.seconds(1)), () => {})
       assert.strictEqual(asleep, 1)
       for (const each of all) {
         assert.strictEqual(asleep, 1)

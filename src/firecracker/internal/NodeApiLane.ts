@@ -3,6 +3,7 @@ import * as Effect from "effect/Effect"
 import { hasProperty } from "effect/Predicate"
 import * as Net from "node:net"
 import type { ApiResponse } from "../ApiTransport.ts"
+import type { FirecrackerError } from "../FirecrackerError.ts"
 import type { Deadlines } from "./deadlines.ts"
 import * as HttpAnswer from "./httpAnswer.ts"
 import * as NodeSocketPath from "./NodeSocketPath.ts"
@@ -17,6 +18,8 @@ export interface ExchangeOptions {
   readonly within: Duration.Duration
   /** Is it sent once more, on a new connection, when a kept one ended before anything of the answer came? */
   readonly isRepeatable: boolean
+  /** What a failure is to the caller. */
+  readonly failed: (failure: Failure) => Effect.Effect<never, FirecrackerError>
 }
 
 /** Connections to one socket: one each while a call is under way. */
@@ -25,7 +28,7 @@ export interface Lane {
    * Sends a request when it is its turn, and waits for its answer. When it is late or interrupted its connection is closed,
    * and the turn is the next one's.
    */
-  readonly exchange: (request: string, options: ExchangeOptions) => Effect.Effect<ApiResponse, Failure>
+  readonly exchange: (request: string, options: ExchangeOptions) => Effect.Effect<ApiResponse, FirecrackerError>
   readonly close: () => void
 }
 
@@ -33,7 +36,10 @@ interface Task {
   readonly request: string
   readonly isRepeatable: boolean
   readonly reader: HttpAnswer.Reader
-  readonly settle: (answer: Effect.Effect<ApiResponse, Failure>) => void
+  readonly answered: (answer: ApiResponse) => void
+  readonly failed: (failure: Failure) => void
+  /** Sees to it that it is late in time, from the first time on that it is called. */
+  readonly watch: () => void
   /** Where it is under way. */
   connection: Connection | undefined
   /** Is the connection one that was kept from an earlier answer? */
@@ -47,13 +53,14 @@ interface Connection {
   task: Task | undefined
 }
 
-const broken = (phase: "connect" | "request" | "response", cause: unknown): Effect.Effect<never, Failure> =>
-  Effect.fail({ _tag: "Broken", phase, cause })
+const broken = (phase: "connect" | "request" | "response", cause: unknown): Failure => ({
+  _tag: "Broken",
+  phase,
+  cause
+})
 
 /** What has just come, on whichever connection: it is looked at before anything else is read. */
 const taken = new Uint8Array(64 * 1024)
-
-const late: Effect.Effect<never, Failure> = Effect.fail({ _tag: "Late" })
 
 /** At most `most` calls are under way at a time; the others wait, and have their turn in the order of the calls. */
 export const make = (options: {
@@ -84,14 +91,14 @@ export const make = (options: {
     if (step._tag === "Violation") {
       socket.destroy()
       release(connection)
-      return task.settle(Effect.fail(step))
+      return task.failed(step)
     }
     const { body, deprecated, keepAlive, status } = step.answer
     // After some errors Firecracker's parser stands in the middle of a request, so none that failed is used again.
     if (keepAlive && status < 300 && task.isSent && socket.writableLength === 0) idle.push(connection)
     else socket.destroy()
     release(connection)
-    task.settle(Effect.succeed({ status, body, deprecated }))
+    task.answered({ status, body, deprecated })
   }
 
   const onClose = (connection: Connection, error: unknown): void => {
@@ -112,7 +119,7 @@ export const make = (options: {
     release(connection)
     // A write that fails leaves a request of which the end is missing: it was not done.
     const mayBeDone = task.isSent && !(hasProperty(error, "code") && error.code === "EPIPE")
-    task.settle(broken(
+    task.failed(broken(
       progress !== "nothing" ? "response" : mayBeDone ? "request" : "connect",
       error ?? new Error(`closed after ${progress} of the answer`)
     ))
@@ -157,7 +164,7 @@ export const make = (options: {
     try {
       connection = kept ?? dial()
     } catch (cause) {
-      return task.settle(broken("connect", cause))
+      return task.failed(broken("connect", cause))
     }
     underWay++
     connection.task = task
@@ -168,6 +175,9 @@ export const make = (options: {
       if (connection.task !== task) return
       task.isSent = true
       connection.socket.write(task.request)
+      // Only now, so that Firecracker is at work meanwhile. Before, nothing waits: a unix socket is connected at once, or
+      // not at all.
+      task.watch()
     }
     // One turn of the event loop later: Firecracker tells who is one too many without being asked, and hangs up. Writing
     // to it then would be an error that hides what it has said.
@@ -192,19 +202,28 @@ export const make = (options: {
   }
 
   return {
-    exchange: (request, { isRepeatable, within }) =>
+    exchange: (request, { failed, isRepeatable, within }) =>
       Effect.callback((resume) => {
-        if (isClosed) return resume(broken("connect", new Error("the transport is closed")))
+        if (isClosed) return resume(failed(broken("connect", new Error("the transport is closed"))))
         let isSettled = false
-        let isInTime = (): unknown => undefined
+        const late = options.deadlines.after(within)
+        let isInTime: (() => unknown) | undefined
+        const settle = (result: Effect.Effect<ApiResponse, FirecrackerError>): void => {
+          isSettled = true
+          isInTime?.()
+          resume(result)
+        }
         const task: Task = {
           request,
           isRepeatable,
           reader: HttpAnswer.make(options.maxBodyBytes),
-          settle: (answer) => {
-            isSettled = true
-            isInTime()
-            resume(answer)
+          answered: (answer) => settle(Effect.succeed(answer)),
+          failed: (failure) => settle(failed(failure)),
+          watch: () => {
+            isInTime ??= options.deadlines.add(late, () => {
+              giveUp(task)
+              resume(failed({ _tag: "Late" }))
+            })
           },
           connection: undefined,
           isKept: false,
@@ -213,13 +232,10 @@ export const make = (options: {
         waiting.add(task)
         advance()
         if (isSettled) return
-        // Only now, so that Firecracker is at work meanwhile.
-        isInTime = options.deadlines.add(within, () => {
-          giveUp(task)
-          resume(late)
-        })
+        // What was begun is watched once it is sent.
+        if (task.connection === undefined) task.watch()
         return Effect.sync(() => {
-          isInTime()
+          isInTime?.()
           giveUp(task)
         })
       }),
@@ -227,7 +243,7 @@ export const make = (options: {
       isClosed = true
       for (const task of waiting) {
         waiting.delete(task)
-        task.settle(broken("connect", new Error("the transport is closed")))
+        task.failed(broken("connect", new Error("the transport is closed")))
       }
       // An error costs more than all else here, so only those who wait are told why.
       for (const { socket, task } of connections) {

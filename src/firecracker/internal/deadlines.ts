@@ -4,8 +4,10 @@ import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 
 export interface Deadlines {
-  /** Calls `expire` when so much time has passed, unless what is answered is called before. */
-  readonly add: (within: Duration.Duration, expire: () => void) => () => void
+  /** When so much time will have passed. */
+  readonly after: (within: Duration.Duration) => number
+  /** Calls `expire` at a time of `after`, or now if that is over, unless what is given back is called before. */
+  readonly add: (at: number, expire: () => void) => () => void
   /** Nothing expires any more. */
   readonly close: () => void
 }
@@ -50,10 +52,11 @@ const makeAll = (clock: Clock.Clock) => {
   const owners = new Set<symbol>()
   return {
     join: (owner: symbol): void => void owners.add(owner),
-    add: (owner: symbol, within: Duration.Duration, expire: () => void) => {
-      const one: Pending = { at: now() + Duration.toMillis(within), owner, expire }
+    after: (within: Duration.Duration): number => now() + Duration.toMillis(within),
+    add: (owner: symbol, at: number, expire: () => void) => {
+      const one: Pending = { at, owner, expire }
       pending.add(one)
-      sleepUntil(one.at)
+      sleepUntil(at)
       return () => pending.delete(one)
     },
     leave: (owner: symbol): void => {
@@ -78,7 +81,8 @@ export const make = (clock: Clock.Clock): Deadlines => {
   const owner = Symbol()
   all.join(owner)
   return {
-    add: (within, expire) => all.add(owner, within, expire),
+    after: all.after,
+    add: (at, expire) => all.add(owner, at, expire),
     close: () => all.leave(owner)
   }
 }

@@ -71,9 +71,11 @@ export const gated = (
   const sent: Record<string, unknown> = { ...body }
   const lacking: Array<Missing> = []
   for (const feature of gates) {
-    const { architecture, field, formerly, since, unless, value: gate } = feature
+    const { field } = feature
     const value = body[field]
-    if (value === undefined || (gate !== undefined && value !== gate)) continue
+    if (value === undefined) continue
+    const { architecture, formerly, since, unless, value: gate } = feature
+    if (gate !== undefined && value !== gate) continue
     const isKnown = knows(target, feature)
     if (isKnown && (architecture === undefined || architecture === target.architecture)) continue
     const name = `${feature.body}.${field}`
