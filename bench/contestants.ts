@@ -15,10 +15,16 @@ import { now } from "./measure.ts"
 
 export const runtime = ManagedRuntime.make(Layer.mergeAll(NodeServices.layer, NodeProcessSpawner.layer))
 
+/** From when it was asked for until it was told. */
+export interface Span {
+  readonly from: number
+  readonly until: number
+}
+
 export interface Child {
   readonly pid: number
-  /** SIGTERM, the grace, SIGKILL, or SIGKILL at once for a grace of 0; gives the milliseconds until it was reaped. */
-  readonly stop: () => Promise<number>
+  /** SIGTERM, the grace, SIGKILL, or SIGKILL at once for a grace of 0; gives the time until it was reaped. */
+  readonly stop: () => Promise<Span>
   /** Whatever there is to clear up after that. */
   readonly close: () => Promise<void>
 }
@@ -29,15 +35,15 @@ export interface Contender {
 }
 
 /** Taken where the contestant's user sees it: in a promise, or in an Effect. */
-const timed = async (stop: () => Promise<unknown>): Promise<number> => {
-  const start = now()
+export const timed = async (stop: () => Promise<unknown>): Promise<Span> => {
+  const from = now()
   await stop()
-  return now() - start
+  return { from, until: now() }
 }
-const timedEffect = <E>(stop: Effect.Effect<unknown, E>): Promise<number> =>
+const timedEffect = <E>(stop: Effect.Effect<unknown, E>): Promise<Span> =>
   runtime.runPromise(Effect.suspend(() => {
-    const start = now()
-    return Effect.map(stop, () => now() - start)
+    const from = now()
+    return Effect.map(stop, () => ({ from, until: now() }))
   }))
 
 const nothing = (): Promise<void> => Promise.resolve()

@@ -20,7 +20,7 @@ import { clones, disposeWarm, handOut, restore, savePause, warmRun } from "./war
 
 const benchmarks: Readonly<Record<string, () => Promise<Section>>> = {
   kill: () => killLatency(300),
-  escalation: () => overshoot(13),
+  escalation: () => overshoot(26),
   tree: () => treeKill([[10, 40], [100, 30], [500, 7]]),
   mass: () => massStop(7),
   ladders: () => ladders(7),
