@@ -8,6 +8,7 @@ import type * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
+import type * as Snapshot from "../microvm/Snapshot.ts"
 import type { ApiTransport } from "./ApiTransport.ts"
 import type { FirecrackerError } from "./FirecrackerError.ts"
 import * as FirecrackerVersion from "./FirecrackerVersion.ts"
@@ -40,6 +41,8 @@ export interface Observations {
   /** Absolute path of the program. */
   readonly binary: string
   readonly version: FirecrackerVersion.FirecrackerVersion
+  /** The SHA-256 of the program. Absent when it cannot be read. */
+  readonly digest?: string
   /** The format of snapshots that it writes and reads, `10.0.0`. No release tells it by its own number. */
   readonly snapshotFormat: string
   readonly architecture: Architecture
@@ -118,6 +121,8 @@ export interface DirectoryOptions {
 /**
  * - `observe`: looks at the host now. Fails with `BackendUnavailable` when there is no Firecracker that can be used.
  * - `inspect`: opens a file, also for writing if it is to be `writable` (default false), and changes nothing of it.
+ * - `disk`: what a disk is now. One that is `readOnly` is read, unless it is as `known` tells, or was read before. Default: disks
+ *   are not looked at.
  * - `makeDirectory`: a directory for one machine, with a name of its own that nobody can guess, that only this user can look
  *   into (mode 0700). It is removed with all that is in it when the scope closes, and when we are killed: by the guard, or
  *   by whoever makes the next one. `parent` is where it is made: that and those above it are made too, open to this user alone;
@@ -150,6 +155,10 @@ export class FirecrackerHost extends Context.Service<FirecrackerHost, {
     path: string,
     options?: { readonly writable?: boolean | undefined }
   ) => Effect.Effect<FileFacts>
+  readonly disk?: (
+    path: string,
+    options: { readonly readOnly: boolean; readonly known: Snapshot.Disk | undefined }
+  ) => Effect.Effect<Omit<Snapshot.Disk, "name">, Error>
   readonly makeDirectory: (
     options: DirectoryOptions & { readonly parent: string | undefined }
   ) => Effect.Effect<string, FirecrackerError, Scope.Scope>
@@ -181,6 +190,8 @@ export class FirecrackerHost extends Context.Service<FirecrackerHost, {
 export interface Setup {
   readonly binary: string
   readonly version: FirecrackerVersion.FirecrackerVersion
+  /** The SHA-256 of the program, as far as it is known. */
+  readonly digest?: string
   readonly snapshotFormat: string
   readonly architecture: Architecture
   readonly cpu: string

@@ -38,7 +38,7 @@ import * as Scope from "effect/Scope"
 import type { MachineSpec } from "../microvm/MachineSpec.ts"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
 import { type Capabilities, type LaunchOptions, MicroVmProvider } from "../microvm/MicroVmProvider.ts"
-import type * as Snapshot from "../microvm/Snapshot.ts"
+import * as Snapshot from "../microvm/Snapshot.ts"
 import { ProcessHolder } from "../process/ProcessHolder.ts"
 import { ProcessHost } from "../process/ProcessHost.ts"
 import { ProcessSpawner } from "../process/ProcessSpawner.ts"
@@ -354,6 +354,7 @@ const make = Effect.fnUntraced(function*({ jail: jailOptions, ...options }: Opti
     capabilities: capabilities(setup.architecture, { jail: jailOptions, diffs: options.diffs }),
     plan: (spec, how = {}) => planOf(spec, how, sample),
     platform: (spec) => Result.succeed(platformOf(spec)),
+    disks: host.disk === undefined ? undefined : Snapshot.identifyDisks(host.disk),
     attach: Effect.fn("FirecrackerProvider.attach")((spec, { directory }) =>
       allOrNothing(attach({ spec, directory, deadlines, beside, onMachine }, services))
     ),

@@ -574,6 +574,7 @@ export const platform = (setup: Setup, spec: Snapshot.Inventory, options: Option
   return {
     backend: "firecracker",
     version: `${setup.version.major}.${setup.version.minor}`,
+    ...(setup.digest !== undefined && { program: setup.digest.slice(0, 16) }),
     snapshotFormat: setup.snapshotFormat,
     architecture: setup.architecture,
     cpu: setup.cpu,

@@ -16,6 +16,7 @@ import * as NodeFs from "node:fs/promises"
 import * as NodeOs from "node:os"
 import { join } from "node:path"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
+import * as NodeFileDigest from "../process/NodeFileDigest.ts"
 import * as OwnedFiles from "../process/OwnedFiles.ts"
 import * as ProcessCapabilities from "../process/ProcessCapabilities.ts"
 import { ProcessError } from "../process/ProcessError.ts"
@@ -106,6 +107,9 @@ const lookAtFile = async (path: string, writable: boolean): Promise<FileFacts> =
 
 const makeReadable: FirecrackerHost["Service"]["makeReadable"] = (path) =>
   attempt("chmod", path, () => NodeFs.chmod(path, 0o644))
+
+/** Loaded only where there are disks. */
+const identifyDisk = Effect.promise(() => import("../host/NodeDiskIdentity.ts"))
 
 const copy: FirecrackerHost["Service"]["copy"] = (from, to) => {
   const { COPYFILE_EXCL, COPYFILE_FICLONE } = NodeFs.constants
@@ -319,7 +323,8 @@ export const layer: Layer.Layer<
       }
       const cpuinfo = yield* Effect.promise(() => NodeFs.readFile("/proc/cpuinfo", "utf8"))
       const binary = yield* find(options.binary ?? "firecracker", binaryRemedy)
-      const { jailer, ...seen } = yield* Effect.all({
+      const { digest, jailer, ...seen } = yield* Effect.all({
+        digest: NodeFileDigest.sha256(binary),
         version: ask(binary, "--version", binaryRemedy, FirecrackerVersion.parse),
         snapshotFormat: ask(binary, "--snapshot-version", binaryRemedy, parseSnapshotFormat),
         kvm: Effect.promise(() => lookAtKvm(architecture, cpuinfo)),
@@ -328,6 +333,7 @@ export const layer: Layer.Layer<
       return {
         binary,
         ...seen,
+        ...(digest !== undefined && { digest }),
         architecture,
         cpu: describeCpu(cpuinfo),
         kernel: NodeOs.release(),
@@ -367,6 +373,7 @@ export const layer: Layer.Layer<
     return FirecrackerHost.of({
       observe,
       inspect: (path, { writable = false } = {}) => Effect.promise(() => lookAtFile(path, writable)),
+      disk: (path, options) => Effect.flatMap(identifyDisk, ({ identify }) => identify(path, options)),
       makeDirectory,
       keepDirectory,
       empty,

@@ -26,6 +26,7 @@ import type { ExitStatus } from "../lifecycle/ExitStatus.ts"
 import * as Shutdown from "../lifecycle/Shutdown.ts"
 import * as ShutdownOutcome from "../lifecycle/ShutdownOutcome.ts"
 import * as ShutdownPolicy from "../lifecycle/ShutdownPolicy.ts"
+import { diskFaults, readDisks, withDisks } from "./internal/disks.ts"
 import { type Life, makeLife, ofLife } from "./internal/life.ts"
 import { makeLineage } from "./internal/lineage.ts"
 import { askFor, nameShortage } from "./internal/shortage.ts"
@@ -285,6 +286,7 @@ export const restore: (
     const wanted = yield* MachineSpec.decode({ ...spec, id, networks, drives })
     const here = yield* Effect.fromResult(provider.platform(wanted))
     const why = [...Snapshot.faults(snapshot), ...Snapshot.differences(platform, here)]
+    if (why.length === 0) why.push(...(yield* diskFaults(provider, wanted, snapshot.manifest)))
     if (why.length > 0) {
       return yield* MicroVmError.fail(new MicroVmError.SnapshotUnusable({ snapshot: snapshot.id, why }))
     }
@@ -383,13 +385,14 @@ const endUnattended = (machine: Machine): Effect.Effect<void> =>
 
 const fromVmm = Effect.fnUntraced(function*(
   spec: MachineSpec.MachineSpec,
-  { backend, capabilities }: MicroVmProvider["Service"],
+  provider: MicroVmProvider["Service"],
   vmm: Vmm,
   life: Life,
   launched: LaunchOptions,
   restored: Snapshot.Snapshot | undefined
 ): Effect.fn.Return<Machine> {
   const { id } = spec
+  const { backend, capabilities } = provider
   // Of several who ask at once, the first to have an answer counts: all are told the same.
   let known: MachineEnd.MachineEnd | undefined
   const settle = (end: MachineEnd.MachineEnd) =>
@@ -489,9 +492,14 @@ const fromVmm = Effect.fnUntraced(function*(
         yield* allow("snapshot", capabilities.snapshot)
         if (base !== undefined) yield* canDiffer
         yield* lineage.check(base)
+        const bounded = <A>(effect: Effect.Effect<A, MicroVmError.MicroVmError>) =>
+          unmask(whileThere("snapshot", Effect.raceFirst(effect, Deferred.await(calledOff))))
         const saving = lineage.track(vmm.save(directory, base))
-        const write = unmask(whileThere("snapshot", Effect.raceFirst(saving, Deferred.await(calledOff))))
-        if (guest !== "awake") return yield* write
+        // A guest that never ran has not seen its disks.
+        if (guest === "asleep") return yield* bounded(saving)
+        yield* bounded(readDisks(provider, spec))
+        const write = bounded(withDisks(provider, spec, saving))
+        if (guest === "paused") return yield* write
         yield* whileThere("snapshot", standStill)
         guest = "paused"
         const saved = yield* Effect.exit(write)

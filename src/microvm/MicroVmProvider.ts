@@ -12,7 +12,7 @@ import type * as Socket from "effect/socket/Socket"
 import type * as Stream from "effect/Stream"
 import type { Remains } from "../lifecycle/Shutdown.ts"
 import type { MachineEnd } from "./MachineEnd.ts"
-import type { MachineSpec } from "./MachineSpec.ts"
+import type { Drive, MachineSpec } from "./MachineSpec.ts"
 import type { MicroVmError } from "./MicroVmError.ts"
 import type * as Snapshot from "./Snapshot.ts"
 
@@ -180,6 +180,16 @@ export class MicroVmProvider extends Context.Service<MicroVmProvider, {
   readonly plan: (spec: MachineSpec, options?: LaunchOptions) => Result.Result<LaunchPlan, MicroVmError>
   /** What a snapshot must have been made for, to be loaded here as a machine of this spec. */
   readonly platform: (spec: Snapshot.Inventory) => Result.Result<Snapshot.Platform, MicroVmError>
+  /**
+   * What these disks are now; `known` is what they were when a snapshot was made, of which nothing is read a second time while it
+   * is the same file. Default: disks are not looked at.
+   */
+  readonly disks?:
+    | ((
+      drives: ReadonlyArray<Drive>,
+      known?: ReadonlyArray<Snapshot.Disk>
+    ) => Effect.Effect<ReadonlyArray<Snapshot.Disk>, MicroVmError>)
+    | undefined
   /**
    * Claims all resources in the scope and brings the monitor up. Closing the scope kills whatever is left of it and
    * releases everything; after a failure or an interruption nothing is left.

@@ -86,6 +86,31 @@ export const SnapshotFile = Schema.Struct({
 })
 
 /**
+ * A disk as it was when the machine was saved. Of a block device nothing but the `size` is told.
+ *
+ * - `file`, `modified`, `changed`: which file it was (device and inode), when it was written to last, and when it or its inode was
+ *   changed last, in nanoseconds since 1970.
+ * - `sha256`: of one that the guest only reads.
+ *
+ * @category schemas
+ * @since 0.1.0
+ */
+export const Disk = Schema.Struct({
+  name: Schema.String,
+  size: Schema.Int,
+  file: Schema.optionalKey(Schema.String),
+  modified: Schema.optionalKey(Schema.String),
+  changed: Schema.optionalKey(Schema.String),
+  sha256: Schema.optionalKey(Sha256)
+})
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type Disk = typeof Disk.Type
+
+/**
  * - `format`: the version of this description. Another one is not read.
  * - `kind`: `golden` ones are made and removed by themselves, `saved` ones by whoever asked for them.
  * - `form`: how the files hold the machine, in the backend's words.
@@ -94,6 +119,7 @@ export const SnapshotFile = Schema.Struct({
  * - `createdAt`: in ISO 8601, UTC.
  * - `moment`: names the moment at which it was made, where the backend tells what machines write from then on.
  * - `base`: the id of the snapshot that it is only the difference to.
+ * - `disks`: what its disks were at that moment. Absent where it had none.
  *
  * @category schemas
  * @since 0.1.0
@@ -109,6 +135,7 @@ export const Manifest = Schema.Struct({
   createdAt: Schema.String,
   moment: Schema.optionalKey(Schema.String),
   base: Schema.optionalKey(Sha256),
+  disks: Schema.optionalKey(Schema.Array(Disk)),
   files: Schema.Array(SnapshotFile)
 })
 
@@ -150,6 +177,8 @@ export interface Saved {
   readonly moment?: string
   /** The id of the snapshot that only the difference to was written. */
   readonly base?: string
+  /** What its disks are at this moment. */
+  readonly disks?: ReadonlyArray<Disk>
 }
 
 /**
@@ -199,15 +228,16 @@ export const layers = (snapshot: Snapshot): ReadonlyArray<Snapshot> => [
  * @since 0.1.0
  */
 export const told = (
-  { base, form, labels: more, madeBy, moment, platform }: Saved,
+  { base, disks, form, labels: more, madeBy, moment, platform }: Saved,
   labels: Readonly<Record<string, string>> = {}
-): Pick<Manifest, "form" | "platform" | "madeBy" | "labels" | "moment" | "base"> => ({
+): Pick<Manifest, "form" | "platform" | "madeBy" | "labels" | "moment" | "base" | "disks"> => ({
   form,
   platform,
   madeBy,
   labels: { ...labels, ...more },
   ...(moment !== undefined && { moment }),
-  ...(base !== undefined && { base })
+  ...(base !== undefined && { base }),
+  ...(disks !== undefined && { disks })
 })
 
 /**
@@ -264,6 +294,65 @@ export const differences = (made: Platform, here: Platform): ReadonlyArray<strin
     if (made[key] === here[key]) return []
     if (key === "devices") return [differentDevices(made[key] ?? "", here[key] ?? "")]
     return [`its ${key} is ${made[key] ?? "not told"}, here it is ${here[key] ?? "not told"}`]
+  })
+
+/**
+ * What disks are now, each by `identify`, as a backend tells it. Fails with `InvalidSpec` for one that cannot be looked at.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const identifyDisks = <E extends { readonly message: string }>(
+  identify: (
+    path: string,
+    options: { readonly readOnly: boolean; readonly known: Disk | undefined }
+  ) => Effect.Effect<Omit<Disk, "name">, E>
+) =>
+(
+  drives: ReadonlyArray<MachineSpec.Drive>,
+  known: ReadonlyArray<Disk> = []
+): Effect.Effect<ReadonlyArray<Disk>, MicroVmError.MicroVmError> =>
+  Effect.forEach(
+    drives,
+    ({ name, path, readOnly }, index) =>
+      identify(path, { readOnly, known: known.find((one) => one.name === name) }).pipe(
+        Effect.map((disk): Disk => ({ name, ...disk })),
+        Effect.mapError(({ message }) => {
+          const remedy = `it cannot be looked at, ${message}: name an image that we may read`
+          const fault = { field: `drives[${index}].path`, value: path, remedy }
+          return MicroVmError.make(new MicroVmError.InvalidSpec({ faults: [fault] }))
+        })
+      )
+  )
+
+/**
+ * Why a machine that was saved with these disks cannot go on with those that are here: its guest counts on finding what it has
+ * read or written. The content of one that it only reads must be the same. Of one that it writes to the size must be, and the very
+ * file that it had must not have been written to since; whether a copy is of that moment is not known.
+ *
+ * ```ts import.meta.vitest
+ * import { Snapshot } from "effect-microvm-runtime/microvm"
+ * const saved = [{ name: "data", size: 4096, file: "1 7", modified: "100" }]
+ * Snapshot.diskFaults(saved, [{ name: "data", size: 8192, file: "1 8" }]) // => ["its disk data has 4096 bytes, here 8192"]
+ * Snapshot.diskFaults(saved, [{ name: "data", size: 4096, file: "1 8", modified: "300" }]) // => []
+ * ```
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const diskFaults = (saved: ReadonlyArray<Disk>, here: ReadonlyArray<Disk>): ReadonlyArray<string> =>
+  here.flatMap((disk) => {
+    const { name } = disk
+    const was = saved.find((one) => one.name === name)
+    if (was === undefined) return [`what was on its disk ${name} is not told`]
+    if (was.size !== disk.size) return [`its disk ${name} has ${was.size} bytes, here ${disk.size}`]
+    if (was.sha256 !== disk.sha256) return [`its disk ${name} has another content here`]
+    if (
+      was.sha256 !== undefined || was.file === undefined || was.file !== disk.file || was.modified === disk.modified
+    ) {
+      return []
+    }
+    return [`its disk ${name} was written to since it was saved: give a copy that was made at that moment`]
   })
 
 /**

@@ -270,9 +270,10 @@ const devices = (board: Board, { channels, memoryMib, vcpus }: Snapshot.Spec): R
  * @category conversions
  * @since 0.1.0
  */
-export const platform = ({ accelerator, architecture, cpu, version }: Setup, spec: Snapshot.Inventory) => ({
+export const platform = ({ accelerator, architecture, cpu, digest, version }: Setup, spec: Snapshot.Inventory) => ({
   backend: "qemu",
   version: `${version.major}.${version.minor}`,
+  ...(digest !== undefined && { program: digest.slice(0, 16) }),
   architecture,
   accelerator,
   machine: boards[architecture].machine(version),

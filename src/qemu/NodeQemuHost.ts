@@ -18,7 +18,7 @@ import { SupervisorGuard } from "../process/SupervisorGuard.ts"
 import { describeCpu } from "./internal/NodeCpu.ts"
 import { makeRam } from "./internal/NodeRam.ts"
 import { receive } from "./internal/NodeReceive.ts"
-import { answerOf } from "./internal/NodeVersions.ts"
+import { type Answer, answerOf } from "./internal/NodeVersions.ts"
 import { type Architecture, type FileFacts, HostFailed, type Kvm, parseVersion, QemuHost } from "./QemuHost.ts"
 
 const unavailable = (why: string, remedy: string): MicroVmError.MicroVmError =>
@@ -74,6 +74,9 @@ const lookAtFile = async (path: string, writable: boolean): Promise<FileFacts> =
   }
 }
 
+/** Loaded only where there are disks. */
+const identifyDisk = Effect.promise(() => import("../host/NodeDiskIdentity.ts"))
+
 const copy: QemuHost["Service"]["copy"] = (from, to) =>
   Effect.uninterruptible(Effect.tryPromise({
     try: async () => {
@@ -109,7 +112,7 @@ export const layerWith = ({ versions }: Options): Layer.Layer<QemuHost, never, P
       const spawner = yield* ProcessSpawner
       const guard = yield* SupervisorGuard
       const searched = process.env["PATH"] ?? "/usr/bin:/bin"
-      const firstLine = (program: string, afresh: boolean): Effect.Effect<string, ProcessError> =>
+      const firstLine = (program: string, afresh: boolean): Effect.Effect<Answer, ProcessError> =>
         answerOf(versions, {
           program,
           path: searched,
@@ -137,36 +140,38 @@ export const layerWith = ({ versions }: Options): Layer.Layer<QemuHost, never, P
         const binary = options.binary ?? `qemu-system-${architecture}`
         const remedy = `install it (Debian, Ubuntu: ${packageOf[architecture]}), or set MICROVM_QEMU_BIN`
         const uid = process.geteuid?.() ?? 0
-        const version = Effect.gen(function*() {
-          const line = yield* firstLine(binary, options.afresh ?? false).pipe(
+        const program = Effect.gen(function*() {
+          const { answer: line, sha256 } = yield* firstLine(binary, options.afresh ?? false).pipe(
             Effect.mapError((error) => unavailable(error.message, remedy)),
             Effect.timeoutOrElse({
               duration: "10 seconds",
               orElse: () => Effect.fail(unavailable(`${binary} --version gave no answer within 10 seconds`, remedy))
             })
           )
-          return parseVersion(line) ??
+          const version = parseVersion(line) ??
             (yield* unavailable(`${binary} --version says ${JSON.stringify(line.slice(0, 200))}`, remedy))
+          return { version, ...(sha256 !== undefined && { digest: sha256 }) }
         })
         const setpriv = firstLine("setpriv", options.afresh ?? false).pipe(
-          Effect.map((text) => text.includes("util-linux")),
+          Effect.map(({ answer }) => answer.includes("util-linux")),
           Effect.timeoutOrElse({ duration: "10 seconds", orElse: () => Effect.succeed(false) }),
           Effect.orElseSucceed(() => false)
         )
         const passesCapabilities = ProcessCapabilities.parse(readFileSync("/proc/self/status", "utf8")).ambient !== 0n
-        const { cpuinfo, ...seen } = yield* Effect.all({
-          version,
+        const { cpuinfo, program: told, ...seen } = yield* Effect.all({
+          program,
           setpriv: uid === 0 || passesCapabilities ? setpriv : Effect.succeed(false),
           kvm: Effect.promise(() => lookAtKvm(architecture)),
           tunIsClosed: Effect.promise(isTunClosed),
           cpuinfo: Effect.promise(() => NodeFs.readFile("/proc/cpuinfo", "utf8"))
         }, { concurrency: "unbounded" })
         const cpu = describeCpu(cpuinfo, seen.kvm, NodeOs.release())
-        return { binary, architecture, uid, passesCapabilities, ...seen, cpu, path: searched }
+        return { binary, architecture, uid, passesCapabilities, ...told, ...seen, cpu, path: searched }
       })
       return QemuHost.of({
         observe,
         inspect: (path, { writable = false } = {}) => Effect.promise(() => lookAtFile(path, writable)),
+        disk: (path, options) => Effect.flatMap(identifyDisk, ({ identify }) => identify(path, options)),
         copy,
         makeRam,
         receive: (file, from) => receive(guard, file, from)

@@ -9,6 +9,7 @@ import type * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
+import type * as Snapshot from "../microvm/Snapshot.ts"
 
 /**
  * A version of QEMU.
@@ -50,6 +51,8 @@ export interface Observations {
   /** The program, as it is going to be started. */
   readonly binary: string
   readonly version: Version
+  /** The SHA-256 of the program. Absent when it cannot be read. */
+  readonly digest?: string
   readonly architecture: Architecture
   readonly kvm: Kvm
   /** The processor, as far as a guest with KVM sees a difference. */
@@ -153,6 +156,14 @@ export class QemuHost extends Context.Service<QemuHost, {
     path: string,
     options?: { readonly writable?: boolean | undefined }
   ) => Effect.Effect<FileFacts>
+  /**
+   * What a disk is now. One that is `readOnly` is read, unless it is as `known` tells, or was read before. Default: disks are not
+   * looked at.
+   */
+  readonly disk?: (
+    path: string,
+    options: { readonly readOnly: boolean; readonly known: Snapshot.Disk | undefined }
+  ) => Effect.Effect<Omit<Snapshot.Disk, "name">, Error>
   /** Copies a file into a new one that all can read. An interruption waits until the copy is through. */
   readonly copy: (from: string, to: string) => Effect.Effect<void, HostFailed>
   /** Memory of so many bytes, all zero. Fails when there is no room for it. */
@@ -186,6 +197,8 @@ export type User =
 export interface Setup {
   readonly binary: string
   readonly version: Version
+  /** The SHA-256 of the program, as far as it is known. */
+  readonly digest?: string
   readonly architecture: Architecture
   readonly accelerator: "kvm" | "tcg"
   /** Why this accelerator. */
@@ -294,7 +307,7 @@ export const choose = (
   observations: Observations,
   options: Options = {}
 ): Result.Result<Setup, MicroVmError.MicroVmError> => {
-  const { architecture, binary, cpu, kvm, path, tunIsClosed, version } = observations
+  const { architecture, binary, cpu, digest, kvm, path, tunIsClosed, version } = observations
   const { accelerator: wanted = "auto" } = options
   if (!isAtLeast(version, oldest.major, oldest.minor)) {
     return Result.fail(
@@ -315,5 +328,6 @@ export const choose = (
     : { accelerator: "tcg", because: kvm.why } as const
   const { accelerator, because } = wanted === "auto" ? found : { accelerator: wanted, because: "asked for" }
   const user = chooseUser(observations, accelerator, options)
-  return Result.succeed({ binary, version, architecture, accelerator, because, cpu, user, tunIsClosed, path })
+  const program = { binary, version, ...(digest !== undefined && { digest }) }
+  return Result.succeed({ ...program, architecture, accelerator, because, cpu, user, tunIsClosed, path })
 }

@@ -31,7 +31,7 @@ import * as Scope from "effect/Scope"
 import type { MachineSpec } from "../microvm/MachineSpec.ts"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
 import { type Capabilities, type LaunchOptions, MicroVmProvider } from "../microvm/MicroVmProvider.ts"
-import type * as Snapshot from "../microvm/Snapshot.ts"
+import * as Snapshot from "../microvm/Snapshot.ts"
 import { ProcessHolder } from "../process/ProcessHolder.ts"
 import { ProcessSpawner } from "../process/ProcessSpawner.ts"
 import { attach, bringUp } from "./internal/bringUp.ts"
@@ -185,6 +185,7 @@ const make = Effect.fnUntraced(function*(options: Options) {
     capabilities: { ...capabilities, user: base.user._tag === "Unprivileged" },
     plan: (spec, how = {}) => Result.flatMap(asUser(base, how.user), (setup) => planOf(setup, spec, how, somewhere)),
     platform: (spec) => Result.succeed(LaunchPlan.platform(base, spec)),
+    disks: host.disk === undefined ? undefined : Snapshot.identifyDisks(host.disk),
     attach: Effect.fn("QemuProvider.attach")((spec, { directory }) =>
       inScope(attach({ spec, directory, host, holder, within }))
     ),

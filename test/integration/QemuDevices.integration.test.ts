@@ -12,6 +12,7 @@ import * as NodeImageStore from "../../src/image/NodeImageStore.ts"
 import * as Machine from "../../src/microvm/Machine.ts"
 import * as MachineSpec from "../../src/microvm/MachineSpec.ts"
 import type { LaunchOptions } from "../../src/microvm/MicroVmProvider.ts"
+import * as Snapshot from "../../src/microvm/Snapshot.ts"
 import * as NodeProcessSpawner from "../../src/process/NodeProcessSpawner.ts"
 import * as NodeQemuHost from "../../src/qemu/NodeQemuHost.ts"
 import * as QemuProvider from "../../src/qemu/QemuProvider.ts"
@@ -172,5 +173,68 @@ layer(qemu, { excludeTestServices: true, timeout: "1 minute" })("a guest with di
         yield* sh(again.agent, "mkdir /mnt; mount -t ext4 -o ro,noload /dev/vda /mnt && cat /mnt/file"),
         "kept"
       )
+    }))
+
+  it.effect("goes on where it was saved only on disks that hold what they held then", () =>
+    Effect.gen(function*() {
+      const [data, tools, directory] = [yield* file(4 << 20), yield* file(1 << 20), Path.dirname(yield* file(1))]
+      Fs.rmSync(Path.join(directory, "disk"))
+      const drives = (given: { readonly data?: string; readonly tools?: string } = {}) => [
+        { name: "data", path: given.data ?? data },
+        { name: "tools", path: given.tools ?? tools, readOnly: true }
+      ]
+      const { agent, machine } = yield* boot("saved", { drives: drives() })
+      yield* sh(agent, "echo something >/dev/vda && sync")
+      yield* machine.pause
+      const saved = yield* machine.save(directory)
+      assert.deepStrictEqual(saved.disks?.map(({ name, size }) => [name, size]), [["data", 4 << 20], [
+        "tools",
+        1 << 20
+      ]])
+      yield* machine.shutdown({ request: { atLeast: "SIGKILL" } })
+      const snapshot: Snapshot.Snapshot = {
+        id: "f".repeat(64),
+        directory,
+        manifest: {
+          format: 1,
+          kind: "saved",
+          ...Snapshot.told(saved),
+          spec: Snapshot.specOf(machine.spec),
+          createdAt: "2026-01-01T00:00:00Z",
+          files: []
+        }
+      }
+      const restore = (given: Parameters<typeof drives>[0], id = "restored") =>
+        Effect.scoped(
+          Effect.flatMap(Machine.restore(id, snapshot, { drives: drives(given) }), (one) => one.state)
+        ).pipe(
+          Effect.catchReason("MicroVmError", "SnapshotUnusable", ({ why }) => Effect.succeed(why.join("; ")))
+        )
+      const [clone, other] = [`${data}-clone`, `${tools}-other`]
+      Fs.copyFileSync(data, clone)
+      Fs.copyFileSync(tools, other)
+      assert.strictEqual(yield* restore({}), "paused")
+      assert.strictEqual(yield* restore({ data: clone, tools: other }), "paused")
+      Fs.writeFileSync(other, "another", { flag: "r+" })
+      Fs.truncateSync(clone, 8 << 20)
+      assert.strictEqual(
+        yield* restore({ data: clone, tools: other }),
+        "its disk data has 4194304 bytes, here 8388608; its disk tools has another content here"
+      )
+      // It goes on, and writes to its disk: for another one, that is not what it was any more.
+      yield* Effect.scoped(Effect.gen(function*() {
+        const one = yield* Machine.restore("goes-on", snapshot, { drives: drives() })
+        yield* one.resume
+        const again = yield* GuestAgent.make(yield* one.channel(GuestAgent.channelName), { within: "1 minute" })
+        yield* sh(again, "echo more >/dev/vda && sync")
+        yield* one.shutdown({ request: { atLeast: "SIGKILL" } })
+      }))
+      assert.match(yield* restore({}), /^its disk data was written to since it was saved/)
+
+      const { program = "", ...platform } = snapshot.manifest.platform
+      assert.match(program, /^[0-9a-f]{16}$/)
+      const foreign = { ...snapshot, manifest: { ...snapshot.manifest, platform: { ...platform, program: "another" } } }
+      const { message } = yield* Effect.flip(Effect.scoped(Machine.restore("foreign", foreign, { drives: drives() })))
+      assert.include(message, `its program is another, here it is ${program}`)
     }))
 })

@@ -470,3 +470,70 @@ describe("the devices of a snapshot", () => {
     ])
   })
 })
+
+describe("the disks of a snapshot", () => {
+  const sha256 = { tools: "a".repeat(64), other: "b".repeat(64) }
+  const asked: Array<string> = []
+  let now: ReadonlyArray<Snapshot.Disk> = []
+  const disks: MicroVmProvider.MicroVmProvider["Service"]["disks"] = (drives) =>
+    Effect.sync(() => {
+      asked.push(drives.map(({ name }) => name).join(" "))
+      return now.filter(({ name }) => drives.some((drive) => drive.name === name))
+    })
+  const drives = [{ name: "data", path: "/data" }, { name: "tools", path: "/tools", readOnly: true }]
+  const data = { name: "data", size: 4096, file: "1 7", modified: "100", changed: "100" }
+  const tools = { name: "tools", size: 512, file: "1 8", modified: "5", changed: "5", sha256: sha256.tools }
+
+  it.effect("are written down while it stands still, and must be such as its guest counts on", () =>
+    Effect.gen(function*() {
+      const real = yield* MicroVmProvider.MicroVmProvider
+      const driver = yield* MemoryDriver.MemoryDriver
+      const store = yield* SnapshotStore.SnapshotStore
+      yield* Effect.gen(function*() {
+        now = [data, tools]
+        asked.length = 0
+        const machine = yield* Machine.launch(yield* MachineSpec.decode({ id: "m", kernel: "/k", drives }))
+        yield* machine.start
+        const about = { kind: "saved", spec: Snapshot.specOf(machine.spec) } as const
+        const snapshot = yield* store.add(about, machine.save)
+        expect(snapshot.manifest.disks).toEqual([data, tools])
+        // What has to be read is read before the guest has to wait.
+        expect(asked).toEqual(["tools", "data tools"])
+        const what = (yield* driver.events).map((event) => event.what)
+        expect(what.indexOf("save")).toBeGreaterThan(-1)
+
+        const restore = Effect.fnUntraced(function*(...here: ReadonlyArray<Snapshot.Disk>) {
+          now = here
+          return yield* Effect.scoped(Machine.restore("n", snapshot, { drives })).pipe(
+            Effect.as<ReadonlyArray<string>>([]),
+            Effect.catch(({ reason: found }) =>
+              Effect.succeed(found._tag === "SnapshotUnusable" ? found.why : [found._tag])
+            )
+          )
+        })
+        expect(yield* restore(data, tools)).toEqual([])
+        expect(yield* restore({ ...data, file: "1 9", modified: "300" }, { ...tools, file: "2 1" })).toEqual([])
+        expect(yield* restore({ ...data, modified: "200" }, tools)).toEqual([
+          "its disk data was written to since it was saved: give a copy that was made at that moment"
+        ])
+        // What is changed of the inode alone is nothing that a guest sees.
+        expect(yield* restore({ ...data, changed: "200" }, tools)).toEqual([])
+        expect(yield* restore({ ...data, file: "1 9", size: 8192 }, { ...tools, sha256: sha256.other })).toEqual([
+          "its disk data has 4096 bytes, here 8192",
+          "its disk tools has another content here"
+        ])
+        expect(yield* restore({ name: "data", size: 4096 }, tools)).toEqual([])
+      }).pipe(Effect.provideService(MicroVmProvider.MicroVmProvider, { ...real, disks }))
+    }).pipe(host))
+
+  it.effect("are nothing to a guest that never ran", () =>
+    Effect.gen(function*() {
+      const real = yield* MicroVmProvider.MicroVmProvider
+      const store = yield* SnapshotStore.SnapshotStore
+      asked.length = 0
+      const machine = yield* Effect.flatMap(MachineSpec.decode({ id: "m", kernel: "/k", drives }), (spec) =>
+        Machine.launch(spec)).pipe(Effect.provideService(MicroVmProvider.MicroVmProvider, { ...real, disks }))
+      const snapshot = yield* store.add({ kind: "saved", spec: Snapshot.specOf(machine.spec) }, machine.save)
+      expect([snapshot.manifest.disks, asked]).toEqual([undefined, []])
+    }).pipe(host))
+})

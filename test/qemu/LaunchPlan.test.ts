@@ -449,6 +449,8 @@ describe("the platform", () => {
     const all = [
       LaunchPlan.platform(own, spec),
       LaunchPlan.platform({ ...own, version: { major: 8, minor: 0, micro: 0 } }, spec),
+      LaunchPlan.platform({ ...own, digest: "a".repeat(64) }, spec),
+      LaunchPlan.platform({ ...own, digest: "b".repeat(64) }, spec),
       LaunchPlan.platform(own, { ...spec, channels: ["log"] }),
       LaunchPlan.platform(own, { ...spec, vcpus: 2 }),
       LaunchPlan.platform(own, { ...spec, networks: [card] }),

@@ -6,6 +6,7 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
 import { execFileSync } from "node:child_process"
+import { createHash } from "node:crypto"
 import { once } from "node:events"
 import * as NodeFs from "node:fs"
 import { connect } from "node:net"
@@ -274,7 +275,7 @@ describe("what programs say", () => {
     const file = join(directory, "qemu.json")
     const kept = NodeFs.readFileSync(file, "utf8")
     assert.include(kept, `"${binary} `)
-    NodeFs.writeFileSync(file, kept.replace(/"answer":".*"/, `"answer":"${answer}"`))
+    NodeFs.writeFileSync(file, kept.replace(/"answer":"[^"]*"/, `"answer":"${answer}"`))
   }
 
   test("is kept as long as it is the same program, and is asked for afresh", async () => {
@@ -290,6 +291,32 @@ describe("what programs say", () => {
     keep(directory, binary, "QEMU emulator version 9.8.7")
     NodeFs.utimesSync(binary, 1, 1)
     assert.strictEqual(await version(directory, binary), unknown)
+  })
+
+  test("is kept with the digest of the program, which is not read again", async () => {
+    const directory = join(work, "versions")
+    const binary = join(work, "qemu")
+    const digest = (from: string | undefined) =>
+      QemuHost.use((service) => service.observe({ binary })).pipe(
+        Effect.map((seen) => seen.digest),
+        Effect.provide(NodeQemuHost.layerWith({ versions: from }).pipe(Layer.provide(NodeProcessSpawner.layer))),
+        Effect.runPromise
+      )
+    NodeFs.copyFileSync(realpathOf("true"), binary)
+    NodeFs.chmodSync(binary, 0o755)
+    await version(directory, binary)
+    const real = createHash("sha256").update(NodeFs.readFileSync(binary)).digest("hex")
+    const file = join(directory, "qemu.json")
+    assert.include(NodeFs.readFileSync(file, "utf8"), real)
+    keep(directory, binary, "QEMU emulator version 9.8.7")
+    assert.strictEqual(await digest(directory), real)
+    NodeFs.writeFileSync(file, NodeFs.readFileSync(file, "utf8").replace(real, "b".repeat(64)))
+    assert.strictEqual(await digest(directory), "b".repeat(64))
+    // Of a script, too, though it is asked each time.
+    const script = "#!/bin/sh\necho QEMU emulator version 6.5.4\n"
+    NodeFs.writeFileSync(binary, script, { mode: 0o755 })
+    const ofScript = createHash("sha256").update(script).digest("hex")
+    assert.deepStrictEqual([await digest(directory), await digest(undefined)], [ofScript, ofScript])
   })
 
   test("is not kept of a script, and a file of nonsense is none", async () => {

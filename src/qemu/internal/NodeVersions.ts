@@ -4,8 +4,11 @@ import * as Schema from "effect/Schema"
 import * as NodeFsSync from "node:fs"
 import * as NodeFs from "node:fs/promises"
 import * as NodePath from "node:path"
+import * as NodeFileDigest from "../../process/NodeFileDigest.ts"
 
-const Kept = Schema.fromJsonString(Schema.Struct({ program: Schema.String, answer: Schema.String }))
+const Kept = Schema.fromJsonString(
+  Schema.Struct({ program: Schema.String, answer: Schema.String, sha256: Schema.String })
+)
 
 const maxBytes = 4096
 
@@ -18,17 +21,19 @@ const stateOf = async (place: string): Promise<string | undefined> => {
   return isProgram ? [NodePath.resolve(place), dev, ino, size, mtimeNs, ctimeNs].join(" ") : undefined
 }
 
-/** The same of the one that is meant; absent also when there is none. */
-const identify = async (program: string, path: string): Promise<string | undefined> => {
+interface Found {
+  readonly place: string
+  readonly state: string | undefined
+}
+
+/** Where the one is that is meant, and its state; absent when there is none. */
+const identify = async (program: string, path: string): Promise<Found | undefined> => {
   const places = program.includes("/")
     ? [program]
     : path.split(":").map((directory) => NodePath.join(directory, program))
   const found = places.find((place) => NodeFsSync.existsSync(place))
-  try {
-    return found === undefined ? undefined : await stateOf(found)
-  } catch {
-    return undefined
-  }
+  if (found === undefined) return undefined
+  return { place: found, state: await stateOf(found).catch(() => undefined) }
 }
 
 const read = async (file: string): Promise<Option.Option<typeof Kept.Type>> => {
@@ -65,23 +70,44 @@ interface Question<E, R> {
   readonly ask: Effect.Effect<readonly [answer: string, keep: boolean], E, R>
 }
 
+/** What a program says, and the digest of its file, if that can be read. */
+export interface Answer {
+  readonly answer: string
+  readonly sha256?: string
+}
+
 /**
- * Asks a program, and keeps in `directory` what it said for as long as it is the same file. Without a directory, it is asked
- * each time.
+ * Asks a program, and keeps in `directory` what it said and what it is for as long as it is the same file. Without a directory,
+ * it is asked and read each time.
  *
  * @internal
  */
 export const answerOf = <E, R>(
   directory: string | undefined,
   { afresh, ask, path, program }: Question<E, R>
-): Effect.Effect<string, E, R> =>
+): Effect.Effect<Answer, E, R> =>
   Effect.gen(function*() {
-    const found = directory === undefined ? undefined : yield* Effect.promise(() => identify(program, path))
-    if (directory === undefined || found === undefined) return (yield* ask)[0]
+    const look = Effect.promise(() => identify(program, path))
+    /** To be asked takes a program as long as to read it takes us. */
+    const askAndRead = Effect.fnUntraced(function*(looking: Effect.Effect<Found | undefined>) {
+      const digest = Effect.flatMap(
+        looking,
+        (found) => found === undefined ? Effect.undefined : NodeFileDigest.sha256(found.place)
+      )
+      const [[answer, keep], sha256] = yield* Effect.all([ask, digest], { concurrency: "unbounded" })
+      return { keep, told: { answer, ...(sha256 !== undefined && { sha256 }) } }
+    })
+    if (directory === undefined) return (yield* askAndRead(look)).told
+    const found = yield* look
+    if (found?.state === undefined) return (yield* askAndRead(Effect.succeed(found))).told
     const file = NodePath.join(directory, `${NodePath.basename(program)}.json`)
     const kept = afresh ? Option.none() : yield* Effect.promise(() => read(file))
-    if (Option.isSome(kept) && kept.value.program === found) return kept.value.answer
-    const [answer, keep] = yield* ask
-    if (keep) yield* Effect.promise(() => write(file, { program: found, answer }))
-    return answer
+    if (Option.isSome(kept) && kept.value.program === found.state) return kept.value
+    const { keep, told } = yield* askAndRead(Effect.succeed(found))
+    const { state } = found
+    const { sha256 } = told
+    if (keep && sha256 !== undefined) {
+      yield* Effect.promise(() => write(file, { program: state, answer: told.answer, sha256 }))
+    }
+    return told
   })

@@ -15,6 +15,7 @@ const Kept = Schema.Struct({
   setup: Schema.Struct({
     binary: Schema.String,
     version: Version,
+    digest: Schema.optionalKey(Schema.String),
     architecture: Schema.Literals(["x86_64", "aarch64"]),
     accelerator: Schema.Literals(["kvm", "tcg"]),
     because: Schema.String,
