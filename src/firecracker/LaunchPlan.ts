@@ -368,8 +368,15 @@ const ownFaults = (
   devices: Devices,
   entries: ReadonlyArray<Entry>,
   origin: Origin,
-  { memoryBackend = "file" }: Options
+  { jail, memoryBackend = "file" }: Options
 ): ReadonlyArray<MicroVmError.Fault> => [
+  ...(jail?.daemonize === true
+    ? [{
+      field: "jail.daemonize",
+      value: true,
+      remedy: "leave it out: a daemon has no stdio, so neither the console nor a panic of the guest would be seen"
+    }]
+    : []),
   ...spec.networks.flatMap(({ tap }, index) =>
     tap === undefined
       ? [{ field: `networks[${index}].tap`, value: tap, remedy: "give a TAP device: no card leads nowhere here" }]

@@ -122,7 +122,7 @@ export interface Machine {
   readonly channel: (name: string) => Effect.Effect<Socket.Socket, MicroVmError.MicroVmError>
   /** The serial console from now to the end. Each run is a view of its own; a slow reader loses the oldest. */
   readonly console: Stream.Stream<Uint8Array>
-  /** The last 64 KiB of the serial console, also after the end. */
+  /** The last 64 KiB of the serial console, also after the end; after `[truncated]…` where there was more. */
   readonly consoleTail: Effect.Effect<string>
   /** Waits for the end, whoever brings it about. */
   readonly ended: Effect.Effect<MachineEnd.MachineEnd>

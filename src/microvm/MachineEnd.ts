@@ -30,7 +30,7 @@ export type Shortage = typeof Shortage.Type
 const common = {
   /** How the monitor's process ended. */
   status: ExitStatus.ExitStatus,
-  /** The last of the serial console: where a guest kernel says why it gave up. */
+  /** The last of the serial console: where a guest kernel says why it gave up. Begins with `[truncated]…` where there was more. */
   consoleTail: Schema.String,
   /** The last of the monitor's own stderr. */
   stderrTail: Schema.String

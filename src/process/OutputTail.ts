@@ -28,6 +28,21 @@ export interface OutputTail {
   readonly stderr: StreamTail
 }
 
+/**
+ * What is kept of a stream, as text. Where that is not all, it begins with `[truncated]…`, so that nobody takes the rest of a line
+ * for a line.
+ *
+ * ```ts import.meta.vitest
+ * import { OutputTail } from "effect-microvm-runtime/process"
+ * OutputTail.marked({ text: "nel panic\n", omittedBytes: 3 }) // => "[truncated]…nel panic\n"
+ * OutputTail.marked({ text: "Kernel panic\n", omittedBytes: 0 }) // => "Kernel panic\n"
+ * ```
+ *
+ * @category conversions
+ * @since 0.1.0
+ */
+export const marked = ({ omittedBytes, text }: StreamTail): string => omittedBytes > 0 ? `[truncated]…${text}` : text
+
 const formatStream = (name: string, { omittedBytes, text }: StreamTail): ReadonlyArray<string> => {
   const trimmed = text.trimEnd()
   if (trimmed === "") return []

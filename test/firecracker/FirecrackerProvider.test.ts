@@ -562,6 +562,22 @@ describe("what is known to go wrong with a release", () => {
   })
 })
 
+describe("a console that is longer than what is kept", () => {
+  it.effect("begins where it was cut with a mark", () =>
+    onHost(
+      { process: { stdout: `${"x".repeat(100_000)}\nthe end\n`, stderr: "y".repeat(100_000) } },
+      () =>
+        Effect.gen(function*() {
+          const vmm = yield* launch
+          assert.match(yield* vmm.consoleTail, /^\[truncated\]…x+\nthe end\n$/)
+          yield* exit
+          const { consoleTail, stderrTail } = yield* vmm.ended
+          assert.match(consoleTail, /^\[truncated\]…x+\nthe end\n$/)
+          assert.match(stderrTail, /^\[truncated\]…y+$/)
+        })
+    ))
+})
+
 describe("operations", () => {
   it.effect("are calls of the API", () =>
     onHost({}, ({ calls }) =>

@@ -449,6 +449,13 @@ describe("a jailed machine", () => {
     ])
   })
 
+  it("is no daemon, whose console nobody would see", () => {
+    assert.deepStrictEqual(refusal({ setup: jailed, options: { jail: { ...jail, daemonize: true } } }), [
+      "jail.daemonize"
+    ])
+    assert.deepStrictEqual(refusal({ setup: jailed, options: { jail: { ...jail, newPidNamespace: true } } }), [])
+  })
+
   it("has its limits from its spec, and what is wrong with the jail is told with the rest", () => {
     const made = plan({
       setup: jailed,

@@ -717,6 +717,15 @@ describe("the end", () => {
         })))
   }
 
+  it.effect("shows where the console was cut", () =>
+    onHost({ process: { stdout: `${"x".repeat(100_000)}\nthe end\n` } }, (fake) =>
+      Effect.gen(function*() {
+        const vmm = yield* launch
+        assert.match(yield* vmm.consoleTail, /^\[truncated\]…x+\nthe end\n$/)
+        yield* exit(fake)
+        assert.match((yield* vmm.ended).consoleTail, /^\[truncated\]…x+\nthe end\n$/)
+      })))
+
   it.effect("by SIGKILL from outside comes at once", () =>
     onHost({}, (fake) =>
       Effect.gen(function*() {

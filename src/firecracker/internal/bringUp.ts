@@ -7,6 +7,7 @@ import type { MachineSpec } from "../../microvm/MachineSpec.ts"
 import * as MicroVmError from "../../microvm/MicroVmError.ts"
 import type { LaunchOptions, Vmm } from "../../microvm/MicroVmProvider.ts"
 import type { Platform } from "../../microvm/Snapshot.ts"
+import * as OutputTail from "../../process/OutputTail.ts"
 import type { ApiTransport } from "../ApiTransport.ts"
 import * as FirecrackerApi from "../FirecrackerApi.ts"
 import * as FirecrackerError from "../FirecrackerError.ts"
@@ -224,8 +225,8 @@ const instruct = Effect.fnUntraced(function*(
       new MicroVmError.LaunchFailed({
         id,
         stage,
-        stderrTail: `${stderr.text}${yield* tended.logTail}`,
-        consoleTail: stdout.text,
+        stderrTail: `${OutputTail.marked(stderr)}${yield* tended.logTail}`,
+        consoleTail: OutputTail.marked(stdout),
         ...(Option.isSome(status) ? { status: status.value } : {}),
         cause: isLost ? Option.getOrElse(meaning, () => cause) : cause
       })

@@ -8,6 +8,7 @@ import * as Stream from "effect/Stream"
 import type * as Take from "effect/Take"
 import { MachineEnd } from "../../microvm/MachineEnd.ts"
 import type { MachineRequest, Vmm } from "../../microvm/MicroVmProvider.ts"
+import * as OutputTail from "../../process/OutputTail.ts"
 import * as FirecrackerError from "../FirecrackerError.ts"
 import * as FirecrackerExit from "../FirecrackerExit.ts"
 import type { FirecrackerHost } from "../FirecrackerHost.ts"
@@ -59,8 +60,8 @@ export const tend = Effect.fnUntraced(function*(
       architecture: target.architecture,
       status,
       asked: wasAsked,
-      consoleTail: stdout.text,
-      stderrTail: stderr.text,
+      consoleTail: OutputTail.marked(stdout),
+      stderrTail: OutputTail.marked(stderr),
       logTail: yield* logTail,
       restartIsOff: facts.restartIsOff
     })
@@ -97,7 +98,13 @@ export const tend = Effect.fnUntraced(function*(
       const { stderr } = yield* monitor.tail
       const { meaning } = FirecrackerExit.describe(status, target)
       return FirecrackerError.make(
-        new FirecrackerError.ProcessEnded({ stage, status, meaning, stderrTail: stderr.text, logTail: yield* logTail })
+        new FirecrackerError.ProcessEnded({
+          stage,
+          status,
+          meaning,
+          stderrTail: OutputTail.marked(stderr),
+          logTail: yield* logTail
+        })
       )
     }),
     onAsk: (request) => {

@@ -5,6 +5,7 @@ import * as Option from "effect/Option"
 import type { MachineSpec } from "../../microvm/MachineSpec.ts"
 import * as MicroVmError from "../../microvm/MicroVmError.ts"
 import type { MachineRequest, Vmm } from "../../microvm/MicroVmProvider.ts"
+import * as OutputTail from "../../process/OutputTail.ts"
 import type { FirecrackerApi } from "../FirecrackerApi.ts"
 import type { FirecrackerError } from "../FirecrackerError.ts"
 import type { FirecrackerHost } from "../FirecrackerHost.ts"
@@ -172,7 +173,7 @@ export const makeVmm = (
           Effect.mapError(failed(`channel ${channel}`))
         )
     },
-    consoleTail: Effect.map(monitor.tail, ({ stdout }) => stdout.text),
+    consoleTail: Effect.map(monitor.tail, ({ stdout }) => OutputTail.marked(stdout)),
     pid: Option.some(monitor.pid)
   }
 }

@@ -15,6 +15,7 @@ import type { MachineSpec } from "../../microvm/MachineSpec.ts"
 import * as MicroVmError from "../../microvm/MicroVmError.ts"
 import type { Attached, LaunchOptions, MachineRequest, Vmm } from "../../microvm/MicroVmProvider.ts"
 import type { Saved } from "../../microvm/Snapshot.ts"
+import * as OutputTail from "../../process/OutputTail.ts"
 import type { Process } from "../../process/Process.ts"
 import type { ProcessError } from "../../process/ProcessError.ts"
 import type { ProcessHolder } from "../../process/ProcessHolder.ts"
@@ -204,8 +205,8 @@ const handle = Effect.fnUntraced(function*(
         reason: Option.getOrUndefined(shutdown)?.data.reason,
         panicked: Option.isSome(yield* qmp.last("GUEST_PANICKED")),
         asked: wasAsked,
-        consoleTail: stdout.text,
-        stderrTail: stderr.text
+        consoleTail: OutputTail.marked(stdout),
+        stderrTail: OutputTail.marked(stderr)
       })
     )
   }).pipe(Effect.forkDetach({ startImmediately: true }))
@@ -287,7 +288,7 @@ const handle = Effect.fnUntraced(function*(
         : Effect.mapError(child.channel(fd), failed(`channel ${channel}`))
     },
     console: Stream.fromPubSubTake(console),
-    consoleTail: Effect.map(child.tail, ({ stdout }) => stdout.text),
+    consoleTail: Effect.map(child.tail, ({ stdout }) => OutputTail.marked(stdout)),
     pid: Option.some(child.pid)
   }
 })
@@ -338,8 +339,8 @@ const explain = Effect.fnUntraced(function*(
   return yield* launchFailed({
     id,
     stage,
-    stderrTail: stderr.text,
-    consoleTail: stdout.text,
+    stderrTail: OutputTail.marked(stderr),
+    consoleTail: OutputTail.marked(stdout),
     ...(Option.isSome(status) ? { status: status.value } : {}),
     ...(isNews ? { cause } : {})
   })
