@@ -460,7 +460,7 @@ const jailConfig = Config.all({
  * - `MICROVM_MEM_BACKEND`: `file` or `uffd`, in any case.
  * - `MICROVM_MEM_WORKING_SETS`: a directory to write down in which pages machines need first, with `uffd`.
  * - `MICROVM_JAILER_BIN`: the jailer. Machines are jailed when it is set.
- * - `MICROVM_JAILER_UID`, `MICROVM_JAILER_GID`: whom Firecracker becomes in a jail.
+ * - `MICROVM_JAILER_UID`, `MICROVM_JAILER_GID`: whom Firecracker becomes in a jail; the same user for all machines.
  * - `MICROVM_JAILER_CHROOT_BASE`, `MICROVM_JAILER_CGROUP_PARENT`, `MICROVM_JAILER_CGROUP_VERSION` (`1` or `2`): see `JailPlan`.
  *
  * ```ts import.meta.vitest
