@@ -6,6 +6,8 @@ import { missing, World } from "./world.ts"
 const reason = missing()
 if (reason !== undefined) console.warn(`skipped: ${reason}`)
 
+const MIB = 2 ** 20
+
 let world: World
 
 beforeAll(async () => {
@@ -45,16 +47,25 @@ describe.skipIf(reason !== undefined)("machines that come and go", () => {
         const [first] = done.samples
         const last = done.samples.at(-1)
         if (first === undefined || last === undefined) throw new Error("there are no samples")
-        const grown = last.heap - first.heap
+        const middle = done.samples[Math.ceil(done.samples.length / 2) - 1] ?? first
+        const kinds = ["heap", "external", "rss"] as const
         console.log(
-          `leaks: ${backend}: ${rounds} rounds of ${took} ms, ${last.files - first.files} more files, ` +
-            `${Math.round(grown / 1024)} KiB more of ${Math.round(first.heap / 1024)} KiB`
+          `leaks: ${backend}: ${rounds} rounds of ${took} ms, ${
+            last.files - first.files
+          } more files; in KiB, first, middle, last: ` +
+            kinds.map((kind) => `${kind} ${[first, middle, last].map((one) => Math.round(one[kind] / 1024)).join(" ")}`)
+              .join("; ")
         )
         assert.deepStrictEqual([...done.left, ...done.records, ...await world.leftovers(before)], [])
         assert.isAtMost(last.files, first.files)
         assert.isAtMost(last.handles, first.handles)
         // What the compiler learns meanwhile is in it, too: less than this, and no more with more rounds.
-        assert.isBelow(grown, 2 * 2 ** 20)
+        assert.isBelow(last.heap - first.heap, 2 * MIB)
+        assert.isBelow(last.heap - middle.heap, MIB)
+        // Buffers and native memory are not in it. They do not grow with what is learned.
+        assert.isBelow(last.external - first.external, MIB / 4)
+        // What is resident goes up and down by what the collector keeps for later; over many rounds no more than this.
+        if (isWhole) assert.isBelow(last.rss - middle.rss, 32 * MIB)
         await one.end()
       },
       1_800_000

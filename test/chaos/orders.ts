@@ -78,6 +78,10 @@ const Sample = Schema.Struct({
   round: Schema.Int,
   files: Schema.Int,
   heap: Schema.Int,
+  /** Buffers and what native code counts, which are not in the heap (`external` has `arrayBuffers` in it). */
+  external: Schema.Int,
+  /** All that is resident. */
+  rss: Schema.Int,
   /** Timers, pipes, processes and sockets that are open. */
   handles: Schema.Int
 })

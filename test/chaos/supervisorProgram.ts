@@ -279,10 +279,13 @@ const sample = Effect.fnUntraced(function*(round: number, first: Sample | undefi
   for (let looks = 0;; looks++) {
     yield* Effect.sleep("50 millis")
     globalThis.gc?.()
+    const { external, heapUsed, rss } = process.memoryUsage()
     const now: Sample = {
       round,
       files: readdirSync("/proc/self/fd").length,
-      heap: process.memoryUsage().heapUsed,
+      heap: heapUsed,
+      external,
+      rss,
       handles: process.getActiveResourcesInfo().length
     }
     const isFlat = first !== undefined && now.files <= first.files && now.handles <= first.handles
@@ -297,7 +300,7 @@ const repeat = Effect.fnUntraced(function*(order: Rounds, told: Told) {
     // Names that are used once are not to be kept, either.
     const id = `m-${round}`
     // What is made once and for all is made by then.
-    if (round === rounds || (round > 0 && round % Math.ceil(rounds / 4) === 0)) {
+    if (round === rounds || (round > 0 && round % Math.ceil(rounds / 8) === 0)) {
       told.samples.push(yield* sample(round, told.samples[0]))
     }
     if (round === rounds) break
