@@ -33,6 +33,7 @@ import { Fatal } from "./Fatal.ts"
 import { Health } from "./Health.ts"
 import * as Bind from "./internal/NodeHttpBind.ts"
 import * as Connections from "./internal/NodeHttpConnections.ts"
+import * as OwnMetrics from "./internal/ownMetrics.ts"
 import { ListenAddress } from "./ListenAddress.ts"
 import * as ServiceError from "./ServiceError.ts"
 
@@ -148,6 +149,20 @@ export const make = Effect.fn("NodeHttpListener.make")(function*(options: Option
     ...options.server
   })
   const connections = Connections.track(server)
+  const context = yield* Effect.context()
+  yield* OwnMetrics.observe(OwnMetrics.inFlight(name), () => ({ value: connections.inFlight().length }))
+  // By method and code: to make one for each request would take longer than to count it.
+  const counters = new Map<string, ReturnType<typeof OwnMetrics.requests>>()
+  server.on("request", ({ method = "" }, response) =>
+    response.once("close", () => {
+      const code = response.writableFinished ? `${response.statusCode}` : "aborted"
+      let counter = counters.get(method + code)
+      if (counter === undefined) {
+        counter = OwnMetrics.requests({ server: name, method, code })
+        counters.set(method + code, counter)
+      }
+      counter.updateUnsafe(1, context)
+    }))
   // Not of the scope that is closed: handlers go on while the server stops.
   const requests = Scope.makeUnsafe("parallel")
   // By what `HttpServerRequest` calls its source.

@@ -8,6 +8,7 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
 import * as References from "effect/References"
+import * as ProcessMetrics from "./internal/NodeProcessMetrics.ts"
 import { flushWithin, type ServiceConfig, type Telemetry } from "./ServiceConfig.ts"
 import { explain } from "./ServiceError.ts"
 
@@ -49,6 +50,7 @@ const surviveClosedOutput = Effect.sync(() => {
  *
  * - Lines go to stdout: `pretty` on a terminal, one JSON object a line otherwise, coloured on a terminal only, and not if
  *   `NO_COLOR` says so. Whoever closes stdout loses the lines, nothing else.
+ * - Memory, processor time and start of the process are among Effect's metrics, under the names that Prometheus has for them.
  * - A collector that cannot be reached neither fails the service nor holds it up. That is said once, as a warning; while it
  *   lasts, what is collected is dropped.
  * - When the scope closes, what is left is sent within `flushWithin`.
@@ -76,9 +78,10 @@ const surviveClosedOutput = Effect.sync(() => {
  */
 export const layer = (config: ServiceConfig, { version }: { readonly version: string }): Layer.Layer<never> => {
   const { environment, telemetry } = config
-  const console = Layer.merge(
+  const console = Layer.mergeAll(
     Logger.layer([consoleLogger(telemetry), Logger.tracerLogger]),
-    Layer.effect(References.MinimumLogLevel, Effect.as(surviveClosedOutput, telemetry.logLevel))
+    Layer.effect(References.MinimumLogLevel, Effect.as(surviveClosedOutput, telemetry.logLevel)),
+    Layer.effectDiscard(ProcessMetrics.observed)
   )
   return Option.match(telemetry.otlp, {
     onNone: () => console,

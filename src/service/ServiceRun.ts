@@ -17,6 +17,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
+import * as Metric from "effect/Metric"
 import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import * as Scope from "effect/Scope"
@@ -28,6 +29,7 @@ import { Fatal } from "./Fatal.ts"
 import * as Health from "./Health.ts"
 import { ServiceSignals } from "./HostSignals.ts"
 import * as Asides from "./internal/asides.ts"
+import * as OwnMetrics from "./internal/ownMetrics.ts"
 import { noSpan } from "./internal/partsTracker.ts"
 import * as End from "./internal/serviceEnd.ts"
 import * as StopLadder from "./internal/stopLadder.ts"
@@ -134,6 +136,7 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
       return yield* Effect.onExit(self, (exit) =>
         Effect.gen(function*() {
           const took = Duration.subtract(yield* elapsed, from)
+          yield* Metric.update(OwnMetrics.phaseDuration(entered), Duration.toSeconds(took))
           const error = Exit.isFailure(exit) ? End.failureOf(entered, exit.cause) : undefined
           yield* events.publish(
             error === undefined
@@ -191,6 +194,17 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
       )
     )
   })
+
+  const isIn = (state: Health.State) => () => ({ value: Effect.runSync(health.state) === state ? 1 : 0 })
+  // As long as somebody may ask.
+  yield* Scope.provide(
+    Effect.all([
+      OwnMetrics.observe(OwnMetrics.info({ name, version, environment: config.environment }), () => ({ value: 1 })),
+      OwnMetrics.observe(OwnMetrics.ready, isIn("ready")),
+      OwnMetrics.observe(OwnMetrics.draining, isIn("draining"))
+    ]),
+    healthScope
+  )
 
   const phases = Effect.gen(function*() {
     yield* Effect.forEach(config.warnings, (warning) => Effect.logWarning(warning))

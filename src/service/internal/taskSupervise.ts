@@ -4,12 +4,14 @@ import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Metric from "effect/Metric"
 import * as Option from "effect/Option"
 import * as Pull from "effect/Pull"
 import * as Schedule from "effect/Schedule"
 import { Fatal } from "../Fatal.ts"
 import { ServiceEvents } from "../Phase.ts"
 import { explain, fromReason, ServiceErrorReason } from "../ServiceError.ts"
+import { taskRestarts } from "./ownMetrics.ts"
 
 /**
  * How often something may be started again: one restart more than `restarts` within any time of `within` is a failure that
@@ -127,5 +129,6 @@ export const supervise = Effect.fnUntraced(function*<E, R>(
     yield* Effect.sleep(delay)
     recent = [...recent, yield* millis]
     yield* events.publish({ _tag: "TaskRestarted", task: name, attempt, why })
+    yield* Metric.update(taskRestarts(name), 1)
   }
 })
