@@ -131,7 +131,8 @@ const open = Effect.fnUntraced(function*(id: string, options: RunOptions & { rea
     resources: yield* resources(state, options),
     ...(options.detach ? { logs: yield* logs } : {}),
     conclude: (report) => Effect.ignore(Effect.provideContext(RunDirectory.conclude(state, report), context)),
-    // Once, though another machine may follow the first. Neither waits for the other to go well.
+    // Once, though another machine may follow the first. Neither waits for the other to go well. Both look at one run after the other,
+    // as what the guest says meanwhile is to be heard at once, and its processor is ours.
     tidy: yield* Effect.cached(
       Effect.provideContext(
         Effect.andThen(Effect.ignore(RunDirectory.prune(state, { except: id })), Effect.ignore(reclaimDead(state, id))),

@@ -389,7 +389,7 @@ export const leftBehind = Effect.fn("RunDirectory.leftBehind")(function*(
   const look = Effect.fnUntraced(function*(id: string) {
     return (yield* remains(yield* pathsOf(state, id))) ? yield* inspect(state, id) : undefined
   })
-  const found = yield* Effect.forEach(yield* usable(state)(ids(state, except)), look, { concurrency: 16 })
+  const found = yield* Effect.forEach(yield* usable(state)(ids(state, except)), look)
   return found.flatMap((run) => run?.state === "left behind" ? [run] : [])
 })
 
@@ -576,7 +576,7 @@ export const prune = Effect.fn("RunDirectory.prune")(function*(
     const isOver = run === undefined || (run.state === "over" && run.record === undefined)
     return isOver ? [{ id, endedAt: run?.endedAt ?? 0 }] : []
   })
-  const old = (yield* Effect.forEach(yield* usable(state)(ids(state, except)), look, { concurrency: 16 })).flat()
+  const old = (yield* Effect.forEach(yield* usable(state)(ids(state, except)), look)).flat()
     .toSorted((one, other) => other.endedAt - one.endedAt)
     .filter(({ endedAt }, index) => index >= keep || endedAt < oldest)
   if (old.length === 0) return []
