@@ -24,8 +24,9 @@ const piece = 1 << 20
 export const sha256 = (path: string): Effect.Effect<string | undefined> =>
   Effect.promise(async () => {
     const hash = NodeCrypto.createHash("sha256")
+    const pieces: AsyncIterable<Buffer> = NodeFs.createReadStream(path, { highWaterMark: piece })
     try {
-      for await (const bytes of NodeFs.createReadStream(path, { highWaterMark: piece })) hash.update(bytes)
+      for await (const bytes of pieces) hash.update(bytes)
     } catch {
       return undefined
     }

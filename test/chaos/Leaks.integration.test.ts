@@ -53,7 +53,9 @@ describe.skipIf(reason !== undefined)("machines that come and go", () => {
           `leaks: ${backend}: ${rounds} rounds of ${took} ms, ${
             last.files - first.files
           } more files; in KiB, first, middle, last: ` +
-            kinds.map((kind) => `${kind} ${[first, middle, last].map((one) => Math.round(one[kind] / 1024)).join(" ")}`)
+            kinds.map((kind) =>
+              `${kind} ${[first, middle, last].map((sample) => Math.round(sample[kind] / 1024)).join(" ")}`
+            )
               .join("; ")
         )
         assert.deepStrictEqual([...done.left, ...done.records, ...await world.leftovers(before)], [])
