@@ -277,13 +277,15 @@ const differentDevices = (made: string, here: string): string => {
 }
 
 /**
- * Why a snapshot that was made for `made` cannot be loaded on `here`; nothing when it can be.
+ * Why a snapshot that was made for `made` cannot be loaded on `here`; nothing when it can be. Another `program` of the same version is
+ * no reason.
  *
  * ```ts import.meta.vitest
  * import { Snapshot } from "effect-microvm-runtime/microvm"
  * const why = Snapshot.differences({ backend: "qemu", cpu: "max" }, { backend: "qemu", cpu: "host" })
  * why // => ["its cpu is max, here it is host"]
  * Snapshot.differences({ devices: "1 vCPU, disk a, disk b" }, { devices: "1 vCPU, disk b" }) // => ["it also has disk a"]
+ * Snapshot.differences({ version: "7.2", program: "ab" }, { version: "7.2", program: "cd" }) // => []
  * ```
  *
  * @category combinators
@@ -291,7 +293,8 @@ const differentDevices = (made: string, here: string): string => {
  */
 export const differences = (made: Platform, here: Platform): ReadonlyArray<string> =>
   Array.from(new Set([...Object.keys(made), ...Object.keys(here)])).toSorted().flatMap((key) => {
-    if (made[key] === here[key]) return []
+    // An upgrade within a release keeps the state that it reads: this one is for people, and for golden machines, which are made anew.
+    if (key === "program" || made[key] === here[key]) return []
     if (key === "devices") return [differentDevices(made[key] ?? "", here[key] ?? "")]
     return [`its ${key} is ${made[key] ?? "not told"}, here it is ${here[key] ?? "not told"}`]
   })
