@@ -370,6 +370,11 @@ describe("platform", () => {
   const { id: _, ...rest } = spec()
   const platform = (options?: LaunchPlan.Options, on: Setup = setup) => LaunchPlan.platform(on, rest, options)
 
+  it("names the program by its digest, where that is known", () => {
+    assert.isUndefined(platform().program)
+    assert.strictEqual(platform({}, { ...setup, digest: "0123456789abcdef".repeat(4) }).program, "0123456789abcdef")
+  })
+
   it("is what a guest can see, and not where it leads", () => {
     assert.deepStrictEqual(platform({ devices }), {
       backend: "firecracker",

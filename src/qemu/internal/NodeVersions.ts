@@ -50,7 +50,8 @@ const write = async (file: string, kept: typeof Kept.Type): Promise<void> => {
   const own = `${file}.${process.pid}`
   try {
     const directory = NodePath.dirname(file)
-    if (!NodeFsSync.existsSync(directory)) await NodeFs.mkdir(directory, { mode: 0o700 })
+    // Several programs are asked at a time, and the first to answer makes it.
+    if (!NodeFsSync.existsSync(directory)) await NodeFs.mkdir(directory, { mode: 0o700 }).catch(() => undefined)
     // Through no link that somebody else has put there.
     await NodeFs.writeFile(own, Schema.encodeSync(Kept)(kept), { flag: "wx", mode: 0o600 })
     await NodeFs.rename(own, file)
