@@ -194,13 +194,17 @@ const qemu = Effect.gen(function*() {
     passed("qemu", true, `${observed.binary}, version ${QemuHost.formatVersion(observed.version)}`),
     observed.kvm._tag === "Usable"
       ? passed("kvm", false, "usable")
-      : failed("kvm", false, observed.kvm.why, `${observed.kvm.remedy}; until then guests run emulated, and slowly`),
+      : failed("kvm", false, `${observed.kvm.why}, so guests run emulated, and slowly`, observed.kvm.remedy),
     setup.user._tag === "Own" && observed.uid === 0
       ? failed(
         "privileges",
         false,
         `QEMU runs as ${setup.user.why}`,
-        observed.setpriv ? undefined : "install util-linux, so that QEMU need not run as root"
+        !observed.setpriv
+          ? "apt-get install util-linux"
+          : options.user === "keep"
+          ? "unset MICROVM_QEMU_USER"
+          : "chgrp kvm /dev/kvm && chmod 660 /dev/kvm"
       )
       : passed(
         "privileges",
@@ -230,19 +234,21 @@ const killScope = Effect.gen(function*() {
   Effect.catch((error) => Effect.succeed(failed("cgroup", false, error.message)))
 )
 
+const otherCache = "export MICROVM_CACHE_DIR=DIRECTORY"
+
 /** What the golden machine of the default size needs: a place for its snapshot, and memory that is a file. */
 const warm = Effect.gen(function*() {
   const store = yield* ImageStore
   const host = yield* QemuHost.QemuHost
-  yield* store.writable
-  yield* host.makeRam(256 * 1024 * 1024)
-  return passed("warm start", false, "machines can be restored from a golden one")
-}).pipe(
-  Effect.scoped,
-  Effect.catch(({ message }) =>
-    Effect.succeed(failed("warm start", false, message, "until then each machine boots, which takes longer"))
+  const lacking = (remedy: string) => ({ message }: Error) =>
+    failed("warm start", false, `${message}, so each machine boots, which takes longer`, remedy)
+  yield* Effect.mapError(store.writable, lacking(otherCache))
+  yield* Effect.mapError(
+    host.makeRam(256 * 1024 * 1024),
+    lacking("nothing to type: see to it that there is memory for the file of one")
   )
-)
+  return passed("warm start", false, "machines can be restored from a golden one")
+}).pipe(Effect.scoped, Effect.catch(Effect.succeed))
 
 const image = Effect.gen(function*() {
   const store = yield* ImageStore
@@ -255,7 +261,7 @@ const image = Effect.gen(function*() {
       "image",
       true,
       `default is not built, and cannot be: ${closed.value.message}`,
-      "set MICROVM_CACHE_DIR to a directory that you may write to"
+      otherCache
     )
   }
   const spawner = yield* ProcessSpawner
@@ -271,7 +277,7 @@ const image = Effect.gen(function*() {
       "image",
       true,
       "default is not built, and there is no apt-get to build it with",
-      "build it on a Debian machine with microvm image build, and copy its cache directory here"
+      "nothing to type here: build it on a Debian machine with microvm image build, and copy its cache directory here"
     )
 }).pipe(Effect.catch((error) => Effect.succeed(failed("image", true, error.message))))
 

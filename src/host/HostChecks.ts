@@ -22,7 +22,7 @@ export interface Check {
   readonly found: string
   /** Why it matters. */
   readonly why: string
-  /** What to type, where it is not as it should be. */
+  /** Where it is not as it should be: what to type, or that there is `nothing to type`, and what else helps. */
   readonly remedy?: string
   /** What can be done about it without harm. */
   readonly fix?: Fix
@@ -47,12 +47,17 @@ export interface Wanted {
 type Judgement = Omit<Check, "name" | "level" | "why"> & Partial<Pick<Check, "level">>
 
 const good = (found: string): Judgement => ({ ok: true, found })
-const bad = (found: string, remedy?: string, fix?: Fix): Judgement => ({
+const bad = (found: string, remedy: string, fix?: Fix): Judgement => ({
   ok: false,
   found,
-  ...(remedy === undefined ? {} : { remedy }),
+  remedy,
   ...(fix === undefined ? {} : { fix })
 })
+
+const nothing = (what: string): string => `nothing to type: ${what}`
+
+/** On another file system there may be more room, and what this one lacks. */
+const elsewhere = "export MICROVM_STATE_DIR=DIRECTORY"
 
 const MIB = 1024 * 1024
 const ROOM = { needed: 64 * MIB, wanted: 1024 * MIB }
@@ -86,7 +91,7 @@ const forwarding = (facts: Facts, family: "ipv4" | "ipv6", how: Wanted["forwardi
   const setting = family === "ipv4" ? "net/ipv4/ip_forward" : "net/ipv6/conf/all/forwarding"
   const egress = facts.egress[family]
   if (facts.settings[setting] === "1") return good("on")
-  if (facts.settings[setting] === undefined) return bad("this kernel has none")
+  if (facts.settings[setting] === undefined) return bad("this kernel has none", nothing("take a kernel that has it"))
   // Only root may.
   if (how === "enable" && facts.uid === 0) return good("off, and switched on for the first machine")
   const accepts = egress === undefined ? "" : acceptRa(egress)
@@ -134,20 +139,26 @@ const bridgeCalls = ({ settings }: Facts): Judgement => {
 
 const pool = ({ addresses }: Facts): Judgement =>
   "why" in addresses
-    ? bad(addresses.why, addresses.remedy)
+    ? bad(addresses.why, addresses.remedy ?? nothing("see to what went wrong"))
     : good(`${addresses.ipv4} is ${addresses.isKept ? "kept" : "free"} for machines`)
 
 const virtualization = ({ cpu, kvm }: Facts): Judgement => {
   if (cpu.virtualization === undefined) {
     return cpu.isGuest
-      ? bad("this host is a virtual machine itself, and its own host keeps virtualisation to itself")
-      : bad("the processor shows none: it is turned off in the firmware, or the processor has none")
+      ? bad(
+        "this host is a virtual machine itself, and its own host keeps virtualisation to itself",
+        nothing("ask whoever runs that host for nested virtualisation")
+      )
+      : bad(
+        "the processor shows none: it is turned off in the firmware, or the processor has none",
+        nothing("turn it on in the firmware")
+      )
   }
   if (kvm === "Usable") return good("/dev/kvm can be opened")
   if (kvm !== "Missing") return bad(`/dev/kvm cannot be opened: ${kvm.denied}`, "usermod -a -G kvm \"$USER\"")
   const module = cpu.virtualization === "vmx" ? "kvm_intel" : cpu.virtualization === "svm" ? "kvm_amd" : undefined
   return module === undefined
-    ? bad("there is no /dev/kvm")
+    ? bad("there is no /dev/kvm", nothing("take a kernel with KVM in it"))
     : bad("there is no /dev/kvm", `modprobe ${module}`, Fix.LoadModule({ module }))
 }
 
@@ -181,26 +192,25 @@ const stateDirectory = ({ state, uid }: Facts, path: string): Judgement => {
   if ((state.mode & 0o022) !== 0) {
     return bad(`others may write to ${path} (mode ${state.mode.toString(8)})`, `chmod 0700 ${quoted(path)}`)
   }
-  if (state.fault !== undefined) return bad(`${path}: ${state.fault}`, "export MICROVM_STATE_DIR=DIRECTORY")
+  if (state.fault !== undefined) return bad(`${path}: ${state.fault}`, elsewhere)
   return good(`${path}, on ${state.fileSystem}`)
 }
 
 const stateFileSystem = ({ state }: Facts): Judgement => {
   if (state._tag === "Absent") return good("none yet")
   const { fileSystem } = state
-  const remedy = "export MICROVM_STATE_DIR=DIRECTORY"
-  if (remote.test(fileSystem)) return bad(`${fileSystem}, where locks are not always kept`, remedy)
+  if (remote.test(fileSystem)) return bad(`${fileSystem}, where locks are not always kept`, elsewhere)
   return fileSystem === "tmpfs" || fileSystem === "ramfs"
-    ? bad(`${fileSystem}, which a reboot empties`, remedy)
+    ? bad(`${fileSystem}, which a reboot empties`, elsewhere)
     : good(fileSystem)
 }
 
 const mebibytes = (bytes: number): string => `${Math.floor(bytes / MIB)} MiB`
 
-const room = ({ state: { free } }: Facts, path: string, least: number): Judgement =>
+const room = ({ state: { free } }: Facts, least: number): Judgement =>
   free >= least
     ? good(`${mebibytes(free)} are free`)
-    : bad(`${mebibytes(free)} are free, and ${mebibytes(least)} should be`, `df -h ${quoted(path)}`)
+    : bad(`${mebibytes(free)} are free, and ${mebibytes(least)} should be`, elsewhere)
 
 const atLeast = ({ settings }: Facts, setting: string, least: number): Judgement => {
   const value = Number(settings[setting] ?? Number.POSITIVE_INFINITY)
@@ -223,18 +233,20 @@ const clock = ({ clockSource }: Facts): Judgement =>
     : bad(clockSource, "echo tsc > /sys/devices/system/clocksource/clocksource0/current_clocksource")
 
 const seccomp = ({ settings }: Facts): Judgement =>
-  settings["kernel/seccomp/actions_avail"] === undefined ? bad("this kernel has none") : good("this kernel has it")
+  settings["kernel/seccomp/actions_avail"] === undefined ?
+    bad("this kernel has none", nothing("take a kernel that has it"))
+    : good("this kernel has it")
 
 const userfaultfd = (facts: Facts): Judgement => {
   const setting = "vm/unprivileged_userfaultfd"
   const value = facts.settings[setting]
-  if (value === undefined) return bad("this kernel has none")
+  if (value === undefined) return bad("this kernel has none", nothing("take a kernel that has it"))
   return value === "1" || facts.uid === 0 ? good("may be used") : bad("only root may use it", sysctl(setting, 1))
 }
 
 /**
  * All checks of a host. What is required depends on what is wanted: those of the network are advice when no machine is to have
- * one. A remedy is for root unless it says otherwise; capitals in it are for you to fill in.
+ * one. A remedy is for root unless it says otherwise; capitals in it are for you to fill in. Each check that fails has one.
  *
  * ```ts import.meta.vitest
  * import { HostChecks, type HostFacts } from "effect-microvm-runtime/host"
@@ -286,13 +298,13 @@ export const evaluate = (
     check(
       "room",
       "required",
-      room(facts, path, ROOM.needed),
+      room(facts, ROOM.needed),
       "nothing can be started when nothing can be written down"
     ),
     check(
       "room for disks",
       "advisory",
-      room(facts, path, ROOM.wanted),
+      room(facts, ROOM.wanted),
       "images, snapshots and disks of machines take it"
     ),
     check("virtualisation", "advisory", virtualization(facts), "without it, guests run emulated, ten times as slow"),

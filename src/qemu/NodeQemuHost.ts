@@ -31,6 +31,11 @@ const packageOf: { readonly [A in Architecture]: string } = { x86_64: "qemu-syst
 const codeOf = (error: unknown): string =>
   typeof error === "object" && error !== null && "code" in error ? String(error.code) : String(error)
 
+const withoutDevice: { readonly [A in Architecture]: string } = {
+  x86_64: "sudo modprobe kvm_intel || sudo modprobe kvm_amd",
+  aarch64: "nothing to type: take a kernel with KVM in it"
+}
+
 /** The device must open, which also loads the module on some hosts, and the processor must have what KVM needs. */
 const lookAtKvm = async (architecture: Architecture): Promise<Kvm> => {
   const device = "/dev/kvm"
@@ -40,7 +45,7 @@ const lookAtKvm = async (architecture: Architecture): Promise<Kvm> => {
     if (
       architecture === "x86_64" && !/^flags\s*:.*\b(vmx|svm)\b/m.test(await NodeFs.readFile("/proc/cpuinfo", "utf8"))
     ) {
-      const remedy = "turn on (nested) virtualization for this machine"
+      const remedy = "nothing to type: turn on (nested) virtualization for this machine"
       return { _tag: "Unusable", why: "the CPU shows neither vmx nor svm", remedy }
     }
     const { gid, mode } = await handle.stat()
@@ -48,8 +53,12 @@ const lookAtKvm = async (architecture: Architecture): Promise<Kvm> => {
   } catch (error) {
     const code = codeOf(error)
     return code === "EACCES" || code === "EPERM"
-      ? { _tag: "Unusable", why: `${device} may not be opened by us`, remedy: "join its group, mostly kvm" }
-      : { _tag: "Unusable", why: `${device} cannot be opened: ${code}`, remedy: "load the kvm modules of the kernel" }
+      ? { _tag: "Unusable", why: `${device} may not be opened by us`, remedy: "sudo usermod -a -G kvm \"$USER\"" }
+      : {
+        _tag: "Unusable",
+        why: `${device} cannot be opened: ${code}`,
+        remedy: withoutDevice[architecture]
+      }
   }
 }
 

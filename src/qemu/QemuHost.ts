@@ -321,7 +321,7 @@ export const choose = (
     return Result.fail(unavailable(`KVM was asked for, but ${kvm.why}`, kvm.remedy))
   }
   if (observations.uid !== 0 && observations.passesCapabilities === true && !observations.setpriv) {
-    return Result.fail(unavailable("it would keep our capabilities", "install util-linux, for its setpriv(1)"))
+    return Result.fail(unavailable("it would keep our capabilities", "apt-get install util-linux"))
   }
   const found = kvm._tag === "Usable"
     ? { accelerator: "kvm", because: "KVM is usable" } as const

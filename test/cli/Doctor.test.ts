@@ -132,7 +132,7 @@ describe("diagnose", () => {
       { observed: { kvm: { _tag: "Unusable", why: "no vmx", remedy: "turn it on" } } },
       true,
       ["kvm"],
-      /no vmx\n.*turn it on/
+      /no vmx, so guests run emulated, and slowly\n.*→ turn it on$/m
     ],
     [
       "a KVM that is asked for",
@@ -144,7 +144,23 @@ describe("diagnose", () => {
       ["qemu"],
       /no vmx\n.*turn it on/
     ],
-    ["setpriv, as root", { observed: { uid: 0, setpriv: false } }, true, ["kvm", "privileges"], /install util-linux/],
+    [
+      "setpriv, as root",
+      { observed: { uid: 0, setpriv: false } },
+      true,
+      ["kvm", "privileges"],
+      /QEMU runs as root.*\n.*→ apt-get install util-linux$/m
+    ],
+    ["a /dev/kvm for others than root", { observed: { uid: 0, kvm: { _tag: "Usable", mode: 0o600, gid: 0 } } }, true, [
+      "privileges"
+    ], /→ chgrp kvm/],
+    [
+      "a user for QEMU",
+      { observed: { uid: 0 }, env: { MICROVM_QEMU_USER: "keep" } },
+      true,
+      ["kvm", "privileges"],
+      /→ unset MICROVM_QEMU_USER$/m
+    ],
     [
       "setpriv, with capabilities",
       { observed: { setpriv: false, passesCapabilities: true } },
@@ -153,7 +169,13 @@ describe("diagnose", () => {
       /util-linux/
     ],
     ["cgroups", { cgroups: false }, true, ["kvm", "cgroup"], /Delegate=yes/],
-    ["room for a golden machine", { memory: false }, true, ["kvm", "warm start"], /there is no room\n.*boots/],
+    [
+      "room for a golden machine",
+      { memory: false },
+      true,
+      ["kvm", "warm start"],
+      /there is no room, so each machine boots.*\n.*→ nothing to type/
+    ],
     ["an image, with apt", { images: Effect.succeed([]) }, true, ["kvm"], /not built yet; the first run/],
     [
       "an image, and apt",
@@ -183,7 +205,7 @@ describe("diagnose", () => {
       },
       false,
       ["kvm", "image", "warm start"],
-      /\/c: EROFS.*\n.*set MICROVM_CACHE_DIR/
+      /\/c: EROFS.*\n.*→ export MICROVM_CACHE_DIR=DIRECTORY$/m
     ],
     [
       "a valid environment",

@@ -70,7 +70,11 @@ describe("checks of a host", () => {
       "sysctl -w net.ipv6.conf.all.forwarding=1",
       HostFacts.Fix.Forward({ family: "ipv6", egress: "eth0" })
     ],
-    ["IPv6 forwarding", setting("net/ipv6/conf/all/forwarding", undefined), undefined],
+    [
+      "IPv6 forwarding",
+      setting("net/ipv6/conf/all/forwarding", undefined),
+      "nothing to type: take a kernel that has it"
+    ],
     ["egress", {
       egress: { ipv4: undefined, ipv6: undefined },
       networks: [{ device: "mv1a2b-1", cidr: "172.30.0.2/31" }]
@@ -93,9 +97,17 @@ describe("checks of a host", () => {
       "sysctl -w net.bridge.bridge-nf-call-iptables=0"
     ],
     ["addresses", { addresses: { why: "they are taken", remedy: "export A=B" } }, "export A=B"],
-    ["addresses", { addresses: { why: "nobody can tell" } }, undefined],
-    ["virtualisation", { cpu: { virtualization: undefined, isGuest: true } }, undefined],
-    ["virtualisation", { cpu: { virtualization: undefined, isGuest: false } }, undefined],
+    ["addresses", { addresses: { why: "nobody can tell" } }, "nothing to type: see to what went wrong"],
+    [
+      "virtualisation",
+      { cpu: { virtualization: undefined, isGuest: true } },
+      "nothing to type: ask whoever runs that host for nested virtualisation"
+    ],
+    [
+      "virtualisation",
+      { cpu: { virtualization: undefined, isGuest: false } },
+      "nothing to type: turn it on in the firmware"
+    ],
     ["virtualisation", { kvm: "Missing" }, "modprobe kvm_intel", HostFacts.Fix.LoadModule({ module: "kvm_intel" })],
     [
       "virtualisation",
@@ -126,7 +138,7 @@ describe("checks of a host", () => {
     ["state directory", { state: there({ fault: "EROFS" }) }, "export MICROVM_STATE_DIR=DIRECTORY"],
     ["state file system", { state: there({ fileSystem: "nfs4" }) }, "export MICROVM_STATE_DIR=DIRECTORY"],
     ["state file system", { state: there({ fileSystem: "tmpfs" }) }, "export MICROVM_STATE_DIR=DIRECTORY"],
-    ["room for disks", { state: there({ free: 2 ** 29 }) }, "df -h /var/lib/effect-microvm"],
+    ["room for disks", { state: there({ free: 2 ** 29 }) }, "export MICROVM_STATE_DIR=DIRECTORY"],
     [
       "neighbours",
       setting("net/ipv4/neigh/default/gc_thresh3", "100"),
@@ -136,7 +148,7 @@ describe("checks of a host", () => {
     ["file watches", setting("fs/inotify/max_user_instances", "64"), "sysctl -w fs.inotify.max_user_instances=116"],
     ["processes", setting("kernel/pid_max", "301"), "sysctl -w kernel.pid_max=2600"],
     ["network namespaces", setting("user/max_net_namespaces", "0"), "sysctl -w user.max_net_namespaces=50"],
-    ["seccomp", setting("kernel/seccomp/actions_avail", undefined), undefined],
+    ["seccomp", setting("kernel/seccomp/actions_avail", undefined), "nothing to type: take a kernel that has it"],
     ["swap", { swap: 2 ** 30 }, "swapoff -a"],
     ["clock", { clockSource: "hpet" }, "echo tsc > /sys/devices/system/clocksource/clocksource0/current_clocksource"],
     ["userfaultfd", { uid: 1000, state: there({ owner: 1000 }) }, "sysctl -w vm.unprivileged_userfaultfd=1"]
