@@ -8,14 +8,16 @@
 import * as Duration from "effect/Duration"
 import * as Option from "effect/Option"
 import * as ExitCode from "../lifecycle/ExitCode.ts"
+import * as StopBudget from "../lifecycle/StopBudget.ts"
 import { overlap } from "./internal/configValues.ts"
 import * as Kubernetes from "./internal/planKubernetes.ts"
-import type { Finding, PlannedService, ServiceOutline } from "./internal/planModel.ts"
+import type { Finding, PartOutline, PlannedService, ServiceOutline, StopStep } from "./internal/planModel.ts"
 import { levels } from "./internal/planOrder.ts"
 import * as Systemd from "./internal/planSystemd.ts"
 import * as Text from "./internal/planText.ts"
 import * as Names from "./internal/serviceNames.ts"
-import type { PlanFormat, ServiceConfig } from "./ServiceConfig.ts"
+import * as StopShares from "./internal/stopShares.ts"
+import { flushWithin, type PlanFormat, type ServiceConfig } from "./ServiceConfig.ts"
 
 export type {
   Address,
@@ -24,11 +26,52 @@ export type {
   PlannedPart,
   PlannedService,
   ResourceOutline,
-  ServiceOutline
+  ServiceOutline,
+  StopStep
 } from "./internal/planModel.ts"
 
 /** Configuration, secrets from an API that answers late, and the main program's own start. */
 const beforeParts = Duration.seconds(90)
+
+const stepsOf = (
+  service: PlannedService,
+  config: ServiceConfig,
+  parts: ReadonlyArray<PartOutline>,
+  stopOrder: ReadonlyArray<ReadonlyArray<string>>
+): ReadonlyArray<StopStep> => {
+  const flush = flushWithin(config)
+  const hasMain = Option.isSome(service.main ?? Option.none())
+  const made = service.resources.filter(({ kind }) => kind === "provisioned").map(({ name }) => name)
+  let left = Duration.subtract(Duration.subtract(config.stopBudget, flush), config.drainDelay)
+  const steps: Array<StopStep> = []
+  const add = (kind: StopStep["kind"], names: ReadonlyArray<string>, within: Duration.Duration): void => {
+    if (names.length > 0) steps.push({ kind, of: names.map((name) => ({ name, within })) })
+  }
+  if (hasMain) {
+    const within = StopShares.forMain(left)
+    add("main", ["main"], within)
+    left = Duration.subtract(left, within)
+  }
+  const forParts = StopShares.forParts(left, made.length > 0)
+  const times = StopShares.ofParts(parts, forParts)
+  for (const names of stopOrder) {
+    steps.push({ kind: "parts", of: names.map((name) => ({ name, within: times.get(name) ?? Duration.zero })) })
+  }
+  if (parts.length > 0) left = Duration.subtract(left, forParts)
+  const { held, resource, rest } = StopShares.weights
+  const last: ReadonlyArray<readonly [StopStep["kind"], ReadonlyArray<string>, weight: number]> = [
+    ["main", hasMain ? ["finalizers of main"] : [], held],
+    ["resources", made, made.length > 0 ? resource : 0],
+    ["rest", [...Option.isSome(config.healthPort) ? ["health listener"] : [], "provisioner"], rest]
+  ]
+  for (const [index, [kind, names, weight]] of last.entries()) {
+    const within = StopBudget.share(left, [weight, ...last.slice(index + 1).map(([, , later]) => later)])
+    add(kind, names, within)
+    left = Duration.subtract(left, within)
+  }
+  if (Duration.isPositive(flush)) add("telemetry", ["telemetry"], flush)
+  return steps
+}
 
 /**
  * The plan of a service in its configuration.
@@ -53,25 +96,27 @@ const beforeParts = Duration.seconds(90)
  * @since 0.1.0
  */
 export const make = (service: PlannedService, config: ServiceConfig): ServiceOutline => {
-  const { parts, startOrder, stopOrder } = levels(service.parts)
+  const { parts: planned, startOrder, stopOrder } = levels(service.parts)
+  const parts = planned.map(({ dependsOn, name, stopWeight, stopWithin }) => ({
+    name,
+    dependsOn: dependsOn.map((part) => part.name),
+    stopWithin: Option.map(Option.fromUndefinedOr(stopWithin), Duration.fromInputUnsafe),
+    stopWeight
+  }))
   return {
     name: service.name,
     version: service.version,
     prefix: service.prefix,
     environment: config.environment,
     resources: service.resources.map(({ kind, name, type }) => ({ name, type, kind })),
-    parts: parts.map(({ dependsOn, name, stopWeight, stopWithin }) => ({
-      name,
-      dependsOn: dependsOn.map((part) => part.name),
-      stopWithin: Option.map(Option.fromUndefinedOr(stopWithin), Duration.fromInputUnsafe),
-      stopWeight
-    })),
+    parts,
     startOrder,
     stopOrder,
+    stopSteps: stepsOf(service, config, parts, stopOrder),
     startWithin: service.startWithin,
     startLimit: startOrder.reduce(
       (sum, names) => {
-        const group = parts.filter(({ name }) => names.includes(name))
+        const group = planned.filter(({ name }) => names.includes(name))
         const longest = group.map(({ startWithin = service.startWithin }) => Duration.fromInputUnsafe(startWithin))
         return Duration.sum(sum, longest.reduce(Duration.max, Duration.zero))
       },

@@ -33,6 +33,7 @@ import * as OwnMetrics from "./internal/ownMetrics.ts"
 import { noSpan } from "./internal/partsTracker.ts"
 import * as End from "./internal/serviceEnd.ts"
 import * as StopLadder from "./internal/stopLadder.ts"
+import * as StopShares from "./internal/stopShares.ts"
 import { ListenAddress } from "./ListenAddress.ts"
 import { Notifier } from "./Notifier.ts"
 import type * as Parts from "./Parts.ts"
@@ -80,17 +81,11 @@ export type Needs<R, Res extends Resource.Any> = Exclude<Exclude<R, Provisioning
 /** The flush is within the stop budget; this is for exporters that do not keep to it. */
 const telemetryCloses = Duration.seconds(1)
 
-/** What the main program may take of the time that is left, and what the parts leave to the resources. */
-const ownShare = 0.25
-
 /** For the parts, and then for the resources, that a second signal cuts off before their stop has begun. */
 const lastChance = Duration.millis(400)
 
 /** The main program is a part like all others, but has no layer. */
 const mainPart = "main"
-
-/** Of what is left after the parts: before and after the resources there is little to do. */
-const resourceWeight = 8
 
 const faultsOf = <A>(result: Result.Result<A, ServiceError>): ReadonlyArray<string> =>
   Result.isFailure(result) && result.failure.reason._tag === "ConfigInvalid" ? result.failure.reason.faults : []
@@ -255,16 +250,24 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
 
   /** What stops when the parts have stopped, group after group. */
   const afterParts = (): ReadonlyArray<ReadonlyArray<Asides.Step>> => {
-    const close = (held: string, closed: Scope.Closeable, of?: Asides.Aside): Asides.Step => ({
+    const close = (
+      held: string,
+      closed: Scope.Closeable,
+      weight: number,
+      of?: Asides.Aside
+    ): Asides.Step => ({
       name: held,
       stop: Scope.close(closed, Exit.void),
       of,
-      weight: of === undefined || of === main ? 1 : resourceWeight
+      weight
     })
     return [
-      [close(`finalizers of ${mainPart}`, scope, main)],
-      Array.from(resources, ([resource, own]) => close(resource, own.scope, own.aside)),
-      [close("health listener", healthScope), close("provisioner", makerScope)]
+      [close(`finalizers of ${mainPart}`, scope, StopShares.weights.held, main)],
+      Array.from(resources, ([resource, own]) => close(resource, own.scope, StopShares.weights.resource, own.aside)),
+      [
+        close("health listener", healthScope, StopShares.weights.rest),
+        close("provisioner", makerScope, StopShares.weights.rest)
+      ]
     ]
   }
 
@@ -296,15 +299,9 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
       // While the parts still start, the start is ended by their own stop.
       if (endedIn === "run") {
         const ending = { name: mainPart, stop: End.unwound(living, asked), of: main }
-        yield* asides.stop(Duration.times(yield* budgetLeft, ownShare), [[ending]])
+        yield* asides.stop(StopShares.forMain(yield* budgetLeft), [[ending]])
       }
-      // What there is without resources takes no time as a rule.
-      const rest = yield* budgetLeft
-      const forOthers = Duration.times(rest, ownShare)
-      const forParts = Duration.subtract(
-        rest,
-        resources.size === 0 ? Duration.min(forOthers, Duration.millis(500)) : forOthers
-      )
+      const forParts = StopShares.forParts(yield* budgetLeft, resources.size > 0)
       partsStop = true
       const outcomes = yield* parts.stop({
         budget: forParts,
@@ -323,7 +320,7 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
       outcomes.forEach(note)
       if (endedIn !== "run") {
         const ending = { name: endedIn, stop: Fiber.interrupt(living), of: main }
-        yield* asides.stop(Duration.times(yield* budgetLeft, 1 - ownShare), [[ending]])
+        yield* asides.stop(StopShares.forPhase(yield* budgetLeft), [[ending]])
       }
       yield* asides.stop(yield* budgetLeft, afterParts())
     })

@@ -187,8 +187,11 @@ Start
 
 Stop, within 25s, 3s more when asked for
   0. not ready, requests are still served for 5s
-  1. api (at most 10s)
-  2. pool
+  1. api (7s 500ms)
+  2. pool (7s 500ms)
+  3. db (4s)
+  4. health listener (500ms), provisioner (500ms)
+  (How long each is waited for when all before it hang: what takes less leaves the rest to those after it.)
 
 Exit codes
     0  ended by itself
@@ -229,6 +232,15 @@ describe("toJson", () => {
       ],
       startOrder: [["pool"], ["api"]],
       stopOrder: [["api"], ["pool"]],
+      stopSteps: [
+        { kind: "parts", of: [{ name: "api", withinMillis: 7500 }] },
+        { kind: "parts", of: [{ name: "pool", withinMillis: 7500 }] },
+        { kind: "resources", of: [{ name: "db", withinMillis: 4000 }] },
+        {
+          kind: "rest",
+          of: [{ name: "health listener", withinMillis: 500 }, { name: "provisioner", withinMillis: 500 }]
+        }
+      ],
       startWithinMillis: 600_000,
       startLimitMillis: 1_890_000,
       stopBudgetMillis: 25_000,

@@ -7,6 +7,7 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
+import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import * as TestClock from "effect/testing/TestClock"
@@ -18,7 +19,9 @@ import { ServiceEvents } from "../../src/service/Phase.ts"
 import { ProvisionerError } from "../../src/service/Provisioner.ts"
 import type * as Resource from "../../src/service/Resource.ts"
 import * as Service from "../../src/service/Service.ts"
+import * as ServiceConfig from "../../src/service/ServiceConfig.ts"
 import { fromReason, ServiceErrorReason } from "../../src/service/ServiceError.ts"
+import * as ServicePlan from "../../src/service/ServicePlan.ts"
 import * as FakeService from "../../src/testing/FakeService.ts"
 
 const base = { name: "notes", version: "1.0.0" }
@@ -429,6 +432,46 @@ describe("the stop", () => {
       expect(Duration.toMillis(elapsed)).toBeLessThanOrEqual(10_000)
       expect(told(left)).toEqual(["gamma: no such container", "beta: docker stop beta, for a while"])
       expect(fake.terminations).toMatchObject([{ code: 11, abandoned: ["beta"] }])
+    }))
+
+  it.effect("takes for each step what the plan says of it, when everything hangs", () =>
+    Effect.gen(function*() {
+      const stop = { stop: Effect.never }
+      const { request, resources } = held({ alpha: Effect.never, beta: Effect.never })
+      const sql = traced("sql", [], stop)
+      const queue = Part.make("queue", Layer.effectDiscard(Effect.addFinalizer(() => Effect.never)), {
+        dependsOn: [sql],
+        stopWithin: "1 second"
+      })
+      const heavy = Part.make("heavy", Layer.effectDiscard(Effect.addFinalizer(() => Effect.never)), {
+        dependsOn: [queue],
+        stopWeight: 3
+      })
+      const service = Service.make({
+        ...base,
+        resources,
+        parts: [traced("api", [], { ...stop, dependsOn: [sql] }), heavy],
+        drainDelay: "3 seconds",
+        main: Effect.andThen(
+          Effect.addFinalizer(() => Effect.never),
+          Effect.uninterruptible(Effect.never)
+        )
+      })
+      const { fake, report } = yield* begin(service, { provisioner: { request } })
+      yield* fake.send("SIGTERM")
+      yield* TestClock.adjust("25 seconds")
+      const { left } = yield* report
+      const took = new Map(left.map((one) => [one.part, one._tag === "Failed" ? NaN : Duration.toMillis(one.after)]))
+      const config = Result.getOrThrow(ServiceConfig.parse({ env: {}, argv: [], defaults: service }))
+      const planned = ServicePlan.make(service, config).stopSteps.flatMap(({ of }) => of)
+        .filter(({ name }) => name !== "provisioner")
+      expect(planned.map(({ name }) => name)).toEqual(
+        ["main", "api", "heavy", "queue", "sql", "finalizers of main", "alpha", "beta"]
+      )
+      const late = planned.filter(({ name, within }) =>
+        !(Math.abs((took.get(name) ?? NaN) - Duration.toMillis(within)) < 2)
+      )
+      expect(late).toEqual([])
     }))
 
   it.effect("a second signal names the resource that hangs, with what it was doing, and no other", () =>

@@ -34,6 +34,18 @@ export interface PartOutline {
 }
 
 /**
+ * What stops at the same time at the latest, and how long each is waited for when all that stops before it hangs too: what
+ * takes less leaves the rest to those after it.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface StopStep {
+  readonly kind: "main" | "parts" | "resources" | "rest" | "telemetry"
+  readonly of: ReadonlyArray<{ readonly name: string; readonly within: Duration.Duration }>
+}
+
+/**
  * @category models
  * @since 0.1.0
  */
@@ -49,6 +61,8 @@ export interface ServiceOutline {
   readonly startOrder: ReadonlyArray<ReadonlyArray<string>>
   /** Groups, one after the other at the latest; a part stops as soon as what depends on it has stopped. */
   readonly stopOrder: ReadonlyArray<ReadonlyArray<string>>
+  /** All that stops, parts among it, in order. */
+  readonly stopSteps: ReadonlyArray<StopStep>
   /** The longest that provisioning may take, and each part to start that says nothing itself. */
   readonly startWithin: Duration.Duration
   /** The longest that all of the start may take, for who waits for it from outside. */
@@ -90,6 +104,8 @@ export interface PlannedService {
   readonly prefix: string
   readonly resources: ReadonlyArray<ResourceOutline>
   readonly parts: ReadonlyArray<PlannedPart>
+  /** Absent: it has none. */
+  readonly main?: Option.Option<unknown> | undefined
   readonly startWithin: Duration.Duration
   readonly maxExtension: Duration.Duration
   readonly exitCodes: ExitCode.ServiceTable

@@ -2,7 +2,7 @@
 import * as Duration from "effect/Duration"
 import * as Option from "effect/Option"
 import type { ServiceReason } from "../../lifecycle/ExitCode.ts"
-import type { Address, Finding, ServiceOutline } from "./planModel.ts"
+import type { Address, Finding, ServiceOutline, StopStep } from "./planModel.ts"
 
 const meaning: { readonly [Reason in ServiceReason]: string } = {
   ended: "ended by itself",
@@ -35,10 +35,10 @@ const at = ({ ip, port }: Address): string =>
 const section = (title: string, lines: ReadonlyArray<string>): ReadonlyArray<string> =>
   lines.length === 0 ? [] : ["", title, ...lines.map((line) => `  ${line}`)]
 
-const numbered = (
-  groups: ReadonlyArray<ReadonlyArray<string>>,
-  show: (name: string) => string
-): ReadonlyArray<string> => groups.map((names, index) => `${index + 1}. ${names.map(show).join(", ")}`)
+const numbered = <A>(
+  groups: ReadonlyArray<ReadonlyArray<A>>,
+  show: (one: A) => string
+): ReadonlyArray<string> => groups.map((group, index) => `${index + 1}. ${group.map(show).join(", ")}`)
 
 export const format = (outline: ServiceOutline, findings: ReadonlyArray<Finding>): string => {
   const parts = new Map(outline.parts.map((part) => [part.name, part]))
@@ -46,11 +46,8 @@ export const format = (outline: ServiceOutline, findings: ReadonlyArray<Finding>
     const before = parts.get(name)?.dependsOn ?? []
     return before.length === 0 ? name : `${name} (after ${before.join(", ")})`
   }
-  const within = (name: string): string =>
-    Option.match(parts.get(name)?.stopWithin ?? Option.none(), {
-      onNone: () => name,
-      onSome: (limit) => `${name} (at most ${Duration.format(limit)})`
-    })
+  const within = (one: StopStep["of"][number]): string =>
+    `${one.name} (${Duration.format(Duration.millis(Math.floor(Duration.toMillis(one.within))))})`
   const { drainDelay, maxExtension, stopBudget } = outline
   const width = Math.max(0, ...outline.resources.map(({ name }) => name.length))
   return [
@@ -72,7 +69,8 @@ export const format = (outline: ServiceOutline, findings: ReadonlyArray<Finding>
         ...(Duration.isPositive(drainDelay)
           ? [`0. not ready, requests are still served for ${Duration.format(drainDelay)}`]
           : []),
-        ...numbered(outline.stopOrder, within)
+        ...numbered(outline.stopSteps.map((step) => step.of), within),
+        "(How long each is waited for when all before it hang: what takes less leaves the rest to those after it.)"
       ]
     ),
     ...section("Exit codes", [
@@ -84,7 +82,7 @@ export const format = (outline: ServiceOutline, findings: ReadonlyArray<Finding>
 }
 
 export const toJson = (outline: ServiceOutline, findings: ReadonlyArray<Finding>): string => {
-  const { drainDelay, health, maxExtension, parts, startLimit, startWithin, stopBudget, ...rest } = outline
+  const { drainDelay, health, maxExtension, parts, startLimit, startWithin, stopBudget, stopSteps, ...rest } = outline
   return JSON.stringify(
     {
       ...rest,
@@ -94,6 +92,10 @@ export const toJson = (outline: ServiceOutline, findings: ReadonlyArray<Finding>
         dependsOn,
         stopWeight,
         stopWithinMillis: Option.getOrNull(Option.map(stopWithin, Duration.toMillis))
+      })),
+      stopSteps: stopSteps.map(({ kind, of }) => ({
+        kind,
+        of: of.map(({ name, within }) => ({ name, withinMillis: Math.floor(Duration.toMillis(within)) }))
       })),
       startWithinMillis: Duration.toMillis(startWithin),
       startLimitMillis: Duration.toMillis(startLimit),
