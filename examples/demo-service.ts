@@ -6,6 +6,7 @@ import * as NodeServices from "@effect/platform-node/NodeServices"
 import { ExitStatus } from "effect-microvm-runtime/lifecycle"
 import { NodeProcessSpawner, ProcessSpawner, Readiness } from "effect-microvm-runtime/process"
 import * as Console from "effect/Console"
+import * as Data from "effect/Data"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -16,11 +17,25 @@ import * as HttpClient from "effect/http/HttpClient"
 import * as Layer from "effect/Layer"
 import * as ChildProcess from "effect/process/ChildProcess"
 import * as Stream from "effect/Stream"
+import { once } from "node:events"
+import * as NodeNet from "node:net"
 
-const port = 18_000
-const healthPort = 18_001
-const api = `http://127.0.0.1:${port}`
-const ready = `http://127.0.0.1:${healthPort}/readyz`
+/** Two that are free now. */
+const freePorts = Effect.promise(async () => {
+  const servers = await Promise.all(["service", "probes"].map(async () => {
+    const server = NodeNet.createServer().listen(0, "127.0.0.1")
+    await once(server, "listening")
+    return server
+  }))
+  const ports = servers.map((server) => {
+    const address = server.address()
+    return address === null || typeof address === "string" ? 0 : address.port
+  })
+  for (const server of servers) server.close()
+  return ports
+})
+
+class DemoFailed extends Data.TaggedError("DemoFailed")<{ readonly message: string }> {}
 
 const millis = (duration: Duration.Duration): string => `${Math.round(Duration.toMillis(duration))} ms`
 
@@ -28,6 +43,9 @@ const demo = Effect.gen(function*() {
   const fs = yield* FileSystem.FileSystem
   const client = yield* HttpClient.HttpClient
   const spawner = yield* ProcessSpawner.ProcessSpawner
+  const [port = 0, healthPort = 0] = yield* freePorts
+  const api = `http://127.0.0.1:${port}`
+  const ready = `http://127.0.0.1:${healthPort}/readyz`
   const state = yield* fs.makeTempDirectoryScoped({ prefix: "demo-service-" })
   // The server of the database runs as a user of its own.
   yield* fs.chmod(state, 0o755)
@@ -42,6 +60,7 @@ const demo = Effect.gen(function*() {
         SERVICE_STATE_DIR: state,
         SERVICE_RUNTIME_PORT: String(port),
         SERVICE_HEALTHZ_PORT: String(healthPort),
+        SERVICE_HEALTHZ_IP: "127.0.0.1",
         SERVICE_DRAIN_DELAY: "1 second",
         SERVICE_LOG_FORMAT: "pretty",
         NO_COLOR: "1"
@@ -58,7 +77,13 @@ const demo = Effect.gen(function*() {
   )
   const status = Effect.map(client.get(ready), (response) => response.status)
   const isReady = Effect.flatMap(status, (code) => code === 200 ? Effect.void : Effect.fail(`${code}`))
-  const [startup] = yield* Effect.timed(Readiness.awaitReady(service, isReady, { within: "1 minute" }))
+  const [startup] = yield* Effect.timed(
+    // With its last lines, which say more than where this program waited for it.
+    Effect.catch(
+      Readiness.awaitReady(service, isReady, { within: "1 minute" }),
+      (error) => new DemoFailed({ message: `It did not start: ${error.message}` })
+    )
+  )
   yield* Console.log(`Ready after ${millis(startup)}.`)
 
   const text = `written at ${new Date().toISOString()}`
@@ -100,10 +125,18 @@ const demo = Effect.gen(function*() {
   yield* Console.log(`Requests: ${codes.length}, failed: ${failed.length}.`)
   yield* Console.log(`The service ${ExitStatus.format(exit)}: ended in order after a signal.`)
   if (failed.length > 0 || exit._tag !== "Exited" || exit.code !== 10) {
-    return yield* Effect.die(new Error("This is not what the demo is to show"))
+    return yield* new DemoFailed({ message: "This is not what the demo is to show" })
   }
 })
 
 const layer = Layer.mergeAll(NodeServices.layer, NodeProcessSpawner.layer, NodeHttpClient.layerNodeHttp)
 
-await Effect.runPromise(demo.pipe(Effect.scoped, Effect.provide(layer)))
+await Effect.runPromise(demo.pipe(
+  Effect.scoped,
+  Effect.provide(layer),
+  Effect.catchTag("DemoFailed", ({ message }) =>
+    Effect.sync(() => {
+      process.stderr.write(`${message}\n`)
+      process.exitCode = 1
+    }))
+))
