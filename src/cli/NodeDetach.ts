@@ -128,7 +128,11 @@ const closeTerminal = (): void => {
   const { stderr } = process
   if (!stderr.isTTY || !hasProperty(stderr, "_handle")) return
   const { _handle: handle } = stderr
-  if (hasProperty(handle, "close") && isAction(handle.close)) handle.close()
+  if (!hasProperty(handle, "close") || !isAction(handle.close)) return
+  handle.close()
+  // To write to a closed one throws, and not only to whoever listens for errors.
+  const lost = (_: unknown, __: unknown, done: () => void): void => done()
+  Object.assign(stderr, { _write: lost, _writev: null })
 }
 
 /**

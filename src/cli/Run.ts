@@ -224,8 +224,9 @@ export const run = Effect.fn("Run.run")(function*(
   let isOurs = !resumes
   let recovered: Supervisor.Recovered | undefined
   /** Nobody goes on with it, and nothing has ended it: then it stays as it is, for whoever comes next. */
-  const isLeft = ({ _tag }: RunEnd): boolean =>
+  const staysAsItIs = ({ _tag }: RunEnd): boolean =>
     !isOurs && recovered?.released === undefined && _tag !== "MachineEnded" && _tag !== "TimedOut"
+  let isLeft = false
   const { end, outcome } = yield* Effect.scoped(Effect.gen(function*() {
     const cut = yield* Deferred.make<RunEnd>()
     let machine: Machine.Machine | undefined
@@ -257,6 +258,7 @@ export const run = Effect.fn("Run.run")(function*(
     const services = yield* Effect.context<SnapshotStore>()
     const { watch, whileSaving } = watchMachine()
     const save = saveMachine(() => up)
+    const notHeld = refused("NotReady", "recover has no hold of it yet: try again, or end it by microvm recover --kill")
     const handle = serveMachine({
       look: () => up,
       phase: () => isStopping ? "stopping" : up === undefined ? "starting" : "running",
@@ -265,6 +267,8 @@ export const run = Effect.fn("Run.run")(function*(
         options.detach && entry !== undefined ? rememberVisitor(entry, description) : Effect.void,
       stop: ({ force, grace }) =>
         Effect.gen(function*() {
+          // Nobody has hold of it yet: to say that it was stopped would be wrong.
+          if (isLeft || (resumes && machine === undefined)) return yield* Effect.fail(notHeld)
           isOurs = true
           stopGrace = grace
           yield* Deferred.succeed(cut, { _tag: "Interrupted", signal: "SIGTERM" })
@@ -418,7 +422,8 @@ export const run = Effect.fn("Run.run")(function*(
       Effect.flatMap(Fiber.await),
       Effect.timeoutOption(leaveOffWithin)
     )
-    if (machine !== undefined && isLeft(ended)) {
+    isLeft = staysAsItIs(ended)
+    if (machine !== undefined && isLeft) {
       const why = "message" in ended ? ended.message : "it was called off"
       recovered = {
         id,
@@ -426,22 +431,22 @@ export const run = Effect.fn("Run.run")(function*(
         why: `its process lives, but nobody could go on with it, ${why}; it is ended if that is asked for (kill)`
       }
     }
-    if (machine === undefined || isLeft(ended)) return { end: ended, outcome: undefined }
+    if (machine === undefined || isLeft) return { end: ended, outcome: undefined }
     const { capabilities, shutdown } = machine
     const grace = stopGrace ?? options.grace
     const { stages: [first, ...rest] } = Machine.defaultPolicy(capabilities)
     // What the guest may refuse may take `grace` at the most.
     const bounded = (stage: ShutdownPolicy.Stage<MachineRequest>) =>
       stage.force ? stage : { ...stage, grace: Duration.min(stage.grace, grace) }
-    // A guest that is still booting hears neither its agent nor its power button, and has nothing to lose.
+    const policy = { stages: [bounded(first), ...rest.map(bounded)] } as const
+    // A guest that is still booting hears neither its agent nor its power button, and has nothing to lose. One that was left has.
     const stopped = yield* phase("stop", "stopping the machine")(
       Effect.orDie(shutdown(
-        agent === undefined
-          ? { request: { atLeast: "SIGKILL" } }
-          : {
-            leading: [{ name: "guest power-off", request: agent.powerOff, grace }],
-            policy: { stages: [bounded(first), ...rest.map(bounded)] }
-          }
+        agent !== undefined
+          ? { leading: [{ name: "guest power-off", request: agent.powerOff, grace }], policy }
+          : resumes && !isHung
+          ? { policy }
+          : { request: { atLeast: "SIGKILL" } }
       ))
     )
     if (streams !== undefined) yield* Effect.timeoutOption(Fiber.await(streams), lastWordsWithin)
@@ -464,7 +469,7 @@ export const run = Effect.fn("Run.run")(function*(
   }
   if (recovered !== undefined) yield* context.resume?.(recovered) ?? Effect.void
   if (place !== undefined) {
-    if (!isLeft(end)) yield* place.conclude(report)
+    if (!isLeft && !staysAsItIs(end)) yield* place.conclude(report)
     // Who came to no command, or to a short one, had no other time for it.
     yield* Effect.timeoutOption(place.tidy, leaveOffWithin)
   }

@@ -28,7 +28,7 @@ export interface Options {
   readonly projectId: string
   /** Bounds a request with all its attempts and the waits between them. Default: 1 minute. */
   readonly timeout?: Duration.Input | undefined
-  /** Bounds each attempt, its whole answer included; another one follows. Default: 12 seconds, of which a minute has five. */
+  /** Bounds the first attempt, its whole answer included; each that follows has twice as long. Default: 12 seconds. */
   readonly attemptTimeout?: Duration.Input | undefined
   /** Bounds what is read of one answer, in bytes. Default: 8 MiB. */
   readonly maxBytes?: number | undefined

@@ -258,9 +258,8 @@ const make = Effect.fnUntraced(function*(options: Options = {}): Effect.fn.Retur
     const now = yield* Clock.currentTimeMillis
     const stored = yield* store.list
     let removed = 0
-    // Whoever is about to end gets at least to what was not used for longest.
-    for (const { id, lastUsed, manifest } of stored.toReversed()) {
-      if (manifest?.kind !== "golden") continue
+    const collectOne = Effect.fnUntraced(function*({ id, lastUsed, manifest }: typeof stored[number]) {
+      if (manifest?.kind !== "golden") return
       const { digest, image = "" } = manifest.labels
       // An image that others have, and that has no recipe here, is none of ours to judge.
       const current = yield* Effect.catchReason(
@@ -280,6 +279,13 @@ const make = Effect.fnUntraced(function*(options: Options = {}): Effect.fn.Retur
           removed++
         }
       }
+    })
+    // Whoever is about to end gets at least to what was not used for longest. One that cannot go does not keep the others.
+    for (const one of stored.toReversed()) {
+      yield* Effect.catch(
+        collectOne(one),
+        (error) => Effect.logWarning(`a golden machine is not collected: ${error.message}`)
+      )
     }
     return removed
   }).pipe(Effect.withSpan("GoldenMachines.collect"))

@@ -1,6 +1,7 @@
 /** Going on with a run that another process has left: its machine is never ended for want of an answer. */
 import { assert, describe, it } from "@effect/vitest"
 import * as Context from "effect/Context"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
@@ -20,7 +21,10 @@ const command = { pid: 101, slot: 0, nonce: "0".repeat(32) }
 
 /** A machine that another process has left, with the command that was started there. */
 const leave = Effect.fnUntraced(
-  function*(labels: Readonly<Record<string, string>> = { "guest-command": JSON.stringify(command) }) {
+  function*(
+    labels: Readonly<Record<string, string>> = { "guest-command": JSON.stringify(command) },
+    { attachWithin = 0 }: { readonly attachWithin?: Duration.Input } = {}
+  ) {
     const host = yield* makeHost
     const driver = Context.get(host, MemoryDriver)
     const kept = yield* MemoryRunHost.makeKept
@@ -50,6 +54,7 @@ const leave = Effect.fnUntraced(
       provider: (provider) => ({
         ...provider,
         attach: Effect.fnUntraced(function*(spec, options) {
+          yield* Effect.sleep(attachWithin)
           const attached = yield* provider.attach(spec, options)
           const guest = yield* FakeGuestAgent.make({
             paused: !answers,
@@ -116,8 +121,21 @@ describe("a run that was left", () => {
         Effect.forkChild({ startImmediately: true })
       )
       yield* second.end
-      assert.strictEqual((yield* Fiber.join(asked)).outcome?._tag, "Forced")
+      assert.strictEqual((yield* Fiber.join(asked)).outcome?._tag, "Graceful")
       assert.deepStrictEqual([yield* isThere, reports.length], [false, 1])
+    }))
+
+  it.effect("is not said to be stopped before anybody has hold of it", () =>
+    Effect.gen(function*() {
+      const { host, isThere, reports, resumed } = yield* leave(undefined, { attachWithin: "20 seconds" })
+      const second = yield* resumed
+      yield* TestClock.adjust(1000)
+      const error = yield* Effect.flip(Control.use(({ ask }) => ask("m", { _tag: "Stop", force: true }))).pipe(
+        Effect.provideContext(host)
+      )
+      assert.match(error.message, /recover has no hold of it yet/)
+      yield* second.end
+      assert.deepStrictEqual([yield* isThere, reports.length], [true, 0])
     }))
 
   it.effect("is ended and told when nobody knows whether its command runs", () =>

@@ -13,7 +13,9 @@ const program = Effect.gen(function*() {
   yield* Effect.sleep(Number(process.env["DETACHED_SLEEP"] ?? "0"))
   process.stderr.write("before\n")
   yield* detach.tell({ _tag: "Ready" })
-  process.stderr.on("error", () => {}).write("after\n")
+  // A terminal is closed in a later turn.
+  yield* Effect.sleep(50)
+  process.stderr.write("after\n")
   const open = NodeFs.readdirSync("/proc/self/fd").flatMap((fd) => {
     try {
       return [[fd, NodeFs.readlinkSync(`/proc/self/fd/${fd}`)]]

@@ -390,9 +390,9 @@ describe("an API that misbehaves", () => {
       const { message } = yield* Fiber.join(fiber)
       assert.match(
         message,
-        /^no good answer within 1m \(.*, 5 attempts\)\nThe last one was: no complete answer within 12s/
+        /^no good answer within 1m \(.*, 3 attempts\)\nThe last one was: no complete answer within 24s/
       )
-      assert.strictEqual(requests, 5)
+      assert.strictEqual(requests, 3)
     }))
 
   it.live("hangs: given up at the deadline, which is one for all attempts", () =>

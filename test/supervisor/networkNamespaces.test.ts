@@ -49,6 +49,8 @@ describe("network namespaces", () => {
 
   it("may be others where not all processes are seen", () => {
     assert.isFalse(lookAt({ ...host, "self/ns/pid": "pid:[4026532000]" }).isWhole)
+    // As with `hidepid=2`: nobody but ourselves.
+    assert.isFalse(lookAt({ "self/ns/pid": "pid:[4026531836]", "7/task/7/ns/net": "net:[1]" }).isWhole)
     // What is there, and is not to be read.
     assert.isFalse(lookAt({ ...host, "7/task/7/ns/net": "not a link" }).isWhole)
   })

@@ -28,10 +28,10 @@ export interface Served<R> {
   readonly look: () => { readonly agent: GuestAgent; readonly slots: GuestSlots } | undefined
   readonly phase: () => Extract<Answer, { readonly _tag: "Up" }>["phase"]
   readonly save: (request: Extract<Request, { readonly _tag: "Save" }>) => Effect.Effect<Answer, never, R>
-  /** Ends the run, and waits for the end of its machine. */
+  /** Ends the run, and waits for the end of its machine. Refused while that is not ours to end. */
   readonly stop: (
     how: { readonly grace: Duration.Duration | undefined; readonly force: boolean }
-  ) => Effect.Effect<ShutdownOutcome | undefined>
+  ) => Effect.Effect<ShutdownOutcome | undefined, Answer>
   /** Told of each command that a visitor has started; its scope closes with the command. */
   readonly onCommand?: ((description: GuestCommand.Description) => Effect.Effect<void, never, Scope.Scope>) | undefined
 }
@@ -62,10 +62,10 @@ export const serveMachine =
         case "Exec":
           return exec(served, request, visitor)
         case "Stop":
-          return Effect.map(
-            served.stop({ grace: request.grace, force: request.force }),
-            (outcome): Answer => ({ _tag: "Stopped", ...(outcome === undefined ? {} : { outcome }) })
-          )
+          return Effect.match(served.stop({ grace: request.grace, force: request.force }), {
+            onFailure: (refusal) => refusal,
+            onSuccess: (outcome): Answer => ({ _tag: "Stopped", ...(outcome === undefined ? {} : { outcome }) })
+          })
         case "Status": {
           const ready = served.look()
           const phase = served.phase()

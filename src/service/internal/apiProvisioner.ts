@@ -88,7 +88,10 @@ export const make = Effect.fnUntraced(function*(
     baseUrl: base
   }).pipe(Effect.provide(authorization))
 
-  const hung: Failure = { head: `no complete answer within ${Duration.format(attemptTimeout)}`, transient: true }
+  const hung = (within: Duration.Duration): Failure => ({
+    head: `no complete answer within ${Duration.format(within)}`,
+    transient: true
+  })
 
   const pause = Effect.fnUntraced(function*(attempts: number, retryAfter: Duration.Duration = Duration.zero) {
     const spread = 0.5 + (yield* Random.next)
@@ -108,10 +111,13 @@ export const make = Effect.fnUntraced(function*(
       let last: Failure | undefined
 
       const attempt: Effect.Effect<A, Failure> = Effect.suspend(() => {
-        attempts++
-        return exchange(send, maxBytes)
+        // An API that is slow, and not lost, is to come to its answer, too.
+        const within = Duration.times(attemptTimeout, 2 ** attempts++)
+        return Effect.timeoutOrElse(exchange(send, maxBytes), {
+          duration: within,
+          orElse: () => Effect.fail(hung(within))
+        })
       }).pipe(
-        Effect.timeoutOrElse({ duration: attemptTimeout, orElse: () => Effect.fail(hung) }),
         Effect.flatMap((json) => Effect.fromResult(decode(json))),
         Effect.catch((failure) => {
           last = failure

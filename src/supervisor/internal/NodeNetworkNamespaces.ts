@@ -52,5 +52,6 @@ export const look = (proc = "/proc"): Seen => {
       lookAt(pid)
     }
   }
-  return { names, isWhole }
+  // Where others are hidden (`hidepid` of proc(5)), they are not even listed.
+  return { names, isWhole: isWhole && known.has("1") }
 }
