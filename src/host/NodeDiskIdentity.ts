@@ -18,7 +18,7 @@ import * as NodeDiskFiles from "./NodeDiskFiles.ts"
 export interface DiskIdentity {
   /** In bytes. */
   readonly size: number
-  /** Device and inode. */
+  /** Device, inode, and when it was made: the inode of a file that is gone is given to the next one at once. */
   readonly file?: string
   /** When it was written to last. */
   readonly modified?: string
@@ -43,7 +43,7 @@ const look = async (path: string): Promise<DiskIdentity> => {
   if (stat.isBlockDevice()) return { size: await deviceSize(stat.rdev) }
   return {
     size: Number(stat.size),
-    file: `${stat.dev} ${stat.ino}`,
+    file: `${stat.dev} ${stat.ino} ${stat.birthtimeNs}`,
     modified: String(stat.mtimeNs),
     changed: String(stat.ctimeNs)
   }

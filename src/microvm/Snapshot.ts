@@ -88,8 +88,8 @@ export const SnapshotFile = Schema.Struct({
 /**
  * A disk as it was when the machine was saved. Of a block device nothing but the `size` is told.
  *
- * - `file`, `modified`, `changed`: which file it was (device and inode), when it was written to last, and when it or its inode was
- *   changed last, in nanoseconds since 1970.
+ * - `file`, `modified`, `changed`: which file it was (device, inode, and when it was made), when it was written to last, and when it or
+ *   its inode was changed last, in nanoseconds since 1970.
  * - `sha256`: of one that the guest only reads.
  *
  * @category schemas

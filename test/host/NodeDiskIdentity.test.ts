@@ -55,6 +55,18 @@ it.live("a disk that is written to is not read; that it was written to shows", (
     assert.notStrictEqual(written.modified, before.modified)
   }))
 
+it.live("a file that is made when another one is gone is another one, though it may get the inode of that", () =>
+  Effect.gen(function*() {
+    const path = join(yield* work, "disk")
+    NodeFs.writeFileSync(path, "one")
+    const gone = yield* NodeDiskIdentity.identify(path, { readOnly: false })
+    NodeFs.rmSync(path)
+    yield* Effect.sleep("30 millis")
+    NodeFs.writeFileSync(path, "two")
+    const clone = yield* NodeDiskIdentity.identify(path, { readOnly: false })
+    assert.notStrictEqual(clone.file, gone.file)
+  }))
+
 it.live("one that is not there is told", () =>
   Effect.gen(function*() {
     const error = yield* Effect.flip(NodeDiskIdentity.identify("/nonexistent/disk", { readOnly: true }))
