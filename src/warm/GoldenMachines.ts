@@ -271,7 +271,10 @@ const make = Effect.fnUntraced(function*(options: Options = {}): Effect.fn.Retur
       const superseded = Option.isSome(current) && current.value.digest !== digest
       const networks = unlinkedCards(Number(manifest.labels[cardsLabel] ?? 0))
       const here = provider.platform({ ...manifest.spec, networks })
-      const foreign = Result.isFailure(here) || Snapshot.differences(manifest.platform, here.success).length > 0
+      // Another program of the same release would load it, and is never asked to: golden machines go by the program, too.
+      const foreign = Result.isFailure(here)
+        || Snapshot.differences(manifest.platform, here.success).length > 0
+        || manifest.platform["program"] !== here.success["program"]
       const unused = now - lastUsed
       if (superseded || unused > unusedFor || (foreign && unused > foreignFor)) {
         // What others are the difference to stays as long as they do.

@@ -422,6 +422,21 @@ describe("golden machines", () => {
       assert.deepStrictEqual((yield* list).map(({ manifest }) => manifest?.platform["cpu"]), ["another"])
     }))
 
+  it.effect("of another program of the same release are collected after a day, too", () =>
+    Effect.gen(function*() {
+      const { context, driver, launch } = yield* makeWorld()
+      const { list } = Context.get(context, SnapshotStore)
+      const { collect } = Context.get(context, GoldenMachines)
+      yield* driver.platform({ program: "before" })
+      yield* settle(Effect.scoped(launch({ id: "one" })))
+      yield* driver.platform({ program: "after" })
+      yield* TestClock.adjust("23 hours")
+      assert.strictEqual(yield* collect, 0)
+      yield* TestClock.adjust("2 hours")
+      assert.strictEqual(yield* collect, 1)
+      assert.deepStrictEqual(yield* list, [])
+    }))
+
   it.effect("are none of those that somebody has used, whatever their name", () =>
     Effect.gen(function*() {
       const { context, launch, told } = yield* makeWorld()
