@@ -26,7 +26,7 @@ import type { ExitStatus } from "../lifecycle/ExitStatus.ts"
 import * as Shutdown from "../lifecycle/Shutdown.ts"
 import * as ShutdownOutcome from "../lifecycle/ShutdownOutcome.ts"
 import * as ShutdownPolicy from "../lifecycle/ShutdownPolicy.ts"
-import { diskFaults, readDisks, withDisks } from "./internal/disks.ts"
+import { checkDisks, readDisks, withDisks } from "./internal/disks.ts"
 import { type Life, makeLife, ofLife } from "./internal/life.ts"
 import { makeLineage } from "./internal/lineage.ts"
 import { askFor, nameShortage } from "./internal/shortage.ts"
@@ -286,10 +286,10 @@ export const restore: (
     const wanted = yield* MachineSpec.decode({ ...spec, id, networks, drives })
     const here = yield* Effect.fromResult(provider.platform(wanted))
     const why = [...Snapshot.faults(snapshot), ...Snapshot.differences(platform, here)]
-    if (why.length === 0) why.push(...(yield* diskFaults(provider, wanted, snapshot.manifest)))
     if (why.length > 0) {
       return yield* MicroVmError.fail(new MicroVmError.SnapshotUnusable({ snapshot: snapshot.id, why }))
     }
+    yield* checkDisks(provider, wanted, snapshot)
     return yield* bringUp(
       wanted,
       { ...placing(options), from: snapshot },

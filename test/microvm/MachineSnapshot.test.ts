@@ -516,6 +516,10 @@ describe("the disks of a snapshot", () => {
         expect(yield* restore({ ...data, modified: "200" }, tools)).toEqual([
           "its disk data was written to since it was saved: give a copy that was made at that moment"
         ])
+        now = [{ ...data, modified: "200" }, tools]
+        // Nothing is wrong with the snapshot.
+        const { message } = yield* Effect.flip(Effect.scoped(Machine.restore("n", snapshot, { drives })))
+        expect(message).toMatch(/made at that moment\. Give it the disks of that moment$/)
         // What is changed of the inode alone is nothing that a guest sees.
         expect(yield* restore({ ...data, changed: "200" }, tools)).toEqual([])
         expect(yield* restore({ ...data, file: "1 9", size: 8192 }, { ...tools, sha256: sha256.other })).toEqual([
