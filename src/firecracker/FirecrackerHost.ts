@@ -71,6 +71,8 @@ export interface FileFacts {
   readonly fault?: string
   /** What its first bytes say, where it is a kernel image that is known here. */
   readonly kernel?: "ELF" | "bzImage" | "arm64 Image"
+  /** Is it a block device? */
+  readonly device?: true
 }
 
 /**

@@ -94,7 +94,10 @@ const lookAtFile = async (path: string, writable: boolean): Promise<FileFacts> =
     await using handle = await NodeFs.open(path, (writable ? O_RDWR : O_RDONLY) | O_NONBLOCK)
     const stat = await handle.stat()
     if (stat.isBlockDevice()) {
-      return writable && await isReadOnlyDevice(path) ? { path, fault: "the kernel has it as read-only" } : { path }
+      const device = true
+      return writable && await isReadOnlyDevice(path)
+        ? { path, device, fault: "the kernel has it as read-only" }
+        : { path, device }
     }
     if (!stat.isFile()) return { path, fault: "it is neither a regular file nor a block device" }
     const { buffer, bytesRead } = await handle.read(Buffer.alloc(0x206), 0, 0x206, 0)

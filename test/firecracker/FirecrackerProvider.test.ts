@@ -1422,6 +1422,33 @@ describe("a jailed machine", () => {
       }))
   })
 
+  it.effect("is not saved once it has run, if it writes to a file that the jail has a copy of", () =>
+    onHost({
+      observed,
+      options: { jail: { user: { uid: 1001, gid: 1001 } } },
+      inspect: (path) => path === "/dev/loop7" ? { device: true } : {}
+    }, ({ calls, files }) =>
+      Effect.gen(function*() {
+        const saved = (drives: ReadonlyArray<{ name: string; path: string; readOnly?: boolean }>) =>
+          Effect.scoped(Effect.gen(function*() {
+            const provider = yield* MicroVmProvider
+            const vmm = yield* provider.launch(yield* MachineSpec.decode({ id: "a", kernel: "/k", drives }))
+            yield* vmm.save("/unstarted")
+            yield* vmm.start
+            yield* vmm.pause
+            return (yield* vmm.save("/out")).form
+          }))
+        const tools = { name: "tools", path: "/tools", readOnly: true }
+        const data = { name: "data", path: "/data" }
+        assert.strictEqual(yield* through(saved([tools, { name: "data", path: "/dev/loop7" }])), "full")
+        const created = calls.length
+        const error = yield* through(Effect.flip(saved([tools, data])))
+        assert.strictEqual(error.reason._tag, "Unsupported")
+        assert.match(error.message, /drives\[1\]\.path.*give a block device/)
+        assert.isFalse(calls.slice(created).some((call) => call.includes("/snapshot/create")))
+        assert.notInclude(files.slice(-3).join(), "/out/")
+      })))
+
   it.effect("that is no child of ours is ended all the same, and never by SIGTERM", () =>
     onHost({
       observed,

@@ -199,6 +199,24 @@ interface Instructing extends Bringing {
   readonly ears: Scope.Scope
 }
 
+/** What a guest has written to the jail's copy of a file is gone with the jail: no snapshot of it could ever go on. */
+const refusalToSave = Effect.fnUntraced(function*({ entries, jail }: LaunchPlan, host: Services["host"]) {
+  if (jail === undefined) return
+  const written = entries.filter(({ writable }) => writable)
+  const copied = yield* Effect.filter(
+    written,
+    ({ path }) => Effect.map(host.inspect(path), ({ device }) => device !== true)
+  )
+  if (copied.length === 0) return
+  return Effect.fail(MicroVmError.make(
+    new MicroVmError.Unsupported({
+      operation: `saving a machine that writes to a copy in its jail (${copied.map(({ field }) => field).join(", ")})`,
+      backend: "firecracker",
+      remedy: "the copy goes with the jail, and what its guest has written: give a block device"
+    })
+  ))
+})
+
 /** Tells a Firecracker that was just started what the machine is. */
 const instruct = Effect.fnUntraced(function*(
   instructing: Instructing,
@@ -276,7 +294,9 @@ const instruct = Effect.fnUntraced(function*(
     const told = onMachine({ spec, api, metrics })
     yield* Effect.catch(Effect.raceFirst(told, left), (error) => explain("what `onMachine` does", error))
   }
-  const vmm = makeVmm({ spec, lasting, hasStarted: plan.load !== undefined, place, api, host, vsock, tended })
+  const refusesSave = yield* refusalToSave(plan, host)
+  const hasStarted = plan.load !== undefined
+  const vmm = makeVmm({ spec, lasting, hasStarted, place, api, host, vsock, tended, refusesSave })
   if (serving === undefined) return vmm
   // What is touched while it is loaded is not what its guest needs.
   let isKept = false

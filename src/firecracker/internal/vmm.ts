@@ -33,11 +33,13 @@ interface Parts {
   readonly host: FirecrackerHost["Service"]
   readonly vsock: Vsock.Vsock["Service"]
   readonly tended: Tended
+  /** Why it cannot be saved once it has run, if it cannot. */
+  readonly refusesSave?: Effect.Effect<never, MicroVmError.MicroVmError> | undefined
 }
 
 /** What can be done with a machine that is up. */
 export const makeVmm = (
-  { api, hasStarted: hadStarted, host, lasting, place, spec, tended, vsock }: Parts
+  { api, hasStarted: hadStarted, host, lasting, place, refusesSave, spec, tended, vsock }: Parts
 ): Vmm => {
   const { id } = spec
   const { directory, ignoresTermination, monitor, write } = place
@@ -138,6 +140,7 @@ export const makeVmm = (
     resume: Effect.suspend(() => call("resume", hasStarted ? api.patchVm({ state: "Resumed" }) : start)),
     save: Effect.fnUntraced(function*(to, base) {
       const form: Form = !hasStarted ? "unstarted" : base === undefined ? "full" : "diff"
+      if (form !== "unstarted" && refusesSave !== undefined) return yield* refusesSave
       if (form === "diff" && refusesDiff !== undefined) return yield* refusesDiff
       yield* Effect.mapError(saveAs(form, to), failed("snapshot"))
       const saved = { platform, madeBy: `Firecracker ${version}`, form }
