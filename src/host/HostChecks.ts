@@ -6,6 +6,7 @@
  */
 import { type Facts, Fix } from "./HostFacts.ts"
 import { LINKS } from "./internal/forwardRules.ts"
+import { destination, isReachable } from "./internal/reach.ts"
 import { acceptRa, variable } from "./internal/settingNames.ts"
 
 /**
@@ -106,7 +107,10 @@ const egress = ({ egress: { ipv4, ipv6 }, networks }: Facts): Judgement => {
   ]
   if (found.length > 0) return good(found.join(", "))
   const lacking = bad("this host has no default route", "ip route add default via ROUTER dev DEVICE")
-  const near = networks.filter(({ device }) => device !== "lo" && !device.startsWith(LINKS))
+  const near = networks.filter(({ cidr, device }) => {
+    const where = destination(cidr)
+    return device !== "lo" && !device.startsWith(LINKS) && where !== undefined && isReachable(where)
+  })
   return near.length === 0 ? lacking : {
     ...lacking,
     // It does for machines whose rules name no more than that.
