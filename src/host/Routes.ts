@@ -15,6 +15,7 @@ import { HostCommands } from "./HostCommands.ts"
 import * as HostError from "./HostError.ts"
 import { LINKS } from "./internal/forwardRules.ts"
 import * as IpJson from "./internal/ipJson.ts"
+import { destination, isReachable } from "./internal/reach.ts"
 import { acceptRa, variable } from "./internal/settingNames.ts"
 import { KernelSettings } from "./KernelSettings.ts"
 
@@ -83,7 +84,7 @@ export interface Options {
 export class Routes extends Context.Service<Routes, {
   /**
    * How it is. Nothing is changed. Where there is no default route, the ways out are those to the networks that are `towards`, or
-   * to a part of them. Default none.
+   * by IPv4, to a part of them; by IPv6, only to the whole of one. Default none.
    */
   readonly facts: (towards?: ReadonlyArray<Cidr.Cidr>) => Effect.Effect<Facts, HostError.HostError>
   /**
@@ -117,25 +118,19 @@ const address = (text: string | undefined): Cidr.Address | undefined =>
 const leadsOut = ({ dev, type = "unicast" }: typeof Route.Type): boolean =>
   dev !== undefined && dev !== "lo" && !dev.startsWith(LINKS) && type === "unicast"
 
-/** Each interface has such a route, by which nobody gets anywhere else. */
-const linkLocal = Cidr.network({ family: 6, value: 0xfe80n << 112n }, 10)
-
-/** Where a route leads to: `10.0.0.0/8`, or a single address. A default route is not one of these. */
-const destination = ({ dst = "default" }: typeof Route.Type): Cidr.Cidr | undefined => {
-  const cidr = dst.includes("/") ? Result.getOrUndefined(Cidr.parse(dst)) : undefined
-  const single = address(dst)
-  return cidr ?? (single === undefined ? undefined : Cidr.network(single, single.family === 4 ? 32 : 128))
-}
-
-/** The route to each of the networks: the closest that leads to all of it, or any that leads to a part. */
+/**
+ * The route to each of the networks: the closest that leads to all of it, or for IPv4, any that leads to a part. A part by IPv6
+ * is mostly a bridge or a tunnel of this host's own, and to forward IPv6 for it would cost other interfaces their addresses.
+ */
 const choose = (routes: ReadonlyArray<typeof Route.Type>, towards: ReadonlyArray<Cidr.Cidr>) => {
   const known = routes.filter(leadsOut).flatMap((route) => {
-    const where = destination(route)
-    return where === undefined || Cidr.contains(linkLocal, where) ? [] : [{ route, where }]
+    const where = destination(route.dst ?? "default")
+    return where === undefined || !isReachable(where) ? [] : [{ route, where }]
   }).toSorted((one, other) => other.where.prefix - one.where.prefix)
   return towards.flatMap((network) => {
     const whole = known.find(({ where }) => Cidr.contains(where, network))
-    const found = whole ?? known.find(({ where }) => Cidr.contains(network, where))
+    const found = whole ??
+      (network.family === 6 ? undefined : known.find(({ where }) => Cidr.contains(network, where)))
     return found === undefined ? [] : [found.route]
   })
 }

@@ -158,6 +158,26 @@ describe("Routes", () => {
       expect(Option.isNone((yield* towards("::/0")).ipv6.egress)).toBe(true)
     }))
 
+  it.effect("by IPv6, only a route to a whole network is a way out: a bridge of the host's own is none", () =>
+    Effect.gen(function*() {
+      const listed = {
+        "-6": [{ dst: "fd00::/80", dev: "docker0" }, { dst: "fd7a:115c:a1e0::/48", dev: "tailscale0" }, {
+          dst: "fd12::/16",
+          dev: "wg0"
+        }]
+      }
+      const host = on({ route4, listed, mtus: { tailscale0: 1_280, wg0: 1_420 }, settings: off })
+      const found = Effect.fnUntraced(function*(...networks: ReadonlyArray<string>) {
+        const { ipv6: { egress }, mtu } = yield* host.towards(...networks)
+        return [Option.getOrUndefined(egress)?.dev, mtu]
+      })
+      expect(yield* found("fd00::/8", "::/0")).toEqual([undefined, 1_500])
+      expect(yield* found("fd12:3400::/32")).toEqual(["wg0", 1_420])
+      const towards = [Result.getOrThrow(Cidr.parse("fd00::/8"))]
+      yield* host.prepare({ forwarding: "enable", towards })
+      expect(host.values.get("net/ipv6/conf/all/forwarding")).toBe("0")
+    }))
+
   it.effect("nothing is listed where there is a default route", () =>
     Effect.gen(function*() {
       const { towards } = on({ route4, listed: { "-4": [{ dst: "10.0.0.0/8", dev: "vpn0" }] }, settings: off })
