@@ -10,7 +10,7 @@ import type * as Result from "effect/Result"
 import type { Method, UnsupportedByVersion } from "./FirecrackerError.ts"
 import * as FirecrackerVersion from "./FirecrackerVersion.ts"
 import { type Endpoint, endpoints, knownBad, type Use } from "./internal/capabilityTable.ts"
-import { type CheckOptions, gated, has, refuse, type Target } from "./internal/gates.ts"
+import { type CheckOptions, gated, has, isOf, refuse, type Target } from "./internal/gates.ts"
 
 export {
   type Architecture,
@@ -107,8 +107,8 @@ export const warnings = (target: Target, used?: ReadonlyArray<Use>): ReadonlyArr
     : has(target, oldest)
     ? []
     : [`${version} is older than ${FirecrackerVersion.format(oldest)}, the first one that is known here`]
-  const bad = knownBad.filter(({ architecture, fixed, since, uses = [] }) =>
-    has(target, since) && (fixed === undefined || !has(target, fixed)) &&
+  const bad = knownBad.filter(({ also, architecture, fixed, since, uses = [] }) =>
+    has(target, since) && (fixed === undefined || !has(target, fixed)) && !isOf(target, also) &&
     (architecture === undefined || architecture === target.architecture) &&
     (used === undefined || uses.every((use) => used.includes(use)))
   )

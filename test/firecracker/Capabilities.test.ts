@@ -224,6 +224,19 @@ describe("Capabilities.warnings", () => {
     expect(at(14, 0, "aarch64")).not.toContain("5611")
   })
 
+  it("knows the fixes that were brought back to older releases", () => {
+    for (const [minor, patch] of [[14, 4], [15, 1]] as const) {
+      for (const fault of ["5793", "5809"]) {
+        expect(at(minor, patch - 1)).toContain(fault)
+        expect(at(minor, patch)).not.toContain(fault)
+        expect(at(minor, patch + 1)).not.toContain(fault)
+      }
+      expect(at(minor, patch)).toContain("5764")
+    }
+    expect(at(13, 9)).toContain("5809")
+    expect(at(16)).not.toContain("5809")
+  })
+
   it("has nothing to say of a release where all is well", () => {
     expect(at(17)).toBe("")
     expect(at(17, 0, "aarch64")).toBe("")

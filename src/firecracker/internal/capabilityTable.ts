@@ -74,6 +74,7 @@ export type Use = "arguments" | "diff" | "hotplug" | "jail" | "logging" | "pages
 
 /**
  * Something that releases `since` to before `fixed` get wrong. `uses` is what a machine has to use, all of it, to be concerned.
+ * `also` are releases before `fixed` that have the fix too, with the later ones of the same minor release.
  *
  * @category models
  * @since 0.1.0
@@ -81,6 +82,7 @@ export type Use = "arguments" | "diff" | "hotplug" | "jail" | "logging" | "pages
 export interface KnownBad {
   readonly since?: FirecrackerVersion
   readonly fixed?: FirecrackerVersion
+  readonly also?: ReadonlyArray<FirecrackerVersion>
   readonly architecture?: Architecture
   readonly uses?: ReadonlyArray<Use>
   readonly what: string
@@ -291,13 +293,20 @@ export const knownBad: ReadonlyArray<KnownBad> = [
   {
     since: v(14),
     fixed: v(16),
+    also: [v(14, 4), v(15, 1)],
     uses: ["hotplug"],
-    what: "before 1.16 plugging memory in parts may leave the host's view of it stale (5793)"
+    what: "before 1.14.4, 1.15.1 and 1.16 plugging memory in parts may leave the host's view of it stale (5793)"
   },
   {
     fixed: v(16),
     uses: ["restore"],
-    what: "before 1.16 the serial console may stand still, and clocks jump, after a snapshot was loaded (5764)"
+    what: "before 1.16 the serial console may stand still after a snapshot was loaded (5764)"
+  },
+  {
+    fixed: v(16),
+    also: [v(14, 4), v(15, 1)],
+    uses: ["restore"],
+    what: "before 1.14.4, 1.15.1 and 1.16 clocks may jump after a snapshot was loaded (5809)"
   },
   {
     since: v(16),

@@ -39,8 +39,11 @@ const isRecord = (value: unknown): value is Readonly<Record<string, unknown>> =>
 export const has = (target: Target, since: FirecrackerVersion.FirecrackerVersion | undefined): boolean =>
   since === undefined || FirecrackerVersion.isAtLeast(target.version, since)
 
-const knows = (target: Target, { also = [], since }: Feature): boolean =>
-  has(target, since) || also.some((release) => release.minor === target.version.minor && has(target, release))
+/** Is it of one of the releases, or a later one of the same minor release? */
+export const isOf = (target: Target, releases: ReadonlyArray<FirecrackerVersion.FirecrackerVersion> = []): boolean =>
+  releases.some((release) => release.minor === target.version.minor && has(target, release))
+
+const knows = (target: Target, { also, since }: Feature): boolean => has(target, since) || isOf(target, also)
 
 type Missing = UnsupportedByVersion["features"][number]
 
