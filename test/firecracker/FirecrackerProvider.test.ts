@@ -1294,6 +1294,65 @@ describe("a machine that is kept", () => {
         assert.deepStrictEqual(yield* signals, [])
       })))
 
+  describe("what `onMachine` does for it", () => {
+    const hooked = (again: FirecrackerProvider.OnMachine) => {
+      let calls = 0
+      const onMachine: FirecrackerProvider.OnMachine = (machine) => calls++ === 0 ? Effect.void : again(machine)
+      return { answer: saying("Running"), options: { onMachine } }
+    }
+
+    it.effect("is not waited for when the machine ends meanwhile, and it is told as one that has ended", () =>
+      onHost(hooked(() => Effect.never), () =>
+        Effect.gen(function*() {
+          yield* Effect.scoped(keeping)
+          const attaching = yield* Effect.forkScoped(attach, { startImmediately: true })
+          yield* TestClock.adjust("1 minute")
+          assert.isUndefined(attaching.pollUnsafe())
+          yield* exit
+          const { vmm } = yield* through(Fiber.join(attaching))
+          assert.strictEqual((yield* through(vmm.ended))._tag, "Reset")
+        })))
+
+    const faults: ReadonlyArray<readonly [string, RegExp, FirecrackerProvider.OnMachine]> = [
+      ["a defect", /what `onMachine` does threw: Error: no such thing/, () => Effect.die(new Error("no such thing"))],
+      ["a throw", /what `onMachine` does threw: Error: not a thing/, () => {
+        throw new Error("not a thing")
+      }],
+      ["an error", /what `onMachine` does: .*No balloon/s, ({ api }) => api.patchBalloon({ amount_mib: 1 })]
+    ]
+    it.effect.each(faults)("fails the getting hold of it by %s, and nothing is ended", ([, message, again]) => {
+      const { answer, options } = hooked(again)
+      const refuse = faulty("No balloon device found.")
+      return onHost(
+        { options, answer: (request) => request.path === "/balloon" ? refuse : answer(request) },
+        () =>
+          Effect.gen(function*() {
+            yield* Effect.scoped(keeping)
+            const error = yield* through(Effect.flip(attach))
+            assert.deepInclude(error.reason, { _tag: "AttachFailed", isHeld: false })
+            assert.match(error.message, message)
+            assert.deepStrictEqual(yield* signals, [])
+          })
+      )
+    })
+
+    it.effect("is not what failed when the machine has ended", () => {
+      const gone = Deferred.makeUnsafe<void>()
+      return onHost(
+        hooked(() => Effect.andThen(Deferred.await(gone), Effect.die("it is gone"))),
+        () =>
+          Effect.gen(function*() {
+            yield* Effect.scoped(keeping)
+            const attaching = yield* Effect.forkScoped(attach, { startImmediately: true })
+            yield* exit
+            yield* Deferred.succeed(gone, undefined)
+            const { vmm } = yield* through(Fiber.join(attaching))
+            assert.strictEqual((yield* through(vmm.ended))._tag, "Reset")
+          })
+      )
+    })
+  })
+
   it.effect("that has ended tells its end, and everything else how it ended", () => {
     let isGone = false
     return onHost({ answer: (request) => isGone ? disconnected(request) : undefined }, () =>

@@ -86,14 +86,27 @@ export const attach = Effect.fnUntraced(function*(
   const state = states[answer.success.state]
   if (state === undefined) return yield* failed(`its Firecracker says that it is "${answer.success.state}"`)
   const { directory: own } = place
-  yield* Effect.gen(function*() {
+  const metrics = yield* Effect.gen(function*() {
     let metrics: MetricsCollector.MetricsCollector | undefined
     if (kept.metrics) {
       const source = yield* Scope.provide(metricsFiles.open(`${own}/${names.metrics}`), ears)
       metrics = yield* Scope.provide(MetricsCollector.make(source, { machine: id }), ears)
     }
     if (beside !== undefined) yield* beside({ spec, vsock: `${own}/${names.vsock}`, owner: undefined })
-    if (onMachine !== undefined) yield* onMachine({ spec, api, metrics })
+    return metrics
   }).pipe(Effect.mapError(withCause))
-  return attached(state)
+  if (onMachine === undefined) return attached(state)
+  // What waits for something of the machine ends with it, and its fault concerns this machine alone.
+  const hook = "what `onMachine` does"
+  const told = Effect.suspend(() => onMachine({ spec, api, metrics })).pipe(
+    Effect.mapError((error) => failed(`${hook}: ${error.message}`, error)),
+    Effect.catchDefect((defect) => Effect.fail(failed(`${hook} threw: ${String(defect)}`, defect))),
+    Effect.as(attached(state))
+  )
+  const left = monitor.exit.pipe(Effect.andThen(Effect.sleep(settling)), Effect.andThen(ended))
+  return yield* Effect.catch(Effect.raceFirst(told, left), (error) =>
+    Effect.flatMap(
+      Effect.timeoutOption(monitor.exit, settling),
+      (status) => Option.isSome(status) ? ended : Effect.fail(error)
+    ))
 })
