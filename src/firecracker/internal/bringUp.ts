@@ -52,7 +52,9 @@ export type Beside = (place: {
 /**
  * What the port has no words for: told of each machine that is up, before it starts or goes on, and each time that somebody has
  * got hold of one that is kept. `api` is the one that the machine's handle uses, so their calls do not get in each other's way.
- * `metrics` is there when the machine tells any. What is acquired is released before the machine is ended, or let go of.
+ * `metrics` is there when the machine tells any. What is acquired is released after the machine has ended, or, of one that is kept,
+ * before it is let go of. Whoever recovers gets hold of all that are kept, so it is told of them also when a recovery only looks. It
+ * is waited for, but not longer than the machine lives.
  *
  * @category options
  * @since 0.1.0
