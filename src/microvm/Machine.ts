@@ -26,7 +26,7 @@ import type { ExitStatus } from "../lifecycle/ExitStatus.ts"
 import * as Shutdown from "../lifecycle/Shutdown.ts"
 import * as ShutdownOutcome from "../lifecycle/ShutdownOutcome.ts"
 import * as ShutdownPolicy from "../lifecycle/ShutdownPolicy.ts"
-import { checkDisks, readDisks, withDisks } from "./internal/disks.ts"
+import { checkDisks, type Opened, opening } from "./internal/disks.ts"
 import { type Life, makeLife, ofLife } from "./internal/life.ts"
 import { makeLineage } from "./internal/lineage.ts"
 import { askFor, nameShortage } from "./internal/shortage.ts"
@@ -290,11 +290,7 @@ export const restore: (
       return yield* MicroVmError.fail(new MicroVmError.SnapshotUnusable({ snapshot: snapshot.id, why }))
     }
     yield* checkDisks(provider, wanted, snapshot)
-    return yield* bringUp(
-      wanted,
-      { ...placing(options), from: snapshot },
-      options
-    )
+    return yield* bringUp(wanted, { ...placing(options), from: snapshot }, options)
   }
 )
 
@@ -355,6 +351,7 @@ const asMachine = (
 ) =>
   Effect.uninterruptibleMask((unmask) =>
     Effect.gen(function*() {
+      const disks = yield* unmask(opening(provider, spec))
       const scope = yield* Scope.fork(yield* Effect.scope)
       let released: Effect.Effect<void> = Effect.void
       // Added first, so that it is destroyed when all that it had is released.
@@ -365,7 +362,7 @@ const asMachine = (
       )
       const life = yield* makeLife(state)
       released = life.release
-      const machine = yield* fromVmm(spec, provider, vmm, life, options, from)
+      const machine = yield* fromVmm(spec, provider, vmm, life, options, disks, from)
       yield* Effect.forkIn(machine.ended, scope, { startImmediately: true })
       if (options.keep === undefined) yield* Scope.addFinalizer(scope, endUnattended(machine))
       return machine
@@ -389,6 +386,7 @@ const fromVmm = Effect.fnUntraced(function*(
   vmm: Vmm,
   life: Life,
   launched: LaunchOptions,
+  disks: Opened,
   restored: Snapshot.Snapshot | undefined
 ): Effect.fn.Return<Machine> {
   const { id } = spec
@@ -497,8 +495,8 @@ const fromVmm = Effect.fnUntraced(function*(
         const saving = lineage.track(vmm.save(directory, base))
         // A guest that never ran has not seen its disks.
         if (guest === "asleep") return yield* bounded(saving)
-        yield* bounded(readDisks(provider, spec))
-        const write = bounded(withDisks(provider, spec, saving))
+        yield* bounded(disks.check)
+        const write = bounded(disks.with(saving))
         if (guest === "paused") return yield* write
         yield* whileThere("snapshot", standStill)
         guest = "paused"

@@ -477,7 +477,8 @@ describe("the disks of a snapshot", () => {
   let now: ReadonlyArray<Snapshot.Disk> = []
   const disks: MicroVmProvider.MicroVmProvider["Service"]["disks"] = (drives) =>
     Effect.sync(() => {
-      asked.push(drives.map(({ name }) => name).join(" "))
+      const unread = drives.some(({ name, readOnly }) => name === "tools" && !readOnly)
+      asked.push(`${drives.map(({ name }) => name).join(" ")}${unread ? ", unread" : ""}`)
       return now.filter(({ name }) => drives.some((drive) => drive.name === name))
     })
   const drives = [{ name: "data", path: "/data" }, { name: "tools", path: "/tools", readOnly: true }]
@@ -498,7 +499,7 @@ describe("the disks of a snapshot", () => {
         const snapshot = yield* store.add(about, machine.save)
         expect(snapshot.manifest.disks).toEqual([data, tools])
         // What has to be read is read before the guest has to wait.
-        expect(asked).toEqual(["tools", "data tools"])
+        expect(asked).toEqual(["data tools, unread", "data tools, unread", "tools", "data tools"])
         const what = (yield* driver.events).map((event) => event.what)
         expect(what.indexOf("save")).toBeGreaterThan(-1)
 
@@ -538,6 +539,30 @@ describe("the disks of a snapshot", () => {
       const machine = yield* Effect.flatMap(MachineSpec.decode({ id: "m", kernel: "/k", drives }), (spec) =>
         Machine.launch(spec)).pipe(Effect.provideService(MicroVmProvider.MicroVmProvider, { ...real, disks }))
       const snapshot = yield* store.add({ kind: "saved", spec: Snapshot.specOf(machine.spec) }, machine.save)
-      expect([snapshot.manifest.disks, asked]).toEqual([undefined, []])
+      expect([snapshot.manifest.disks, asked]).toEqual([undefined, ["data tools, unread"]])
+    }).pipe(host))
+
+  it.effect("are those that it was launched with: it is not saved with another file in the place of one", () =>
+    Effect.gen(function*() {
+      const real = yield* MicroVmProvider.MicroVmProvider
+      const driver = yield* MemoryDriver.MemoryDriver
+      const store = yield* SnapshotStore.SnapshotStore
+      yield* Effect.gen(function*() {
+        now = [data, tools]
+        const machine = yield* Machine.launch(yield* MachineSpec.decode({ id: "m", kernel: "/k", drives }))
+        yield* machine.start
+        const save = store.add({ kind: "saved", spec: Snapshot.specOf(machine.spec) }, machine.save)
+        for (const other of [[{ ...data, file: "1 9" }, tools], [data, { ...tools, file: "1 9" }]]) {
+          now = other
+          const { message } = yield* Effect.flip(save)
+          const name = other[0]?.file === "1 9" ? "data" : "tools"
+          expect(message).toContain(`another file was put in the place of its disk ${name} since it was launched`)
+          expect(yield* machine.state).toBe("running")
+        }
+        expect((yield* driver.events).map(({ what }) => what)).not.toContain("save")
+        // That it was written to is no matter.
+        now = [{ ...data, modified: "200", changed: "200" }, tools]
+        expect((yield* save).manifest.disks).toEqual(now)
+      }).pipe(Effect.provideService(MicroVmProvider.MicroVmProvider, { ...real, disks }))
     }).pipe(host))
 })
