@@ -58,10 +58,9 @@ export const opening = Effect.fnUntraced(function*(
   return {
     check: Effect.andThen(Effect.flatMap(look, compare), read),
     with: (save) =>
-      Effect.flatMap(save, (saved) =>
-        disks(drives).pipe(
-          Effect.tap(compare),
-          Effect.map((seen) => ({ ...saved, disks: seen }))
-        ))
+      Effect.flatMap(
+        save,
+        (saved) => Effect.flatMap(disks(drives), (seen) => Effect.as(compare(seen), { ...saved, disks: seen }))
+      )
   }
 })
