@@ -81,7 +81,8 @@ export const exec: Uint8Array = Exec.exec
  * `shutdown [-P | -H | -r] …`: ends all processes in order, then powers off (the default), halts or reboots. The agent
  * calls it as `shutdown -h -P +0 "reason"`; the time is taken as now. The processes have a second to act on SIGTERM.
  *
- * When all is written it says so, by the kernel: `microvm-shutdown: all is written, poweroff`, or `halt` or `reboot`.
+ * When all is written it says so, by the kernel and after an empty line: `microvm-shutdown: all is written, poweroff`, or `halt`
+ * or `reboot`.
  *
  * Where something is mounted that lies on a block device, or where the kernel was told `microvm.off`, `microvm-shutdown.sh` does it.
  *

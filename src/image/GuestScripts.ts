@@ -238,7 +238,8 @@ exec sleep 2147483647
  * `microvm-shutdown.sh [-P | -H | -r] …`: what `shutdown` becomes when there is more to do than it can: unmounts what lies on
  * block devices, too. The processes have a second to act on SIGTERM.
  *
- * The last line on its console is `microvm-shutdown: all is written, poweroff`, or what else it was asked for.
+ * The last line on its console is `microvm-shutdown: all is written, poweroff`, or what else it was asked for; it is the kernel that
+ * says it, after an empty line, so what others have begun there is not in its way.
  *
  * Kernel argument: `microvm.off=reboot`: whatever was asked for, the guest reboots in the end, for monitors that end with a
  * reboot and with nothing else. To them, this reboot looks like that of a kernel that gave up, but for that line.
@@ -288,7 +289,10 @@ go_down() {
     case $device in /dev/*) mounts="$directory $mounts" ;; esac
   done </proc/mounts
   for directory in $mounts; do umount -r "$directory"; done
-  echo "microvm-shutdown: all is written, $asked" >/dev/console
+  # By the kernel: a terminal could still wait, or block. The newline in front ends what somebody may have left there unfinished.
+  line="
+microvm-shutdown: all is written, $asked"
+  { echo "<0>$line" >/dev/kmsg; } 2>/dev/null || echo "$line" >/dev/console
   "$how" -f
 }
 

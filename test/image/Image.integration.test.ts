@@ -1,6 +1,7 @@
 /** Builds the real image from real packages, and boots it. */
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { ImageStore, NodeImageStore } from "effect-microvm-runtime/image"
+import { MachineEnd } from "effect-microvm-runtime/microvm"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { spawn, spawnSync } from "node:child_process"
@@ -184,6 +185,24 @@ describe.skipIf(missing.length > 0)(
         await guest.kill()
       }
     }, 2 * MINUTES)
+
+    it.each([["the program", []], ["the script", ["microvm.off=reboot"]]] as const)(
+      "goes down with a whole line that says so, after half a line on its console: %s",
+      async (_, more) => {
+        const guest = await boot(image, ...more)
+        try {
+          await guest.run(["sh", "-c", "printf 'Progress 93%%' >/dev/console"])
+          await until("half a line", () => guest.console().includes("Progress 93%"))
+          guest.agent.send("guest-shutdown", { mode: "powerdown" })
+          await guest.exited
+          expect(guest.console()).toContain("microvm-shutdown: all is written, poweroff")
+          expect(MachineEnd.saysAllIsWritten(guest.console())).toBe(true)
+        } finally {
+          await guest.kill()
+        }
+      },
+      2 * MINUTES
+    )
 
     it("lets a command say its last words, and waits a second for one that will not end", async () => {
       const guest = await boot(image)

@@ -47,7 +47,10 @@ export interface Run {
   readonly env?: ReadonlyArray<string>
 }
 
-export const boot = async (image: { readonly kernel: string; readonly initramfs: string }) => {
+export const boot = async (
+  image: { readonly kernel: string; readonly initramfs: string },
+  ...more: ReadonlyArray<string>
+) => {
   const names = ["org.qemu.guest_agent.0", "microvm.0.stdin", "microvm.0.stdout", "microvm.0.stderr"]
   const machine = "-M q35,hpet=off,sata=off,smbus=off,usb=off,i8042=off -accel tcg -cpu max -m 128 -nodefaults " +
     "-no-user-config -display none -no-reboot -serial stdio -device pvpanic -device virtio-serial-pci " +
@@ -64,7 +67,7 @@ export const boot = async (image: { readonly kernel: string; readonly initramfs:
       "-initrd",
       image.initramfs,
       "-append",
-      args
+      [args, ...more].join(" ")
     ),
     { stdio: ["ignore", "pipe", "pipe", "pipe", "pipe", "pipe", "pipe", "pipe"] }
   )

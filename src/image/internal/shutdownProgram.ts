@@ -29,8 +29,11 @@ const outright: ReadonlyArray<Part> = [
   label("reboot")
 ]
 
-/** The kernel has it on the console when the write is done; on a terminal it could still wait when the machine ends. */
-const said = (how: string): string => `<0>microvm-shutdown: all is written, ${how}\n`
+/**
+ * The kernel has it on the console when the write is done; on a terminal it could still wait when the machine ends. The newline in
+ * front ends what somebody may have left there unfinished.
+ */
+const said = (how: string): string => `<0>\nmicrovm-shutdown: all is written, ${how}\n`
 
 const tell: ReadonlyArray<Part> = [
   EAX(2), //                                  open
