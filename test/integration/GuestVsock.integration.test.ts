@@ -18,6 +18,7 @@ import * as GuestSlots from "../../src/guest/GuestSlots.ts"
 import { ImageStore } from "../../src/image/ImageStore.ts"
 import * as NodeImageStore from "../../src/image/NodeImageStore.ts"
 import * as ExitStatus from "../../src/lifecycle/ExitStatus.ts"
+import * as MachineEnd from "../../src/microvm/MachineEnd.ts"
 import * as NodeProcessSpawner from "../../src/process/NodeProcessSpawner.ts"
 import * as NodeReadiness from "../../src/process/NodeReadiness.ts"
 import { ProcessSpawner } from "../../src/process/ProcessSpawner.ts"
@@ -115,7 +116,7 @@ describe.skipIf(device === undefined)(
 
           yield* agent.powerOff
           assert.strictEqual(ExitStatus.format(yield* Effect.timeout(machine.exit, "1 minute")), "exited with code 0")
-          assert.match((yield* machine.tail).stdout.text, /^microvm-shutdown: all is written, poweroff\r?$/m)
+          assert.isTrue(MachineEnd.saysAllIsWritten((yield* machine.tail).stdout.text))
         }).pipe(Effect.scoped, Effect.provide(services)),
       300_000
     )
