@@ -87,13 +87,13 @@ export const attach = Effect.fnUntraced(function*(
   if (state === undefined) return yield* failed(`its Firecracker says that it is "${answer.success.state}"`)
   const { directory: own } = place
   const metrics = yield* Effect.gen(function*() {
-    let metrics: MetricsCollector.MetricsCollector | undefined
+    let collector: MetricsCollector.MetricsCollector | undefined
     if (kept.metrics) {
       const source = yield* Scope.provide(metricsFiles.open(`${own}/${names.metrics}`), ears)
-      metrics = yield* Scope.provide(MetricsCollector.make(source, { machine: id }), ears)
+      collector = yield* Scope.provide(MetricsCollector.make(source, { machine: id }), ears)
     }
     if (beside !== undefined) yield* beside({ spec, vsock: `${own}/${names.vsock}`, owner: undefined })
-    return metrics
+    return collector
   }).pipe(Effect.mapError(withCause))
   if (onMachine === undefined) return attached(state)
   // What waits for something of the machine ends with it, and its fault concerns this machine alone.
