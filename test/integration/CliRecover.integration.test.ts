@@ -107,7 +107,8 @@ describe.skipIf(noRuns !== undefined)("microvm recover", () => {
     })
     const again = await runs.microvm("recover")
     assert.deepStrictEqual(again, { code: 0, stdout: "", stderr: "microvm: nothing was left behind\n" })
-    assert.deepInclude(await runs.microvm("exec", id, "--", "touch", "/run/end"), { code: 0 })
+    // The machine may be gone before we are told how that went.
+    await runs.microvm("exec", id, "--", "touch", "/run/end")
     assert.deepInclude(await runs.microvm("wait", id), { code: 9, stdout: "9\n" })
     const total = Number(/^(\d+) ticks$/m.exec((await runs.microvm("logs", id)).stdout)?.[1])
     assertOneGap(await ticksOf(runs, id), total, "its output")
