@@ -88,7 +88,7 @@ const recover = (journal: string, options: Supervisor.RecoverOptions) =>
 /** What was to end with a run that was killed, or could not be removed at its end. Machines that are kept wait for whoever asks for them. */
 const reclaimDead = Effect.fnUntraced(function*(state: string, except: string) {
   const dead = (yield* RunDirectory.leftBehind(state, except)).filter(({ record, report }) =>
-    record?.keep === false || (record !== undefined && report !== undefined)
+    record !== undefined && (!record.keep || report !== undefined)
   )
   const reclaim = Effect.fnUntraced(function*({ paths }: RunDirectory.Run) {
     const { others } = yield* Journal.peek({ directory: paths.journal })

@@ -23,6 +23,7 @@ import * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
+import * as OutputTail from "../process/OutputTail.ts"
 
 /**
  * Which log of which directory.
@@ -170,11 +171,15 @@ export const open = Effect.fn("RunLog.open")(function*(
     )
   const catchUp = Effect.fnUntraced(
     function*(text: string) {
+      const isCut = text.startsWith(OutputTail.truncated)
       // What was cut off within a character cannot be compared.
-      const whole = text.replace(/^\uFFFD+/, "")
+      const whole = (isCut ? text.slice(OutputTail.truncated.length) : text).replace(/^\uFFFD+/, "")
       const written = yield* Effect.orElseSucceed(lastBytes(place, 4 * whole.length), () => new Uint8Array(0))
       const seen = new TextDecoder().decode(written).replace(/\uFFFD+$/, "")
-      yield* write(new TextEncoder().encode(whole.slice(overlap(seen, whole))))
+      const known = overlap(seen, whole)
+      // Something is missing only where nothing of it is known.
+      const mark = isCut && known === 0 ? OutputTail.truncated : ""
+      yield* write(new TextEncoder().encode(mark + whole.slice(known)))
     },
     Effect.provideService(FileSystem.FileSystem, fs),
     Effect.provideService(Path.Path, path)

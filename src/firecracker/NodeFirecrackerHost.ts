@@ -327,7 +327,7 @@ export const layer: Layer.Layer<
       const cpuinfo = yield* Effect.promise(() => NodeFs.readFile("/proc/cpuinfo", "utf8"))
       const binary = yield* find(options.binary ?? "firecracker", binaryRemedy)
       const { digest, jailer, ...seen } = yield* Effect.all({
-        digest: NodeFileDigest.sha256(binary),
+        digest: Effect.orElseSucceed(NodeFileDigest.sha256(binary), () => undefined),
         version: ask(binary, "--version", binaryRemedy, FirecrackerVersion.parse),
         snapshotFormat: ask(binary, "--snapshot-version", binaryRemedy, parseSnapshotFormat),
         kvm: Effect.promise(() => lookAtKvm(architecture, cpuinfo)),

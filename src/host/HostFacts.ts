@@ -150,8 +150,8 @@ export type Fix = Data.TaggedEnum<{
 export const Fix = Data.taggedEnum<Fix>()
 
 /**
- * - `observe`: looks at all there is. The pool of addresses is that of `addresses` in the state directory by default. The only trace is a file in the state directory, which is gone again. Never fails: what
- *   cannot be looked at is told as such.
+ * - `observe`: looks at all there is. The pool of addresses is that of `addresses` in the state directory by default. The only trace is
+ *   a file in the state directory, which is gone again. Never fails: what cannot be looked at is told as such.
  * - `apply`: does it, and tells what it did.
  *
  * @category services

@@ -5,33 +5,9 @@
  */
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import * as PlatformError from "effect/PlatformError"
 import { createHash } from "node:crypto"
-import { createReadStream } from "node:fs"
+import * as NodeFileDigest from "../process/NodeFileDigest.ts"
 import { Hasher } from "./Hasher.ts"
-
-// About a millisecond of hashing at a time.
-const PIECE = 1024 * 1024
-
-const ofFile = (path: string): Effect.Effect<string, PlatformError.PlatformError> =>
-  Effect.callback((resume) => {
-    const hash = createHash("sha256")
-    const stream = createReadStream(path, { highWaterMark: PIECE })
-    stream.on("data", (piece) => hash.update(piece))
-    stream.on("end", () => resume(Effect.sync(() => hash.digest("hex"))))
-    stream.on("error", (cause: NodeJS.ErrnoException) =>
-      resume(
-        Effect.fail(PlatformError.systemError({
-          _tag: cause.code === "ENOENT" ? "NotFound" : "Unknown",
-          module: "Hasher",
-          method: "file",
-          pathOrDescriptor: path,
-          description: cause.message,
-          cause
-        }))
-      ))
-    return Effect.sync(() => stream.destroy())
-  })
 
 /**
  * ```ts import.meta.vitest
@@ -47,5 +23,5 @@ const ofFile = (path: string): Effect.Effect<string, PlatformError.PlatformError
  */
 export const layer: Layer.Layer<Hasher> = Layer.succeed(Hasher, {
   bytes: (bytes) => Effect.sync(() => createHash("sha256").update(bytes).digest("hex")),
-  file: ofFile
+  file: NodeFileDigest.sha256
 })

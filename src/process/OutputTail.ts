@@ -29,7 +29,15 @@ export interface OutputTail {
 }
 
 /**
- * What is kept of a stream, as text. Where that is not all, it begins with `[truncated]…`, so that nobody takes the rest of a line
+ * What stands in front of a text of which the beginning is missing.
+ *
+ * @category constants
+ * @since 0.1.0
+ */
+export const truncated = "[truncated]…"
+
+/**
+ * What is kept of a stream, as text. Where that is not all, it begins with `truncated`, so that nobody takes the rest of a line
  * for a line.
  *
  * ```ts import.meta.vitest
@@ -41,7 +49,7 @@ export interface OutputTail {
  * @category conversions
  * @since 0.1.0
  */
-export const marked = ({ omittedBytes, text }: StreamTail): string => omittedBytes > 0 ? `[truncated]…${text}` : text
+export const marked = ({ omittedBytes, text }: StreamTail): string => omittedBytes > 0 ? `${truncated}${text}` : text
 
 const formatStream = (name: string, { omittedBytes, text }: StreamTail): ReadonlyArray<string> => {
   const trimmed = text.trimEnd()

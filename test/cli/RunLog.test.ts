@@ -97,6 +97,17 @@ describe("a log", () => {
     { arbitrary: { runs: 60 } }
   )
 
+  it.effect("is told of a gap only where there is one", () =>
+    Effect.gen(function*() {
+      const at = yield* place
+      const log = yield* RunLog.open(at)
+      yield* log.write(encode("one\ntwo\n"))
+      yield* log.catchUp("[truncated]…\uFFFDwo\nthree\n")
+      assert.strictEqual(yield* text(at), "one\ntwo\nthree\n")
+      yield* log.catchUp("[truncated]…ine\nten\n")
+      assert.strictEqual(yield* text(at), "one\ntwo\nthree\n[truncated]…ine\nten\n")
+    }).pipe(Effect.scoped, Effect.provide(NodeServices.layer)))
+
   it.effect("finds the beginning of a long line", () =>
     Effect.gen(function*() {
       const at = yield* place

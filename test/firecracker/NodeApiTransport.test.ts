@@ -14,6 +14,7 @@ import type { ApiRequest, ApiTransport } from "../../src/firecracker/ApiTranspor
 import type { FirecrackerError } from "../../src/firecracker/FirecrackerError.ts"
 import * as NodeApiTransport from "../../src/firecracker/NodeApiTransport.ts"
 import { directory, type RawServer, serve, until } from "./rawServer.ts"
+import { watchedClock } from "./watchedClock.ts"
 
 const within = Duration.seconds(5)
 const get = (path: string): ApiRequest => ({ method: "GET", path, within })
@@ -422,33 +423,19 @@ describe("the time that a new connection takes", () => {
     "nobody sleeps for, once the transport is closed, %i turns later",
     (turns) =>
       Effect.gen(function*() {
-        const clock = yield* Clock.Clock
-        let asleep = 0
-        const watched: Clock.Clock = {
-          currentTimeMillisUnsafe: () => clock.currentTimeMillisUnsafe(),
-          currentTimeMillis: clock.currentTimeMillis,
-          currentTimeNanosUnsafe: () => clock.currentTimeNanosUnsafe(),
-          currentTimeNanos: clock.currentTimeNanos,
-          monotonicTimeNanosUnsafe: () => clock.monotonicTimeNanosUnsafe(),
-          monotonicTimeNanos: clock.monotonicTimeNanos,
-          sleep: (duration) =>
-            Effect.suspend(() => {
-              asleep++
-              return Effect.ensuring(clock.sleep(duration), Effect.sync(() => asleep--))
-            })
-        }
+        const { asleep, clock } = yield* watchedClock
         const { server } = yield* setUp(answering(() => undefined))
         const scope = yield* Scope.make()
         const transport = yield* NodeApiTransport.make({ socketPath: server.path }).pipe(
           Scope.provide(scope),
-          Effect.provideService(Clock.Clock, watched)
+          Effect.provideService(Clock.Clock, clock)
         )
         const call = yield* Effect.forkChild(reasonOf(transport.request(put("/slow"))), { startImmediately: true })
         for (let passed = 0; passed < turns; passed++) yield* Effect.promise(() => turn())
         yield* Scope.close(scope, Exit.void)
         assert.strictEqual((yield* Fiber.join(call))._tag, "ConnectionFailed")
         for (let passed = 0; passed < 5; passed++) yield* Effect.promise(() => turn())
-        assert.strictEqual(asleep, 0)
+        assert.strictEqual(asleep(), 0)
       })
   )
 })

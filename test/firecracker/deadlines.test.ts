@@ -4,6 +4,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as TestClock from "effect/testing/TestClock"
 import * as Deadlines from "../../src/firecracker/internal/deadlines.ts"
+import { watchedClock } from "./watchedClock.ts"
 
 const setUp = Effect.gen(function*() {
   const expired: Array<string> = []
@@ -128,28 +129,14 @@ describe("deadlines", () => {
 
   it.effect("of many are slept for once, and of nobody not at all", () =>
     Effect.gen(function*() {
-      const clock = yield* Clock.Clock
-      let asleep = 0
-      const watched: Clock.Clock = {
-        currentTimeMillisUnsafe: () => clock.currentTimeMillisUnsafe(),
-        currentTimeMillis: clock.currentTimeMillis,
-        currentTimeNanosUnsafe: () => clock.currentTimeNanosUnsafe(),
-        currentTimeNanos: clock.currentTimeNanos,
-        monotonicTimeNanosUnsafe: () => clock.monotonicTimeNanosUnsafe(),
-        monotonicTimeNanos: clock.monotonicTimeNanos,
-        sleep: (duration) =>
-          Effect.suspend(() => {
-            asleep++
-            return Effect.ensuring(clock.sleep(duration), Effect.sync(() => asleep--))
-          })
-      }
-      const all = [1, 2, 3].map(() => Deadlines.make(watched))
+      const { asleep, clock } = yield* watchedClock
+      const all = [1, 2, 3].map(() => Deadlines.make(clock))
       for (const each of all) each.add(each.after(Duration.seconds(1)), () => {})
-      assert.strictEqual(asleep, 1)
+      assert.strictEqual(asleep(), 1)
       for (const each of all) {
-        assert.strictEqual(asleep, 1)
+        assert.strictEqual(asleep(), 1)
         each.close()
       }
-      assert.strictEqual(asleep, 0)
+      assert.strictEqual(asleep(), 0)
     }))
 })

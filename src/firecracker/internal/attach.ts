@@ -79,10 +79,13 @@ export const attach = Effect.fnUntraced(function*(
     }),
     Effect.result
   )
-  if (answer._tag === "Failure") {
-    // It may be about to end.
-    return Option.isSome(yield* Effect.timeoutOption(monitor.exit, settling)) ? yield* ended : yield* answer.failure
-  }
+  /** What fails may do so because it is about to end. */
+  const orEnded = (error: MicroVmError.MicroVmError) =>
+    Effect.flatMap(
+      Effect.timeoutOption(monitor.exit, settling),
+      (status) => Option.isSome(status) ? ended : Effect.fail(error)
+    )
+  if (answer._tag === "Failure") return yield* orEnded(answer.failure)
   const state = states[answer.success.state]
   if (state === undefined) return yield* failed(`its Firecracker says that it is "${answer.success.state}"`)
   const { directory: own } = place
@@ -104,9 +107,5 @@ export const attach = Effect.fnUntraced(function*(
     Effect.as(attached(state))
   )
   const left = monitor.exit.pipe(Effect.andThen(Effect.sleep(settling)), Effect.andThen(ended))
-  return yield* Effect.catch(Effect.raceFirst(told, left), (error) =>
-    Effect.flatMap(
-      Effect.timeoutOption(monitor.exit, settling),
-      (status) => Option.isSome(status) ? ended : Effect.fail(error)
-    ))
+  return yield* Effect.catch(Effect.raceFirst(told, left), orEnded)
 })

@@ -93,7 +93,10 @@ export const answerOf = <E, R>(
     const askAndRead = Effect.fnUntraced(function*(looking: Effect.Effect<Found | undefined>) {
       const digest = Effect.flatMap(
         looking,
-        (found) => found === undefined ? Effect.undefined : NodeFileDigest.sha256(found.place)
+        (found) =>
+          found === undefined
+            ? Effect.undefined
+            : Effect.orElseSucceed(NodeFileDigest.sha256(found.place), () => undefined)
       )
       const [[answer, keep], sha256] = yield* Effect.all([ask, digest], { concurrency: "unbounded" })
       return { keep, told: { answer, ...(sha256 !== undefined && { sha256 }) } }
