@@ -335,9 +335,10 @@ describe.skipIf(reason !== undefined)("microvm run --network nat", () => {
     const up = runs.start(["run", "-d", "--name", back, ...allow, ...endless], { within: other.within })
     assert.deepInclude(await up.end, { code: 0 })
     const holder = runs.holder(back)
-    for (const id of [front, back]) process.kill(runs.supervisor(id), "SIGKILL")
+    const supervisors = [front, back].map((id) => runs.supervisor(id))
+    for (const pid of supervisors) process.kill(pid, "SIGKILL")
     await started.end
-    await sleep(200)
+    await until("the end of both", () => !runs.processes().some(({ pid }) => supervisors.includes(pid)))
     const assertLeft = async (when: string) => {
       for (const mode of ["--adopt", "--kill"]) {
         const { code, recovered } = await runs.recover(mode)
