@@ -19,7 +19,7 @@ import * as Capabilities from "./Capabilities.ts"
 import type { Setup } from "./FirecrackerHost.ts"
 import type * as FirecrackerSchema from "./FirecrackerSchema.ts"
 import * as FirecrackerVersion from "./FirecrackerVersion.ts"
-import { describeDevices, inventory } from "./internal/deviceWords.ts"
+import { describeDevices, inventory, usesOf } from "./internal/deviceWords.ts"
 import { faultsOf, unsupported } from "./internal/planFaults.ts"
 import { formFaults, type Merged, mergedOf, snapshotFiles } from "./internal/snapshotForm.ts"
 import * as JailPlan from "./JailPlan.ts"
@@ -493,9 +493,9 @@ export const make = (
     ...Capabilities.warnings(target, [
       ...loads ? ["restore"] as const : [],
       ...served ? ["pages"] as const : [],
-      ...channels.size > 0 ? ["vsock"] as const : [],
-      ...devices.memoryHotplug === undefined ? [] : ["hotplug"] as const,
-      ...jail.success === undefined ? [] : ["jail"] as const
+      ...jail.success === undefined ? [] : ["jail"] as const,
+      ...pci ? ["pci"] as const : [],
+      ...usesOf(config)
     ]),
     ...(devices.balloon?.free_page_hinting === true
       ? ["free page hinting is a preview: memory of the guest may be lost when a run is stopped"]

@@ -226,7 +226,7 @@ describe("Capabilities.warnings", () => {
 
   it("knows the fixes that were brought back to older releases", () => {
     for (const [minor, patch] of [[14, 4], [15, 1]] as const) {
-      for (const fault of ["5793", "5809"]) {
+      for (const fault of ["5793", "5809", "CVE-2026-5747", "5762", "5794"]) {
         expect(at(minor, patch - 1)).toContain(fault)
         expect(at(minor, patch)).not.toContain(fault)
         expect(at(minor, patch + 1)).not.toContain(fault)
@@ -234,6 +234,13 @@ describe("Capabilities.warnings", () => {
       expect(at(minor, patch)).toContain("5764")
     }
     expect(at(13, 9)).toContain("5809")
+    expect(at(12)).not.toContain("CVE-2026-5747")
+    for (const [minor, patch] of [[13, 2], [14, 1]] as const) {
+      expect(at(minor, patch - 1)).toContain("CVE-2026-1386")
+      expect(at(minor, patch)).not.toContain("CVE-2026-1386")
+    }
+    expect(at(14, 2)).toContain("5739")
+    expect(at(14, 3)).not.toContain("5739")
     expect(at(16)).not.toContain("5809")
   })
 

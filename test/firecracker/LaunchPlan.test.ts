@@ -85,6 +85,28 @@ describe("what is known to go wrong", () => {
     assert.includeMembers([...made.description], [...made.warnings])
   })
 
+  it("is told of the devices that it concerns", () => {
+    const on1140 = (options: LaunchPlan.Options) => warnings({ setup: release(14), spec: { channels: [] }, options })
+    const balloon = { amount_mib: 0, deflate_on_oom: false }
+    const eth0 = { iface_id: "eth0", host_dev_name: "tap0" }
+    for (
+      const [fault, options] of [
+        ["5747", { pci: true }],
+        ["5762", { devices: { entropy: {} } }],
+        ["5793", { devices: { memoryHotplug: { total_size_mib: 128 } } }],
+        ["5794", { devices: { balloon: { ...balloon, stats_polling_interval_s: 1 } } }],
+        ["5739", { devices: { networkInterfaces: [eth0], mmds: { config: { network_interfaces: ["eth0"] } } } }],
+        ["6120", { devices: { machine: { cpu_template: "T2" } } }],
+        ["6120", { devices: { cpuConfig: { msr_modifiers: [] } } }]
+      ] as const
+    ) {
+      assert.include(on1140(options), fault)
+      assert.notInclude(on1140({}), fault)
+    }
+    assert.notInclude(on1140({ devices: { balloon, machine: { cpu_template: "None" } } }), "5794")
+    assert.notInclude(on1140({ devices: { balloon, machine: { cpu_template: "None" } } }), "6120")
+  })
+
   it("is told of free page hinting where that is asked for", () => {
     const balloon = { amount_mib: 0, deflate_on_oom: false, free_page_hinting: true }
     assert.match(warnings({ setup: release(17), options: { devices: { balloon } } }), /^free page hinting is a preview/)

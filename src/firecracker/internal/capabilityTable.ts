@@ -63,14 +63,28 @@ export interface Feature {
  *
  * - `restore`: it goes on from a snapshot. `diff`: it is saved as a difference.
  * - `pages`: its memory is served page by page. `hotplug`: memory can be plugged in.
- * - `vsock`, `jail`: it has such a device, and is in a jail.
+ * - `balloon`, `entropy`, `mmds`, `vsock`: it has such a device; a balloon only counts with statistics.
+ * - `jail`: it is in one. `pci`: its devices are on a PCI bus. `template`: it has a CPU template.
  * - `arguments`: its kernel has Firecracker's own default arguments.
  * - `logging`: log and metrics go to files, FIFOs or pipes that others have made.
  *
  * @category models
  * @since 0.1.0
  */
-export type Use = "arguments" | "diff" | "hotplug" | "jail" | "logging" | "pages" | "restore" | "vsock"
+export type Use =
+  | "arguments"
+  | "balloon"
+  | "diff"
+  | "entropy"
+  | "hotplug"
+  | "jail"
+  | "logging"
+  | "mmds"
+  | "pages"
+  | "pci"
+  | "restore"
+  | "template"
+  | "vsock"
 
 /**
  * Something that releases `since` to before `fixed` get wrong. `uses` is what a machine has to use, all of it, to be concerned.
@@ -236,7 +250,7 @@ export const features: ReadonlyArray<Feature> = [
 ]
 
 /**
- * What to know about a release. Numbers are those of Firecracker's pull requests.
+ * What to know about a release. Numbers are those of Firecracker's pull requests, or of a CVE.
  *
  * @category constants
  * @since 0.1.0
@@ -251,6 +265,11 @@ export const knownBad: ReadonlyArray<KnownBad> = [
     fixed: v(10),
     uses: ["restore", "vsock"],
     what: "before 1.10 connections over vsock may hang after a snapshot was loaded (4796)"
+  },
+  {
+    fixed: v(11),
+    uses: ["jail"],
+    what: "before 1.11 Firecracker in a process table of its own may be ended by SIGHUP unless it is a daemon (5045)"
   },
   {
     since: v(8),
@@ -274,6 +293,55 @@ export const knownBad: ReadonlyArray<KnownBad> = [
     fixed: v(14),
     uses: ["restore"],
     what: "before 1.14 a guest may report soft lock-ups after a snapshot was loaded"
+  },
+  {
+    fixed: v(14),
+    uses: ["vsock"],
+    what: "before 1.14 data over vsock may be doubled where the guest's kernel is Linux 6.17 or later (5485)"
+  },
+  {
+    fixed: v(14, 1),
+    also: [v(13, 2)],
+    uses: ["jail"],
+    what:
+      "before 1.13.2 and 1.14.1 the jailer writes through a link that somebody else put into its jail (CVE-2026-1386)"
+  },
+  {
+    fixed: v(15),
+    also: [v(14, 3)],
+    uses: ["mmds"],
+    what: "before 1.14.3 and 1.15 a guest can make Firecracker hang by what it sends to the metadata service (5739)"
+  },
+  {
+    fixed: v(15),
+    uses: ["restore", "vsock"],
+    what:
+      "before 1.15 a new connection over vsock may hang after a snapshot was loaded, as its port was used before (5688)"
+  },
+  {
+    since: v(13),
+    fixed: v(16),
+    also: [v(14, 4), v(15, 1)],
+    uses: ["pci"],
+    what: "before 1.14.4, 1.15.1 and 1.16 a guest can write to Firecracker's memory over the PCI bus (CVE-2026-5747)"
+  },
+  {
+    fixed: v(16),
+    also: [v(14, 4), v(15, 1)],
+    uses: ["entropy"],
+    what: "before 1.14.4, 1.15.1 and 1.16 a guest can have Firecracker take any amount of memory for entropy (5762)"
+  },
+  {
+    fixed: v(16),
+    also: [v(14, 4), v(15, 1)],
+    uses: ["balloon"],
+    what: "before 1.14.4, 1.15.1 and 1.16 a guest can keep Firecracker busy by the statistics of its balloon (5794)"
+  },
+  {
+    since: v(13),
+    fixed: v(16),
+    uses: ["pci", "restore", "vsock"],
+    what: "before 1.16 connections over vsock may break that are made right after a snapshot was loaded (5882)"
   },
   {
     fixed: v(15),
@@ -331,6 +399,13 @@ export const knownBad: ReadonlyArray<KnownBad> = [
     fixed: v(17),
     uses: ["hotplug"],
     what: "before 1.17 sizes of memory hotplug over 32 bits wrap around (6076)"
+  },
+  {
+    fixed: v(17),
+    architecture: "x86_64",
+    uses: ["template"],
+    what:
+      "before 1.17 CPU templates hide features of the processor where the host's kernel is Linux 6.13 or later (6120)"
   },
   {
     fixed: v(17),

@@ -1,4 +1,5 @@
 import type * as MachineConfig from "../MachineConfig.ts"
+import type { Use } from "./capabilityTable.ts"
 
 /** What there is in a machine, whichever way it is told. */
 type Things =
@@ -50,3 +51,16 @@ export const inventory = (
     ...(mmds === undefined ? [] : [`metadata ${mmds.config.version ?? "V1"}`])
   ].join(", ")
 }
+
+/** What of Firecracker its devices and its processors use. */
+export const usesOf = (
+  { balloon, cpuConfig, entropy, machine: { cpu_template: template = "None" }, memoryHotplug, mmds, vsock }:
+    MachineConfig.MachineConfig
+): ReadonlyArray<Use> => [
+  ...(balloon?.stats_polling_interval_s ?? 0) > 0 ? ["balloon"] as const : [],
+  ...entropy === undefined ? [] : ["entropy"] as const,
+  ...memoryHotplug === undefined ? [] : ["hotplug"] as const,
+  ...mmds === undefined ? [] : ["mmds"] as const,
+  ...cpuConfig === undefined && template === "None" ? [] : ["template"] as const,
+  ...vsock === undefined ? [] : ["vsock"] as const
+]
