@@ -1,6 +1,5 @@
 /** Warm start: restored machines, many at once, ready ones, and what a save costs the machine that is saved. */
 import * as NodeServices from "@effect/platform-node/NodeServices"
-import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
@@ -14,16 +13,15 @@ import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { Duplex } from "node:stream"
 import { GuestAgent } from "../src/guest/index.ts"
-import { NodeHasher, NodeImageStore } from "../src/image/index.ts"
 import { Machine, MachineSpec, MicroVmPool, Snapshot, SnapshotStore } from "../src/microvm/index.ts"
 import { NodeProcessHost, NodeProcessSpawner } from "../src/process/index.ts"
 import { LaunchPlan, NodeQemuHost, QemuHost, QemuProvider } from "../src/qemu/index.ts"
-import { GoldenMachines, NodeDiskSnapshotStore, WarmMachine } from "../src/warm/index.ts"
+import { GoldenMachines, NodeDiskSnapshotStore, NodeWarmMachine, WarmMachine } from "../src/warm/index.ts"
 import { interleaved, median, ms, now, quantile, type Section, table, times, verdict } from "./measure.ts"
 
-const services = GoldenMachines.layer.pipe(
-  Layer.provideMerge(Layer.mergeAll(NodeImageStore.layer, NodeDiskSnapshotStore.layer, QemuProvider.layer)),
-  Layer.provideMerge(Layer.mergeAll(NodeQemuHost.layer, SecureRandom.layerWebCrypto, NodeHasher.layer)),
+const services = NodeWarmMachine.layer.pipe(
+  Layer.provideMerge(QemuProvider.layer),
+  Layer.provideMerge(NodeQemuHost.layer),
   Layer.provideMerge(NodeProcessSpawner.layer),
   Layer.provideMerge(NodeProcessHost.layer),
   Layer.provide(NodeServices.layer)

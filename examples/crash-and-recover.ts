@@ -7,14 +7,12 @@
  */
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as NodeServices from "@effect/platform-node/NodeServices"
-import { NodeHasher, NodeImageStore } from "effect-microvm-runtime/image"
 import { ExitStatus } from "effect-microvm-runtime/lifecycle"
 import { NodeProcessSpawner } from "effect-microvm-runtime/process"
 import { NodeQemuHost, QemuProvider } from "effect-microvm-runtime/qemu"
 import { NodeSupervisor, Supervisor } from "effect-microvm-runtime/supervisor"
-import { GoldenMachines, NodeDiskSnapshotStore, WarmMachine } from "effect-microvm-runtime/warm"
+import { NodeWarmMachine, WarmMachine } from "effect-microvm-runtime/warm"
 import * as Console from "effect/Console"
-import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
@@ -24,16 +22,8 @@ import * as ChildProcessSpawner from "effect/process/ChildProcessSpawner"
 import * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 
-const backend = QemuProvider.layer.pipe(Layer.provide(NodeQemuHost.layer), Layer.provide(NodeProcessSpawner.layer))
-
-const machines = GoldenMachines.layer.pipe(
-  Layer.provideMerge(Layer.mergeAll(
-    backend,
-    NodeImageStore.layer,
-    NodeDiskSnapshotStore.layer,
-    NodeHasher.layer,
-    SecureRandom.layerWebCrypto
-  ))
+const machines = NodeWarmMachine.layer.pipe(
+  Layer.provideMerge(QemuProvider.layer.pipe(Layer.provide(NodeQemuHost.layer)))
 )
 
 /** The first one launches a machine that is to outlive it, and does not come to an end by itself. */

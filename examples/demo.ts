@@ -5,13 +5,12 @@
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { GuestCommand } from "effect-microvm-runtime/guest"
-import { ImageStore, NodeHasher, NodeImageStore } from "effect-microvm-runtime/image"
+import { ImageStore } from "effect-microvm-runtime/image"
 import { ExitStatus, ShutdownOutcome } from "effect-microvm-runtime/lifecycle"
 import { NodeProcessSpawner } from "effect-microvm-runtime/process"
 import { NodeQemuHost, QemuProvider } from "effect-microvm-runtime/qemu"
-import { GoldenMachines, NodeDiskSnapshotStore, WarmMachine } from "effect-microvm-runtime/warm"
+import { GoldenMachines, NodeWarmMachine, WarmMachine } from "effect-microvm-runtime/warm"
 import * as Console from "effect/Console"
-import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
@@ -117,23 +116,15 @@ const warm = Effect.gen(function*() {
 }).pipe(Effect.scoped)
 
 /** Snapshots in a directory of the demo's own, so that a golden machine is made each time. */
-const snapshots = Layer.unwrap(
+const machines = Layer.unwrap(
   Effect.map(
     FileSystem.FileSystem.use((fs) => fs.makeTempDirectoryScoped({ prefix: "microvm-demo-" })),
-    (directory) => NodeDiskSnapshotStore.layerAt({ directory })
+    (directory) => NodeWarmMachine.layerAt({ directory })
   )
 )
 
-const services = GoldenMachines.layerWith({}).pipe(
-  Layer.provideMerge(
-    Layer.mergeAll(
-      NodeImageStore.layer,
-      snapshots,
-      NodeHasher.layer,
-      SecureRandom.layerWebCrypto,
-      QemuProvider.layer.pipe(Layer.provide(NodeQemuHost.layer))
-    )
-  ),
+const services = machines.pipe(
+  Layer.provideMerge(QemuProvider.layer.pipe(Layer.provide(NodeQemuHost.layer))),
   Layer.provide(NodeProcessSpawner.layer),
   Layer.provideMerge(NodeServices.layer)
 )

@@ -4,12 +4,10 @@
  */
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { FirecrackerProvider, NodeFirecracker } from "effect-microvm-runtime/firecracker"
-import { NodeHasher, NodeImageStore } from "effect-microvm-runtime/image"
 import { NodeProcessSpawner } from "effect-microvm-runtime/process"
 import { FakeFirecracker } from "effect-microvm-runtime/testing"
-import { GoldenMachines, NodeDiskSnapshotStore } from "effect-microvm-runtime/warm"
+import { NodeWarmMachine } from "effect-microvm-runtime/warm"
 import * as Console from "effect/Console"
-import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
@@ -26,15 +24,14 @@ const provider = Layer.unwrap(Effect.gen(function*() {
 }))
 
 /** Snapshots in a directory of the example's own, so that a golden machine is made each time. */
-const snapshots = Layer.unwrap(
+const machines = Layer.unwrap(
   Effect.map(
     FileSystem.FileSystem.use((fs) => fs.makeTempDirectoryScoped({ prefix: "microvm-example-" })),
-    (directory) => NodeDiskSnapshotStore.layerAt({ directory })
+    (directory) => NodeWarmMachine.layerAt({ directory })
   )
 )
 
-export const layer = GoldenMachines.layerWith({}).pipe(
-  Layer.provideMerge(Layer.mergeAll(NodeImageStore.layer, snapshots, NodeHasher.layer, SecureRandom.layerWebCrypto)),
+export const layer = machines.pipe(
   Layer.provideMerge(provider),
   Layer.provideMerge(NodeFirecracker.layer),
   Layer.provideMerge(NodeProcessSpawner.layer),

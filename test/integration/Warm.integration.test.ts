@@ -1,6 +1,5 @@
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { afterAll, assert, layer } from "@effect/vitest"
-import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Stream from "effect/Stream"
@@ -21,8 +20,6 @@ import {
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import * as GuestCommand from "../../src/guest/GuestCommand.ts"
-import * as NodeHasher from "../../src/image/NodeHasher.ts"
-import * as NodeImageStore from "../../src/image/NodeImageStore.ts"
 import type * as Machine from "../../src/microvm/Machine.ts"
 import * as MicroVmPool from "../../src/microvm/MicroVmPool.ts"
 import { SnapshotStore } from "../../src/microvm/SnapshotStore.ts"
@@ -30,7 +27,7 @@ import * as NodeProcessSpawner from "../../src/process/NodeProcessSpawner.ts"
 import * as NodeQemuHost from "../../src/qemu/NodeQemuHost.ts"
 import * as QemuProvider from "../../src/qemu/QemuProvider.ts"
 import * as GoldenMachines from "../../src/warm/GoldenMachines.ts"
-import * as NodeDiskSnapshotStore from "../../src/warm/NodeDiskSnapshotStore.ts"
+import * as NodeWarmMachine from "../../src/warm/NodeWarmMachine.ts"
 import * as WarmMachine from "../../src/warm/WarmMachine.ts"
 
 const temporary = mkdtempSync(join(tmpdir(), "warm-integration-"))
@@ -38,14 +35,8 @@ chmodSync(temporary, 0o711)
 afterAll(() => rmSync(temporary, { recursive: true }))
 const store = join(temporary, "store")
 
-const services = GoldenMachines.layerWith({}).pipe(
-  Layer.provideMerge(Layer.mergeAll(
-    NodeImageStore.layer,
-    NodeDiskSnapshotStore.layerAt({ directory: store }),
-    NodeHasher.layer,
-    SecureRandom.layerWebCrypto,
-    QemuProvider.layerConfig.pipe(Layer.provide(NodeQemuHost.layer))
-  )),
+const services = NodeWarmMachine.layerAt({ directory: store }).pipe(
+  Layer.provideMerge(QemuProvider.layerConfig.pipe(Layer.provide(NodeQemuHost.layer))),
   Layer.provideMerge(NodeProcessSpawner.layer),
   Layer.provideMerge(NodeServices.layer)
 )

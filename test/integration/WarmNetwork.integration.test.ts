@@ -1,20 +1,16 @@
 /** Machines with network cards that come from one golden machine, with packets between them and their host. */
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { afterAll, assert, layer } from "@effect/vitest"
-import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { chmodSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
-import * as NodeHasher from "../../src/image/NodeHasher.ts"
-import * as NodeImageStore from "../../src/image/NodeImageStore.ts"
 import { SnapshotStore } from "../../src/microvm/SnapshotStore.ts"
 import * as NodeProcessSpawner from "../../src/process/NodeProcessSpawner.ts"
 import * as NodeQemuHost from "../../src/qemu/NodeQemuHost.ts"
 import * as QemuProvider from "../../src/qemu/QemuProvider.ts"
-import * as GoldenMachines from "../../src/warm/GoldenMachines.ts"
-import * as NodeDiskSnapshotStore from "../../src/warm/NodeDiskSnapshotStore.ts"
+import * as NodeWarmMachine from "../../src/warm/NodeWarmMachine.ts"
 import * as WarmMachine from "../../src/warm/WarmMachine.ts"
 import { makeNetns, network, noNetns, tap } from "./network.ts"
 
@@ -24,14 +20,8 @@ afterAll(() => rmSync(temporary, { recursive: true }))
 
 if (noNetns !== undefined) console.log(`restored machines with cards are not tested: ${noNetns}`)
 
-const services = GoldenMachines.layerWith({}).pipe(
-  Layer.provideMerge(Layer.mergeAll(
-    NodeImageStore.layer,
-    NodeDiskSnapshotStore.layerAt({ directory: join(temporary, "store") }),
-    NodeHasher.layer,
-    SecureRandom.layerWebCrypto,
-    QemuProvider.layerConfig.pipe(Layer.provide(NodeQemuHost.layer))
-  )),
+const services = NodeWarmMachine.layerAt({ directory: join(temporary, "store") }).pipe(
+  Layer.provideMerge(QemuProvider.layerConfig.pipe(Layer.provide(NodeQemuHost.layer))),
   Layer.provideMerge(NodeProcessSpawner.layer),
   Layer.provideMerge(NodeServices.layer)
 )
