@@ -79,26 +79,34 @@ const resources = Effect.fnUntraced(function*(state: string, options: RunOptions
   return needed
 })
 
-const supervise = (journal: string) =>
-  Effect.map(Layer.build(NodeSupervisor.layer({ directory: journal })), Context.get(Supervisor.Supervisor))
+/** Those of one map that are there at the same time share what a supervisor needs of this host. */
+const supervise = Effect.fnUntraced(function*(journal: string, shared: Layer.MemoMap) {
+  const scope = yield* Effect.scope
+  const services = yield* Layer.buildWithMemoMap(NodeSupervisor.layer({ directory: journal }), shared, scope)
+  return Context.get(services, Supervisor.Supervisor)
+})
 
-const recover = (journal: string, options: Supervisor.RecoverOptions) =>
-  Effect.scoped(Effect.flatMap(supervise(journal), (supervisor) => supervisor.recover(options)))
+const recover = (journal: string, shared: Layer.MemoMap, options: Supervisor.RecoverOptions) =>
+  Effect.scoped(Effect.flatMap(supervise(journal, shared), (supervisor) => supervisor.recover(options)))
 
 /** What was to end with a run that was killed, or could not be removed at its end. Machines that are kept wait for whoever asks for them. */
-const reclaimDead = Effect.fnUntraced(function*(state: string, except: string) {
+const reclaimDead = Effect.fnUntraced(function*(state: string, shared: Layer.MemoMap, except: string) {
   const dead = (yield* RunDirectory.leftBehind(state, except)).filter(({ record, report }) =>
     record !== undefined && (!record.keep || report !== undefined)
   )
   const reclaim = Effect.fnUntraced(function*({ paths }: RunDirectory.Run) {
     const { others } = yield* Journal.peek({ directory: paths.journal })
     // Whoever opens the journal moves it aside, and that is to be told: `microvm recover` does.
-    if (others.length === 0) yield* recover(paths.journal, { mode: "kill" })
+    if (others.length === 0) yield* recover(paths.journal, shared, { mode: "kill" })
   })
   yield* Effect.forEach(dead, (run) => Effect.ignore(reclaim(run)), { concurrency: 4, discard: true })
 })
 
-const open = Effect.fnUntraced(function*(id: string, options: RunOptions & { readonly resume?: boolean | undefined }) {
+const open = Effect.fnUntraced(function*(
+  id: string,
+  options: RunOptions & { readonly resume?: boolean | undefined },
+  shared: Layer.MemoMap
+) {
   const context = yield* Effect.context<Needs | MicroVmProvider>()
   const { backend } = Context.get(context, MicroVmProvider)
   const state = yield* RunDirectory.stateDirectory
@@ -117,7 +125,7 @@ const open = Effect.fnUntraced(function*(id: string, options: RunOptions & { rea
       ...(Option.isSome(options.timeout) ? { timeout: options.timeout.value } : {}),
       ...(Option.isSome(options.watchdog) ? { watchdog: options.watchdog.value } : {})
     })
-  const supervisor = yield* supervise(paths.journal)
+  const supervisor = yield* supervise(paths.journal, shared)
   // Not before its journal is ours: of several that want to go on with it, one does.
   if (options.resume === true) yield* RunDirectory.adopt(state, id)
   const log = (name: "console" | "output") => RunLog.open({ directory: paths.directory, name })
@@ -135,7 +143,10 @@ const open = Effect.fnUntraced(function*(id: string, options: RunOptions & { rea
     // as what the guest says meanwhile is to be heard at once, and its processor is ours.
     tidy: yield* Effect.cached(
       Effect.provideContext(
-        Effect.andThen(Effect.ignore(RunDirectory.prune(state, { except: id })), Effect.ignore(reclaimDead(state, id))),
+        Effect.andThen(
+          Effect.ignore(RunDirectory.prune(state, { except: id })),
+          Effect.ignore(reclaimDead(state, shared, id))
+        ),
         context
       )
     )
@@ -153,8 +164,9 @@ export const layer: Layer.Layer<RunHost, never, Needs> = Layer.effect(
   RunHost,
   Effect.gen(function*() {
     const context = yield* Effect.context<Needs>()
+    const shared = yield* Layer.makeMemoMap
     return RunHost.of({
-      open: Effect.fn("RunHost.open")((id, options) => Effect.provideContext(open(id, options), context)),
+      open: Effect.fn("RunHost.open")((id, options) => Effect.provideContext(open(id, options, shared), context)),
       recover: Effect.fn("RunHost.recover")((id, options) =>
         Effect.gen(function*() {
           const { journal } = yield* RunDirectory.pathsOf(yield* RunDirectory.stateDirectory, id)
@@ -166,7 +178,7 @@ export const layer: Layer.Layer<RunHost, never, Needs> = Layer.effect(
               action: "Left",
               why: `what is written of its machine cannot be read, ${why}: see ${path}`
             }))
-            : yield* recover(journal, options)
+            : yield* recover(journal, shared, options)
         }).pipe(Effect.provideContext(context))
       )
     })

@@ -14,6 +14,8 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
+import * as Semaphore from "effect/Semaphore"
+import { JournalError } from "../journal/JournalError.ts"
 import * as Reconcile from "../journal/Reconcile.ts"
 import * as ExitCode from "../lifecycle/ExitCode.ts"
 import * as Supervisor from "../supervisor/Supervisor.ts"
@@ -55,48 +57,77 @@ const unwatched = (one: Supervisor.Recovered): Supervisor.Recovered =>
     ? { ...one, action: "Left", why: `${one.why}, but the process that was to go on with it has ended` }
     : one
 
+/** Each is a process, which takes a core to come up. */
+const mostResumed = 16
+
+/** Each has its own files and sockets, but what is removed at the same time is removed by few commands. */
+const mostRecovered = 64
+
+const given = (run: RunDirectory.Run, error: unknown): ReadonlyArray<Supervisor.Recovered> => [
+  error instanceof JournalError && error.reason._tag === "LeaseHeld"
+    ? { id: run.id, action: "Kept", why: "another process sees to it" }
+    : { id: run.id, action: "Left", why: Backend.explain(error) }
+]
+
 /** Sees to one run: a supervisor in the background for a machine that lives, and an end to all else. */
-const recoverOne = Effect.fnUntraced(function*(run: RunDirectory.Run, options: Supervisor.RecoverOptions) {
+const recoverOne = Effect.fnUntraced(function*(
+  run: RunDirectory.Run,
+  options: Supervisor.RecoverOptions,
+  resuming: Semaphore.Semaphore
+) {
   const { recover } = yield* RunHost
   const detach = yield* Detach
   const { dryRun = false } = options
   // One that has its report has ended, whatever is left of it.
   const mode = run.report === undefined ? options.mode ?? "adopt" : "kill"
   const mayGoOn = mode === "adopt" && !dryRun && run.record?.keep === true
-  return yield* Effect.gen(function*() {
-    if (mayGoOn) {
-      const started = yield* detach.resume(run.id)
-      if (started._tag === "Ready") {
-        const adopted: Supervisor.Recovered = {
-          id: run.id,
-          action: "Adopted",
-          why: "its machine answers, and has a supervisor again"
-        }
-        return [adopted]
-      }
-      if (started.recovered !== undefined) return [started.recovered]
-      // It came to nothing, so what is left is seen to here.
-    }
-    const recovered = yield* recover(run.id, { dryRun, mode })
-    if (recovered.length > 0) return mode === "adopt" ? recovered.map(dryRun ? unasked : unwatched) : recovered
-    const found: Supervisor.Recovered = mayGoOn
-      ? { id: run.id, action: "Reclaimed", why: "nobody could go on with its machine" }
-      : {
+  if (mayGoOn) {
+    const started = yield* resuming.withPermit(detach.resume(run.id))
+    if (started._tag === "Ready") {
+      const adopted: Supervisor.Recovered = {
         id: run.id,
-        action: "Left",
-        why: `nothing is written of its machine, but something of it is left: see ${run.paths.journal}`
+        action: "Adopted",
+        why: "its machine answers, and has a supervisor again"
       }
-    return [found]
-  }).pipe(
-    Effect.provide(Layer.catch(Backend.layer(toChoice(run.info.backend)), noBackend)),
-    Effect.catch((error) => {
-      const isHeld = error._tag === "JournalError" && error.reason._tag === "LeaseHeld"
-      const left: Supervisor.Recovered = isHeld
-        ? { id: run.id, action: "Kept", why: "another process sees to it" }
-        : { id: run.id, action: "Left", why: Backend.explain(error) }
-      return Effect.succeed([left])
-    })
-  )
+      return [adopted]
+    }
+    if (started.recovered !== undefined) return [started.recovered]
+    // It came to nothing, so what is left is seen to here.
+  }
+  const recovered = yield* recover(run.id, { dryRun, mode })
+  if (recovered.length > 0) return mode === "adopt" ? recovered.map(dryRun ? unasked : unwatched) : recovered
+  const found: Supervisor.Recovered = mayGoOn
+    ? { id: run.id, action: "Reclaimed", why: "nobody could go on with its machine" }
+    : {
+      id: run.id,
+      action: "Left",
+      why: `nothing is written of its machine, but something of it is left: see ${run.paths.journal}`
+    }
+  return [found]
+})
+
+/** All at once, each by its backend, which is looked for once. The answers are in the order of the runs. */
+const recoverAll = Effect.fnUntraced(function*(
+  runs: ReadonlyArray<RunDirectory.Run>,
+  options: Supervisor.RecoverOptions
+) {
+  const resuming = Semaphore.makeUnsafe(mostResumed)
+  const groups = Map.groupBy(runs, ({ info }) => toChoice(info.backend))
+  const answers = yield* Effect.forEach(groups, ([backend, group]) =>
+    Effect.forEach(
+      group,
+      (run) =>
+        recoverOne(run, options, resuming).pipe(
+          Effect.catch((error) => Effect.succeed(given(run, error))),
+          Effect.map((recovered) => [run, recovered] as const)
+        ),
+      { concurrency: mostRecovered }
+    ).pipe(
+      Effect.provide(Layer.catch(Backend.layer(backend), noBackend)),
+      Effect.catch((error) => Effect.succeed(group.map((run) => [run, given(run, error)] as const)))
+    ), { concurrency: "unbounded" })
+  const byRun = new Map(answers.flat())
+  return runs.flatMap((run) => byRun.get(run) ?? [])
 })
 
 const Report = Schema.fromJsonString(Schema.Array(Supervisor.Recovered), { space: 2 })
@@ -128,11 +159,7 @@ const recover = Command.make(
         ? yield* RunDirectory.all(state)
         : yield* Effect.forEach(ids, (id) => RunDirectory.find(state, id))
       const left = wanted.filter((run) => run.state === "left behind")
-      const recovered = (yield* Effect.forEach(
-        left,
-        (run) => recoverOne(run, { dryRun, mode: kill ? "kill" : "adopt" }),
-        { concurrency: 16 }
-      )).flat()
+      const recovered = yield* recoverAll(left, { dryRun, mode: kill ? "kill" : "adopt" })
       if (json) yield* print(yield* Effect.orDie(Schema.encodeEffect(Report)(recovered)))
       else if (recovered.length === 0) yield* reporter.line("nothing was left behind")
       else yield* print(recovered.map((one) => describe(one, dryRun)).join("\n"))

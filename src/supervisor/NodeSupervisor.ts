@@ -48,17 +48,37 @@ export interface Options extends Pick<Supervisor.Options, "onReleased"> {
 
 type Needs = DiskFiles | FileSystem.FileSystem | HostCommands | Path.Path | ProcessHost
 
-const standard = (context: Context.Context<Needs>): Reconcile.Kinds => [
-  Supervisor.provided(Reclaimer.make(Users.kind), context),
-  Supervisor.provided(Reclaimer.make(DiskClones.kind), context),
-  Supervisor.provided(Reclaimer.make(Addresses.kind), context),
-  // Each waits for the kernel. By then the process is gone, and with it all packets; without rules a link is closed.
-  [
-    Supervisor.provided(Reclaimer.make(Firewall.rules), context),
-    Supervisor.provided(Reclaimer.make(Links.kind), context)
-  ],
-  Supervisor.provided(Reclaimer.make(Limits.kind), context)
-]
+/** All kinds of this package, in the order in which their resources are acquired. */
+class StandardKinds extends Context.Service<StandardKinds, Reconcile.Kinds>()(
+  "effect-microvm-runtime/supervisor/NodeSupervisor/StandardKinds"
+) {}
+
+const standard = Layer.effect(
+  StandardKinds,
+  Effect.gen(function*() {
+    const context = yield* Effect.context<Needs>()
+    const provided = <R extends Needs>(reclaimer: Reclaimer.Reclaimer<R>) => Supervisor.provided(reclaimer, context)
+    return [
+      Reclaimer.gathering(provided(Reclaimer.make(Users.kind))),
+      provided(Reclaimer.make(DiskClones.kind)),
+      Reclaimer.gathering(provided(Reclaimer.make(Addresses.kind))),
+      // Each waits for the kernel. By then the process is gone, and with it all packets; without rules a link is closed.
+      [
+        Reclaimer.gathering(provided(Reclaimer.make(Firewall.rules))),
+        Reclaimer.gathering(provided(Reclaimer.make(Links.kind)))
+      ],
+      provided(Reclaimer.make(Limits.kind))
+    ]
+  })
+)
+
+/**
+ * Supervisors of several state directories share it, where they are built with one map of layers: programs of the host that are kept
+ * open, looks at its processes, and the commands that remove the links and rules of all machines that are released at the same time.
+ */
+const shared = standard.pipe(
+  Layer.provideMerge([NodeDiskFiles.layer, NodeHostCommands.layer, NodeProcessSpawner.layer])
+)
 
 const decodeAddresses = Schema.decodeUnknownOption(Addresses.Data)
 
@@ -102,18 +122,13 @@ export const layer = (
   { directory, kinds = [], onNetwork, onReleased }: Options
 ): Layer.Layer<Supervisor.Supervisor, JournalError, FileSystem.FileSystem | MicroVmProvider | Path.Path> =>
   Layer.unwrap(Effect.gen(function*() {
-    const context = yield* Effect.context<Needs>()
+    const context = yield* Effect.context<FileSystem.FileSystem>()
     return Supervisor.layerWith({
-      kinds: [...standard(context), ...kinds],
+      kinds: [...yield* StandardKinds, ...kinds],
       resume: resume(context, onNetwork),
       obstacle: elsewhere((yield* ProcessHost).bootId),
       onReleased
     })
   })).pipe(
-    Layer.provide([
-      NodeJournal.layer({ directory }),
-      NodeDiskFiles.layer,
-      NodeHostCommands.layer,
-      NodeProcessSpawner.layer
-    ])
+    Layer.provide([NodeJournal.layer({ directory }), shared])
   )

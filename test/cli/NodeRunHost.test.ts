@@ -86,3 +86,43 @@ describe("a place that another process has left", () => {
       assert.deepStrictEqual((yield* RunDirectory.find(state, "dev")).info.supervisor, yield* ProcessIdentity.self)
     }).pipe(Effect.scoped, live))
 })
+
+describe("runs that are seen to at the same time", () => {
+  /** Says of the programs of the host how often they were started. */
+  const countStarts = (directory: string, program: string) => {
+    const log = NodePath.join(directory, `${program}.log`)
+    NodeFs.writeFileSync(NodePath.join(directory, program), `#!/bin/sh\necho "$*" >> ${log}\necho "[]"\n`, {
+      mode: 0o755
+    })
+    return Effect.sync(() => NodeFs.readFileSync(log, "utf8").split("\n").length - 1)
+  }
+
+  it.live("share the commands by which what is left is looked for", () =>
+    Effect.gen(function*() {
+      const state = yield* makeState
+      const here = Effect.provide(ConfigProvider.layer(ConfigProvider.fromEnv({ env: { MICROVM_STATE_DIR: state } })))
+      const ids = Array.from({ length: 12 }, (_, index) => `run-${index}`)
+      for (const id of ids) {
+        yield* leaveRecord(state, id)
+        const { journal } = yield* RunDirectory.pathsOf(state, id)
+        const file = NodePath.join(journal, "machines", `${id}.json`)
+        const claims = `"claims":[{"kind":"link","data":{"name":"mv-${id}","netns":false}}]`
+        NodeFs.writeFileSync(file, NodeFs.readFileSync(file, "utf8").replace(`"claims":[]`, claims))
+        NodeFs.chmodSync(journal, 0o700)
+      }
+      const programs = NodePath.join(state, "bin")
+      NodeFs.mkdirSync(programs)
+      const starts = countStarts(programs, "ip")
+      const before = process.env["PATH"]
+      yield* Effect.acquireRelease(
+        Effect.sync(() => void (process.env["PATH"] = `${programs}:${before}`)),
+        () => Effect.sync(() => void (process.env["PATH"] = before))
+      )
+      const host = yield* RunHost
+      const all = yield* Effect.forEach(ids, (id) => host.recover(id, { mode: "kill" }), { concurrency: "unbounded" })
+        .pipe(here)
+      assert.deepStrictEqual(all.flat().map(({ action, id }) => `${id} ${action}`), ids.map((id) => `${id} Reclaimed`))
+      // One is tried to be kept open, which this one cannot be.
+      assert.isAtMost(yield* starts, 1 + ids.length / 3)
+    }).pipe(Effect.scoped, live))
+})
