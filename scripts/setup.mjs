@@ -35,13 +35,32 @@ const root = realpathSync(join(dirname(fileURLToPath(import.meta.url)), ".."))
 const binaries = join(root, "node_modules", ".bin")
 const projectNode = join(binaries, "node")
 
-/** Commands a Debian package has to bring. */
+/**
+ * Commands a Debian package has to bring. Machines boot without those that are not `needed`, which are for networks, disks and tests:
+ * most of what they do takes root.
+ */
 const debian = [
-  { command: "qemu-system-x86_64", package: "qemu-system-x86", why: "runs the guests where Firecracker cannot" },
-  { command: "ip", package: "iproute2", why: "makes the links of machines" },
-  { command: "nft", package: "nftables", why: "says what machines may reach" },
-  { command: "mkfs.ext4", package: "e2fsprogs", why: "makes and grows the disks of machines" },
-  { command: "mkfs.btrfs", package: "btrfs-progs", why: "makes the tests a file system whose files share blocks" }
+  {
+    command: "qemu-system-x86_64",
+    package: "qemu-system-x86",
+    why: "runs the guests where Firecracker cannot",
+    needed: true
+  },
+  { command: "ip", package: "iproute2", why: "makes the links of machines", needed: false },
+  { command: "nft", package: "nftables", why: "says what machines may reach", needed: false },
+  {
+    command: "mount",
+    package: "mount",
+    why: "mounts block devices in jails, and file systems in tests",
+    needed: false
+  },
+  { command: "mkfs.ext4", package: "e2fsprogs", why: "makes and grows the disks of machines", needed: false },
+  {
+    command: "mkfs.btrfs",
+    package: "btrfs-progs",
+    why: "makes the tests a file system whose files share blocks",
+    needed: false
+  }
 ]
 
 /** An end that is explained to the reader without a stack trace. */
@@ -252,6 +271,7 @@ const installNpm = async () => {
   ], { writesClone: true })
   const missing = npmMissing()
   if (missing !== undefined) throw new SetupFailed(`npm ci ended well, yet ${missing}`, 1)
+  return true
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -263,19 +283,27 @@ const debianMissing = () => {
   return missing.length === 0 ? undefined : missing.map((one) => `${one.package} (${one.why})`).join(", ")
 }
 
+/** Asks for the password, if there has to be one, on the terminal and before the progress lines begin. */
+const maySudo = async () =>
+  onPath("sudo") &&
+  (await (process.stdin.isTTY ? run("sudo", ["sudo", "-v"], { terminal: true }) : run("sudo", ["sudo", "-n", "true"])))
+    .ok
+
 const installDebian = async () => {
   const missing = debian.filter(({ command }) => !onPath(command))
   const names = missing.map((one) => one.package)
-  const byHand = missing.map((one) => `  ${one.package}: ${one.why} (${one.command})`).join("\n")
-  if (!onPath("apt-get")) {
-    throw new SetupFailed(`there is no apt-get here; install these by hand and run this again:\n${byHand}`, UNAVAILABLE)
+  /** @param {string} why */
+  const byHand = (why) => {
+    const list = missing.map((one) => `  ${one.package}: ${one.why} (${one.command})`).join("\n")
+    if (missing.some(({ needed }) => needed)) throw new SetupFailed(`${why}:\n${list}`, UNAVAILABLE)
+    say(`${why}; machines run without these:\n${list}`)
+    return false
   }
+  if (!onPath("apt-get")) return byHand("there is no apt-get here; install these by hand and run this again")
   const isRoot = process.getuid?.() === 0
-  if (!isRoot && !onPath("sudo")) {
-    throw new SetupFailed(`neither root nor sudo; let an administrator install these:\n${byHand}`, UNAVAILABLE)
+  if (!isRoot && !(await maySudo())) {
+    return byHand(`neither root nor sudo; let an administrator type: apt-get install ${names.join(" ")}`)
   }
-  // Asks for the password, if there has to be one, on the terminal and before the progress lines begin.
-  if (!isRoot && process.stdin.isTTY) await runOrFail("sudo", ["sudo", "-v"], { terminal: true })
   const asRoot = isRoot ? [] : ["sudo", "-n"]
   /** @param {ReadonlyArray<string>} command */
   const quietly = (command) => [...asRoot, "env", "DEBIAN_FRONTEND=noninteractive", ...command]
@@ -298,6 +326,7 @@ const installDebian = async () => {
   if (missingStill !== undefined) {
     throw new SetupFailed(`apt-get ended well, yet there is no ${missingStill}`, UNAVAILABLE)
   }
+  return true
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -350,6 +379,7 @@ const buildDist = async () => {
     rmSync(commandLink, { force: true })
     symlinkSync(relative(binaries, commandBuilt), commandLink)
   }
+  return true
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -372,15 +402,14 @@ const buildImage = async () => {
 /**
  * @param {string} title
  * @param {() => string | undefined} missing what is not there yet; undefined when all of it is
- * @param {() => Promise<void>} fill
+ * @param {() => Promise<boolean>} fill gives false where it left something out, and has said so
  */
 const ensure = async (title, missing, fill) => {
   const reason = missing()
   if (reason === undefined) return
   const since = Date.now()
   say(`${title}: ${reason}`)
-  await fill()
-  say(`${title}: done, ${elapsed(since)}`)
+  if (await fill()) say(`${title}: done, ${elapsed(since)}`)
 }
 
 /**
