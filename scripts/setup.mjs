@@ -54,6 +54,7 @@ const debian = [
     why: "mounts block devices in jails, and file systems in tests",
     needed: false
   },
+  { command: "pgrep", package: "procps", why: "shows the tests what runs, and sets what they change", needed: false },
   { command: "mkfs.ext4", package: "e2fsprogs", why: "makes and grows the disks of machines", needed: false },
   {
     command: "mkfs.btrfs",
