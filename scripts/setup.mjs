@@ -55,6 +55,12 @@ const debian = [
     needed: false
   },
   { command: "pgrep", package: "procps", why: "shows the tests what runs, and sets what they change", needed: false },
+  {
+    command: "python3",
+    package: "python3-minimal",
+    why: "gives the tests the sockets that Node has not",
+    needed: false
+  },
   { command: "mkfs.ext4", package: "e2fsprogs", why: "makes and grows the disks of machines", needed: false },
   {
     command: "mkfs.btrfs",

@@ -215,7 +215,7 @@ describe("Debian packages", () => {
   // A machine that has only what these tests give it: nothing of the real one is on PATH but the tools of the scripts.
   beforeEach(() => {
     rmSync(join(programs, "qemu-system-x86_64"))
-    for (const command of ["mount", "pgrep"]) program(command, "")
+    for (const command of ["mount", "pgrep", "python3"]) program(command, "")
     for (const tool of ["cp", "env", "touch", "true"]) symlinkSync(`/usr/bin/${tool}`, join(programs, tool))
   })
   const lays = `[ "$DEBIAN_FRONTEND" = noninteractive ] && cp -P programs/env programs/qemu-system-x86_64`
