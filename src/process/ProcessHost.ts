@@ -124,10 +124,10 @@ export interface CGroup {
   /** Starts to watch; the effect it gives waits until `populated` may have changed since it was last run. */
   readonly watch: Effect.Effect<Effect.Effect<void>, never, Scope.Scope>
   /**
-   * Sends these to each member, one after the other, and tells to whom the first one went. Fails when there were members and that
-   * could go to none. It looks once and sends without a pause, so that no pid changes hands between.
+   * Sends `signal` to each member, and `then` right after it, and tells who got the first. Fails when there were members and none
+   * could get it. It looks once and sends without a pause, so that no pid changes hands between.
    */
-  readonly signal: (...signals: ReadonlyArray<Signal>) => Effect.Effect<ReadonlyArray<number>, ProcessError>
+  readonly signal: (signal: Signal, then?: Signal) => Effect.Effect<ReadonlyArray<number>, ProcessError>
   /** SIGKILL to all in it at once, those that fork meanwhile included. */
   readonly kill: Effect.Effect<void, ProcessError>
   /** Removes it and all below it; `false` while something lives in it. */

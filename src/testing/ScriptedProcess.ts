@@ -246,11 +246,11 @@ const make = Effect.fnUntraced(function*(options: Options) {
         wake()
       })
     }),
-    signal: (...signals) =>
+    signal: (signal, then) =>
       Effect.suspend(() => {
         const found = members(path)
         return Effect.as(
-          Effect.forEach(signals, (signal) => send(found, signal), { discard: true }),
+          Effect.andThen(send(found, signal), then === undefined ? Effect.void : send(found, then)),
           found.map((entry) => entry.info.pid)
         )
       }),

@@ -262,6 +262,22 @@ describe("a process group", () => {
     }).pipe(Effect.provide(layer)))
 })
 
+describe("a cgroup", () => {
+  it.live.skipIf(!hasCGroups)(
+    "is asked with all below it, and those who are stopped hear it",
+    () =>
+      Effect.gen(function*() {
+        const own = trial()
+        const child = yield* start("stopped-below.sh", [], { killScope: "cgroup", trial: own, ready: false })
+        const path = child.killScope._tag === "CGroup" ? child.killScope.path : ""
+        yield* Stream.make(`${path}\n`).pipe(Stream.encodeText, Stream.run(child.stdin))
+        yield* ready(child)
+        expect(yield* child.shutdown()).toMatchObject({ _tag: "Graceful", stage: "SIGTERM" })
+        expect(own.alive()).toEqual([])
+      }).pipe(Effect.scoped, Effect.provide(layer))
+  )
+})
+
 describe("signals", () => {
   it.live("say how it ended", () =>
     Effect.gen(function*() {
