@@ -49,10 +49,10 @@ const failure = (cause: { readonly message: string }): ProvisionerError =>
   cause instanceof ProvisionerError ? cause : new ProvisionerError({ message: cause.message, cause })
 
 /** Neither a value of a secret nor of another input is in the message. */
-const decode = <A, I>(schema: Schema.Codec<A, I>, { config, name }: ResourceRequest) =>
+const decode = <A, I>(schema: Schema.Codec<A, I>, { config }: ResourceRequest) =>
   Effect.mapError(
     Schema.decodeUnknownEffect(schema)(config, { errors: "all" }),
-    (cause) => new ProvisionerError({ message: `${name}: the request cannot be read: ${cause.message}` })
+    (cause) => new ProvisionerError({ message: `the request cannot be read: ${cause.message}` })
   )
 
 const make = Effect.fnUntraced(function*(options: LocalProvisionerOptions) {
@@ -138,7 +138,7 @@ const make = Effect.fnUntraced(function*(options: LocalProvisionerOptions) {
       default:
         return Effect.fail(
           new ProvisionerError({
-            message: `${request.name}: nothing on this machine makes a resource of type "${request.type}" (there are ${
+            message: `nothing on this machine makes a resource of type "${request.type}" (there are ${
               [...Object.values(Postgres.types), Container.type].join(", ")
             }): make it a custom resource`
           })

@@ -131,8 +131,13 @@ const formatIssue = SchemaIssue.makeFormatterStandardSchemaV1()
 const faultsOf = ({ issue }: Schema.SchemaError): ReadonlyArray<Json.Fault> =>
   formatIssue(issue).issues.map(({ message, path = [] }) => ({ message, path: path.map(keyOf) }))
 
+const decode = ({ output }: Resource.Any, value: unknown) =>
+  Effect.result(Schema.decodeUnknownEffect(output, { errors: "all" })(value))
+
 /** The input as JSON, or all that is wrong with it. */
-const configOf = ({ input, resource }: Loaded<Resource.Any>): Result.Result<Json.Json, ReadonlyArray<string>> => {
+const configOf = Effect.fnUntraced(function*(
+  { input, resource }: Loaded<Resource.Any>
+): Effect.fn.Return<Result.Result<Json.Json, ReadonlyArray<string>>> {
   // The secrets are there already: nothing is asked for.
   if (resource.kind === "secrets") return Result.succeed(null)
   const encoded = Schema.encodeUnknownResult(resource.input, { errors: "all" })(input)
@@ -140,36 +145,41 @@ const configOf = ({ input, resource }: Loaded<Resource.Any>): Result.Result<Json
     onFailure: (error) => ({ faults: faultsOf(error), json: null }),
     onSuccess: Json.copy
   })
-  return faults.length === 0
+  const told = [...faults]
+  // It is its own output: what would fail to be decoded later on is known now.
+  if (faults.length === 0 && resource.kind === "custom") {
+    const decoded = yield* decode(resource, json)
+    if (Result.isFailure(decoded)) told.push(...faultsOf(decoded.failure))
+  }
+  return told.length === 0
     ? Result.succeed(json)
-    : Result.fail(faults.map((fault) => `${resource.name}: ${sentence(fault)}`))
-}
+    : Result.fail(told.map((fault) => `${resource.name}: ${sentence(fault)}`))
+})
 
 /**
  * Checks all inputs before anything is asked for, and turns them into JSON: valid for the resource's schema, nothing but
  * JSON in it, not nested deeper than 64 levels, not more than 100,000 values. Keys such as `__proto__` are data like others.
+ * What is `custom` is also decoded, as it is its own output.
  * All faults of all resources, and names that occur twice, are one `InputInvalid`; no value is in it.
  *
  * @category phases
  * @since 0.1.0
  */
-export const checkAll = <R extends Resource.Any>(
+export const checkAll = Effect.fnUntraced(function*<R extends Resource.Any>(
   loaded: ReadonlyArray<Loaded<R>>
-): Effect.Effect<ReadonlyArray<Checked<R>>, ServiceError> =>
-  Effect.suspend(() => {
-    const names = loaded.map(({ resource }) => resource.name)
-    const faults = [...new Set(names.filter((name, index) => names.indexOf(name) !== index))]
-      .map((name) => `${name}: more than one resource has this name`)
-    const checked: Array<Checked<R>> = []
-    for (const one of loaded) {
-      const config = configOf(one)
-      if (Result.isFailure(config)) faults.push(...config.failure)
-      else checked.push({ resource: one.resource, config: config.success })
-    }
-    return faults.length === 0
-      ? Effect.succeed(checked)
-      : Effect.fail(fromReason(ServiceErrorReason.InputInvalid({ faults })))
-  })
+): Effect.fn.Return<ReadonlyArray<Checked<R>>, ServiceError> {
+  const names = loaded.map(({ resource }) => resource.name)
+  const faults = [...new Set(names.filter((name, index) => names.indexOf(name) !== index))]
+    .map((name) => `${name}: more than one resource has this name`)
+  const checked: Array<Checked<R>> = []
+  for (const one of loaded) {
+    const config = yield* configOf(one)
+    if (Result.isFailure(config)) faults.push(...config.failure)
+    else checked.push({ resource: one.resource, config: config.success })
+  }
+  if (faults.length === 0) return checked
+  return yield* fromReason(ServiceErrorReason.InputInvalid({ faults }))
+})
 
 /** A state as others say it, in a message. */
 const shown = (state: string): string => printable(state.replaceAll("\n", " "), 64)
@@ -290,7 +300,7 @@ export const decodeAll = Effect.fnUntraced(function*<R extends Resource.Any>(
   const services = new Map<string, unknown>()
   const failed: Array<readonly [name: string, error: Schema.SchemaError]> = []
   for (const { output, resource } of answered) {
-    const decoded = yield* Effect.result(Schema.decodeUnknownEffect(resource.output, { errors: "all" })(output))
+    const decoded = yield* decode(resource, output)
     if (Result.isFailure(decoded)) failed.push([resource.name, decoded.failure])
     else services.set(resource.key.key, decoded.success)
   }

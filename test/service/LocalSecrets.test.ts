@@ -205,10 +205,10 @@ describe("the local provisioner", () => {
           withProvisioner({ cwd }, (provisioner) => Effect.scoped(provisioner.request({ name: "x", type, config })))
         )
       expect((yield* fail("database::aws_rds::mysql", {})).message).toMatch(
-        /x: nothing on this machine makes a resource of type "database::aws_rds::mysql" .*custom resource/
+        /^nothing on this machine makes a resource of type "database::aws_rds::mysql" .*custom resource/
       )
       const unread = yield* fail("database::shared::postgres", { local_uri: 5, db_name: { planted: "planted" } })
-      expect(unread.message).toContain("x: the request cannot be read")
+      expect(unread.message).toContain("the request cannot be read")
       expect(unread.message).not.toContain("planted")
     }))
 

@@ -278,6 +278,23 @@ describe("checking", () => {
       assert.deepStrictEqual(requests, [])
     }))
 
+  it.effect("a custom resource that cannot be decoded is told with the other faults, before anything is asked for", () =>
+    Effect.gen(function*() {
+      const { requests, run } = scripted({ db: [ready()] })
+      const settings = Custom.make("settings", {
+        schema: Schema.Struct({ every: Schema.DurationFromString, size: Schema.FiniteFromString }),
+        load: () => Effect.succeed({ every: "often", size: "two" })
+      })
+      const reason = yield* reasonOf(run([resource("db", { load: () => Effect.succeed(undefined) }), settings]))
+      assert(reason._tag === "InputInvalid")
+      assert.deepStrictEqual(reason.faults.map((fault) => fault.replace(/: .*, at /, " at ")), [
+        "db: undefined is not JSON",
+        "settings at [\"every\"]",
+        "settings at [\"size\"]"
+      ])
+      assert.deepStrictEqual(requests, [])
+    }))
+
   it.prop("JSON is what comes out of JSON.parse", [Schema.Json], ([value]) => {
     const { faults, json } = copy(value)
     assert.deepStrictEqual(faults, [])

@@ -7,6 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
+import * as Queue from "effect/Queue"
 import * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 import { TestClock } from "effect/testing"
@@ -99,6 +100,42 @@ describe("Task", () => {
       expect((yield* watch(Effect.sleep(5), { onEnd: "failure" })).reports).toEqual([
         [5, "failed", "Background task failed: job: it ended, but has to go on"]
       ])
+    }))
+
+  it.effect("one that finishes what it has taken, and what still waits, as the manual shows it", () =>
+    Effect.gen(function*() {
+      const queue = yield* Queue.bounded<number>(10)
+      const done: Array<number> = []
+      const work = (job: number) => Effect.andThen(Effect.sleep("1 second"), Effect.sync(() => done.push(job)))
+      const worker = Task.make(
+        "worker",
+        Queue.take(queue).pipe(
+          Effect.interruptible,
+          Effect.flatMap(work),
+          Effect.uninterruptible,
+          Effect.forever,
+          Effect.onInterrupt(() => Effect.flatMap(Queue.clear(queue), Effect.forEach(work, { discard: true })))
+        )
+      )
+      const started = yield* Effect.provide(Parts.start([worker]), [
+        ServiceEvents.layer,
+        Layer.succeed(Fatal, { report: Effect.die })
+      ])
+      yield* Queue.offerAll(queue, [1, 2, 3, 4])
+      yield* TestClock.adjust("1500 millis")
+      const stopping = yield* Effect.forkChild(started.stop({ budget: "10 seconds" }), { startImmediately: true })
+      yield* TestClock.adjust("10 seconds")
+      expect((yield* Fiber.join(stopping)).map(({ _tag, took }) => [_tag, Duration.toMillis(took)])).toEqual(
+        [["Stopped", 2500]]
+      )
+      expect(done).toEqual([1, 2, 3, 4])
+    }))
+
+  it.effect("a delay that was drawn by lot is told without its nanoseconds", () =>
+    Effect.gen(function*() {
+      const restart = Schedule.max([Schedule.spaced(Duration.nanos(1_234_567_890n)), Schedule.recurs(1)])
+      const { logs } = yield* watch(Effect.fail("no luck"), { restart })
+      expect(logs[0]).toBe("Warn Background task failed, again in 1s 235ms: job: no luck")
     }))
 
   it.effect("starts again as its schedule says", () =>

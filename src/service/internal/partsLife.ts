@@ -16,6 +16,7 @@ import { share } from "../../lifecycle/StopBudget.ts"
 import * as Part from "../Part.ts"
 import type { ServiceEvent } from "../Phase.ts"
 import { explain, fromReason, ServiceError, ServiceErrorReason } from "../ServiceError.ts"
+import { toTheMilli } from "./durationText.ts"
 import type { Node } from "./partsGraph.ts"
 import type { PartOutcome, PartState, PartStatus, StartOptions, StopOptions } from "./partsModel.ts"
 import { Control, noSpan, type Stopping, Tracker } from "./partsTracker.ts"
@@ -234,7 +235,7 @@ export const make = (nodes: ReadonlyArray<Node>, clock: Clock.Clock): Life => {
         },
         overdue: (node, _, time) => {
           const took = Duration.millis(time - node.since)
-          const why = `it has not started within ${Duration.format(took)}; it was doing: ${doing(node)}`
+          const why = `it has not started within ${toTheMilli(took)}; it was doing: ${doing(node)}`
           return failed(node, startError(node.part, why), took)
         },
         halted: () => failure !== undefined || stopped !== undefined

@@ -6,6 +6,7 @@ import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import type * as Tracer from "effect/Tracer"
 import { PartControl } from "../Part.ts"
+import { toTheMilli } from "./durationText.ts"
 
 /** What is told of something that has no span open. */
 export const noSpan = "nothing that a span tells"
@@ -69,7 +70,7 @@ export class Control<N> implements Shape {
     const span = this.#spans?.findLast(isOpen)
     if (span === undefined) return undefined
     return this.tracker.isTimed
-      ? `${span.name}, for ${Duration.format(Duration.nanos(now - span.status.startTime))}`
+      ? `${span.name}, for ${toTheMilli(Duration.nanos(now - span.status.startTime))}`
       : span.name
   }
 }

@@ -11,6 +11,7 @@ import * as Schedule from "effect/Schedule"
 import { Fatal } from "../Fatal.ts"
 import { ServiceEvents } from "../Phase.ts"
 import { explain, fromReason, ServiceErrorReason } from "../ServiceError.ts"
+import { toTheMilli } from "./durationText.ts"
 import { taskRestarts } from "./ownMetrics.ts"
 
 /**
@@ -125,7 +126,7 @@ export const supervise = Effect.fnUntraced(function*<E, R>(
     const delay = yield* next(cause, now)
     if (!Duration.isDuration(delay)) return yield* giveUp(cause, why + delay)
     attempt++
-    yield* Effect.logWarning(`Background task failed, again in ${Duration.format(delay)}: ${name}: ${why}`)
+    yield* Effect.logWarning(`Background task failed, again in ${toTheMilli(delay)}: ${name}: ${why}`)
     yield* Effect.sleep(delay)
     recent = [...recent, yield* millis]
     yield* events.publish({ _tag: "TaskRestarted", task: name, attempt, why })
