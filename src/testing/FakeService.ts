@@ -3,8 +3,10 @@
  *
  * @since 0.1.0
  */
+import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
 import type { Signal } from "../lifecycle/Signal.ts"
 import * as HostSignals from "../service/HostSignals.ts"
 import { type Notification, Notifier } from "../service/Notifier.ts"
@@ -19,11 +21,15 @@ import * as Watchdog from "../service/Watchdog.ts"
  * @since 0.1.0
  */
 export interface Options {
-  /** Default none. */
+  /** Its variables, for `Config` too. Default none, and `Config` reads what it reads elsewhere. */
   readonly env?: Readonly<Record<string, string>> | undefined
   /** Default none. */
   readonly argv?: ReadonlyArray<string> | undefined
-  /** Default: no secrets, and every request fails. */
+  /** Default none. */
+  readonly secrets?: Readonly<Record<string, string>> | undefined
+  /** By the names of resources, what a provisioner answers: of a database, its connection string. Default: requests fail. */
+  readonly outputs?: Readonly<Record<string, unknown>> | undefined
+  /** Who answers instead, where it matters how: late, never, with an error. */
   readonly provisioner?: Partial<Provisioner["Service"]> | undefined
   readonly telemetry?: Layer.Layer<never> | undefined
 }
@@ -71,19 +77,25 @@ export const make = (options: Options = {}): FakeService => {
   const notifications: Array<Notification> = []
   const terminations: Array<TerminationRecord> = []
   let sidecarCalls = 0
+  const { env, outputs = {}, secrets = {} } = options
   const provisioner = Provisioner.of({
-    secrets: Effect.succeed(new Map()),
-    request: ({ name }) =>
-      Effect.fail(
-        new ProvisionerError({
-          message:
-            `nobody said what to answer to a request for ${name}: use FakeService.make({ provisioner: { request } })`
-        })
-      ),
+    secrets: Effect.succeed(
+      new Map(Object.keys(secrets).toSorted().map((name) => [name, Redacted.make(secrets[name] ?? "")]))
+    ),
+    request: ({ name, type }) =>
+      Object.hasOwn(outputs, name)
+        ? Effect.succeed({ type, state: "ready", output: outputs[name] })
+        : Effect.fail(
+          new ProvisionerError({
+            message: `nobody said what to answer to a request: use FakeService.make({ outputs: { ${
+              JSON.stringify(name)
+            }: … } })`
+          })
+        ),
     ...options.provisioner
   })
   const platform = ServicePlatform.of({
-    env: options.env ?? {},
+    env: env ?? {},
     argv: options.argv ?? [],
     print: (line) => Effect.sync(() => void stdout.push(line)),
     complain: (line) => Effect.sync(() => void stderr.push(line)),
@@ -106,7 +118,8 @@ export const make = (options: Options = {}): FakeService => {
         TerminationLog.of({ write: (record) => Effect.sync(() => void terminations.push(record)) })
       ),
       Watchdog.layerNone,
-      ServiceEvents.layer
+      ServiceEvents.layer,
+      env === undefined ? Layer.empty : ConfigProvider.layer(ConfigProvider.fromEnv({ env }))
     ),
     send: (signal) => Effect.sync(() => signals.send(signal)),
     crash: (error) => Effect.sync(() => void signals.fail(error)),

@@ -1,4 +1,5 @@
 import { describe, expect, it } from "@effect/vitest"
+import * as Config from "effect/Config"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
@@ -16,8 +17,10 @@ import { Fatal } from "../../src/service/Fatal.ts"
 import { Health } from "../../src/service/Health.ts"
 import * as Part from "../../src/service/Part.ts"
 import { ServiceEvents } from "../../src/service/Phase.ts"
+import * as Postgres from "../../src/service/Postgres.ts"
 import { ProvisionerError } from "../../src/service/Provisioner.ts"
 import type * as Resource from "../../src/service/Resource.ts"
+import * as Secrets from "../../src/service/Secrets.ts"
 import * as Service from "../../src/service/Service.ts"
 import * as ServiceConfig from "../../src/service/ServiceConfig.ts"
 import { fromReason, ServiceErrorReason } from "../../src/service/ServiceError.ts"
@@ -67,6 +70,29 @@ const begin = Effect.fnUntraced(function*<R, Res extends Resource.Any>(
     Effect.forkChild({ startImmediately: true })
   )
   return { fake, fiber, seen, report: Fiber.join(fiber) }
+})
+
+describe("a service in a fake process", () => {
+  it.effect("has the secrets, the outputs and the variables that it was given, and names what it was not", () =>
+    Effect.gen(function*() {
+      const secrets = Secrets.make("secrets")
+      const database = Postgres.make("database")
+      const seen: Array<unknown> = []
+      const main = Effect.gen(function*() {
+        seen.push((yield* secrets.get).names, (yield* database.get).host, yield* Config.String("GREETING"))
+      })
+      const service = Service.make({ ...base, resources: [secrets, database], main })
+      const options = { secrets: { B: "b", A: "a" }, env: { GREETING: "hello", SERVICE_ENV: "local" } }
+      const { report } = yield* begin(service, {
+        ...options,
+        outputs: { database: "postgres://a@db.example.org/notes" }
+      })
+      expect((yield* report).code).toBe(0)
+      expect(seen).toEqual([["A", "B"], "db.example.org", "hello"])
+      const missing = yield* begin(service, options)
+      expect((yield* missing.report).code).toBe(131)
+      expect(missing.fake.stderr[0]).toContain("database: nobody said what to answer")
+    }))
 })
 
 describe("the ways to end", () => {
