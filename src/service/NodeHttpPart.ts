@@ -17,9 +17,11 @@ import * as Part from "./Part.ts"
 export interface Options<Deps extends ReadonlyArray<Part.Any>>
   extends Omit<Part.PartOptions<Deps>, "failure">, Omit<NodeHttpListener.Options, "name">
 {
+  /** As that of other parts, but 4 by default: what requests in flight take is most of a stop as a rule. */
+  readonly stopWeight?: number | undefined
   /** Where it listens. Default where the configuration of the service says. */
   readonly listen?: ListenAddress["Service"] | undefined
-  /** Log each request. Default false. */
+  /** Log each request. Default false: then only failures of routes are logged (5xx; at the level Debug, those of clients). */
   readonly logRequests?: boolean | undefined
 }
 
@@ -62,7 +64,7 @@ export const make = <A, E, R, const Deps extends ReadonlyArray<Part.Any> = reado
     listen,
     logRequests = false,
     startWithin,
-    stopWeight,
+    stopWeight = 4,
     stopWithin
   } = options
   const configured = NodeHttpListener.layer({ ...options, name, inFlightWithin })

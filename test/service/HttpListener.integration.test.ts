@@ -7,11 +7,14 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as HttpRouter from "effect/http/HttpRouter"
 import * as HttpServer from "effect/http/HttpServer"
+import type { HttpServerError } from "effect/http/HttpServerError"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
+import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
+import type { SocketError } from "effect/socket/Socket"
 import * as Stream from "effect/Stream"
 import * as NodeChild from "node:child_process"
 import * as NodeHttp from "node:http"
@@ -578,8 +581,10 @@ describe("before and after", () => {
 })
 
 describe("the part of a service", () => {
-  const run = Effect.fnUntraced(function*(routes: Effect.Success<typeof gated>["routes"]) {
-    const told = { fatal: [], warnings: [] }
+  type Failure = Schema.SchemaError | HttpServerError | SocketError
+  type Requests<E = Failure> = E extends Failure ? HttpRouter.Request<"Error", E> : never
+  const run = Effect.fnUntraced(function*(routes: Layer.Layer<never, never, HttpRouter.HttpRouter | Requests>) {
+    const told: Pick<Served, "fatal" | "warnings"> = { fatal: [], warnings: [] }
     const events: Array<ServiceEvent> = []
     const address = yield* Deferred.make<number>()
     const announce = Layer.effectDiscard(
@@ -624,6 +629,41 @@ describe("the part of a service", () => {
       yield* interrupted
       yield* Effect.promise(() => client.closed)
       expect(client.text).toMatch(/^HTTP\/1.1 503/)
+    }))
+
+  it.live("tells of routes that fail, and not of clients who ask for what there is not", () =>
+    Effect.gen(function*() {
+      const Body = Schema.Struct({ text: Schema.String })
+      const { port, stop, warnings } = yield* run(Layer.mergeAll(
+        HttpRouter.add("GET", "/bug", Effect.die(new Error("a bug"))),
+        HttpRouter.add("GET", "/busy", HttpServerResponse.empty({ status: 503 })),
+        HttpRouter.add("POST", "/", Effect.as(HttpServerRequest.schemaBodyJson(Body), HttpServerResponse.text("taken")))
+      ))
+      const client = new Client(port)
+      client.get("/nowhere")
+      client.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n{")
+      client.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
+      client.get("/busy")
+      client.get("/bug", "Connection: close\r\n")
+      yield* Effect.promise(() => client.closed)
+      expect(client.text.match(/^HTTP.1.1 \d+/gm)?.map((line) => line.slice(9))).toEqual(
+        ["404", "400", "400", "503", "500"]
+      )
+      expect(warnings.filter((line) => line.includes("failed"))).toEqual([
+        expect.stringContaining("GET /bug failed (500)")
+      ])
+      yield* stop(never)
+    }))
+
+  it.live("what requests take is most of a stop, however many parts stop after it", () =>
+    Effect.gen(function*() {
+      const sql = Part.make("sql", Layer.empty)
+      const tables = Part.make("tables", Layer.empty, { dependsOn: [sql] })
+      const worker = Part.make("worker", Layer.empty, { dependsOn: [tables] })
+      const { routes } = yield* gated
+      const { stopWeight } = NodeHttpPart.make("api", routes, { dependsOn: [worker] })
+      expect(stopWeight).toBeGreaterThan(sql.stopWeight + tables.stopWeight + worker.stopWeight)
+      expect(NodeHttpPart.make("api", routes, { stopWeight: 1 }).stopWeight).toBe(1)
     }))
 
   it.live("what it depends on is there for its routes, and nobody else has to provide it", () =>
