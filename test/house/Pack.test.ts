@@ -161,3 +161,92 @@ describe("the packed package", () => {
     expect(linked.stdout).toBe(stdout)
   })
 })
+
+// `engines` promise it, and all else here runs on a newer one.
+const oldest = `${readManifest(root).engines?.["node"]?.replace(/^>=/, "")}.0`
+const oldestNode = join(project, "oldest", "node_modules", `node-linux-${process.arch}`, "bin", "node")
+
+/** Why the oldest Node is not to be had here, if it is not. */
+const lacking = await (async () => {
+  mkdirSync(join(project, "oldest"))
+  writeFileSync(join(project, "oldest", "package.json"), JSON.stringify({ private: true }))
+  const wanted = `node-linux-${process.arch}@${oldest}`
+  try {
+    await promisify(execFile)(
+      "npm",
+      ["install", "--prefer-offline", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=0", wanted],
+      { cwd: join(project, "oldest"), timeout: 60_000 }
+    )
+    return undefined
+  } catch (error) {
+    const { message, stderr } = Object.assign({ message: "", stderr: "" }, error)
+    const [first] = stderr.split("\n").filter((line) => line.startsWith("npm error"))
+    return `npm cannot install ${wanted}: ${first ?? message}`
+  }
+})()
+if (lacking !== undefined) console.warn(`skipped: the packed package on the oldest Node, for ${lacking}`)
+
+describe.skipIf(lacking !== undefined)(`the packed package on Node ${oldest}`, () => {
+  const start = (...args: ReadonlyArray<string>) => run(project, oldestNode, ...args)
+
+  it("is on that Node", async () => {
+    expect((await start("--version")).stdout).toBe(`v${oldest}\n`)
+  })
+
+  it("imports every subpath", async () => {
+    const file = join(project, "imports.mjs")
+    writeFileSync(file, subpaths().map((subpath) => `await import("${name}/${subpath}")`).join("\n"))
+    expect(await start(file)).toEqual({ stdout: "", stderr: "" })
+  })
+
+  it("brings the command microvm", async () => {
+    const command = join(installed, "dist", "cli", "bin.js")
+    expect((await start(command, "--version")).stdout).toBe(`microvm v${readManifest(installed).version}\n`)
+    expect((await start(command, "run", "--help")).stdout).toContain("microvm run [flags]")
+    // It exits with 69 where no machine can run.
+    const diagnosis = await start(command, "doctor", "--json").then(
+      ({ stdout }) => stdout,
+      (error: unknown) => error instanceof Error && isRecord(error.cause) ? String(error.cause["stdout"]) : ""
+    )
+    expect(JSON.parse(diagnosis)).toHaveProperty("usable")
+  })
+
+  it("ends a process with its scope", async () => {
+    writeFileSync(
+      join(project, "process.ts"),
+      `import { ShutdownPolicy } from "${name}/lifecycle"
+import { NodeProcessSpawner, ProcessSpawner } from "${name}/process"
+import * as Effect from "effect/Effect"
+import * as ChildProcess from "effect/process/ChildProcess"
+import * as Stream from "effect/Stream"
+
+const program = Effect.gen(function*() {
+  const { spawn } = yield* ProcessSpawner.ProcessSpawner
+  const child = yield* Effect.scoped(Effect.gen(function*() {
+    const command = ChildProcess.make("sh", ["-c", "trap '' TERM; echo ready; sleep 60"])
+    const child = yield* spawn(command, { policy: ShutdownPolicy.signals({ grace: "50 millis" }) })
+    yield* Stream.runDrain(Stream.take(child.stdout, 1))
+    return child
+  }))
+  const status = yield* child.exit
+  console.log(status._tag, "signal" in status ? status.signal : "")
+})
+await Effect.runPromise(program.pipe(Effect.scoped, Effect.provide(NodeProcessSpawner.layer)))
+`
+    )
+    expect((await start("process.ts")).stdout).toBe("Signaled SIGKILL\n")
+  })
+
+  it("ends a service in order", async () => {
+    writeFileSync(
+      join(project, "service.ts"),
+      `import { Service, Task } from "${name}/service"
+import * as Effect from "effect/Effect"
+
+const task = Task.make("task", Effect.andThen(Effect.sync(() => process.kill(process.pid, "SIGTERM")), Effect.never))
+Service.main(Service.make({ name: "old", version: "1.0.0", parts: [task] }))
+`
+    )
+    await expect(start("service.ts")).rejects.toMatchObject({ cause: { code: 10 } })
+  })
+})

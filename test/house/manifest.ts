@@ -8,6 +8,7 @@ const Manifest = Schema.Struct({
   version: Schema.String,
   exports: Schema.optionalKey(Schema.Unknown),
   bin: Schema.optionalKey(Schema.Unknown),
+  engines: Schema.optionalKey(Words),
   scripts: Schema.optionalKey(Words),
   dependencies: Schema.optionalKey(Words),
   peerDependencies: Schema.optionalKey(Words),
