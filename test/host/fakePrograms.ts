@@ -25,9 +25,10 @@ export const runWith = (scripts: Readonly<Record<string, string>>, variables: Re
     return { directory, run, start }
   })
 
+/** One that has ended stays a zombie for good where process 1 reaps nobody, as in many a container. */
 export const isAlive = (pid: number): boolean => {
   try {
-    return process.kill(pid, 0)
+    return !/\) [ZX] [^)]*$/.test(NodeFs.readFileSync(`/proc/${pid}/stat`, "latin1"))
   } catch {
     return false
   }

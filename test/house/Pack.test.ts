@@ -180,7 +180,7 @@ const lacking = await (async () => {
     return undefined
   } catch (error) {
     const { message, stderr } = Object.assign({ message: "", stderr: "" }, error)
-    const [first] = stderr.split("\n").filter((line) => line.startsWith("npm error"))
+    const first = stderr.split("\n").find((line) => line.startsWith("npm error"))
     return `npm cannot install ${wanted}: ${first ?? message}`
   }
 })()
