@@ -11,7 +11,7 @@ import { isMainThread } from "node:worker_threads"
 import * as Signal from "../lifecycle/Signal.ts"
 import { cachedSuccess } from "./internal/cachedSuccess.ts"
 import * as CGroup from "./internal/NodeCGroup.ts"
-import { attempt, errnoName } from "./internal/NodeErrno.ts"
+import { attempt, errnoName, keepReserve } from "./internal/NodeErrno.ts"
 import * as Launch from "./internal/NodeLaunch.ts"
 import * as Locate from "./internal/NodeLocate.ts"
 import * as ProcTable from "./internal/NodeProcTable.ts"
@@ -64,6 +64,7 @@ export interface Options {
 }
 
 const make = Effect.fnUntraced(function*({ tried }: Options) {
+  keepReserve()
   const bootId = NodeFs.readFileSync("/proc/sys/kernel/random/boot_id", "latin1").trim()
   const startedAt = ProcTable.ticks()
   const options: Launch.Options = { setpriv: undefined, cores: findCores() }

@@ -9,6 +9,7 @@ import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import * as Socket from "effect/socket/Socket"
 import * as Stream from "effect/Stream"
+import { spawnSync } from "node:child_process"
 import {
   chmodSync,
   mkdirSync,
@@ -348,6 +349,19 @@ describe("a hundred children", () => {
         expect(Duration.toMillis(took)).toBeLessThan(3000)
       }).pipe(Effect.provide(layer)))
   }
+})
+
+it("without a descriptor left, what is alive is not taken for gone, and is ended", () => {
+  const { status, stderr, stdout } = spawnSync(
+    "sh",
+    ["-c", `ulimit -n 128; exec "$@"`, "sh", process.execPath, fixture("starved.ts"), ...scopes],
+    { encoding: "utf8", timeout: 20_000 }
+  )
+  expect({ status, stderr, told: parse(stdout) }).toEqual({
+    status: 0,
+    stderr: "",
+    told: scopes.map((killScope) => [killScope, "None", "Forced", false])
+  })
 })
 
 it.live("nothing is left behind in the file system", () =>

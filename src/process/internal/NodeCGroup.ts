@@ -4,7 +4,7 @@ import * as NodePath from "node:path"
 import * as Signal from "../../lifecycle/Signal.ts"
 import { fromReason, type ProcessError, ProcessErrorReason } from "../ProcessError.ts"
 import type { CGroup } from "../ProcessHost.ts"
-import { attempt, errnoName } from "./NodeErrno.ts"
+import { attempt, errnoName, withReserve } from "./NodeErrno.ts"
 
 /** First part of the name of every cgroup under which children are kept. */
 const prefix = "effect-microvm-"
@@ -84,13 +84,16 @@ const watch = (path: string) =>
       Effect.sync(() => {
         let hasChanged = false
         let wake = (): void => {}
-        const watcher = attempt(() =>
-          NodeFs.watch(`${path}/cgroup.events`, () => {
+        let watcher: NodeFs.FSWatcher | undefined
+        try {
+          watcher = NodeFs.watch(`${path}/cgroup.events`, () => {
             hasChanged = true
             wake()
           })
-        )
-        // The kernel ends the watch when the cgroup is removed; a host out of watches is looked at by the clock.
+        } catch {
+          // A host out of watches, or we of descriptors: it is looked at by the clock.
+        }
+        // The kernel ends the watch when the cgroup is removed.
         watcher?.on("error", () => {})
         const changed = Effect.callback<void>((resume) => {
           wake = () => {
@@ -114,7 +117,8 @@ const watch = (path: string) =>
 export const at = (path: string): CGroup => ({
   path,
   members: Effect.sync(() => members(path)),
-  populated: Effect.sync(() => read(`${path}/cgroup.events`)?.includes("populated 1") === true),
+  // What is there and cannot be read is not said to be empty.
+  populated: Effect.sync(() => read(`${path}/cgroup.events`)?.includes("populated 1") ?? NodeFs.existsSync(path)),
   watch: watch(path),
   signal: (signal, then) =>
     Effect.suspend(() => {
@@ -135,7 +139,7 @@ export const at = (path: string): CGroup => ({
       return reached.length === 0 && refusal !== undefined ? Effect.fail(refusal) : Effect.succeed(reached)
     }),
   kill: Effect.try({
-    try: () => NodeFs.writeFileSync(`${path}/cgroup.kill`, "1"),
+    try: () => withReserve(() => NodeFs.writeFileSync(`${path}/cgroup.kill`, "1")),
     catch: failed(path, "kill")
   }).pipe(
     Effect.catchIf(

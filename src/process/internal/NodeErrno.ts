@@ -1,3 +1,5 @@
+import * as NodeFs from "node:fs"
+
 /** The name of a system error (`"ENOENT"`), or what else an exception says of itself. */
 export const errnoName = (cause: unknown): string =>
   cause instanceof Error
@@ -13,10 +15,41 @@ export const withoutArguments = (cause: unknown): unknown => {
   return Object.assign(new Error(`spawn ${errnoName(cause)}`), { code, errno, syscall })
 }
 
-/** Runs `f`; `undefined` when the file or process it looks at is gone or closed to us. */
-export const attempt = <A>(f: () => A): A | undefined => {
+/** A descriptor that is open for nothing but to be closed when there is no other. */
+let reserve: number | undefined
+
+/** Keeps the reserve from now on, or again. */
+export const keepReserve = (): void => {
+  try {
+    reserve ??= NodeFs.openSync("/dev/null", "r")
+  } catch {
+    // There is none left by now.
+  }
+}
+
+/**
+ * Runs `f`, which opens one descriptor and closes it again; once more in place of the reserve when there is none left (EMFILE). What
+ * cannot be looked at would be taken for gone, and a process that nobody has ended for one that has.
+ */
+export const withReserve = <A>(f: () => A): A => {
   try {
     return f()
+  } catch (cause) {
+    if (errnoName(cause) !== "EMFILE" || reserve === undefined) throw cause
+    NodeFs.closeSync(reserve)
+    reserve = undefined
+    try {
+      return f()
+    } finally {
+      keepReserve()
+    }
+  }
+}
+
+/** Runs `f` like `withReserve`; `undefined` when the file or process it looks at is gone or closed to us. */
+export const attempt = <A>(f: () => A): A | undefined => {
+  try {
+    return withReserve(f)
   } catch {
     return undefined
   }
