@@ -4,6 +4,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import * as ChildProcess from "effect/process/ChildProcess"
 import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
@@ -12,6 +13,7 @@ import * as TestClock from "effect/testing/TestClock"
 import * as ExitStatus from "../../src/lifecycle/ExitStatus.ts"
 import type { ShutdownRequest } from "../../src/lifecycle/Shutdown.ts"
 import * as ShutdownPolicy from "../../src/lifecycle/ShutdownPolicy.ts"
+import type * as KillScope from "../../src/process/KillScope.ts"
 import * as Process from "../../src/process/Process.ts"
 import { fromReason, ProcessErrorReason } from "../../src/process/ProcessError.ts"
 import { layer as spawnerLayer, ProcessSpawner } from "../../src/process/ProcessSpawner.ts"
@@ -274,6 +276,20 @@ describe("kill scopes", () => {
       const outcome = yield* shutdownWithin(yield* spawn({ killScope: "cgroup", policy }), "1 minute")
       expect(outcome).toMatchObject({ _tag: "Forced" })
     }).pipe(withScript({}, { cgroups: true })))
+
+  it.effect("cgroup: two spawners on one host give no two children the same one, nor the same mark", () =>
+    Effect.gen(function*() {
+      // As they are when each part of a program provides its own.
+      const spawnBy = (killScope: KillScope.Choice) => Effect.provide(spawn({ killScope }), spawnerLayer)
+      const first = yield* spawnBy("cgroup")
+      const second = yield* spawnBy("cgroup")
+      const third = yield* spawnBy("process")
+      const fourth = yield* spawnBy("process")
+      yield* shutdownWithin(second, "1 minute")
+      expect(yield* first.poll).toEqual(Option.none())
+      expect(yield* shutdownWithin(third, "1 minute")).toMatchObject({ _tag: "Graceful" })
+      expect(yield* fourth.poll).toEqual(Option.none())
+    }).pipe(Effect.scoped, Effect.provide(ScriptedProcess.layerHost({ script: () => ({}), cgroups: true }))))
 
   it.effect("auto takes a cgroup where it can, and says why where it cannot", () =>
     Effect.gen(function*() {

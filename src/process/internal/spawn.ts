@@ -47,9 +47,11 @@ const through = (
       (error) => error._tag === "ProcessError" ? error : streamFailed(name)(error)
     )
 
+/** Of all spawners: several may have the same host and the same guard, and a cgroup or a mark is of one child alone. */
+let spawned = 0
+
 export const make = Effect.fnUntraced(function*(host: ProcessHost["Service"], guard: SupervisorGuard["Service"]) {
   const layerScope = yield* Effect.scope
-  let spawned = 0
 
   // One word to the guard covers every cgroup to come, so it is told before the first is tried.
   const watchRoot = yield* cachedSuccess(
