@@ -5,6 +5,7 @@
  */
 import * as Cause from "effect/Cause"
 import * as Data from "effect/Data"
+import * as Formatter from "effect/Formatter"
 import type { ServiceReason } from "../lifecycle/ExitCode.ts"
 
 /**
@@ -123,6 +124,9 @@ const guarded = <A>(get: () => A, otherwise: A): A => {
   }
 }
 
+/** More of a value helps nobody. */
+const mostOfValue = 512
+
 const causeOf = (error: unknown): unknown =>
   Cause.isCause(error)
     ? Cause.squash(error)
@@ -136,9 +140,12 @@ const messageOf = (error: unknown): string =>
     ? messageOf(Cause.squash(error))
     : guarded(() => {
       if (error instanceof Error) return error.message === "" ? error.name : error.message
-      return typeof error === "object" && error !== null && "message" in error && typeof error.message === "string"
-        ? error.message
-        : String(error)
+      if (typeof error === "object" && error !== null && "message" in error && typeof error.message === "string") {
+        return error.message
+      }
+      const text = String(error)
+      // A plain object: what Effect shows of it, in which what is redacted stays so.
+      return text === "[object Object]" ? Formatter.formatJson(error).slice(0, mostOfValue) : text
     }, "an error that cannot be shown")
 
 /** No chain of causes in a real program is longer. */

@@ -111,8 +111,12 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
   const healthScope = yield* Scope.make()
   /** What did not stop as it should, in the order in which that was found out. */
   const left: Array<StopLadder.Leftover> = []
+  /** Where finalizers that have a defect have it. */
+  const defects: Array<Cause.Cause<unknown>> = []
   const note = (outcome: StopLadder.Outcome): void => {
-    if (outcome._tag !== "Stopped") left.push(StopLadder.leftover(outcome))
+    if (outcome._tag === "Stopped") return
+    left.push(StopLadder.leftover(outcome))
+    if (outcome._tag === "Failed" && Cause.hasDies(outcome.cause)) defects.push(outcome.cause)
   }
   const asides = yield* Asides.make(note)
   const main = asides.make(mainPart)
@@ -417,7 +421,7 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
     // Who reads the log alone has to learn of it too.
     yield* message === undefined
       ? Effect.logInfo(said)
-      : Effect.annotateLogs(Effect.logError(`${said}\n${message}`), { code, phase: endedIn })
+      : Effect.annotateLogs(Effect.logError(`${said}\n${message}`, ...defects), { code, phase: endedIn })
     const report: ServiceReport = {
       name,
       version,

@@ -1,4 +1,6 @@
 import { describe, expect, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
+import * as Redacted from "effect/Redacted"
 import { explain } from "../../src/service/ServiceError.ts"
 
 describe("explain", () => {
@@ -19,6 +21,12 @@ describe("explain", () => {
     ]
   ])("shows what cannot be shown: %s", (_, value) => {
     expect(explain(value)).toBe("an error that cannot be shown")
+  })
+
+  it("shows an object without a message, but nothing that is redacted, and not all of what is long", () => {
+    const error = { _tag: "NoRoom", left: 3, key: Redacted.make("k3y") }
+    expect(explain(Cause.fail(error))).toBe("{\"_tag\":\"NoRoom\",\"left\":3,\"key\":\"<redacted>\"}")
+    expect(explain({ text: "x".repeat(10_000) }).length).toBeLessThan(1000)
   })
 
   it("does not follow a circle", () => {

@@ -1,4 +1,5 @@
 import { describe, expect, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
 import * as Config from "effect/Config"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
@@ -7,6 +8,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
@@ -365,11 +367,17 @@ describe("the stop", () => {
     Effect.gen(function*() {
       const log: Array<string> = []
       const bad = traced("bad", log, { stop: Effect.die(new Error("disk full")) })
-      const { fake, report } = yield* begin(Service.make({ ...base, parts: [bad, traced("a", log)] }))
+      const logged: Array<string> = []
+      const logger = Logger.make(({ cause }) => void logged.push(Cause.pretty(cause)))
+      const { fake, report } = yield* begin(Service.make({ ...base, parts: [bad, traced("a", log)] })).pipe(
+        Effect.provide(Logger.layer([logger]))
+      )
       yield* fake.send("SIGTERM")
       expect((yield* report).code).toBe(12)
       expect(fake.stderr.join()).toContain("disk full")
       expect(log).toContain("-a")
+      // Where it has its defect is for the log.
+      expect(logged.at(-1)).toContain("ServiceRun.test.ts")
     }))
 
   it.effect("a second signal means the next stage now: 128 + n when it cuts the stop short", () =>
