@@ -368,8 +368,9 @@ export const save: (
         new MicroVmError.Unsupported({
           operation: "saving a machine that goes on",
           backend: machine.backend,
-          remedy: "its connections to the guest would end, and with them the commands that run: save another machine " +
-            "by Machine.save, and end it"
+          remedy:
+            "its connections to the guest would end, and with them the commands that run: take QEMU for a machine " +
+            "that is to go on (microvm run --backend qemu), or save one by Machine.save and end it"
         })
       )
     }

@@ -299,8 +299,9 @@ describe("a snapshot of one's own", () => {
       // Golden machines end when they are saved, so there are some there, too.
       const one = yield* settle(launch({ id: "one" }))
       assert.strictEqual(one.start._tag, "Restored")
-      const { reason } = yield* Effect.flip(Effect.provideContext(WarmMachine.save(one, "mine"), context))
+      const { message, reason } = yield* Effect.flip(Effect.provideContext(WarmMachine.save(one, "mine"), context))
       assert.strictEqual(reason._tag, "Unsupported")
+      assert.include(message, "microvm run --backend qemu")
       assert.strictEqual(yield* one.machine.state, "running")
     }))
 
