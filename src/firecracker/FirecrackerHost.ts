@@ -143,8 +143,8 @@ export interface DirectoryOptions {
  * - `moment`: a new name that nothing else has.
  * - `remove`: removes files. One that is not there is no failure.
  * - `tail`: the whole lines of the last 64 KiB of a file; empty when it cannot be read.
- * - `trim`: gives back the room of a log that has more than 1 MiB on the disk. Who writes it goes on where it was, so that
- *   holes come before that, which are no part of its `tail`.
+ * - `trim`: gives back the room of a log that has more than 1 MiB on the disk, and tells whether it had. Who writes it goes on
+ *   where it was, so that holes come before that, which are no part of its `tail`.
  *
  * All that can fail but `observe` fail with `HostFailed`.
  *
@@ -180,7 +180,7 @@ export class FirecrackerHost extends Context.Service<FirecrackerHost, {
   readonly moment: Effect.Effect<string>
   readonly remove: (paths: ReadonlyArray<string>) => Effect.Effect<void, FirecrackerError>
   readonly tail: (path: string) => Effect.Effect<string>
-  readonly trim: (path: string) => Effect.Effect<void>
+  readonly trim: (path: string) => Effect.Effect<boolean>
 }>()("effect-microvm-runtime/firecracker/FirecrackerHost") {}
 
 /**

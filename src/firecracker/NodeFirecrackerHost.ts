@@ -207,8 +207,10 @@ const trim: FirecrackerHost["Service"]["trim"] = (path) =>
   Effect.tryPromise(async () => {
     await using handle = await openLog(path, NodeFs.constants.O_RDWR)
     // stat(2): a block has 512 bytes, whatever those of the file system have.
-    if ((await handle.stat()).blocks * 512 > keptBytes) await handle.truncate(0)
-  }).pipe(Effect.ignore)
+    if ((await handle.stat()).blocks * 512 <= keptBytes) return false
+    await handle.truncate(0)
+    return true
+  }).pipe(Effect.orElseSucceed(() => false))
 
 /**
  * A directory that no other user can prepare for us: of this user's session, else below its home. Not one of

@@ -366,7 +366,7 @@ export const firecracker = (
     moment: Effect.die("no moment is named"),
     remove: () => none("files"),
     tail: () => Effect.succeed(""),
-    trim: () => Effect.void
+    trim: () => Effect.succeed(false)
   }
   const parts = Layer.mergeAll(
     Layer.succeed(FirecrackerHost.FirecrackerHost, host),

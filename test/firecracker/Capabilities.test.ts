@@ -258,7 +258,7 @@ describe("Capabilities.warnings", () => {
     expect(of(16, 0, ["restore", "vsock"])).toContain("5958")
     expect(of(16, 0, ["jail"])).toMatch(/\(5959\)$/)
     expect(of(14, 0, ["hotplug"])).toContain("5793")
-    expect(of(9, 0, ["pages"])).toMatch(/^before 1\.12 .*page server.*$/)
+    expect(of(9, 0, ["pages"])).toMatch(/^before 1\.12 .*page server.*\n.*\(5799\)$/)
   })
 
   it("tells of releases that are not known", () => {

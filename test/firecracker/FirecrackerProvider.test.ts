@@ -57,6 +57,8 @@ interface Script {
   readonly observed?: Partial<FirecrackerHost.Observations>
   readonly inspect?: (path: string, writable: boolean) => Partial<FirecrackerHost.FileFacts>
   readonly log?: string
+  /** Has the log grown since it was last looked at? */
+  readonly grown?: () => boolean
   /** Why nobody can get hold of one that is kept. */
   readonly holdFault?: ProcessErrorReason
   /** Why memory files cannot be looked at or put together; "never" takes for ever. */
@@ -100,6 +102,7 @@ const unused = () => Effect.die("not expected")
 const host = (
   {
     answer,
+    grown,
     holdFault,
     inspect,
     log = "",
@@ -164,7 +167,7 @@ const host = (
     remove: (paths) => note(`removed ${paths.join(", ")}`),
     // A read of a real file takes some turns.
     tail: () => Effect.promise(async () => (await setImmediate(), log)),
-    trim: () => Effect.void
+    trim: (path) => grown === undefined ? Effect.succeed(false) : Effect.map(note(`${path} looked at`), grown)
   })
   const vsock = Layer.succeed(Vsock.Vsock, {
     socketAt: () =>
@@ -576,6 +579,27 @@ describe("a console that is longer than what is kept", () => {
           assert.match(stderrTail, /^\[truncated\]…y+$/)
         })
     ))
+})
+
+describe("a log", () => {
+  it.effect("that a guest fills is looked at each second, and seldom when it has stopped", () => {
+    let fills = false
+    return onHost({ grown: () => fills }, ({ files }) =>
+      Effect.gen(function*() {
+        yield* launch
+        const looksWithin = (time: Duration.Input) =>
+          Effect.gen(function*() {
+            const before = files.length
+            yield* TestClock.adjust(time)
+            return files.slice(before).filter((what) => what === "/d/firecracker.log looked at").length
+          })
+        assert.strictEqual(yield* looksWithin("60 seconds"), 7)
+        fills = true
+        assert.strictEqual(yield* looksWithin("20 seconds"), 11)
+        fills = false
+        assert.strictEqual(yield* looksWithin("61 seconds"), 7)
+      }))
+  })
 })
 
 describe("operations", () => {

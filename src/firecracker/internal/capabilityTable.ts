@@ -367,6 +367,10 @@ export const knownBad: ReadonlyArray<KnownBad> = [
   },
   {
     fixed: v(16),
+    what: "before 1.16 a guest can have Firecracker log as much and as fast as it likes (5799)"
+  },
+  {
+    fixed: v(16),
     uses: ["restore"],
     what: "before 1.16 the serial console may stand still after a snapshot was loaded (5764)"
   },

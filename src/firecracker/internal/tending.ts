@@ -2,7 +2,6 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as PubSub from "effect/PubSub"
-import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type * as Take from "effect/Take"
@@ -20,7 +19,11 @@ import type { Workplace } from "./workplace.ts"
 /** How many pieces of console output a watcher may be behind; a piece has 64 KiB at most, as a pipe has. */
 const consoleWindow = 64
 
-const trimming = Schedule.spaced("1 minute")
+/**
+ * How long its log is left alone, and how long when it had grown. Before 1.16 a guest can have Firecracker log as fast as it can
+ * write, tens of MiB a second, and the room for that is what all machines have together.
+ */
+const [seldom, often] = ["10 seconds", "1 second"] as const
 
 export interface Tended extends Pick<Vmm, "console" | "ended"> {
   readonly poll: Vmm["poll"]
@@ -79,7 +82,8 @@ export const tend = Effect.fnUntraced(function*(
       asked ??= "Terminate"
     })
   )
-  yield* Effect.forkIn(Effect.repeat(host.trim(log), trimming), ears)
+  const trimming = Effect.flatMap(host.trim(log), (hadGrown) => Effect.sleep(hadGrown ? often : seldom))
+  yield* Effect.forkIn(Effect.forever(trimming), ears)
 
   const console = yield* PubSub.sliding<Take.Take<Uint8Array>>(consoleWindow)
   yield* monitor.stdout.pipe(
