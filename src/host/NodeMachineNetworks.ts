@@ -12,7 +12,9 @@ import * as ProcessCapabilities from "../process/ProcessCapabilities.ts"
 import * as Addresses from "./Addresses.ts"
 import * as DnsRelay from "./DnsRelay.ts"
 import * as Firewall from "./Firewall.ts"
+import type { HostCommands } from "./HostCommands.ts"
 import * as HostError from "./HostError.ts"
+import type { KernelSettings } from "./KernelSettings.ts"
 import * as Links from "./Links.ts"
 import * as MachineNetworks from "./MachineNetworks.ts"
 import * as NodeDnsTransport from "./NodeDnsTransport.ts"
@@ -57,18 +59,18 @@ export const currentNamespace = (): string => NodeFs.readlinkSync("/proc/self/ns
 export interface Options extends Addresses.Options, MachineNetworks.Settings {}
 
 /**
- * `MachineNetworks.layer` with all its parts. All supervisors of a host are to have one `directory`, so that no two machines ever
- * have the same address; they share one table of rules too.
- *
- * Nothing is done to the host before a machine has a network. Then it takes CAP_NET_ADMIN, `ip` and `nft`.
+ * `layer` over other programs and settings of a host, such as scripted ones, or those of another network namespace.
  *
  * @category layers
  * @since 0.1.0
  */
-export const layer = (
+export const layerNoDeps = (
   options: Options
-): Layer.Layer<MachineNetworks.MachineNetworks, HostError.HostError, FileSystem.FileSystem> => {
-  const namespace = currentNamespace()
+): Layer.Layer<
+  MachineNetworks.MachineNetworks,
+  HostError.HostError,
+  FileSystem.FileSystem | HostCommands | KernelSettings
+> => {
   const firewall = Layer.unwrap(
     Effect.map(
       Addresses.Addresses,
@@ -86,9 +88,22 @@ export const layer = (
       })
     )
   ).pipe(
-    Layer.provide(MachineNetworks.layer({ namespace, ...options })),
+    Layer.provide(MachineNetworks.layer({ namespace: currentNamespace(), ...options })),
     Layer.provide([firewall, Links.layer, Routes.layer, relay]),
-    Layer.provide(Addresses.layer(options)),
-    Layer.provide(NodeHostCommands.layer)
+    Layer.provide(Addresses.layer(options))
   )
 }
+
+/**
+ * `MachineNetworks.layer` with all its parts. All supervisors of a host are to have one `directory`, so that no two machines ever
+ * have the same address; they share one table of rules too.
+ *
+ * Nothing is done to the host before a machine has a network. Then it takes CAP_NET_ADMIN, `ip` and `nft`.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer = (
+  options: Options
+): Layer.Layer<MachineNetworks.MachineNetworks, HostError.HostError, FileSystem.FileSystem> =>
+  Layer.provide(layerNoDeps(options), NodeHostCommands.layer)

@@ -15,6 +15,7 @@ import * as DiskClones from "../host/DiskClones.ts"
 import type { DiskFiles } from "../host/DiskFiles.ts"
 import * as Firewall from "../host/Firewall.ts"
 import type { HostCommands } from "../host/HostCommands.ts"
+import type { KernelSettings } from "../host/KernelSettings.ts"
 import * as Limits from "../host/Limits.ts"
 import * as Links from "../host/Links.ts"
 import * as MachineNetworks from "../host/MachineNetworks.ts"
@@ -22,13 +23,14 @@ import * as NodeDiskFiles from "../host/NodeDiskFiles.ts"
 import * as NodeHostCommands from "../host/NodeHostCommands.ts"
 import * as NodeMachineNetworks from "../host/NodeMachineNetworks.ts"
 import * as Users from "../host/Users.ts"
-import type { Entry } from "../journal/Journal.ts"
+import type { Entry, Journal } from "../journal/Journal.ts"
 import type { JournalError } from "../journal/JournalError.ts"
 import * as NodeJournal from "../journal/NodeJournal.ts"
 import * as Reclaimer from "../journal/Reclaimer.ts"
 import type * as Reconcile from "../journal/Reconcile.ts"
 import type { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
 import * as NodeProcessSpawner from "../process/NodeProcessSpawner.ts"
+import type { ProcessHolder } from "../process/ProcessHolder.ts"
 import { ProcessHost } from "../process/ProcessHost.ts"
 import * as NetworkNamespaces from "./internal/NodeNetworkNamespaces.ts"
 import * as Supervisor from "./Supervisor.ts"
@@ -46,7 +48,8 @@ export interface Options extends Pick<Supervisor.Options, "onReleased"> {
   readonly kinds?: ReadonlyArray<Reclaimer.Reclaimer> | undefined
 }
 
-type Needs = DiskFiles | FileSystem.FileSystem | HostCommands | Path.Path | ProcessHost
+/** What reclaims and serves anew what machines have of the host. */
+type Host = DiskFiles | FileSystem.FileSystem | HostCommands | KernelSettings | Path.Path | ProcessHost
 
 /** All kinds of this package, in the order in which their resources are acquired. */
 class StandardKinds extends Context.Service<StandardKinds, Reconcile.Kinds>()(
@@ -56,8 +59,8 @@ class StandardKinds extends Context.Service<StandardKinds, Reconcile.Kinds>()(
 const standard = Layer.effect(
   StandardKinds,
   Effect.gen(function*() {
-    const context = yield* Effect.context<Needs>()
-    const provided = <R extends Needs>(reclaimer: Reclaimer.Reclaimer<R>) => Supervisor.provided(reclaimer, context)
+    const context = yield* Effect.context<Host>()
+    const provided = <R extends Host>(reclaimer: Reclaimer.Reclaimer<R>) => Supervisor.provided(reclaimer, context)
     return [
       Reclaimer.gathering(provided(Reclaimer.make(Users.kind))),
       provided(Reclaimer.make(DiskClones.kind)),
@@ -72,25 +75,17 @@ const standard = Layer.effect(
   })
 )
 
-/**
- * Supervisors of several state directories share it, where they are built with one map of layers: programs of the host that are kept
- * open, looks at its processes, and the commands that remove the links and rules of all machines that are released at the same time.
- */
-const shared = standard.pipe(
-  Layer.provideMerge([NodeDiskFiles.layer, NodeHostCommands.layer, NodeProcessSpawner.layer])
-)
-
 const decodeAddresses = Schema.decodeUnknownOption(Addresses.Data)
 
 /** Serves the network of an adopted machine again, from the pool that its claim names. */
-const resume = (context: Context.Context<FileSystem.FileSystem>, onNetwork: Options["onNetwork"]) =>
+const resume = (context: Context.Context<Host>, onNetwork: Options["onNetwork"]) =>
   Effect.fnUntraced(function*(entry: Entry) {
     const { claims } = yield* entry.record
     const [pool] = claims.flatMap(({ data, kind }) =>
       kind === Addresses.kind.kind ? Option.toArray(decodeAddresses(data)) : []
     )
     if (pool === undefined) return
-    const networks = yield* Layer.build(NodeMachineNetworks.layer(pool)).pipe(Effect.provideContext(context))
+    const networks = yield* Layer.build(NodeMachineNetworks.layerNoDeps(pool)).pipe(Effect.provideContext(context))
     const control = yield* Context.get(networks, MachineNetworks.MachineNetworks).resume(entry)
     if (Option.isSome(control)) yield* onNetwork?.(entry.id, control.value) ?? Effect.void
   })
@@ -112,23 +107,37 @@ const elsewhere = (bootId: string) =>
   })
 
 /**
- * A supervisor over a state directory, which is its own until the layer closes: fails with `LeaseHeld` when another one has it.
- * What others have left there is seen to by `Supervisor.recover`.
+ * `layer` over other parts: a journal, and programs and processes of a host that are watched, or fail, in a test.
  *
  * @category layers
  * @since 0.1.0
  */
-export const layer = (
-  { directory, kinds = [], onNetwork, onReleased }: Options
-): Layer.Layer<Supervisor.Supervisor, JournalError, FileSystem.FileSystem | MicroVmProvider | Path.Path> =>
+export const layerNoDeps = (
+  { kinds = [], onNetwork, onReleased }: Omit<Options, "directory">
+): Layer.Layer<Supervisor.Supervisor, never, Host | Journal | MicroVmProvider | ProcessHolder> =>
   Layer.unwrap(Effect.gen(function*() {
-    const context = yield* Effect.context<FileSystem.FileSystem>()
+    const context = yield* Effect.context<Host>()
     return Supervisor.layerWith({
       kinds: [...yield* StandardKinds, ...kinds],
       resume: resume(context, onNetwork),
       obstacle: elsewhere((yield* ProcessHost).bootId),
       onReleased
     })
-  })).pipe(
-    Layer.provide([NodeJournal.layer({ directory }), shared])
-  )
+  })).pipe(Layer.provide(standard))
+
+const host = Layer.mergeAll(NodeDiskFiles.layer, NodeHostCommands.layer, NodeProcessSpawner.layer)
+
+/**
+ * A supervisor over a state directory, which is its own until the layer closes: fails with `LeaseHeld` when another one has it.
+ * What others have left there is seen to by `Supervisor.recover`.
+ *
+ * Those of several directories that are built with one map of layers share the programs of the host that are kept open, the looks at
+ * its processes, and the commands that remove the links and rules of machines that are released at the same time.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer = (
+  { directory, ...options }: Options
+): Layer.Layer<Supervisor.Supervisor, JournalError, FileSystem.FileSystem | MicroVmProvider | Path.Path> =>
+  Layer.provide(layerNoDeps(options), [NodeJournal.layer({ directory }), host])

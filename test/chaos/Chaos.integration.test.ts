@@ -94,14 +94,20 @@ const victim = async (order: Launch | Recover, dieAfter?: number): Promise<Answe
 }
 
 /** All that is done for a machine, from the first to the last of it. */
-const stepsOf = async (keep: boolean): Promise<ReadonlyArray<string>> =>
-  (await rescuer.do(launch(world.state(), { keep }))).steps
+const stepsOf = async (how: Partial<Launch>): Promise<ReadonlyArray<string>> =>
+  (await rescuer.do(launch(world.state(), how))).steps
+
+const kinds = [
+  { keep: true, apart: false, words: "kept" },
+  { keep: false, apart: false, words: "not kept" },
+  { keep: true, apart: true, words: "kept, in a network namespace of its own," }
+]
 
 beforeAll(async () => {
   if (reason !== undefined) return
   world = await World.make()
   rescuer = await world.supervisor()
-  await rescuer.do(launch(world.state()))
+  await rescuer.do(launch(world.state(), { apart: true }))
   before = world.traces()
 })
 
@@ -128,12 +134,12 @@ const fill = (path: string, pages: number): void => {
 const modes = ["adopt", "kill"] as const
 
 describe.skipIf(reason !== undefined)("a supervisor that is killed", () => {
-  for (const keep of [true, false]) {
-    it(`at each step of a machine that is ${keep ? "" : "not "}kept leaves nothing that is not found`, async () => {
-      const { length } = await stepsOf(keep)
+  for (const { apart, keep, words } of kinds) {
+    it(`at each step of a machine that is ${words} leaves nothing that is not found`, async () => {
+      const { length } = await stepsOf({ keep, apart })
       const failed = await each(some(upTo(length), 5), async (dieAt) => {
         const state = world.state()
-        const answer = await victim(launch(state, { keep, dieAt }))
+        const answer = await victim(launch(state, { keep, apart, dieAt }))
         const done = await clean(state, dieAt % 2 === 0 ? "adopt" : "kill")
         return [...(answer === undefined ? [] : [`it lived: ${answer._tag}`]), ...await faultsOf(done)]
       })
@@ -145,28 +151,31 @@ describe.skipIf(reason !== undefined)("a supervisor that is killed", () => {
     const random = makeRandom(seed)
     const cases = upTo(isWhole ? 40 : 3).map(() => ({
       keep: random() < 0.7,
+      apart: random() < 0.3,
       after: Math.floor(random() * 400),
       mode: modes[random() < 0.5 ? 0 : 1]
     }))
-    const failed = await each(cases, async ({ after, keep, mode }) => {
+    const failed = await each(cases, async ({ after, apart, keep, mode }) => {
       const state = world.state()
-      await victim(launch(state, { keep, last: "wait" }), after)
+      await victim(launch(state, { keep, apart, last: "wait" }), after)
       return faultsOf(await clean(state, mode))
     })
     assert.deepStrictEqual(failed, [], again)
   }, 300_000)
 
   it("at each step of a recovery leaves all to the next one", async () => {
-    const cases: Array<{ readonly mode: Recover["mode"]; readonly dieAt: number }> = []
+    const cases: Array<{ readonly mode: Recover["mode"]; readonly apart: boolean; readonly dieAt: number }> = []
     for (const mode of modes) {
+      // What a network namespace has more is removed by both.
+      const apart = mode === "kill"
       const state = world.state()
-      await rescuer.do(launch(state, { last: "leave" }))
+      await rescuer.do(launch(state, { apart, last: "leave" }))
       const { steps } = await rescuer.do(recover(state, { mode, use: mode === "adopt" }))
-      cases.push(...upTo(steps.length).map((dieAt) => ({ mode, dieAt })))
+      cases.push(...upTo(steps.length).map((dieAt) => ({ mode, apart, dieAt })))
     }
-    const failed = await each(some(cases, 4), async ({ dieAt, mode }) => {
+    const failed = await each(some(cases, 4), async ({ apart, dieAt, mode }) => {
       const state = world.state()
-      await rescuer.do(launch(state, { last: "leave" }))
+      await rescuer.do(launch(state, { apart, last: "leave" }))
       await victim(recover(state, { mode, use: mode === "adopt", dieAt }))
       return faultsOf(await clean(state, mode))
     })
@@ -239,14 +248,14 @@ describe.skipIf(reason !== undefined)("a host on which things fail", () => {
   const mishaps: ReadonlyArray<Mishap["how"]> = ["fails before", "fails after", "hangs before", "hangs after"]
 
   it("ip, nft and cp that fail or hang, each time that they are run, leave nothing", async () => {
-    const cases: Array<{ readonly keep: boolean; readonly mishap: Mishap }> = []
-    for (const keep of [true, false]) {
-      const { commands } = await rescuer.do(launch(world.state(), { keep }))
-      cases.push(...upTo(commands).flatMap((at) => mishaps.map((how) => ({ keep, mishap: { at, how } }))))
+    const cases: Array<{ readonly keep: boolean; readonly apart: boolean; readonly mishap: Mishap }> = []
+    for (const { apart, keep } of kinds) {
+      const { commands } = await rescuer.do(launch(world.state(), { keep, apart }))
+      cases.push(...upTo(commands).flatMap((at) => mishaps.map((how) => ({ keep, apart, mishap: { at, how } }))))
     }
-    const failed = await each(some(cases, 12), async ({ keep, mishap }) => {
+    const failed = await each(some(cases, 12), async ({ apart, keep, mishap }) => {
       const state = world.state()
-      const answer = await rescuer.obey(launch(state, { keep, mishap }))
+      const answer = await rescuer.obey(launch(state, { keep, apart, mishap }))
       const wrong = answer?._tag === "Failed" && !/^(HostError|JournalError|MicroVmError)\./.test(answer.tag)
         ? [`it fails with ${answer.tag}: ${answer.why}`]
         : []
@@ -261,12 +270,12 @@ describe.skipIf(reason !== undefined)("a host on which things fail", () => {
 
   it("that fail while a supervisor recovers leave it to the next one", async () => {
     const rehearsal = world.state()
-    await rescuer.do(launch(rehearsal, { last: "leave" }))
+    await rescuer.do(launch(rehearsal, { apart: true, last: "leave" }))
     const { commands } = await rescuer.do(recover(rehearsal))
     const cases = upTo(commands).flatMap((at) => mishaps.map((how): Mishap => ({ at, how })))
     const failed = await each(some(cases, 3), async (mishap) => {
       const state = world.state()
-      await rescuer.do(launch(state, { last: "leave" }))
+      await rescuer.do(launch(state, { apart: true, last: "leave" }))
       await rescuer.obey(recover(state, { mishap }))
       return faultsOf(await clean(state, "kill"))
     })

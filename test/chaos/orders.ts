@@ -34,6 +34,8 @@ const Launch = Schema.Struct({
   do: Schema.Literal("launch"),
   ids: Schema.Array(Schema.String),
   keep: Schema.Boolean,
+  /** Is each in a network namespace of its own? Default false. */
+  apart: Schema.optionalKey(Schema.Boolean),
   /** What is done to them once they are up; for machines with a guest. */
   harm: Schema.optionalKey(Harm),
   /** After how many answers that do not come a watchdog ends one. Default 3. */

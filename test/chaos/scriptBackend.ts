@@ -45,12 +45,24 @@ export const converse = (socket: Socket.Socket, [first = "", ...more]: ReadonlyA
 
 const policy = ShutdownPolicy.signals({ grace: "1 second" })
 
-const commandOf = ({ id }: MachineSpec) =>
-  ChildProcess.make("/bin/sh", ["-c", script, "sh", id], {
+/** Where its network is, and as whom it is to run, as a monitor is started. */
+const commandOf = ({ id }: MachineSpec, { netns, user }: LaunchOptions) => {
+  const words: ReadonlyArray<string> = [
+    ...(netns === undefined ? [] : ["nsenter", `--net=${netns}`, "--"]),
+    ...(user === undefined ? [] : ["setpriv", `--reuid=${user}`, `--regid=${user}`, "--clear-groups", "--"]),
+    "/bin/sh",
+    "-c",
+    script,
+    "sh",
+    id
+  ]
+  const [program = "", ...args] = words
+  return ChildProcess.make(program, args, {
     stdin: "ignore",
     extendEnv: true,
     additionalFds: { fd3: { type: "duplex" } }
   })
+}
 
 const handle = Effect.fnUntraced(function*({ id }: MachineSpec, child: Omit<Process, "stdin">) {
   const over = yield* Deferred.make<MachineEnd>()
@@ -118,8 +130,8 @@ export const layer: Layer.Layer<MicroVmProvider, never, ProcessHolder | ProcessS
       },
       plan: () => Result.succeed({ backend: "script", description: [], argv: [] }),
       platform: () => Result.succeed({ backend: "script" }),
-      launch: (spec, { cgroup, keep } = {}) =>
-        start(commandOf(spec), { cgroup, keep }).pipe(
+      launch: (spec, options = {}) =>
+        start(commandOf(spec, options), options).pipe(
           Effect.mapError((cause) =>
             MicroVmError.make(
               new MicroVmError.LaunchFailed({ id: spec.id, stage: "sh", stderrTail: "", consoleTail: "", cause })

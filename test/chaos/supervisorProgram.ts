@@ -6,7 +6,6 @@
 import * as Arr from "effect/Array"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
-import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -19,31 +18,27 @@ import { readdirSync, writeSync } from "node:fs"
 import { flushCompileCache } from "node:module"
 import { createInterface } from "node:readline"
 import * as GuestAgent from "../../src/guest/GuestAgent.ts"
-import * as Addresses from "../../src/host/Addresses.ts"
 import * as DiskClones from "../../src/host/DiskClones.ts"
 import type { DiskFiles } from "../../src/host/DiskFiles.ts"
-import * as DnsRelay from "../../src/host/DnsRelay.ts"
 import * as EgressRule from "../../src/host/EgressRule.ts"
-import * as Firewall from "../../src/host/Firewall.ts"
 import type { HostCommands } from "../../src/host/HostCommands.ts"
 import type { HostError } from "../../src/host/HostError.ts"
 import type { KernelSettings } from "../../src/host/KernelSettings.ts"
-import * as Limits from "../../src/host/Limits.ts"
-import * as Links from "../../src/host/Links.ts"
+import { Topology } from "../../src/host/LinkSpec.ts"
 import * as MachineNetworks from "../../src/host/MachineNetworks.ts"
 import * as NodeDiskFiles from "../../src/host/NodeDiskFiles.ts"
-import * as NodeDnsTransport from "../../src/host/NodeDnsTransport.ts"
-import * as Routes from "../../src/host/Routes.ts"
+import * as NodeMachineNetworks from "../../src/host/NodeMachineNetworks.ts"
 import * as Templates from "../../src/host/Templates.ts"
+import * as Users from "../../src/host/Users.ts"
 import * as Journal from "../../src/journal/Journal.ts"
 import type { JournalError } from "../../src/journal/JournalError.ts"
 import * as NodeLease from "../../src/journal/NodeLease.ts"
-import * as Reclaimer from "../../src/journal/Reclaimer.ts"
 import { format, type Released } from "../../src/journal/Reconcile.ts"
 import * as Machine from "../../src/microvm/Machine.ts"
 import * as MachineEnd from "../../src/microvm/MachineEnd.ts"
 import * as MachineSpec from "../../src/microvm/MachineSpec.ts"
 import type * as NodeProcessSpawner from "../../src/process/NodeProcessSpawner.ts"
+import * as NodeSupervisor from "../../src/supervisor/NodeSupervisor.ts"
 import * as Resources from "../../src/supervisor/Resources.ts"
 import * as Supervisor from "../../src/supervisor/Supervisor.ts"
 import * as Watchdog from "../../src/supervisor/Watchdog.ts"
@@ -79,35 +74,16 @@ type Host =
 
 const allow = ["10.0.0.0/8:443/tcp", "example.com:443/tcp"]
 
-/** All machines share a pool of addresses, whatever their state directory. */
-const networks = Layer.unwrap(
-  Addresses.Addresses.use(({ pool }) =>
-    Effect.succeed(
-      MachineNetworks.layer().pipe(
-        Layer.provide([
-          Firewall.layer({ prefix: `mv${pool.id}-`, pool: [pool.ipv4, pool.ipv6] }),
-          Links.layer,
-          Routes.layer,
-          DnsRelay.layer().pipe(Layer.provide([NodeDnsTransport.layer, SecureRandom.layerWebCrypto]))
-        ])
-      )
-    )
-  )
-).pipe(
-  Layer.provide(
-    Addresses.layer({ directory: `${directory}/addresses`, ipv4: "172.29.0.0/16", ipv6: "fdcc::/64" })
-  )
-)
+/** All machines share a pool of addresses and one of users, whatever their state directory. */
+const networks = NodeMachineNetworks.layerNoDeps({
+  directory: `${directory}/addresses`,
+  ipv4: "172.29.0.0/16",
+  ipv6: "fdcc::/64"
+})
+
+const users = Users.layer({ directory: `${directory}/users`, first: 1_900_000_000, count: 4_096 })
 
 const clones = DiskClones.layerAt(`${directory}/disks`).pipe(Layer.provide(Templates.layerAt(`${directory}/templates`)))
-
-const kinds = (context: Context.Context<Host>): ReadonlyArray<Reclaimer.Reclaimer> => [
-  Supervisor.provided(Reclaimer.make(Addresses.kind), context),
-  Supervisor.provided(Reclaimer.make(Firewall.rules), context),
-  Supervisor.provided(Reclaimer.make(Links.kind), context),
-  Supervisor.provided(Reclaimer.make(DiskClones.kind), context),
-  Supervisor.provided(Reclaimer.make(Limits.kind), context)
-]
 
 const left = (released: Released | undefined): ReadonlyArray<string> =>
   released === undefined || released.left === 0 && released.trouble === undefined ? [] : [format([released])]
@@ -135,10 +111,7 @@ const supervise = Effect.fnUntraced(function*({ backend, state }: Order, told: T
   const { base, layer } = yield* load(backend, directory)
   const provider = yield* Layer.build(layer)
   const services = yield* Layer.build(
-    Supervisor.layerWith({
-      kinds: kinds(context),
-      resume: (entry) =>
-        Effect.asVoid(Effect.flatMap(networking, (one) => one.resume(entry))).pipe(Effect.provideContext(context)),
+    NodeSupervisor.layerNoDeps({
       onReleased: (released) => Effect.sync(() => void told.left.push(...left(released)))
     }).pipe(
       Layer.provideMerge(Journal.layer({ directory: state }).pipe(Layer.provide(NodeLease.layer))),
@@ -157,17 +130,23 @@ type Supervision = Effect.Success<ReturnType<typeof supervise>>
 
 type Needed = Supervisor.Resource<
   HostError | JournalError,
-  DiskClones.DiskClones | Host | MachineNetworks.MachineNetworks
+  DiskClones.DiskClones | Host | MachineNetworks.MachineNetworks | Users.Users
 >
 
 const launchOne = Effect.fnUntraced(function*(
   { base, networking, services }: Supervision,
-  { id, keep, resources }: { readonly id: string; readonly keep: boolean; readonly resources: boolean }
+  { apart, id, keep, resources }: {
+    readonly id: string
+    readonly keep: boolean
+    readonly apart: boolean
+    readonly resources: boolean
+  }
 ) {
   const { launch } = Context.get(services, Supervisor.Supervisor)
   const rules = yield* Effect.fromResult(EgressRule.parseAll(allow))
   const all: ReadonlyArray<Needed> = [
-    Resources.network({ allow: rules }),
+    Resources.user(),
+    Resources.network({ allow: rules, topology: apart ? Topology.Namespace() : Topology.Routed() }),
     Resources.disk({ name: "root", stack: "small" }),
     Resources.limits({ memoryMib: 1024, pids: 256 })
   ]
@@ -183,7 +162,7 @@ const launchOne = Effect.fnUntraced(function*(
     }, Effect.provideContext(services))
   }).pipe(
     Effect.provideServiceEffect(MachineNetworks.MachineNetworks, networking),
-    Effect.provide(clones, { local: true })
+    Effect.provide([clones, users], { local: true })
   )
 })
 
@@ -250,7 +229,7 @@ const launch = Effect.fnUntraced(function*(order: Launch, told: Told) {
   yield* Effect.gen(function*() {
     const all = yield* Effect.forEach(
       order.ids,
-      (id) => launchOne(supervision, { id, keep: order.keep, resources: true }),
+      (id) => launchOne(supervision, { apart: order.apart ?? false, id, keep: order.keep, resources: true }),
       { concurrency: 8 }
     )
     const { harm: how } = order
@@ -305,7 +284,7 @@ const repeat = Effect.fnUntraced(function*(order: Rounds, told: Told) {
     }
     if (round === rounds) break
     yield* Effect.scoped(Effect.gen(function*() {
-      const { machine, supervised } = yield* launchOne(supervision, { id, keep: false, resources })
+      const { machine, supervised } = yield* launchOne(supervision, { id, keep: false, apart: false, resources })
       yield* machine.shutdown({ request: { atLeast: "SIGKILL" } })
       yield* supervised.released
     }))

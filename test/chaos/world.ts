@@ -1,4 +1,7 @@
-/** A host of its own for supervisors that die: a network namespace, cgroups, directories; and all that is left in them. */
+/**
+ * A host of its own for supervisors that die: a network namespace, a place for the files of others, cgroups, directories; and all that
+ * is left in them.
+ */
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import * as Effect from "effect/Effect"
 import { type ChildProcess, execFileSync, spawn } from "node:child_process"
@@ -176,6 +179,8 @@ export class World {
   readonly directory: string
   readonly templates: string
   readonly #cgroups: ReadonlyArray<string>
+  /** In whose mount namespace `/run/netns` has nothing but what is made there. */
+  #mounter: ChildProcess | undefined
   readonly #ready: Array<Supervisor> = []
   readonly #all = new Set<Supervisor>()
   #states = 0
@@ -210,6 +215,7 @@ export class World {
         "echo 1 > /proc/sys/net/ipv4/ip_forward; ip link set lo up; ip link add up0 type veth peer name far0; " +
           "ip link set up0 addrgenmode none; ip link set far0 addrgenmode none; ip addr add 10.99.0.1/24 dev up0; ip link set up0 up; ip link set far0 up; ip route add default via 10.99.0.2"
       )
+      await world.#hideNetns()
       mkdirSync(join(world.templates, "small"), { recursive: true })
       const image = join(world.templates, "small", "rootfs.ext4")
       execFileSync("mkfs.ext4", ["-q", "-F", image, "2M"], { stdio: "ignore" })
@@ -230,11 +236,29 @@ export class World {
     })
   }
 
+  async #hideNetns(): Promise<void> {
+    // What is mounted here later is to be seen there.
+    execFileSync("mount", ["--bind", "--make-shared", this.directory, this.directory])
+    const hide = "mount -t tmpfs chaos /run/netns && echo ready && exec sleep infinity"
+    const child = spawn("unshare", ["--mount", "--propagation", "slave", "sh", "-c", hide], {
+      stdio: ["ignore", "pipe", "inherit"]
+    })
+    this.#mounter = child
+    const said = child.stdout === null ? undefined : await once(child.stdout, "data")
+    if (String(said) !== "ready\n") throw new Error(`the mount namespace said ${String(said)}`)
+  }
+
+  /** The network namespaces of machines. */
+  netns(): ReadonlyArray<string> {
+    return list(`/proc/${this.#mounter?.pid}/root/run/netns`)
+  }
+
   #spawn(): Supervisor {
     const command = [
       ...Limits.prefix(this.#cgroups),
       "nsenter",
       `--net=/run/netns/${this.name}`,
+      `--mount=/proc/${this.#mounter?.pid}/ns/mnt`,
       "--",
       process.execPath,
       "--expose-gc",
@@ -320,7 +344,9 @@ export class World {
   }
 
   mounts(): ReadonlyArray<string> {
-    return readText("/proc/self/mountinfo").split("\n").filter((line) => line.includes(this.directory))
+    return readText("/proc/self/mountinfo").split("\n").filter((line) =>
+      line.includes(this.directory) && line.split(" ")[4] !== this.directory
+    )
   }
 
   /** All but processes. */
@@ -329,13 +355,15 @@ export class World {
       ...this.network(),
       ...this.cgroups(),
       ...this.mounts(),
+      ...this.netns().map((name) => `network namespace ${name}`),
       ...tree(this.directory).filter((path) => !this.#isOfNobody(path))
     ]
   }
 
   /** What a journal has of its own, when no machine is in it, and where the next address is looked for first. */
   #isOfNobody(path: string): boolean {
-    return path.startsWith(join(this.directory, "addresses/next -> ")) || path === join(this.directory, "mounts/") ||
+    return ["addresses", "users"].some((pool) => path.startsWith(join(this.directory, pool, "next -> "))) ||
+      path === join(this.directory, "mounts/") ||
       /\/states\/(\d+\/($|(machines|quarantine|tmp|held)\/$|lease(\.json)? \()|$)/.test(path)
   }
 
@@ -361,7 +389,10 @@ export class World {
   /** From now on nothing can be written at this path, except to files that are open already. */
   protect(path: string): void {
     execFileSync("mount", ["--bind", path, path])
-    execFileSync("mount", ["-o", "remount,ro,bind", path])
+    // Unlike a mount, its flags are known to one mount namespace only.
+    const args = ["-o", "remount,ro,bind", path]
+    execFileSync("mount", args)
+    execFileSync("nsenter", [`--mount=/proc/${this.#mounter?.pid}/ns/mnt`, "--", "mount", ...args])
   }
 
   unmount(path: string): void {
@@ -421,11 +452,14 @@ export class World {
         // Its supervisor was quicker.
       }
     }
+    for (const name of this.netns()) {
+      execFileSync("nsenter", [`--mount=/proc/${this.#mounter?.pid}/ns/mnt`, "--", "ip", "netns", "del", name])
+    }
     if (!before.some((line) => line.startsWith("table "))) this.inside("nft", "flush ruleset")
     for (const path of this.mounts().map((line) => line.split(" ")[4] ?? "").toReversed()) {
       execFileSync("umount", [path])
     }
-    for (const name of ["disks", "states", "mounts", "addresses/slots"]) {
+    for (const name of ["disks", "states", "mounts", "addresses/slots", "users/slots"]) {
       const path = join(this.directory, name)
       for (const one of list(path)) if (one !== ".tmp") rmSync(join(path, one), { recursive: true, force: true })
     }
@@ -460,6 +494,8 @@ export class World {
     }
     await eventually(() => this.processes(), (found) => found.length === 0, 5_000)
     await this.#removeCgroups([...this.cgroups().toReversed(), ...this.#cgroups])
+    this.#mounter?.kill("SIGKILL")
+    if (this.#mounter !== undefined) execFileSync("umount", ["--lazy", this.directory])
     if (existsSync(`/run/netns/${this.name}`)) execFileSync("ip", ["netns", "del", this.name])
     rmSync(this.directory, { recursive: true, force: true })
   }
