@@ -25,6 +25,7 @@ import * as Cidr from "./Cidr.ts"
 import type { HostCommands } from "./HostCommands.ts"
 import * as HostError from "./HostError.ts"
 import * as Plan from "./internal/addressPlan.ts"
+import { failed } from "./internal/diskFailure.ts"
 import * as IpJson from "./internal/ipJson.ts"
 import * as Slots from "./internal/slots.ts"
 
@@ -101,7 +102,7 @@ export class Addresses extends Context.Service<Addresses, {
   }
   /** To be claimed before `allocate`. It stands for all that is allocated to the owner, once or more often. */
   readonly claim: Claim
-  /** Takes a place. Fails with `Exhausted`, `InvalidArgument` and `IoFailed`. */
+  /** Takes a place. Fails with `Exhausted`, `InvalidArgument`, `NoSpace` and `IoFailed`. */
   readonly allocate: (owner: Owner) => Effect.Effect<Allocation, HostError.HostError>
   /** All that is taken, by whom. */
   readonly allocations: Effect.Effect<
@@ -224,12 +225,12 @@ const open = Effect.fnUntraced(function*(options: Options) {
   const { directory } = options
   const slots = Slots.slotsOf(directory)
   const found = yield* find(options)
-  yield* Effect.mapError(OwnedFiles.ensureDirectory(slots), Slots.failed("make directory", slots))
+  yield* Effect.mapError(OwnedFiles.ensureDirectory(slots), failed("make directory", slots))
   if (found.isKept) return found.pool
   const path = `${directory}/pool`
   // Another process may have been faster, and then its pool is ours.
-  yield* Effect.mapError(Slots.linkOnce(Plan.write(found.pool), path), Slots.failed("symlink", path))
-  yield* Effect.mapError(OwnedFiles.sync(directory), Slots.failed("sync", directory))
+  yield* Effect.mapError(Slots.linkOnce(Plan.write(found.pool), path), failed("symlink", path))
+  yield* Effect.mapError(OwnedFiles.sync(directory), failed("sync", directory))
   return (yield* find(options)).pool
 })
 
@@ -266,7 +267,7 @@ const make = Effect.fnUntraced(function*(options: Options) {
     claim: { kind: "addresses", data: { directory } },
     allocate,
     allocations: Slots.scan(directory).pipe(
-      Effect.mapError(Slots.failed("read directory", Slots.slotsOf(directory))),
+      Effect.mapError(failed("read directory", Slots.slotsOf(directory))),
       Effect.map((found) =>
         found.map(({ name, owner }) => ({ owner, allocation: Plan.allocation(pool, Number(name)) }))
           .toSorted((one, other) => one.allocation.index - other.allocation.index)

@@ -14,6 +14,7 @@ import type { Claim } from "../journal/MachineRecord.ts"
 import type { ResourceKind } from "../journal/ResourceKind.ts"
 import * as OwnedFiles from "../process/OwnedFiles.ts"
 import * as HostError from "./HostError.ts"
+import { failed } from "./internal/diskFailure.ts"
 import * as Slots from "./internal/slots.ts"
 
 /**
@@ -25,7 +26,7 @@ import * as Slots from "./internal/slots.ts"
 export class Users extends Context.Service<Users, {
   /** To be claimed before `take`. It stands for all that the owner has taken. */
   readonly claim: Claim
-  /** Takes a user; its group has the same number. Fails with `Exhausted`, `InvalidArgument` and `IoFailed`. */
+  /** Takes a user; its group has the same number. Fails with `Exhausted`, `InvalidArgument`, `NoSpace` and `IoFailed`. */
   readonly take: (owner: Slots.Owner) => Effect.Effect<number, HostError.HostError>
 }>()("effect-microvm-runtime/host/Users") {}
 
@@ -89,7 +90,7 @@ export const layer = (
       if (faults.length > 0) return yield* HostError.fail(new HostError.InvalidArgument({ faults }))
       const fs = yield* FileSystem.FileSystem
       const slots = Slots.slotsOf(directory)
-      yield* Effect.mapError(OwnedFiles.ensureDirectory(slots), Slots.failed("make directory", slots))
+      yield* Effect.mapError(OwnedFiles.ensureDirectory(slots), failed("make directory", slots))
       const exhausted = new HostError.Exhausted({
         what: `users from ${first} on in ${directory}`,
         size: count,

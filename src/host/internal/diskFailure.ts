@@ -12,19 +12,20 @@ export const isNotThere = (error: { readonly _tag: string }): boolean =>
     (hasProperty(error.reason, "cause") && hasProperty(error.reason.cause, "code") &&
       error.reason.cause.code === "ENOTDIR"))
 
+/** Trouble of the file system with `path`. */
+export const failed = (operation: string, path: string) => (error: PlatformError.PlatformError): HostError.HostError =>
+  HostError.make(
+    OwnedFiles.isNoSpace(error)
+      ? new HostError.NoSpace({ path, cause: error })
+      : new HostError.IoFailed({ operation, path, cause: error.reason.cause ?? error })
+  )
+
 /** All other trouble of the file system is that of `path`. */
 export const trying = (operation: string, path: string) =>
 <A, R>(
   effect: Effect.Effect<A, HostError.HostError | PlatformError.PlatformError, R>
 ): Effect.Effect<A, HostError.HostError, R> =>
-  Effect.mapError(effect, (error) => {
-    if (error._tag === "HostError") return error
-    return HostError.make(
-      OwnedFiles.isNoSpace(error)
-        ? new HostError.NoSpace({ path, cause: error })
-        : new HostError.IoFailed({ operation, path, cause: error.reason.cause ?? error })
-    )
-  })
+  Effect.mapError(effect, (error) => error._tag === "HostError" ? error : failed(operation, path)(error))
 
 /** For a program that writes to `path`: it tells of a full disk in the words of strerror(3). */
 export const orNoSpace = (path: string) => (error: HostError.HostError): HostError.HostError =>

@@ -12,15 +12,13 @@ import * as Schema from "effect/Schema"
 import { MachineId } from "../../journal/MachineRecord.ts"
 import { type Owner as ClaimOwner, Verdict } from "../../journal/ResourceKind.ts"
 import * as HostError from "../HostError.ts"
+import { failed } from "./diskFailure.ts"
 
 /** Whom a number is for. */
 export interface Owner {
   readonly id: string
   readonly token: string
 }
-
-export const failed = (operation: string, path: string) => (cause: PlatformError.PlatformError) =>
-  HostError.make(new HostError.IoFailed({ operation, path, cause }))
 
 const absent = (error: PlatformError.PlatformError): boolean => error.reason._tag === "NotFound"
 
