@@ -17,10 +17,10 @@ import * as NodePath from "node:path"
 import { fileURLToPath } from "node:url"
 import * as ExitStatus from "../lifecycle/ExitStatus.ts"
 import { cachedSuccess } from "./internal/cachedSuccess.ts"
-import { directoriesOf } from "./internal/commandLine.ts"
 import * as CommandPlan from "./internal/commandPlan.ts"
 import * as Protocol from "./internal/holderProtocol.ts"
 import * as HolderSchema from "./internal/holderSchema.ts"
+import * as CGroup from "./internal/NodeCGroup.ts"
 import { attempt, errnoName, withoutArguments } from "./internal/NodeErrno.ts"
 import * as Held from "./internal/NodeHeld.ts"
 import * as Client from "./internal/NodeHolderClient.ts"
@@ -170,11 +170,7 @@ const make = Effect.gen(function*() {
     }
     const wrong = NodePath.isAbsolute(directory) ? Client.faultOf(directory) : { why: "it is not absolute" }
     if (wrong !== undefined) fault("directory", `${JSON.stringify(directory)}: ${wrong.why}`)
-    for (const one of cgroup === undefined ? [] : directoriesOf(cgroup)) {
-      if (!NodePath.isAbsolute(one) || attempt(() => NodeFs.statSync(`${one}/cgroup.procs`)) === undefined) {
-        fault("cgroup", `${JSON.stringify(one)} is no cgroup: make it first`)
-      }
-    }
+    if (cgroup !== undefined) CGroup.faultsOf(cgroup).forEach((why) => fault("cgroup", why))
     const planned = yield* Effect.result(CommandPlan.make(host, command))
     if (planned._tag === "Failure") faults.push(planned.failure.reason, ...planned.failure.others ?? [])
     else {

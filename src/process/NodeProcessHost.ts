@@ -17,7 +17,7 @@ import * as Locate from "./internal/NodeLocate.ts"
 import * as ProcTable from "./internal/NodeProcTable.ts"
 import * as Tried from "./internal/NodeTried.ts"
 import { turn } from "./internal/NodeTurns.ts"
-import { fromReason, ProcessErrorReason } from "./ProcessError.ts"
+import { fromReason, ProcessError, ProcessErrorReason } from "./ProcessError.ts"
 import { type LaunchPlan, ProcessHost } from "./ProcessHost.ts"
 
 /** A program that says by its exit code whether a way to start programs works here. */
@@ -150,10 +150,15 @@ const make = Effect.fnUntraced(function*({ tried }: Options) {
     turn,
     locate: (request) => Effect.sync(() => Locate.locate(request)),
     launch: (plan) =>
-      // Nothing is started yet, so a caller that cannot be interrupted any more still can be while it waits for that.
-      Effect.interruptible(Effect.orElseSucceed(setpriv, () => undefined)).pipe(
-        Effect.flatMap((found) => Launch.launch(plan, { ...options, setpriv: found }))
-      ),
+      Effect.suspend(() => {
+        const [reason, ...others] = (plan.cgroup === undefined ? [] : CGroup.faultsOf(plan.cgroup))
+          .map((why) => ProcessErrorReason.InvalidArgument({ field: "cgroup", why }))
+        if (reason !== undefined) return Effect.fail(new ProcessError({ reason, others }))
+        // Nothing is started yet, so a caller that cannot be interrupted any more still can be while it waits for that.
+        return Effect.interruptible(Effect.orElseSucceed(setpriv, () => undefined)).pipe(
+          Effect.flatMap((found) => Launch.launch(plan, { ...options, setpriv: found }))
+        )
+      }),
     cgroupRoot: "path" in root ? Option.some(root.path) : Option.none(),
     cgroupSupport: Effect.catch(
       cgroupSupport,

@@ -26,7 +26,7 @@ import * as ExitStatus from "../../src/lifecycle/ExitStatus.ts"
 import * as Mark from "../../src/process/Mark.ts"
 import * as Process from "../../src/process/Process.ts"
 import { ProcessSpawner } from "../../src/process/ProcessSpawner.ts"
-import type { SpawnOptions } from "../../src/process/SpawnOptions.ts"
+import type { CGroups, SpawnOptions } from "../../src/process/SpawnOptions.ts"
 import { clearUp, fixture, hasCGroups, isRoot, layer, ready, start, trial } from "./support.ts"
 
 const scopes = hasCGroups ? ["cgroup", "group"] as const : ["group"] as const
@@ -264,6 +264,24 @@ describe("a process group", () => {
 })
 
 describe("a cgroup", () => {
+  it.live("that is none, or that we are in, is refused before anything is made", () =>
+    withDirectory((directory) =>
+      Effect.gen(function*() {
+        const refusal = (cgroup: CGroups) =>
+          Effect.map(Effect.flip(spawn(ChildProcess.make("sleep", ["60"]), { cgroup })), ({ message }) => message)
+        expect(yield* refusal({ path: directory, v1: [`${directory}/absent`] })).toBe(
+          `cgroup: "${directory}" is no cgroup: make it first; ` +
+            `cgroup: "${directory}/absent" is no cgroup: make it first`
+        )
+        expect(readdirSync(directory)).toEqual([])
+        const mount = /^\S+ (\S+) cgroup2 /m.exec(readFileSync("/proc/self/mounts", "utf8"))?.[1]
+        if (mount === undefined) return console.warn("skipped: a cgroup that we are in, for no cgroup v2 is mounted")
+        expect(yield* refusal({ path: mount })).toBe(
+          `cgroup: "${mount}" has us in it, and all in it is killed with the process: give another`
+        )
+      }).pipe(Effect.scoped, Effect.provide(layer))
+    ))
+
   it.live.skipIf(!hasCGroups)(
     "is asked with all below it, and those who are stopped hear it",
     () =>

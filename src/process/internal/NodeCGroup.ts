@@ -4,6 +4,8 @@ import * as NodePath from "node:path"
 import * as Signal from "../../lifecycle/Signal.ts"
 import { fromReason, type ProcessError, ProcessErrorReason } from "../ProcessError.ts"
 import type { CGroup } from "../ProcessHost.ts"
+import type { CGroups } from "../SpawnOptions.ts"
+import { directoriesOf } from "./commandLine.ts"
 import { attempt, errnoName, withReserve } from "./NodeErrno.ts"
 
 /** First part of the name of every cgroup under which children are kept. */
@@ -66,6 +68,19 @@ const members = (path: string): ReadonlyArray<number> => {
   for (const below of directories(path)) pids.push(...members(below))
   return pids
 }
+
+/**
+ * What is wrong with cgroups that a child is to start in, if anything is. Nothing stops a shell from writing a pid into a file of any
+ * directory, and the child would be in no cgroup at all.
+ */
+export const faultsOf = (cgroups: CGroups): ReadonlyArray<string> =>
+  directoriesOf(cgroups).flatMap((path) =>
+    !NodePath.isAbsolute(path) || !NodeFs.existsSync(`${path}/cgroup.procs`)
+      ? [`${JSON.stringify(path)} is no cgroup: make it first`]
+      : path === cgroups.path && members(path).includes(process.pid)
+      ? [`${JSON.stringify(path)} has us in it, and all in it is killed with the process: give another`]
+      : []
+  )
 
 /** A cgroup can be removed when nothing lives in it and nothing is below it. */
 const remove = (path: string): boolean => {
@@ -139,7 +154,7 @@ export const at = (path: string): CGroup => ({
       return reached.length === 0 && refusal !== undefined ? Effect.fail(refusal) : Effect.succeed(reached)
     }),
   kill: Effect.try({
-    try: () => withReserve(() => NodeFs.writeFileSync(`${path}/cgroup.kill`, "1")),
+    try: () => withReserve(() => NodeFs.writeFileSync(`${path}/cgroup.kill`, "1", { flag: "r+" })),
     catch: failed(path, "kill")
   }).pipe(
     Effect.catchIf(
