@@ -4,8 +4,11 @@
  *
  * @since 0.1.0
  */
+import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Latch from "effect/Latch"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import type * as ChildProcess from "effect/process/ChildProcess"
@@ -22,12 +25,13 @@ import type { Fatal } from "./Fatal.ts"
 import { faultsOf, supervise, type Supervision } from "./internal/taskSupervise.ts"
 import * as Part from "./Part.ts"
 import type { ServiceEvents } from "./Phase.ts"
+import { fromReason, type ServiceError, ServiceErrorReason } from "./ServiceError.ts"
 
 /**
  * @category options
  * @since 0.1.0
  */
-export interface ProcessPartOptions<Deps extends ReadonlyArray<Part.Any>, E, R>
+export interface ProcessPartOptions<Deps extends ReadonlyArray<Part.Any>, E, R, R2 = never>
   extends Omit<Supervision, "onEnd">, Omit<Part.PartOptions<Deps>, "faults">
 {
   /**
@@ -38,8 +42,51 @@ export interface ProcessPartOptions<Deps extends ReadonlyArray<Part.Any>, E, R>
   readonly ready?: ((process: Process) => Effect.Effect<unknown, E, R>) | undefined
   /** The longest time that it may take to be ready. Default 30 seconds. */
   readonly readyWithin?: Duration.Input | undefined
+  /**
+   * Given, before the process starts, what replaces it: that ends it in order, starts another one, and is done when that one is
+   * ready. It is no failure, so neither `restart` nor `intensity` counts it. After a failure it waits, as the schedule says;
+   * it fails when there will be no other process.
+   */
+  readonly register?: ((replace: Effect.Effect<void, ServiceError>) => Effect.Effect<unknown, never, R2>) | undefined
   /** How it is kept. `policy` says how it is asked to end: when its share of the stop is short, its stages are too. */
   readonly spawn?: SpawnOptions | undefined
+}
+
+/** Who waits for the next process. */
+const makeSuccessors = (name: string) => {
+  const wanted = Latch.makeUnsafe()
+  let waiting: Array<Deferred.Deferred<void, ServiceError>> = []
+  let isOver = false
+  const noMore = Effect.suspend(() =>
+    Effect.fail(fromReason(ServiceErrorReason.TaskFailed({ task: name, why: "its process is not started any more" })))
+  )
+  return {
+    /** Ends with the start of a process that has begun after it. */
+    ask: Effect.suspend(() => {
+      if (isOver) return noMore
+      const done = Deferred.makeUnsafe<void, ServiceError>()
+      waiting.push(done)
+      wanted.openUnsafe()
+      return Deferred.await(done)
+    }),
+    wanted: wanted.await,
+    /** Starts a process, and tells those who had asked by then. When it fails, they wait for the next one. */
+    answer: <A, E, R>(launch: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+      Effect.suspend(() => {
+        const asked = waiting
+        waiting = []
+        wanted.closeUnsafe()
+        return Effect.onExit(launch, (exit) =>
+          Effect.sync(() => {
+            if (Exit.isFailure(exit)) waiting = [...asked, ...waiting]
+            else for (const done of asked) Deferred.doneUnsafe(done, Exit.void)
+          }))
+      }),
+    over: Effect.suspend(() => {
+      isOver = true
+      return Effect.forEach(waiting, (done) => Deferred.completeWith(done, noMore), { discard: true })
+    })
+  }
 }
 
 /** An end that nobody asked for, with the last words. */
@@ -78,15 +125,15 @@ const ended = (process: Process, status: ExitStatus.ExitStatus): Effect.Effect<n
  * @category constructors
  * @since 0.1.0
  */
-export const make = <E = never, R = never, const Deps extends ReadonlyArray<Part.Any> = readonly []>(
+export const make = <E = never, R = never, const Deps extends ReadonlyArray<Part.Any> = readonly [], R2 = never>(
   name: string,
   command: ChildProcess.Command,
-  options: ProcessPartOptions<Deps, E, R> = {}
+  options: ProcessPartOptions<Deps, E, R, R2> = {}
 ): Part.Part<
   never,
   ProcessError,
   | Exclude<
-    Exclude<NoInfer<R>, Scope.Scope> | Fatal | ServiceEvents | ProcessSpawner,
+    Exclude<NoInfer<R | R2>, Scope.Scope> | Fatal | ServiceEvents | ProcessSpawner,
     Part.PartControl | Part.Provides<Deps[number]>
   >
   | Part.Services<Deps[number]>
@@ -122,17 +169,29 @@ export const make = <E = never, R = never, const Deps extends ReadonlyArray<Part
         (status) => onEnd === "done" && ExitStatus.isSuccess(status) ? Effect.void : ended(process, status)
       )
 
+    const successors = makeSuccessors(name)
+    yield* Effect.addFinalizer(() => successors.over)
+    if (options.register !== undefined) yield* options.register(successors.ask)
     // The first one starts with the part, the later ones under supervision.
     const scope = yield* Scope.fork(yield* Effect.scope)
-    const first = yield* Scope.provide(launch, scope)
+    const first = yield* Scope.provide(successors.answer(launch), scope)
     let isFirst = true
-    const run = (up: Effect.Effect<void>) =>
+    /** Whether another one is wanted. */
+    const life = (up: Effect.Effect<void>) =>
       Effect.suspend(() => {
-        if (!isFirst) return Effect.scoped(Effect.flatMap(Effect.tap(launch, () => up), watch))
+        const last = (process: Process) =>
+          Effect.andThen(up, Effect.raceFirst(Effect.as(watch(process), false), Effect.as(successors.wanted, true)))
+        if (!isFirst) return Effect.scoped(Effect.flatMap(successors.answer(launch), last))
         isFirst = false
-        return Effect.onExit(Effect.andThen(up, watch(first)), (exit) => Scope.close(scope, exit))
+        return Effect.onExit(last(first), (exit) => Scope.close(scope, exit))
       })
-    yield* Effect.forkScoped(supervise(name, run, { ...options, onEnd: "done" }), { startImmediately: true })
+    const run = Effect.fnUntraced(function*(up: Effect.Effect<void>) {
+      while (yield* life(up)) yield* Effect.logInfo(`${name} is replaced, as somebody has asked for`)
+    })
+    yield* supervise(name, run, { ...options, onEnd: "done" }).pipe(
+      Effect.ensuring(successors.over),
+      Effect.forkScoped({ startImmediately: true })
+    )
   }))
   return Part.make(name, layer, {
     dependsOn,

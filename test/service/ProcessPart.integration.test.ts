@@ -127,6 +127,62 @@ describe("ProcessPart", () => {
       })
     ))
 
+  it.live("is replaced when somebody asks for it: in order, when the next one is ready, and that is no failure", () =>
+    harness((reports) =>
+      Effect.gen(function*() {
+        const pids: Array<number> = []
+        const all = new Map<string, Effect.Effect<void, ServiceError>>()
+        const worker = (name: string) =>
+          ProcessPart.make(name, sh("trap 'exit 0' TERM; echo ready; while :; do sleep 0.05; done"), {
+            ready: ready(pids),
+            register: (replace) => Effect.sync(() => all.set(name, replace))
+          })
+        const started = yield* Parts.start(["a", "b"].map(worker))
+        const first = [...pids]
+        // More often than `intensity` lets it fail, and once for all who ask at the same time.
+        for (let round = 0; round < 12; round++) {
+          yield* Effect.forEach(all.values(), (replace) => replace)
+          expect(pids.slice(-2).every(isAlive)).toBe(true)
+        }
+        expect(pids.length).toBe(26)
+        expect(first.some(isAlive)).toBe(false)
+        const [replace = Effect.void] = all.values()
+        yield* Effect.all([replace, replace, replace], { concurrency: "unbounded" })
+        expect(pids.length).toBe(27)
+        expect(reports).toEqual([])
+        yield* started.stop({ budget: "10 seconds" })
+        expect(pids.some(isAlive)).toBe(false)
+        expect((yield* Effect.flip(replace)).message).toContain("not started any more")
+      })
+    ))
+
+  it.live("who asks for another one waits for one that is ready, or is told that there will be none", () =>
+    harness((reports) =>
+      Effect.gen(function*() {
+        let replace: Effect.Effect<void, ServiceError> = Effect.void
+        const pids: Array<number> = []
+        const failing = yield* Ref.make(0)
+        const part = ProcessPart.make("child", sh("echo ready; sleep 60 & wait"), {
+          // The second and the third are not well, nor is any from the fifth on.
+          ready: (child) =>
+            Effect.flatMap(Ref.updateAndGet(failing, (n) => n + 1), (n) =>
+              n === 2 || n === 3 || n > 4 ? Effect.andThen(child.signal("SIGKILL"), Effect.never) : ready(pids)(child)),
+          restart: Schedule.max([Schedule.spaced("10 millis"), Schedule.recurs(3)]),
+          register: (given) =>
+            Effect.sync(() => {
+              replace = given
+            })
+        })
+        const started = yield* Parts.start([part])
+        yield* replace
+        expect(pids.length).toBe(2)
+        expect((yield* Effect.flip(replace)).message).toContain("not started any more")
+        expect(reports.length).toBe(1)
+        yield* started.stop({ budget: "10 seconds" })
+        expect(pids.some(isAlive)).toBe(false)
+      })
+    ))
+
   it.live("one that ignores SIGTERM is killed in time to keep the share", () =>
     harness(() =>
       Effect.gen(function*() {
