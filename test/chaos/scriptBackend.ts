@@ -49,7 +49,10 @@ const policy = ShutdownPolicy.signals({ grace: "1 second" })
 const commandOf = ({ id }: MachineSpec, { netns, user }: LaunchOptions) => {
   const words: ReadonlyArray<string> = [
     ...(netns === undefined ? [] : ["nsenter", `--net=${netns}`, "--"]),
-    ...(user === undefined ? [] : ["setpriv", `--reuid=${user}`, `--regid=${user}`, "--clear-groups", "--"]),
+    // A change of user clears the signal that comes with a parent's death (prctl(2)).
+    ...(user === undefined
+      ? []
+      : ["setpriv", "--pdeathsig=KILL", `--reuid=${user}`, `--regid=${user}`, "--clear-groups", "--"]),
     "/bin/sh",
     "-c",
     script,
