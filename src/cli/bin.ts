@@ -16,7 +16,15 @@ const tooOld = (exit: (code: number, isWhole: boolean) => void): void => {
 
 const [first, ...others] = process.argv.slice(2)
 /** As the program would say it, in a fifth of the time that it takes to load. */
-const tellVersion = (): void => void process.stdout.write(`microvm v${packageJson.version}\n`)
+const tellVersion = (exit: (code: number, isWhole: boolean) => void): void => {
+  process.stdout.on("error", ({ message }) => {
+    process.stderr.write(`microvm: stdout could not be written: ${message}\n`)
+    exit(125, false)
+  }).write(`microvm v${packageJson.version}\n`)
+}
+
+// One that is empty or relative is nobody's: then the user database says where it is, as where there is none.
+if (process.env["HOME"]?.startsWith("/") !== true) delete process.env["HOME"]
 
 const isSource = import.meta.url.endsWith(".ts")
 

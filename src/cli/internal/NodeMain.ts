@@ -11,7 +11,9 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
 import * as Ref from "effect/Ref"
+import * as NodeBuffer from "node:buffer"
 import * as NodeCrypto from "node:crypto"
+import * as NodeFs from "node:fs"
 import * as NodeOs from "node:os"
 import * as NodePath from "node:path"
 import packageJson from "../../../package.json" with { type: "json" }
@@ -85,7 +87,23 @@ const flushed = (stream: NodeJS.WriteStream): Effect.Effect<void> =>
     stream.write("", () => resume(Effect.void))
   })
 
+/** The first argument that Node has put U+FFFD into, in the place of what is not UTF-8: it is not what was meant. */
+const mangled = (): string | undefined => {
+  const at = process.argv.slice(2).findIndex((word) => word.includes("\uFFFD"))
+  try {
+    if (at === -1 || NodeBuffer.isUtf8(NodeFs.readFileSync("/proc/self/cmdline"))) return undefined
+  } catch {
+    return undefined
+  }
+  return `argument ${at + 1} is not UTF-8: write it in UTF-8, or pass it on stdin`
+}
+
 const program = Effect.gen(function*() {
+  const fault = mangled()
+  if (fault !== undefined) {
+    yield* Reporter.use(({ line }) => line(fault))
+    return { exitCode: ExitCode.run.usage, isWhole: false }
+  }
   yield* Commands.main(packageJson.version)(process.argv.slice(2))
   const { code, isWhole, patient } = yield* Ref.get(yield* Commands.ExitWith)
   const { next } = yield* HostSignals
@@ -115,8 +133,15 @@ const program = Effect.gen(function*() {
  * @internal
  */
 export const main = (exit: (code: number, isWhole: boolean) => void): void => {
+  let lost: string | undefined
   // Without a listener, a write to a pipe whose reader has gone away ends the process with a stack trace.
-  for (const stream of [process.stdout, process.stderr]) stream.on("error", () => undefined)
+  process.stderr.on("error", () => undefined)
+  process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+    // Whoever has closed the pipe wants no more.
+    if (error.code !== "EPIPE") lost ??= error.code ?? error.message
+  })
+  // By itself, Node would open its debugger, to which any user of this host may connect.
+  process.on("SIGUSR1", () => undefined)
 
   Effect.runCallback(program, {
     onExit: (end) => {
@@ -124,7 +149,10 @@ export const main = (exit: (code: number, isWhole: boolean) => void): void => {
       const { exitCode, isWhole } = Exit.getSuccess(end).pipe(
         Option.getOrElse(() => ({ exitCode: ExitCode.run.runtimeFailed, isWhole: false }))
       )
-      exit(exitCode, isWhole)
+      // What was asked for is not there, and no other code says so.
+      if (lost === undefined || exitCode !== 0) return exit(exitCode, isWhole)
+      process.stderr.write(`microvm: stdout could not be written: ${lost}\n`)
+      exit(ExitCode.run.runtimeFailed, isWhole)
     }
   })
 }
