@@ -74,7 +74,7 @@ export const share = (left: Duration.Input, weights: ReadonlyArray<number>): Dur
  */
 export interface Options<in E = never> {
   /**
-   * Told of each outcome as soon as it is known; keep it short. A part that is abandoned is interrupted afterwards, so what
+   * Told of each outcome as soon as it is known; its defects are ignored, its waits are not: keep it short. A part that is abandoned is interrupted afterwards, so what
    * it is doing can still be seen.
    */
   readonly onOutcome?: ((outcome: PartOutcome<E>) => Effect.Effect<void>) | undefined
@@ -121,7 +121,7 @@ export const stopAll = Effect.fn("StopBudget.stopAll")(function*<E, R>(
       : Exit.isSuccess(exit.value)
       ? { _tag: "Stopped", name, took }
       : { _tag: "Failed", name, took, cause: exit.value.cause }
-    if (options.onOutcome !== undefined) yield* options.onOutcome(outcome)
+    if (options.onOutcome !== undefined) yield* Effect.ignoreCause(options.onOutcome(outcome))
     if (Option.isNone(exit)) fiber.interruptUnsafe()
     return outcome
   })

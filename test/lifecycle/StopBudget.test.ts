@@ -73,6 +73,14 @@ describe("StopBudget", () => {
       expect(isInterrupted).toBe(true)
     }))
 
+  it.effect("who is told and dies of it keeps nobody from stopping", () =>
+    Effect.gen(function*() {
+      const outcomes = yield* StopBudget.stopAll("1 second", [[takes("a", 0), takes("b", 0)], [takes("c", 0)]], {
+        onOutcome: () => Effect.die("bug")
+      })
+      expect(outcomes.map(({ _tag, name }) => `${_tag} ${name}`)).toEqual(["Stopped a", "Stopped b", "Stopped c"])
+    }))
+
   it.effect("failures and defects are reported, the others still run", () =>
     Effect.gen(function*() {
       const outcomes = yield* StopBudget.stopAll("1 second", [
