@@ -429,19 +429,26 @@ describe("a process that is held", () => {
 
   if (hasCGroups && cgroupSupport._tag === "Usable") {
     const { root } = cgroupSupport
+    const inCGroup = Effect.acquireRelease(
+      Effect.sync(() => {
+        const cgroup = `${root}/held`
+        mkdirSync(cgroup, { recursive: true })
+        return cgroup
+      }),
+      (cgroup) =>
+        Effect.sync(() => {
+          rmdirSync(cgroup)
+          rmdirSync(root)
+        })
+    )
+    const tree = "setsid sleep 1000 & sleep 1000 & wait"
+
     world("starts in a cgroup of ours, its holder outside of it, and is killed with all that is in it", (
       { directory, holder, own, spawn }
     ) =>
       Effect.gen(function*() {
-        const cgroup = `${root}/held`
-        mkdirSync(cgroup, { recursive: true })
-        yield* Effect.addFinalizer(() =>
-          Effect.sync(() => {
-            rmdirSync(cgroup)
-            rmdirSync(root)
-          })
-        )
-        const held = yield* spawn("setsid sleep 1000 & sleep 1000 & wait", { cgroup: { path: cgroup } })
+        const cgroup = yield* inCGroup
+        const held = yield* spawn(tree, { cgroup: { path: cgroup } })
         expect(held.killScope).toMatchObject({ _tag: "CGroup", path: cgroup })
         yield* eventually(() => own.alive().length >= 2)
         const members = readFileSync(`${cgroup}/cgroup.procs`, "utf8").trim().split("\n").map(Number)
@@ -450,6 +457,18 @@ describe("a process that is held", () => {
         expect((yield* ProcessHolder.use((one) => one.destroy({ directory })))._tag).toBe("Destroyed")
         expect(own.alive()).toEqual([])
       }))
+
+    world(
+      "ends with all that is in its cgroup when its directory is removed",
+      ({ directory, own, spawn }) =>
+        Effect.gen(function*() {
+          const cgroup = yield* inCGroup
+          yield* Effect.scoped(spawn(tree, { cgroup: { path: cgroup } }))
+          expect(yield* eventually(() => own.alive().length >= 3)).toBe(true)
+          rmSync(directory, { recursive: true })
+          expect(yield* eventually(() => own.alive().length === 0)).toBe(true)
+        })
+    )
   }
 
   world("a hundred of them", ({ directory, own, sh }) =>

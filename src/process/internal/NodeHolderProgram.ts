@@ -319,6 +319,12 @@ const keep = ({ child, clients, order, server }: Keeping) => {
     child.stdio.forEach((stream) => stream?.destroy())
   }
   const killAll = (): void => {
+    const cgroup = order.launch.cgroup?.path
+    try {
+      if (cgroup !== undefined) NodeFs.writeFileSync(`${cgroup}/cgroup.kill`, "1", { flag: "r+" })
+    } catch {
+      // Somebody has removed that, too.
+    }
     try {
       if (child.pid !== undefined) process.kill(-child.pid, "SIGKILL")
     } catch {
