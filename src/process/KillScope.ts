@@ -15,10 +15,16 @@ const reason = {
  *
  * - `Process`: the one process.
  * - `Group`: its process group. A descendant that calls setsid(2) or setpgid(2) leaves it and survives.
- * - `CGroup`: a control group (v2) of its own. Nothing leaves it, not by setsid, double fork or a change of user, and
- *   "empty" is what the kernel says (`populated 0`), not what a search has not found.
+ * - `CGroup`: a control group (v2) of its own. Nothing leaves it by setsid, double fork or a change of user, and "empty" is
+ *   what the kernel says (`populated 0`), not what a search has not found.
  *
- * What outlives the scope is not killed, but it is named in the shutdown's outcome.
+ * What outlives `Process` and `Group` is not killed, but it is named in the shutdown's outcome.
+ *
+ * **Gotchas**
+ *
+ * - Whoever may write to another `cgroup.procs` (root, the user that cgroups are delegated to, and systemd for a session or a
+ *   unit that it starts) can move a process out of its cgroup. It is neither killed nor named then; the guard finds it by its
+ *   mark when we are killed.
  *
  * @category models
  * @since 0.1.0

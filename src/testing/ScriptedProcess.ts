@@ -251,7 +251,7 @@ const make = Effect.fnUntraced(function*(options: Options) {
         const found = members(path)
         return Effect.as(
           Effect.andThen(send(found, signal), then === undefined ? Effect.void : send(found, then)),
-          found.map((entry) => entry.info.pid)
+          found.filter((entry) => entry.script.on?.[signal] !== "refuse").map((entry) => entry.info.pid)
         )
       }),
     kill: Effect.suspend(() => Effect.forEach(members(path), (entry) => act(entry, "SIGKILL"), { discard: true })),
