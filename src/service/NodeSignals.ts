@@ -24,6 +24,7 @@ export interface Installed extends HostSignals.Controlled {
  * - A signal that comes while Node still loads modules finds no handler: it ends the process at once, with nothing started
  *   yet; as PID 1 it is lost, and the host has to send another one.
  * - Signals reach the main thread only.
+ * - Node begins with the default action for all of them: what nohup(1) has set is gone, and a hang-up is taken.
  *
  * @category constructors
  * @since 0.1.0
