@@ -95,8 +95,8 @@ export const secrets: Effect.Effect<Resource.SecretMap, ServiceError, Provisione
   )
 )
 
-/** The first line; `explain` shows the rest. */
-const firstLine = (text: string): string => text.slice(0, `${text}\n`.indexOf("\n"))
+/** `explain` of what fails with it shows the rest. */
+const withoutCauses = (text: string): string => text.split("\n  caused by: ", 1).join()
 
 /**
  * Asks every resource what it wants, one after the other. The first that fails is `LoadFailed`.
@@ -112,7 +112,10 @@ export const loadAll = Effect.fnUntraced(function*<R extends Resource.Any>(
     resource.load(context).pipe(
       Effect.map((input) => ({ resource, input })),
       Effect.mapError((cause) =>
-        fromReason(ServiceErrorReason.LoadFailed({ resource: resource.name, why: firstLine(explain(cause)) }), cause)
+        fromReason(
+          ServiceErrorReason.LoadFailed({ resource: resource.name, why: withoutCauses(explain(cause)) }),
+          cause
+        )
       )
     ))
 })

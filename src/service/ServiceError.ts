@@ -139,9 +139,11 @@ const messageOf = (error: unknown): string =>
   Cause.isCause(error)
     ? messageOf(Cause.squash(error))
     : guarded(() => {
-      if (error instanceof Error) return error.message === "" ? error.name : error.message
       if (typeof error === "object" && error !== null && "message" in error && typeof error.message === "string") {
-        return error.message
+        const cause = causeOf(error)
+        // One that says its cause as a text has nothing to add: that of `Config` does.
+        if (cause instanceof Error && error.message === String(cause)) return messageOf(cause)
+        return error instanceof Error && error.message === "" ? error.name : error.message
       }
       const text = String(error)
       // A plain object: what Effect shows of it, in which what is redacted stays so.

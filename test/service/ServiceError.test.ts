@@ -1,5 +1,8 @@
 import { describe, expect, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
+import * as Config from "effect/Config"
+import * as ConfigProvider from "effect/ConfigProvider"
+import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import { explain } from "../../src/service/ServiceError.ts"
 
@@ -27,6 +30,11 @@ describe("explain", () => {
     const error = { _tag: "NoRoom", left: 3, key: Redacted.make("k3y") }
     expect(explain(Cause.fail(error))).toBe("{\"_tag\":\"NoRoom\",\"left\":3,\"key\":\"<redacted>\"}")
     expect(explain({ text: "x".repeat(10_000) }).length).toBeLessThan(1000)
+  })
+
+  it("says once what Config has found", () => {
+    const error = Effect.runSync(Effect.flip(Config.Int("PORT").parse(ConfigProvider.fromUnknown({ PORT: "web" }))))
+    expect(explain(error)).toMatch(/^Expected [^\n]*\n {2}at \["PORT"\]$/)
   })
 
   it("does not follow a circle", () => {
