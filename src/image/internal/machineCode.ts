@@ -18,8 +18,11 @@ const headerBytes = 64 + 56
  *
  * @internal
  */
-export const le = (value: number, bytes: number): ReadonlyArray<number> =>
-  Array.from({ length: bytes }, (_, at) => Math.floor(value / 256 ** at) % 256)
+export const le = (value: number, bytes: number): ReadonlyArray<number> => {
+  const digits: Array<number> = []
+  for (let left = value; digits.length < bytes; left = Math.floor(left / 256)) digits.push(left % 256)
+  return digits
+}
 
 /** @internal */
 export const ascii = (value: string): ReadonlyArray<number> => Array.from(new TextEncoder().encode(value))
@@ -36,20 +39,29 @@ const sizeOf = (part: Part): number => {
   return "lea" in part ? part.lea.length + 4 : part.length
 }
 
-const link = (parts: ReadonlyArray<Part>): ReadonlyArray<number> => {
+// Every start of a program that has this module comes through here, so nothing is made that is not kept.
+const link = (parts: ReadonlyArray<Part>): Uint8Array => {
   const labels = new Map<string, number>()
-  let at = 0
+  let size = 0
   for (const part of parts) {
-    if ("label" in part) labels.set(part.label, at)
-    at += sizeOf(part)
+    if ("label" in part) labels.set(part.label, size)
+    size += sizeOf(part)
   }
-  at = 0
-  return parts.flatMap((part): ReadonlyArray<number> => {
-    at += sizeOf(part)
-    if ("label" in part) return []
-    if ("jump" in part) return [part.jump, ...le((labels.get(part.to) ?? NaN) - at + 256, 1)]
-    return "lea" in part ? [...part.lea, ...le((labels.get(part.of) ?? NaN) - at + 2 ** 32, 4)] : part
-  })
+  const code = new Uint8Array(size)
+  let at = 0
+  const put = (bytes: ReadonlyArray<number>): void => {
+    code.set(bytes, at)
+    at += bytes.length
+  }
+  for (const part of parts) {
+    if ("label" in part) continue
+    if ("jump" in part) put([part.jump, ((labels.get(part.to) ?? NaN) - at - 2 + 256) % 256])
+    else if ("lea" in part) {
+      put(part.lea)
+      put(le((labels.get(part.of) ?? NaN) - at - 4 + 2 ** 32, 4))
+    } else put(part)
+  }
+  return code
 }
 
 /** @internal */
@@ -69,16 +81,14 @@ export const EAX = (number: number): Part => [0xb8, ...le(number, 4)]
  */
 export const elf = (parts: ReadonlyArray<Part>): Uint8Array => {
   const code = link(parts)
-  const size = headerBytes + code.length
-  return Uint8Array.from([
-    // The ELF header: 64 bits, little-endian, an executable for x86-64.
-    [0x7f, 0x45, 0x4c, 0x46, 2, 1, 1, 0, ...le(0, 8)],
-    [...le(2, 2), ...le(62, 2), ...le(1, 4)],
-    [...le(base + headerBytes, 8), ...le(64, 8), ...le(0, 8)],
-    [...le(0, 4), ...le(64, 2), ...le(56, 2), ...le(1, 2), ...le(0, 6)],
-    // The program header: PT_LOAD, readable and executable, from offset 0.
-    [...le(1, 4), ...le(5, 4), ...le(0, 8), ...le(base, 8), ...le(base, 8)],
-    [...le(size, 8), ...le(size, 8), ...le(0x1000, 8)],
-    code
-  ].flat())
+  const file = new Uint8Array(headerBytes + code.length)
+  // The ELF header: 64 bits, little-endian, an executable for x86-64.
+  file.set([0x7f, 0x45, 0x4c, 0x46, 2, 1, 1, 0, ...le(0, 8)])
+  file.set([...le(2, 2), ...le(62, 2), ...le(1, 4), ...le(base + headerBytes, 8), ...le(64, 8), ...le(0, 8)], 16)
+  file.set([...le(0, 4), ...le(64, 2), ...le(56, 2), ...le(1, 2), ...le(0, 6)], 48)
+  // The program header: PT_LOAD, readable and executable, from offset 0.
+  file.set([...le(1, 4), ...le(5, 4), ...le(0, 8), ...le(base, 8), ...le(base, 8)], 64)
+  file.set([...le(file.length, 8), ...le(file.length, 8), ...le(0x1000, 8)], 96)
+  file.set(code, headerBytes)
+  return file
 }
