@@ -86,7 +86,7 @@ export interface ProgramEnd {
  * An agent that has answered at least once, unless it is made to be heard of `later`.
  *
  * Each request fails with `Timeout` after the agent's `requestTimeout`, with `Busy` when too many wait, with `Closed` once
- * the stream has ended, and with `AgentError` or `CommandNotFound` when the agent refuses.
+ * the stream has ended or the guest has written far more than anybody asked for, and with `AgentError` or `CommandNotFound` when the agent refuses.
  *
  * @category models
  * @since 0.1.0
@@ -138,7 +138,7 @@ export interface GuestAgent {
     args: A,
     options?: { readonly within?: Duration.Input | undefined }
   ) => Effect.Effect<R, GuestError.GuestError>
-  /** Waits for the end of the stream. */
+  /** Waits for the end of the stream, or until the guest has written far more than anybody asked for. */
   readonly closed: Effect.Effect<GuestError.GuestError>
 }
 

@@ -8,6 +8,7 @@ import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
+import * as Socket from "effect/socket/Socket"
 import * as Stream from "effect/Stream"
 import { TestClock } from "effect/testing"
 import * as GuestAgent from "../../src/guest/GuestAgent.ts"
@@ -330,6 +331,29 @@ describe("a stream out of step", () => {
       expect(yield* guest.syncs).toBeLessThan(80)
       // The one that was sent before the guest stood still, and the last.
       expect(yield* commands(guest)).toEqual(["guest-ping", "guest-ping"])
+    }))
+
+  it.effect.each([
+    { what: "lines that nobody asked for", piece: "x\n{}\n{\"return\":1}\n".repeat(1024), most: 1024 * 1024 },
+    { what: "a line without end", piece: "x".repeat(256 * 1024), most: 65 * 1024 * 1024 }
+  ])("a guest that sends $what is read no longer", ({ most, piece }) =>
+    Effect.gen(function*() {
+      const chunk = new TextEncoder().encode(piece)
+      let read = 0
+      const pull = Effect.sync((): readonly [Uint8Array] => {
+        read += chunk.length
+        return [chunk]
+      })
+      const flood = Socket.make({
+        reader: Effect.succeed({ pull, upgrade: () => Effect.die("no TLS here") }),
+        writer: Effect.succeed({ write: () => Effect.void, writeAll: () => Effect.void })
+      })
+      const agent = yield* GuestAgent.make(flood, { later: true })
+      const { message, reason } = yield* agent.closed
+      expect(reason._tag).toBe("Closed")
+      expect(message).toContain("that nobody asked for")
+      expect((yield* Effect.flip(agent.ping)).reason._tag).toBe("Closed")
+      expect(read).toBeLessThan(most)
     }))
 
   it.effect("closing the scope fails what still waits", () =>

@@ -60,6 +60,11 @@ interface Pending {
 }
 
 const maxLineBytes = 1024 * 1024
+/**
+ * Of what nobody asked for. Requests that were given up leave a line each, of which one can be all that a program wrote; a guest
+ * that goes on writing would keep us reading, and everybody else waiting.
+ */
+const maxUnasked = { lines: 128, bytes: 64 * 1024 * 1024 }
 const firstSyncAfter = 250
 const longestSyncAfter = 30_000
 
@@ -109,6 +114,7 @@ const connect = Effect.fnUntraced(function*(
 
   // Is the next line that comes the reply to the next request that goes?
   let aligned = false
+  let unasked = { lines: 0, bytes: 0 }
   let pending: Pending | undefined
   /** The request that was given up last. There is only one, since the next one waits until both ends are in step again. */
   let late: { readonly id: number; readonly use: (reply: GuestAgentSchema.Reply) => void } | undefined
@@ -145,10 +151,14 @@ const connect = Effect.fnUntraced(function*(
     const greeting = "return" in reply && typeof reply.return === "number" ? greetings.indexOf(reply.return) : -1
     if (greeting !== -1) {
       greetings.splice(0, greeting + 1)
+      unasked = { lines: 0, bytes: 0 }
       Deferred.doneUnsafe(answered, Exit.void)
       return
     }
-    if (pending !== undefined && (reply.id === undefined || reply.id === pending.id)) return settle(Exit.succeed(reply))
+    if (pending !== undefined && (reply.id === undefined || reply.id === pending.id)) {
+      unasked = { lines: 0, bytes: 0 }
+      return settle(Exit.succeed(reply))
+    }
     if (late !== undefined && reply.id === late.id) late.use(reply)
   }
 
@@ -156,6 +166,9 @@ const connect = Effect.fnUntraced(function*(
     maxBytes: () => Math.max(pending?.maxReplyBytes ?? 0, maxLineBytes),
     onTooLong: () => onOdd("a line that is too long"),
     onLine: (line) => {
+      // What is left of a piece, once it was too much.
+      if (over !== undefined) return
+      if (++unasked.lines > maxUnasked.lines) return endAt(`more than ${maxUnasked.lines} lines`)
       const reply = decodeReply(line)
       if (Result.isFailure(reply)) onOdd("a line that is no reply", excerpt(line))
       else onReply(reply.success)
@@ -169,13 +182,27 @@ const connect = Effect.fnUntraced(function*(
     Deferred.doneUnsafe(answered, Exit.fail(over))
     Deferred.doneUnsafe(closed, Exit.succeed(over))
   }
+  const endAt = (what: string): void => {
+    const problem = `${what} that nobody asked for`
+    end(GuestError.make(new GuestError.Protocol({ operation: "reading", problem })))
+  }
+  const listen = (chunks: ReadonlyArray<Uint8Array>): Effect.Effect<void, GuestError.GuestError> =>
+    Effect.suspend(() => {
+      for (const chunk of chunks) {
+        unasked.bytes += chunk.length
+        if (unasked.bytes > maxUnasked.bytes) endAt(`more than ${maxUnasked.bytes} bytes`)
+        if (over !== undefined) return Effect.fail(over)
+        lines.push(chunk)
+      }
+      return Effect.void
+    })
   const toClosed = (cause: unknown): GuestError.GuestError =>
     GuestError.make(new GuestError.Closed({ channel: "agent", cause }))
 
   const writer = yield* socket.writer
   const pull = yield* Effect.mapError(Socket.readerBytes(socket), toClosed)
   yield* pull.pipe(
-    Effect.map((chunks) => chunks.forEach(lines.push)),
+    Effect.flatMap(listen),
     Effect.forever,
     Effect.catch((error) => Effect.sync(() => end(error.reason._tag === "SocketCloseError" ? undefined : error))),
     Effect.ensuring(Effect.sync(() => end())),
