@@ -40,6 +40,11 @@ describe("an answer of Firecracker's", () => {
     expect(tagsOf([4, 4, 3, 4, 3, 3])).toEqual(["Done", "Done", "Violation", "Done", "Violation", "Violation"])
   })
 
+  it("has blanks around what its head says, and they are no part of it", () => {
+    const blanks = " \t".repeat(100)
+    expect(detailOf(`${head}Content-Length:${blanks}2${blanks}\r\n\r\n{}`)).toBe("Done")
+  })
+
   it("without a body ends at the blank line", () => {
     expect(read([bytesOf("HTTP/1.1 204 \r\nConnection: keep-alive\r\nDeprecation: true\r\n\r\n")])).toEqual({
       _tag: "Done",
@@ -175,6 +180,14 @@ describe("anything else is refused", () => {
   ])("%s", (_, text, detail) => {
     expect(detailOf(text)).toBe(detail)
     expect(read(cut(bytesOf(text), 1))._tag).toBe("Violation")
+  })
+
+  it("a line of nothing but blanks, without trying where they could end", () => {
+    const blanks = " \t".repeat(1_500)
+    const detail = `the header line ${JSON.stringify(`A:${blanks}`.slice(0, 60) + "…")}`
+    expect(detailOf(`${head}A:${blanks}\0\r\n\r\n`)).toBe(detail)
+    expect(detailOf(`${head}A:${blanks}x${blanks}\0\r\n\r\n`)).toBe(detail)
+    expect(detailOf(`${head}Content-Length:${blanks}2${blanks}x\r\n\r\n{}`)).toContain("Content-Length \"2 ")
   })
 
   it("a body that is not UTF-8", () => {
