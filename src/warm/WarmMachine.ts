@@ -290,7 +290,7 @@ export const launch: (options: Options) => Effect.Effect<
       (error) => Effect.andThen(onProgress({ _tag: "Remaking", why: error.message }), warm)
     ),
     Effect.catchIf(
-      (error) => !isFaultOfCaller(error),
+      (error) => !failsBootToo(error),
       (error) => Effect.andThen(onProgress({ _tag: "BootingCold", why: error.message }), boot(error.message))
     )
   )
@@ -320,8 +320,8 @@ export const fromMachine: (
 })
 
 /** What a boot would fail with too. */
-const isFaultOfCaller = ({ reason }: WarmError): boolean =>
-  reason._tag === "InvalidSpec" || reason._tag === "UnknownImage" || reason._tag === "BackendUnavailable"
+const failsBootToo = ({ _tag, reason }: WarmError): boolean =>
+  _tag === "ImageError" || reason._tag === "InvalidSpec" || reason._tag === "BackendUnavailable"
 
 /** Is the snapshot to blame? Others use it too, so it is not removed for what the host, or its load, has done. */
 const condemns = ({ reason }: WarmError): boolean => {

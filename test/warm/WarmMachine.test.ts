@@ -7,6 +7,7 @@ import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
+import * as ImageError from "../../src/image/ImageError.ts"
 import * as Snapshot from "../../src/microvm/Snapshot.ts"
 import { SnapshotStore } from "../../src/microvm/SnapshotStore.ts"
 import { GoldenMachines } from "../../src/warm/GoldenMachines.ts"
@@ -227,6 +228,14 @@ describe("a warm machine", () => {
       assert.strictEqual(start._tag, "Booted")
       assert.match(told[1] ?? "", /^booting: .*the disk is full/)
       assert.deepStrictEqual((yield* driver.claims).map(({ id }) => id), ["m"])
+    }))
+
+  it.effect("asks once for an image that cannot be made: a boot needs it too", () =>
+    Effect.gen(function*() {
+      const noImage = ImageError.ImageErrorReason.NoSpace({ path: "/cache" })
+      const { ensured, launch, told } = yield* makeWorld({ noImage })
+      const error = yield* Effect.flip(settle(launch()))
+      assert.deepStrictEqual([error.reason, ensured(), told], [noImage, 1, []])
     }))
 
   it.effect.each(

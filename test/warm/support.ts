@@ -29,6 +29,8 @@ export interface Setting {
   readonly mute?: boolean
   readonly script?: MemoryDriver.Script
   readonly golden?: GoldenMachines.Options
+  /** Why no image can be made. */
+  readonly noImage?: ImageError.ImageErrorReason
 }
 
 export const makeWorld = Effect.fnUntraced(function*(setting: Setting = {}) {
@@ -49,10 +51,11 @@ export const makeWorld = Effect.fnUntraced(function*(setting: Setting = {}) {
     ImageStore.of({
       ensure: (name = "default") =>
         name === "default"
-          ? Effect.sync(() => {
+          ? Effect.suspend(() => {
             ensured++
+            if (setting.noImage !== undefined) return Effect.fail(ImageError.fromReason(setting.noImage))
             current = { ...image, digest }
-            return current
+            return Effect.succeed(current)
           }).pipe(Effect.delay(takes.image))
           : unknown(name),
       known: (name = "default") =>
