@@ -24,6 +24,7 @@ import * as CGroup from "./internal/NodeCGroup.ts"
 import { attempt, errnoName, withoutArguments } from "./internal/NodeErrno.ts"
 import * as Held from "./internal/NodeHeld.ts"
 import * as Client from "./internal/NodeHolderClient.ts"
+import * as Probe from "./internal/probe.ts"
 import { pollUntil } from "./internal/reach.ts"
 import * as Mark from "./Mark.ts"
 import { fromReason, ProcessError, ProcessErrorReason } from "./ProcessError.ts"
@@ -142,16 +143,7 @@ const make = Effect.gen(function*() {
       const { PATH } = yield* host.env
       const { executable, faults } = yield* host.locate({ command: "setpriv", path: PATH, cwd: "/" })
       if (faults.length > 0) return undefined
-      const probe = yield* host.launch({
-        executable,
-        args: ["--pdeathsig", "KILL", "--", "/bin/sh", "-c", "exit 0"],
-        env: {},
-        cwd: "/",
-        stdio: ["ignore", "ignore", "ignore"],
-        detached: true,
-        cgroup: undefined,
-        dieWithParent: false
-      })
+      const probe = yield* host.launch(Probe.setpriv(executable))
       const status = yield* Effect.timeoutOption(probe.exit, dyingTime)
       if (Option.isNone(status)) yield* Effect.ignore(probe.signal("SIGKILL"))
       return Option.exists(status, ExitStatus.isSuccess) ? executable : undefined

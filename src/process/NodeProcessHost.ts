@@ -17,20 +17,9 @@ import * as Locate from "./internal/NodeLocate.ts"
 import * as ProcTable from "./internal/NodeProcTable.ts"
 import * as Tried from "./internal/NodeTried.ts"
 import { turn } from "./internal/NodeTurns.ts"
+import * as Probe from "./internal/probe.ts"
 import { fromReason, ProcessError, ProcessErrorReason } from "./ProcessError.ts"
 import { type LaunchPlan, ProcessHost } from "./ProcessHost.ts"
-
-/** A program that says by its exit code whether a way to start programs works here. */
-const probe = (executable: string, args: ReadonlyArray<string>): LaunchPlan => ({
-  executable,
-  args,
-  env: {},
-  cwd: "/",
-  stdio: ["ignore", "ignore", "ignore"],
-  detached: true,
-  cgroup: undefined,
-  dieWithParent: false
-})
 
 /** What runs longer than this is taken not to work, and is killed. */
 const probeTime = "2 seconds"
@@ -90,7 +79,7 @@ const make = Effect.fnUntraced(function*({ tried }: Options) {
       const { executable, faults } = Locate.locate({ command: "setpriv", path: inherited()["PATH"], cwd: "/" })
       if (!isMainThread || faults.length > 0) return undefined
       if (tried !== undefined && Tried.isKnown(tried, executable, bootId)) return executable
-      const works = yield* run(probe(executable, ["--pdeathsig", "KILL", "--", "/bin/sh", "-c", "exit 0"]))
+      const works = yield* run(Probe.setpriv(executable))
       if (!works) return undefined
       if (tried !== undefined) Tried.keep(tried, executable, bootId)
       return executable
@@ -104,7 +93,7 @@ const make = Effect.fnUntraced(function*({ tried }: Options) {
       const path = `${root.path}/probe`
       const cgroup = yield* CGroup.make(path)
       const works = yield* Effect.ensuring(
-        run({ ...probe("/bin/sh", ["-c", "exit 0"]), cgroup: { path } }),
+        run({ ...Probe.make("/bin/sh", ["-c", "exit 0"]), cgroup: { path } }),
         cgroup.remove
       )
       return works
