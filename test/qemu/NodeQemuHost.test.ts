@@ -169,6 +169,14 @@ layer(host, { excludeTestServices: true })("memory without a name", (it) => {
       assert.match((yield* Effect.flip(copyTo(copy, 0o600))).message, /memory: the memory cannot be copied: .*EEXIST/)
     }))
 
+  it.effect("that cannot be read to its end is not copied as if it were zero", () =>
+    Effect.gen(function*() {
+      const { copyTo, path } = yield* makeRam(size)
+      NodeFs.truncateSync(path, size - 4096)
+      const { message } = yield* Effect.flip(copyTo(join(work, "memory"), 0o600))
+      assert.include(message, `the memory cannot be copied: Error: nothing could be read at ${size - 4096}`)
+    }))
+
   it.effect("that there is no room for says how much there is, and where", () =>
     Effect.gen(function*() {
       const { message } = yield* Effect.flip(makeRam(2 ** 50))

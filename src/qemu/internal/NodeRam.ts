@@ -52,9 +52,17 @@ const writeAll = async (to: NodeFs.FileHandle, bytes: Uint8Array, at: number): P
   if (bytesWritten < bytes.length) await writeAll(to, bytes.subarray(bytesWritten), at + bytesWritten)
 }
 
+/** What a read stops short of, as before a part of a disk that is broken, is not zero: the next one says what is wrong. */
+const readAll = async (from: NodeFs.FileHandle, into: Uint8Array, at: number): Promise<void> => {
+  const { bytesRead } = await from.read(into, 0, into.length, at)
+  if (bytesRead === 0) throw new Error(`nothing could be read at ${at}`)
+  if (bytesRead < into.length) await readAll(from, into.subarray(bytesRead), at + bytesRead)
+}
+
 const copyPiece = async (from: NodeFs.FileHandle, to: NodeFs.FileHandle, start: number, end: number) => {
-  const { buffer, bytesRead } = await from.read(Buffer.allocUnsafe(end - start), 0, end - start, start)
-  await Promise.all(inhabited(buffer.subarray(0, bytesRead)).map(({ at, part }) => writeAll(to, part, start + at)))
+  const bytes = Buffer.allocUnsafe(end - start)
+  await readAll(from, bytes, start)
+  await Promise.all(inhabited(bytes).map(({ at, part }) => writeAll(to, part, start + at)))
 }
 
 const copy = (from: NodeFs.FileHandle, size: number, file: string, mode: number): Effect.Effect<void, HostFailed> => {
