@@ -65,11 +65,11 @@ const parseHeader = (line: string): readonly [name: string, value: string] | und
   const name = line.slice(0, Math.max(0, colon))
   if (!/^[!#$%&'*+\-.^_`|~\w]+$/.test(name) || /[\0\r\n]/.test(line)) return undefined
   const isBlank = (at: number): boolean => line[at] === " " || line[at] === "\t"
-  let start = colon + 1
-  let end = line.length
-  while (start < end && isBlank(start)) start++
-  while (end > start && isBlank(end - 1)) end--
-  return [name.toLowerCase(), line.slice(start, end)]
+  let from = colon + 1
+  let to = line.length
+  while (from < to && isBlank(from)) from++
+  while (to > from && isBlank(to - 1)) to--
+  return [name.toLowerCase(), line.slice(from, to)]
 }
 
 const parseHead = (text: string, maxBodyBytes: number): Head | string => {
