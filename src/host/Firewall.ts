@@ -381,8 +381,8 @@ const seeAll = (
  *   rules: Result.getOrThrow(EgressRule.parseAll(["10.0.0.0/8:443/tcp"]))
  * }]))
  * const lines = text.slice(text.indexOf("  chain outside-00000000000000aa {")).split("\n").map((line) => line.trim())
- * lines[1] // => "meta l4proto tcp ct reply ip saddr 10.0.0.0/8 ct reply proto-src 443 accept"
- * lines[2] // => "goto deny"
+ * lines[2] // => "meta l4proto tcp ct reply ip saddr 10.0.0.0/8 ct reply proto-src 443 accept"
+ * lines[3] // => "goto deny"
  * lines.at(-3) // => 'add element arp effect-microvm senders { "mv-1" . 02:00:00:00:00:01 . 172.30.0.1 }'
  * ```
  *

@@ -22,10 +22,12 @@ const machine: Firewall.Machine = {
 const textOf = (one: Firewall.Machine, options?: Firewall.Options): string =>
   Result.getOrThrow(Firewall.plan([one], options))
 
-/** The lines of one of a machine's chains. */
+/** The lines of one of a machine's chains, after that by which connections of another machine are none of its. */
 const chainOf = (text: string, name: string): ReadonlyArray<string> => {
   const from = text.slice(text.lastIndexOf(`chain ${name}-00000000000000aa {`))
-  return from.slice(from.indexOf("\n"), from.indexOf("}")).trim().split("\n").map((line) => line.trim())
+  const lines = from.slice(from.indexOf("\n"), from.indexOf("}")).trim().split("\n").map((line) => line.trim())
+  assert.strictEqual(lines[0], "ct original zone != 171 goto deny")
+  return lines.slice(1)
 }
 
 const faultsOf = (machines: ReadonlyArray<Firewall.Machine>, options?: Firewall.Options) =>
@@ -77,6 +79,16 @@ describe("what nft is told", () => {
         "goto deny"
       ]
     )
+  })
+
+  it("gives each machine connections of its own, in one of all zones but that of everybody", () => {
+    const zone = (token: string) =>
+      /add element inet effect-microvm zones \{ "\S+" : (\d+) \}/.exec(textOf({ ...machine, token }))
+    assert.strictEqual(zone("00000000000000aa")?.[1], "171")
+    assert.strictEqual(zone("0000000000000000")?.[1], "1")
+    // 2 ** 64 - 1 is 65,535 times something.
+    assert.strictEqual(zone("fffffffffffffffe")?.[1], "65535")
+    assert.strictEqual(zone("ffffffffffffffff")?.[1], "1")
   })
 
   it("keeps the host, machines and metadata out of wide rules, and lets narrow ones through", () => {

@@ -16,6 +16,8 @@ const families = [4, 6] as const
 
 const address = (text: string) => Result.getOrThrow(Cidr.parseAddress(text))
 
+const openTo = ["10.1.0.0/16:5353/udp", "[fd10::/16]:5353/udp", "0.0.0.0/0:80/udp", "[::/0]:80/udp"]
+
 const machine = (i: number, ...rules: ReadonlyArray<string>): Firewall.Machine => {
   const { gateway4, gateway6, link, mac, v4, v6 } = guest(i)
   return {
@@ -45,6 +47,16 @@ const inside = (hex: string): Uint8Array => Buffer.from(hex, "hex").subarray(14)
 
 describe.skipIf(why !== undefined)("a hostile network", () => {
   let world: World
+  const pool = ["172.30.0.0/16", "fd30::/64"].map((text) => Result.getOrThrow(Cidr.parse(text)))
+  const firewall = <A, E>(use: (service: Firewall.Firewall["Service"]) => Effect.Effect<A, E>) =>
+    Firewall.Firewall.use(use).pipe(
+      Effect.provide(
+        Firewall.layer({ table: "packets", prefix: "mvt-", pool }).pipe(
+          Layer.provideMerge(NodeHostCommands.layerIn(`/run/netns/${world.host}`))
+        )
+      ),
+      Effect.runPromise
+    )
   const macOf = (link: string): string => world.run(world.host, "cat", `/sys/class/net/${link}/address`).trim()
   const agent = (i: number): Agent => world.agents.guests[i - 1] ?? world.agents.host
 
@@ -53,16 +65,7 @@ describe.skipIf(why !== undefined)("a hostile network", () => {
     world = await make(2, [...Object.values(far), ...Object.values(other)], "hostile")
     await world.agents.internet.ask({ op: "serve", addresses: Object.values(far), ports: [5353] })
     await world.agents.host.ask({ op: "serve", addresses: [1, 2].map((i) => guest(i).gateway4), ports: [53] })
-    const rules = ["10.1.0.0/16:5353/udp", "[fd10::/16]:5353/udp", "0.0.0.0/0:80/udp", "[::/0]:80/udp"]
-    const pool = ["172.30.0.0/16", "fd30::/64"].map((text) => Result.getOrThrow(Cidr.parse(text)))
-    await Firewall.Firewall.use(({ install }) => install([machine(1, ...rules), machine(2)])).pipe(
-      Effect.provide(
-        Firewall.layer({ table: "packets", prefix: "mvt-", pool }).pipe(
-          Layer.provideMerge(NodeHostCommands.layerIn(`/run/netns/${world.host}`))
-        )
-      ),
-      Effect.runPromise
-    )
+    await firewall(({ install }) => install([machine(1, ...openTo), machine(2)]))
   })
   afterAll(async () => {
     await world?.end()
@@ -153,6 +156,32 @@ describe.skipIf(why !== undefined)("a hostile network", () => {
         ...icmpError(neighbour, self, own)
       })
       assert.isFalse(await arrives(two(), one(), across, mark, 250), `IPv${family}, across`)
+    }
+  }, 30_000)
+
+  it("flows of a machine that is gone are not those of the next one with its addresses", async () => {
+    for (const family of families) {
+      const before = machine(1, ...openTo)
+      const after = { ...before, token: "00000000000000aa" }
+      const [to, self] = [far[family], hostSide[`v${family}`]]
+      /** What is said by those outside who were spoken to: of UDP, nobody needs to be asked again. */
+      const answers = async (hope: number) => {
+        const mark = marker()
+        const payload = datagram(toBytes(to), toBytes(self), 4000, mark, 5353)
+        const hex = packet({ from: to, to: self, mac: farSide.mac, toMac: hostSide.mac, protocol: 17, payload })
+        return arrives(internet(), one(), hex, mark, hope)
+      }
+      await flow(family, marker())
+      assert.isTrue(await answers(4000), `IPv${family}, of its own`)
+      await firewall(({ uninstall }) => uninstall([before]))
+      await firewall(({ install }) => install([after]))
+      assert.isFalse(await answers(250), `IPv${family}, of the one before`)
+      // The same flow of its own is answered elsewhere, as the port outside is taken.
+      await agent(1).ask({ op: "watch", device: "eth0" })
+      assert.match(String(await agent(1).ask({ op: "udp", to, port: 5353, within: 4000 })), /^open/, `IPv${family}`)
+      assert.isFalse(await answers(250), `IPv${family}, still of the one before`)
+      await firewall(({ uninstall }) => uninstall([after]))
+      await firewall(({ install }) => install([before]))
     }
   }, 30_000)
 

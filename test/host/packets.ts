@@ -63,8 +63,14 @@ export const echoRequest = (six: boolean, from: string, to: string, mark: Uint8A
   return body
 }
 
-export const datagram = (from: Uint8Array, to: Uint8Array, port: number, mark: Uint8Array): Uint8Array => {
-  const body = Uint8Array.from([...u16(4000), ...u16(port), ...u16(8 + mark.length), 0, 0, ...mark])
+export const datagram = (
+  from: Uint8Array,
+  to: Uint8Array,
+  port: number,
+  mark: Uint8Array,
+  source = 4000
+): Uint8Array => {
+  const body = Uint8Array.from([...u16(source), ...u16(port), ...u16(8 + mark.length), 0, 0, ...mark])
   body.set(u16(sum(Uint8Array.from([...from, ...to, 0, 0, 0, body.length, 0, 0, 0, 17, ...body]))), 6)
   return body
 }

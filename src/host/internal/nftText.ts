@@ -56,6 +56,13 @@ const ip = { 4: "ip", 6: "ip6" } as const
 const address = { 4: "ipv4_addr", 6: "ipv6_addr" } as const
 const nfproto = { 4: "ipv4", 6: "ipv6" } as const
 
+/**
+ * By which a machine's connections are told from those of one that has had its addresses before: the kernel keeps these for as long
+ * as somebody outside goes on answering. It is what only packets of the machine's link are looked up in, so two machines can even
+ * have the same connection; answers are looked up as ever. 0 is everybody's.
+ */
+const zoneOf = (token: string): number => 1 + Number(BigInt(`0x${token}`) % 65_535n)
+
 const chains = { outside: (token: string) => `outside-${token}`, near: (token: string) => `near-${token}` } as const
 
 /**
@@ -74,7 +81,7 @@ const peer = (family: Cidr.Family): string => `ct reply ${ip[family]} saddr`
 
 /**
  * The shared part. Packets of a machine's link come by `guard` first, before connections are looked up: they are those of a
- * machine that we know, with its own addresses, or they are dropped. After that:
+ * machine that we know, with its own addresses, or they are dropped; their connections are that machine's (`zoneOf`). After that:
  *
  * - `forward`: from a machine to the outside, and what is answered; to a machine only from those that may be near. What is related
  *   to its flows are the errors of routers, which no rule for a protocol would let through.
@@ -106,6 +113,7 @@ ${counters.map((counter) => `  set ${counter} { type ifname; counter; }\n`).join
     ).join("")
   }  set covered { type ifname; }
   set flows { type ifname; flags dynamic; }
+  map zones { typeof iifname : ct zone; }
   map outside { type ifname : verdict; }
   map near { type ifname : verdict; }
   chain guard { type filter hook prerouting priority raw; policy accept; }
@@ -130,6 +138,7 @@ table arp ${table} {
 ${[...callers, "deny"].map((chain) => `flush chain ${inet} ${chain}\n`).join("")}flush chain arp ${table} input
 ${shut.join("")}table ${inet} {
   chain guard {
+    ct original zone set iifname map @zones
     iifname . ether saddr . ip saddr @sources4 accept
     iifname . ether saddr . ip6 saddr @sources6 accept
     iifname @forged drop
@@ -338,6 +347,7 @@ const members = (machine: Known): ReadonlyArray<Member> => {
     ...[...counters, "covered"].map((set) => ({ family: "inet", set, key: name }) as const),
     // Said of the set as a whole it would be shorter, but then the kernel tracks no connections any more (Linux 6.18).
     { family: "inet", set: "flows", key: name, statement: ` ct count over ${mostFlows}` },
+    { family: "inet", set: "zones", key: name, value: String(zoneOf(token)) },
     { family: "inet", set: "outside", key: name, value: `goto ${chains.outside(token)}` },
     { family: "inet", set: "near", key: name, value: `goto ${chains.near(token)}` },
     { family: "arp", set: "covered", key: name },
@@ -384,6 +394,7 @@ export const enact = (table: string, now: Seen, before: Seen = now): string => {
   const sets = ownSets(before).filter(({ name }) => !names.has(name))
   const rules = (place: "outside" | "near"): string =>
     [
+      `ct original zone != ${zoneOf(now.token)} goto deny`,
       // What is closed to wide rules is open to those that are as narrow as is asked of near ones.
       ...present(now).flatMap((family) =>
         place === "outside" && now.wide[family]
