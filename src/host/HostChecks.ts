@@ -100,12 +100,13 @@ const forwarding = (facts: Facts, family: "ipv4" | "ipv6", how: Wanted["forwardi
   return bad("off", `${advice}${sysctl(setting, 1)}`, Fix.Forward({ family, egress }))
 }
 
-const egress = ({ egress: { ipv4, ipv6 }, networks }: Facts): Judgement => {
+const egress = ({ egress: { ipv4, ipv6 }, networks, programs }: Facts): Judgement => {
   const found = [
     ...(ipv4 === undefined ? [] : [`IPv4 by ${ipv4}`]),
     ...(ipv6 === undefined ? [] : [`IPv6 by ${ipv6}`])
   ]
   if (found.length > 0) return good(found.join(", "))
+  if (!programs.includes("ip")) return bad("it could not be looked at: there is no ip", "apt-get install iproute2")
   const lacking = bad("this host has no default route", "ip route add default via ROUTER dev DEVICE")
   const near = networks.filter(({ cidr, device }) => {
     const where = destination(cidr)

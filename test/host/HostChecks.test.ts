@@ -199,6 +199,15 @@ describe("checks of a host", () => {
     assert.match(egress?.found ?? "", /only routes to 10\.0\.0\.0\/8 by up0$/)
   })
 
+  it("cannot look for routes without ip", () => {
+    const checks = evaluate({ egress: { ipv4: undefined, ipv6: undefined }, programs: [] }, { network: true })
+    const egress = checks.find(({ name }) => name === "egress")
+    assert.deepInclude(egress, {
+      found: "it could not be looked at: there is no ip",
+      remedy: "apt-get install iproute2"
+    })
+  })
+
   it("do not with routes that each interface has, by which no machine gets anywhere", () => {
     const cidrs = ["fe80::/64", "fe80::1", "ff00::/8", "ff02::1", "224.0.0.0/4"]
     const networks = cidrs.map((cidr) => ({ device: "eth0", cidr }))
