@@ -51,13 +51,13 @@ const failed = (path: string, operation: string) => (cause: unknown): ProcessErr
 const hasDirectories = (path: string): boolean => (attempt(() => NodeFs.statSync(path).nlink) ?? 0) > 2
 
 const directories = (path: string): ReadonlyArray<string> =>
-  !hasDirectories(path) ? [] : (attempt(() => NodeFs.readdirSync(path, { withFileTypes: true })) ?? [])
+  (attempt(() => NodeFs.readdirSync(path, { withFileTypes: true })) ?? [])
     .flatMap((entry) => entry.isDirectory() ? [`${path}/${entry.name}`] : [])
 
 /** "utf8" has a way of its own in Node, which takes a fifth of the time. */
 const read = (file: string): string | undefined => attempt(() => NodeFs.readFileSync(file, "utf8"))
 
-/** Read before a signal, by code that is never warm: plain loops take half as long as what reads better (20 of 40 µs). */
+/** Read before a signal, by code that is never warm: a plain loop takes 20 µs less than what reads better. */
 const members = (path: string): ReadonlyArray<number> => {
   const pids: Array<number> = []
   for (const line of (read(`${path}/cgroup.procs`) ?? "").split("\n")) {
@@ -65,7 +65,7 @@ const members = (path: string): ReadonlyArray<number> => {
     // Those of other pid namespaces are 0, which kill(2) takes for our own group.
     if (pid > 0) pids.push(pid)
   }
-  for (const below of directories(path)) pids.push(...members(below))
+  if (hasDirectories(path)) directories(path).forEach((below) => pids.push(...members(below)))
   return pids
 }
 
@@ -84,7 +84,7 @@ export const faultsOf = (cgroups: CGroups): ReadonlyArray<string> =>
 
 /** A cgroup can be removed when nothing lives in it and nothing is below it. */
 const remove = (path: string): boolean => {
-  directories(path).forEach(remove)
+  if (hasDirectories(path)) directories(path).forEach(remove)
   try {
     NodeFs.rmdirSync(path)
     return true

@@ -27,6 +27,17 @@ export const keepReserve = (): void => {
   }
 }
 
+const again = <A>(f: () => A, cause: unknown): A => {
+  if (errnoName(cause) !== "EMFILE" || reserve === undefined) throw cause
+  NodeFs.closeSync(reserve)
+  reserve = undefined
+  try {
+    return f()
+  } finally {
+    keepReserve()
+  }
+}
+
 /**
  * Runs `f`, which opens one descriptor and closes it again; once more in place of the reserve when there is none left (EMFILE). What
  * cannot be looked at would be taken for gone, and a process that nobody has ended for one that has.
@@ -35,22 +46,19 @@ export const withReserve = <A>(f: () => A): A => {
   try {
     return f()
   } catch (cause) {
-    if (errnoName(cause) !== "EMFILE" || reserve === undefined) throw cause
-    NodeFs.closeSync(reserve)
-    reserve = undefined
-    try {
-      return f()
-    } finally {
-      keepReserve()
-    }
+    return again(f, cause)
   }
 }
 
 /** Runs `f` like `withReserve`; `undefined` when the file or process it looks at is gone or closed to us. */
 export const attempt = <A>(f: () => A): A | undefined => {
   try {
-    return withReserve(f)
-  } catch {
-    return undefined
+    return f()
+  } catch (cause) {
+    try {
+      return again(f, cause)
+    } catch {
+      return undefined
+    }
   }
 }

@@ -27,8 +27,8 @@ export interface Reach {
 }
 
 /** What a stopped process needs beside a signal to act on it; signals that stop, kill or continue go alone. */
-const isFollowedByContinue = (signal: Signal): boolean =>
-  !["SIGKILL", "SIGSTOP", "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGCONT"].includes(signal)
+const goAlone: ReadonlySet<Signal> = new Set<Signal>(["SIGKILL", "SIGSTOP", "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGCONT"])
+const isFollowedByContinue = (signal: Signal): boolean => !goAlone.has(signal)
 
 /** Sends `signal`, and then SIGCONT where it takes one to be heard. */
 const withContinue = (
