@@ -3,6 +3,7 @@
  *
  * @since 0.1.0
  */
+import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
@@ -25,10 +26,31 @@ const jsonLogger = Logger.withConsoleLog(Logger.make<unknown, string>((options) 
   }
 }))
 
+/** What Node may hold for a reader of stdout that stands still, in bytes; a line that has begun comes on top. */
+const mostUnread = 8 * 1024 * 1024
+
+/** To a pipe Node writes in the background, and keeps what is not read: without a bound, until there is no memory left. */
+const bounded = (logger: Logger.Logger<unknown, void>): Logger.Logger<unknown, void> => {
+  let lost = 0
+  return Logger.make((options) => {
+    // Once it drops, it goes on until half is read: not a word about the loss for each line.
+    if (process.stdout.writableLength > (lost === 0 ? mostUnread : mostUnread / 2)) {
+      lost++
+      return
+    }
+    if (lost > 0) {
+      const message = [`${lost} log messages are lost: nobody read stdout`]
+      lost = 0
+      logger.log({ ...options, message, logLevel: "Warn", cause: Cause.empty })
+    }
+    logger.log(options)
+  })
+}
+
 const consoleLogger = ({ colors, logFormat }: Telemetry): Logger.Logger<unknown, void> => {
   const terminal = process.stdout.isTTY
   const format = Option.getOrElse(logFormat, () => terminal ? "pretty" : "json")
-  return format === "json" ? jsonLogger : Logger.consolePretty({ colors: colors && terminal, mode: "tty" })
+  return bounded(format === "json" ? jsonLogger : Logger.consolePretty({ colors: colors && terminal, mode: "tty" }))
 }
 
 const ignore = (): void => {}
@@ -49,7 +71,8 @@ const surviveClosedOutput = Effect.sync(() => {
  * **Details**
  *
  * - Lines go to stdout: `pretty` on a terminal, one JSON object a line otherwise, coloured on a terminal only, and not if
- *   `NO_COLOR` says so. Whoever closes stdout loses the lines, nothing else.
+ *   `NO_COLOR` says so. Whoever closes stdout loses the lines, nothing else. Of one who stands still 8 MiB wait; what comes
+ *   on top is lost, and counted in the next line that is not.
  * - Memory, processor time and start of the process are among Effect's metrics, under the names that Prometheus has for them.
  * - A collector that cannot be reached neither fails the service nor holds it up. That is said once, as a warning; while it
  *   lasts, what is collected is dropped.

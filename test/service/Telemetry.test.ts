@@ -341,6 +341,44 @@ describe("stdout", () => {
     }
   )
 
+  it.live("whose reader stands still costs a bounded memory, and the lines that are lost are counted", () =>
+    Effect.gen(function*() {
+      const prelude = `
+        const read = Effect.whileLoop({
+          while: () => process.stdout.writableLength > 0,
+          body: () => Effect.sleep("5 millis"),
+          step: () => {}
+        })
+        const flood = Effect.forEach(Array.from({ length: 400 }), () => Effect.logInfo("x".repeat(100_000))).pipe(
+          Effect.andThen(Effect.sync(() => process.stderr.write("flooded "))),
+          Effect.andThen(read)
+        )
+      `
+      const flood = script
+        .replace("Effect.provide(log,", "Effect.provide(Effect.andThen(flood, log),")
+        .replace("await Effect.runPromise", `${prelude}$&`)
+      const child = spawn(process.execPath, ["--input-type=module", "--eval", flood], {
+        cwd,
+        env: { ...inherited },
+        timeout: 20_000
+      })
+      let stderr = ""
+      const chunks: Array<Buffer> = []
+      child.stderr.on("data", (chunk: Buffer) => {
+        stderr += chunk.toString()
+        // From now on somebody reads.
+        if (chunks.length === 0) child.stdout.on("data", (read: Buffer) => chunks.push(read))
+      })
+      yield* Effect.callback<void>((resume) => {
+        child.on("close", () => resume(Effect.void))
+      })
+      expect(stderr).toBe("flooded alive")
+      const lines = Buffer.concat(chunks).toString().trim().split("\n")
+      expect(lines.length).toBeLessThan(100)
+      expect(lines.at(-2)).toMatch(/"3\d\d log messages are lost: nobody read stdout"/)
+      expect(lines.at(-1)).toContain("\"hello\"")
+    }))
+
   it.live("that is closed loses lines and nothing else", () =>
     Effect.gen(function*() {
       const child = spawn(process.execPath, args, { cwd, env: { ...inherited, LINES: "300" }, timeout: 20_000 })
