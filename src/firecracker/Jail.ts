@@ -42,8 +42,15 @@ export interface PreparedJail {
   readonly find: (within?: Duration.Input) => Effect.Effect<ProcessIdentity, FirecrackerError>
   /** Puts a copy, the node of a block device, or an empty file into a jail where Firecracker is at work. */
   readonly add: (file: Exclude<JailFile, { readonly how: "bind" }>) => Effect.Effect<Place, FirecrackerError>
-  /** Moves a file that Firecracker has made in the jail's root out of it; it is ours then. */
-  readonly collect: (file: JailPath, to: string) => Effect.Effect<void, FirecrackerError>
+  /**
+   * Moves a file that Firecracker has made in the jail's root out of it; it is ours then. One of more than `maxBytes` is refused
+   * (default: any is taken): it may say to be larger than could ever be read.
+   */
+  readonly collect: (
+    file: JailPath,
+    to: string,
+    options?: { readonly maxBytes?: number | undefined }
+  ) => Effect.Effect<void, FirecrackerError>
   /**
    * Takes the jail away, with whatever still runs in it, and tells what is left. The end of the scope does the same, and
    * logs what is left; done before, it has nothing to do then.

@@ -386,12 +386,12 @@ const make = Effect.gen(function*() {
           yield* put(plan, file, place.outside)
           return place
         }),
-        collect: Effect.fn("PreparedJail.collect")(function*(path, to) {
+        collect: Effect.fn("PreparedJail.collect")(function*(path, to, { maxBytes = Infinity } = {}) {
           const { outside } = yield* Effect.fromResult(JailPlan.place(plan, path.slice(1)))
           yield* attemptAbortable(
             `move ${path} out of the jail to`,
             to,
-            (signal) => JailFiles.moveOut(outside, stage(plan, path.slice(1)), to, signal)
+            (signal) => JailFiles.moveOut(outside, stage(plan, path.slice(1)), to, { maxBytes, signal })
           )
         }),
         release: releaseOnce

@@ -207,7 +207,8 @@ const host = (
                 startTime
               })),
             add: unused,
-            collect: (file, to) => note(`${file} to ${to}`),
+            collect: (file, to, { maxBytes } = {}) =>
+              note(`${file} to ${to}${maxBytes === undefined ? "" : `, ${maxBytes / 2 ** 20} MiB at most`}`),
             release: Effect.succeed([])
           }
         )
@@ -876,8 +877,8 @@ describe("a difference", () => {
           const [pages, ...moves] = files.slice(-4)
           assert.match(pages ?? "", /^pages of .*\/saved-memory in \/out\/pages$/)
           assert.deepStrictEqual(moves, [
-            "/saved-state to /out/state",
-            "/saved-memory to /out/memory",
+            "/saved-state to /out/state, 320 MiB at most",
+            "/saved-memory to /out/memory, 320 MiB at most",
             "/out/memory for all"
           ])
         })
@@ -1494,8 +1495,8 @@ describe("a jailed machine", () => {
           yield* vmm.save("/out")
           assert.include(calls.at(-1) ?? "", `"snapshot_path":"saved-state","mem_file_path":"saved-memory"`)
           assert.deepStrictEqual(files.slice(2), [
-            "/saved-state to /out/state",
-            "/saved-memory to /out/memory",
+            "/saved-state to /out/state, 320 MiB at most",
+            "/saved-memory to /out/memory, 320 MiB at most",
             "/out/memory for all"
           ])
         })))

@@ -783,6 +783,23 @@ describe("a jail at work", () => {
       assert.match(why(yield* Effect.flip(collect(JailPlan.JailPath("/a/b"), to))), /^InvalidRequest/)
     }))
 
+  live(
+    "gives out no file that is larger than it can be, however little of it there is",
+    (here) =>
+      Effect.gen(function*() {
+        const { collect, plan } = yield* prepare(planned(here))
+        const [memory, to] = [join(plan.root, "memory"), join(here.directory, "memory")]
+        Fs.writeFileSync(memory, "pages")
+        Fs.truncateSync(memory, 2 ** 43)
+        const endless = collect(JailPlan.JailPath("/memory"), to, { maxBytes: 2 ** 20 })
+        assert.match(why(yield* Effect.flip(endless)), /it has more than the 1048576 bytes that it can have$/)
+        assert.isFalse(Fs.existsSync(to))
+        Fs.truncateSync(memory, 2 ** 20)
+        yield* endless
+        assert.strictEqual(Fs.statSync(to).size, 2 ** 20)
+      })
+  )
+
   live("gives out nothing that has taken the place of a file meanwhile", (here) =>
     Effect.gen(function*() {
       const { collect, plan } = yield* prepare(planned(here))

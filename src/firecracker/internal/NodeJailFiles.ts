@@ -13,11 +13,20 @@ const writeAll = async (to: NodeFs.FileHandle, bytes: Uint8Array, at: number): P
   if (bytesWritten < bytes.length) await writeAll(to, bytes.subarray(bytesWritten), at + bytesWritten)
 }
 
+interface Bounds {
+  readonly maxBytes: number
+  readonly signal: AbortSignal
+}
+
+const checkSize = (bytes: number | bigint, most: number): void => {
+  if (bytes > most) throw new Error(`it has more than the ${most} bytes that it can have`)
+}
+
 /**
  * Makes a new file, whole or not at all, with holes where it is zero, which file systems without clones would fill when they
  * copy.
  */
-const copyBytes = async (from: NodeFs.FileHandle, to: string, signal: AbortSignal): Promise<void> => {
+const copyBytes = async (from: NodeFs.FileHandle, to: string, { maxBytes, signal }: Bounds): Promise<void> => {
   await using target = await NodeFs.open(to, "wx", 0o600)
   try {
     let at = 0
@@ -26,6 +35,8 @@ const copyBytes = async (from: NodeFs.FileHandle, to: string, signal: AbortSigna
       signal.throwIfAborted()
       if (!zeros.subarray(0, bytes.length).equals(bytes)) await writeAll(target, bytes, at)
       at += bytes.length
+      // Whoever is in a jail may still write to what came out of it.
+      checkSize(at, maxBytes)
     }
     await target.truncate(at)
   } catch (error) {
@@ -41,7 +52,7 @@ export const copy = async (from: string, to: string, signal: AbortSignal): Promi
   } catch (error) {
     if (codeOf(error) === "ENOENT" || codeOf(error) === "EEXIST") throw error
     await using source = await NodeFs.open(from, O_RDONLY)
-    await copyBytes(source, to, signal)
+    await copyBytes(source, to, { maxBytes: Infinity, signal })
   }
 }
 
@@ -79,10 +90,11 @@ export const areSame = async (a: string, b: string): Promise<boolean> => {
  * another one meanwhile, is refused. It is ours then. `via` is a name on the same file system where no inmate can be: what
  * was put in the place of the file comes no further.
  */
-export const moveOut = async (from: string, via: string, to: string, signal: AbortSignal): Promise<void> => {
+export const moveOut = async (from: string, via: string, to: string, bounds: Bounds): Promise<void> => {
   await using handle = await NodeFs.open(from, O_RDONLY | O_NOFOLLOW | O_NONBLOCK)
   const before = await handle.stat({ bigint: true })
   if (!before.isFile() || before.nlink !== 1n) throw new Error("it is not a file of its own")
+  checkSize(before.size, bounds.maxBytes)
   await handle.chown(process.geteuid?.() ?? 0, process.getegid?.() ?? 0)
   await handle.chmod(0o600)
   await NodeFs.rename(from, via)
@@ -94,7 +106,7 @@ export const moveOut = async (from: string, via: string, to: string, signal: Abo
     try {
       if (codeOf(error) !== "EXDEV") throw error
       await NodeFs.rm(to, { force: true })
-      await copyBytes(handle, to, signal)
+      await copyBytes(handle, to, bounds)
     } catch (failure) {
       // For another try, if it still can be.
       await NodeFs.rename(via, from).catch(() => undefined)

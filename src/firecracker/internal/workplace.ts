@@ -154,6 +154,9 @@ const inJail = Effect.fnUntraced(function*(
 ): Effect.fn.Return<Workplace, Failure | ProcessError, Scope.Scope> {
   const jail = yield* jails.prepare(jailPlan)
   const { ignoresTermination, leavesJailer, root: directory, user: owner } = jailPlan
+  const { machine, memoryHotplug } = plan.config
+  // Its memory is the largest that a save writes; what else there is to a machine has a few MiB.
+  const maxBytes = (machine.mem_size_mib + (memoryHotplug?.total_size_mib ?? 0) + 64) * 2 ** 20
   yield* arrange({ directory, owner })
   const jailer = yield* spawner.spawn(commandOf(plan), spawning)
   return {
@@ -167,8 +170,8 @@ const inJail = Effect.fnUntraced(function*(
       return create(state, memory).pipe(
         // Before it is moved out: a copy has no holes.
         Effect.andThen(isDiff ? host.listPages(`${directory}/${memory}`, files[2]) : Effect.void),
-        Effect.andThen(jail.collect(JailPlan.JailPath(`/${state}`), files[0])),
-        Effect.andThen(jail.collect(JailPlan.JailPath(`/${memory}`), files[1])),
+        Effect.andThen(jail.collect(JailPlan.JailPath(`/${state}`), files[0], { maxBytes })),
+        Effect.andThen(jail.collect(JailPlan.JailPath(`/${memory}`), files[1], { maxBytes })),
         Effect.andThen(host.makeReadable(files[1])),
         Effect.tapError(() => Effect.ignore(host.remove([`${directory}/${state}`, `${directory}/${memory}`, ...files])))
       )
