@@ -350,6 +350,7 @@ describe("the firewall", () => {
         const [stderr, tag] of [
           ["Error: Could not process rule: File exists", "Conflict"],
           ["netlink: Error: cache initialization failed: Operation not permitted", "Unavailable"],
+          ["/dev/stdin:40:5-49: Error: Could not process rule: Operation not supported", "Unavailable"],
           ["/dev/stdin:1:1-3: Error: syntax error", "CommandFailed"]
         ] as const
       ) {

@@ -18,6 +18,15 @@ const explain = (table: string) => (error: HostError.HostError): HostError.HostE
       })
     )
   }
+  if (stderrHas(error, "Operation not supported")) {
+    return HostError.make(
+      new HostError.Unavailable({
+        what: "the firewall",
+        why: `this kernel lacks what a rule takes (${error.message})`,
+        remedy: "take a kernel with NF_CONNTRACK_ZONES and NFT_CONNLIMIT, as those of distributions are"
+      })
+    )
+  }
   return stderrHas(error, "File exists")
     ? HostError.make(
       new HostError.Conflict({
