@@ -237,8 +237,8 @@ const endings: ReadonlyArray<readonly [what: string, one: Case]> = [
   }],
   ["an output of its own that is unfit", {
     program: "outputUnfit",
-    code: 151,
-    shows: "the output of endpoint cannot be used"
+    code: 121,
+    shows: "Resource input not valid:"
   }],
   ["a part fails and quotes its configuration", { program: "initFails", code: 151, shows: "cannot work with" }],
   ["a part dies with it", { program: "initDies", code: 70, shows: "cannot work with" }],
