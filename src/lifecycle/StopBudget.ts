@@ -121,7 +121,7 @@ export const stopAll = Effect.fn("StopBudget.stopAll")(function*<E, R>(
       : Exit.isSuccess(exit.value)
       ? { _tag: "Stopped", name, took }
       : { _tag: "Failed", name, took, cause: exit.value.cause }
-    if (options.onOutcome !== undefined) yield* Effect.ignoreCause(options.onOutcome(outcome))
+    yield* Effect.ignoreCause(Effect.suspend(() => options.onOutcome?.(outcome) ?? Effect.void))
     if (Option.isNone(exit)) fiber.interruptUnsafe()
     return outcome
   })

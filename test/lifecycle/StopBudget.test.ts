@@ -73,11 +73,18 @@ describe("StopBudget", () => {
       expect(isInterrupted).toBe(true)
     }))
 
-  it.effect("who is told and dies of it keeps nobody from stopping", () =>
+  it.effect.each([
+    { how: "dies of it", onOutcome: () => Effect.die("bug") },
+    {
+      how: "throws before there is an effect",
+      onOutcome: () => {
+        throw new Error("bug")
+      }
+    }
+  ])("who is told and $how keeps nobody from stopping", ({ onOutcome }) =>
     Effect.gen(function*() {
-      const outcomes = yield* StopBudget.stopAll("1 second", [[takes("a", 0), takes("b", 0)], [takes("c", 0)]], {
-        onOutcome: () => Effect.die("bug")
-      })
+      const parts = [[takes("a", 0), takes("b", 0)], [takes("c", 0)]]
+      const outcomes = yield* StopBudget.stopAll("1 second", parts, { onOutcome })
       expect(outcomes.map(({ _tag, name }) => `${_tag} ${name}`)).toEqual(["Stopped a", "Stopped b", "Stopped c"])
     }))
 
