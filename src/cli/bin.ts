@@ -17,7 +17,9 @@ const tooOld = (exit: (code: number, isWhole: boolean) => void): void => {
 const [first, ...others] = process.argv.slice(2)
 /** As the program would say it, in a fifth of the time that it takes to load. */
 const tellVersion = (exit: (code: number, isWhole: boolean) => void): void => {
-  process.stdout.on("error", ({ message }) => {
+  process.stdout.on("error", ({ code, message }: NodeJS.ErrnoException) => {
+    // Whoever has closed the pipe wants no more.
+    if (code === "EPIPE") return
     process.stderr.write(`microvm: stdout could not be written: ${message}\n`)
     exit(125, false)
   }).write(`microvm v${packageJson.version}\n`)

@@ -42,6 +42,16 @@ it.each(["--version", "ps --json", "run --dry-run -- true"])(
   }
 )
 
+it.each(["--version", "ps --json"])("says nothing when whoever reads it wants no more: %s", async (args) => {
+  const child = spawn(process.execPath, [bin, ...args.split(" ")], { stdio: ["ignore", "pipe", "pipe"] })
+  child.stdout.destroy()
+  let stderr = ""
+  child.stderr.setEncoding("utf8").on("data", (text: string) => {
+    stderr += text
+  })
+  expect([await once(child, "close"), stderr]).toEqual([[0, null], ""])
+})
+
 it("does not pass on what Node has made of an argument that is not UTF-8", () => {
   // Node could not pass such an argument either.
   const script = `exec "$0" "$1" run --dry-run -- echo "$(printf '\\377')"`
