@@ -369,16 +369,23 @@ describe("a hundred children", () => {
   }
 })
 
-it("without a descriptor left, what is alive is not taken for gone, and is ended", () => {
-  const { status, stderr, stdout } = spawnSync(
-    "sh",
-    ["-c", `ulimit -n 128; exec "$@"`, "sh", process.execPath, fixture("starved.ts"), ...scopes],
-    { encoding: "utf8", timeout: 20_000 }
-  )
-  expect({ status, stderr, told: parse(stdout) }).toEqual({
-    status: 0,
-    stderr: "",
-    told: scopes.map((killScope) => [killScope, "None", "Forced", false])
+describe("without a descriptor left", () => {
+  const tell = (name: string, ...args: ReadonlyArray<string>) => {
+    const { status, stderr, stdout } = spawnSync(
+      "sh",
+      ["-c", `ulimit -n 128; exec "$@"`, "sh", process.execPath, fixture(name), ...args],
+      { encoding: "utf8", timeout: 20_000 }
+    )
+    expect({ status, stderr }).toEqual({ status: 0, stderr: "" })
+    return parse(stdout)
+  }
+
+  it("what is alive is not taken for gone, and is ended", () => {
+    expect(tell("starved.ts", ...scopes)).toEqual(scopes.map((killScope) => [killScope, "None", "Forced", false]))
+  })
+
+  it("another thread that takes the one that is kept has it once only", () => {
+    expect(tell("starved-twice.ts")).toEqual([true, true, true, true])
   })
 })
 

@@ -17,14 +17,24 @@ export const withoutArguments = (cause: unknown): unknown => {
 
 /** A descriptor that is open for nothing but to be closed when there is no other. */
 let reserve: number | undefined
+/** Has another thread taken its place, as one that opens a file for us may do just then? */
+let isLost = false
 
 /** Keeps the reserve from now on, or again. */
 export const keepReserve = (): void => {
   try {
     reserve ??= NodeFs.openSync("/dev/null", "r")
+    isLost = false
   } catch {
     // There is none left by now.
+    isLost = true
   }
+}
+
+const once = <A>(f: () => A): A => {
+  const result = f()
+  if (isLost) keepReserve()
+  return result
 }
 
 const again = <A>(f: () => A, cause: unknown): A => {
@@ -44,7 +54,7 @@ const again = <A>(f: () => A, cause: unknown): A => {
  */
 export const withReserve = <A>(f: () => A): A => {
   try {
-    return f()
+    return once(f)
   } catch (cause) {
     return again(f, cause)
   }
@@ -53,7 +63,7 @@ export const withReserve = <A>(f: () => A): A => {
 /** Runs `f` like `withReserve`; `undefined` when the file or process it looks at is gone or closed to us. */
 export const attempt = <A>(f: () => A): A | undefined => {
   try {
-    return f()
+    return once(f)
   } catch (cause) {
     try {
       return again(f, cause)
