@@ -130,7 +130,7 @@ export interface Options {
   readonly queriesPerSecond?: number | undefined
   /** Queries of a machine that are in hand. Default 64. */
   readonly inFlight?: number | undefined
-  /** Queries of all machines that are in hand. Default 512. */
+  /** Queries of all machines that are in hand; each may have 4 beyond that, whatever others do. Default 512. */
   readonly inFlightInAll?: number | undefined
   /** TCP connections of a machine to one of its addresses. Default 8. */
   readonly connections?: number | undefined
@@ -154,6 +154,9 @@ const maxMessage = 4096
 
 /** The servers are given up after 4 seconds, so that there is one to learn in. */
 const answerTime = Duration.millis(4900)
+
+/** Of the queries in hand, those that others cannot take from a machine: two programs ask for both families. */
+const ownInFlight = 4
 
 /** Addresses that a machine has learned and that need not be learned again. The oldest are forgotten, and learned anew. */
 const maxMemory = 1024
@@ -187,12 +190,12 @@ export class DnsRelay extends Context.Service<DnsRelay, {
 interface Guest {
   readonly machine: string
   names: Names.Names
-  /** Milliseconds of the clock until which its share of queries is used up. */
+  /** Milliseconds of the monotonic clock until which its share of queries is used up. */
   spentUntil: number
   inFlight: number
   readonly learning: Semaphore.Semaphore
   readonly known: Map<string, Upstream.Found>
-  /** Until when the guest was told that an address is good, in milliseconds of the clock. */
+  /** Until when the guest was told that an address is good, in milliseconds of the monotonic clock. */
   readonly promised: Map<string, number>
   readonly learn: (learned: Learned) => Effect.Effect<void, unknown>
   readonly mayLearn: (address: Cidr.Address) => boolean
@@ -233,7 +236,7 @@ const make = Effect.fnUntraced(function*(bounds: Options) {
   } = bounds
   const transport = yield* DnsTransport
   const random = yield* SecureRandom
-  const clock = yield* Clock.Clock
+  const clock = Upstream.steady(yield* Clock.Clock)
   const find = yield* Upstream.make(transport, random, { servers: bounds.servers, capacity: cacheCapacity })
   let inFlight = 0
 
@@ -241,7 +244,8 @@ const make = Effect.fnUntraced(function*(bounds: Options) {
   const mayAsk = (guest: Guest): boolean => {
     const now = clock.currentTimeMillisUnsafe()
     const spentUntil = Math.max(guest.spentUntil, now) + 1000 / queriesPerSecond
-    if (spentUntil > now + 2000 || guest.inFlight >= mostOfOne || inFlight >= mostOfAll) return false
+    const most = inFlight < mostOfAll ? mostOfOne : Math.min(mostOfOne, ownInFlight)
+    if (spentUntil > now + 2000 || guest.inFlight >= most) return false
     guest.spentUntil = spentUntil
     return true
   }

@@ -309,6 +309,43 @@ describe("the cache", () => {
     )
   })
 
+  it.effect("a clock that is set back changes nothing: neither how long answers are kept, nor who may ask", () => {
+    const learned: Array<string> = []
+    let isDown = false
+    const made = world((request) => isDown ? "closed" : one(request))
+    return using(
+      made,
+      Effect.fnUntraced(function*(served) {
+        const ask = (name = "example.com") =>
+          Effect.map(
+            made.send(guestQuery(name)),
+            (answer) => typeof answer === "object" && (answer.answers[0] ?? answer.rcode)
+          )
+        yield* TestClock.adjust("2 hours")
+        expect(yield* ask()).toBe("example.com 60 A 93.184.216.34")
+        isDown = true
+        expect(yield* ask("a.example.org")).toBe("SERVFAIL")
+        isDown = false
+        yield* TestClock.setTime(0)
+        expect(yield* ask()).toBe("example.com 60 A 93.184.216.34")
+        yield* served.replace(["example.com", "*.example.org"])
+        yield* TestClock.adjust("20 seconds")
+        expect(yield* ask()).toBe("example.com 40 A 93.184.216.34")
+        expect(yield* ask("a.example.org")).toBe("a.example.org 60 A 93.184.216.34")
+        expect(learned).toEqual([
+          "example.com [example.com] 93.184.216.34 1m 30s",
+          // For as long as the other name was told to be good for.
+          "example.com [example.com] 93.184.216.34 1m 10s",
+          "a.example.org [*.example.org] 93.184.216.34 1m 30s"
+        ])
+        yield* TestClock.adjust("41 seconds")
+        expect(yield* ask()).toBe("example.com 60 A 93.184.216.34")
+        expect(yield* served.counters).toMatchObject({ dropped: 0, failed: 1, answered: 5 })
+      }),
+      machine({ learned })
+    )
+  })
+
   it.effect("a name that is none is told as such, and asked for again after 5 seconds", () => {
     const made = world(({ query }) => [reply(query, [], { rcode: 3 })])
     return using(
@@ -439,25 +476,45 @@ describe("bounds", () => {
   })
 
   it.effect("so many in hand of a machine and of all", () => {
-    const made = world(() => "nothing", { inFlight: 3, inFlightInAll: 5 })
+    const made = world(() => "nothing", { inFlight: 6, inFlightInAll: 8 })
     return using(
       made,
       Effect.fnUntraced(function*(served) {
         const other = yield* serve(machine({ addresses: ["172.30.0.2"] }))
         const send = (to: string) =>
           Effect.forEach(
-            [1, 2, 3, 4],
+            [1, 2, 3, 4, 5, 6, 7],
             (index) => Effect.forkChild(made.send(guestQuery(`n${index}.example.org`), to), { startImmediately: true })
           )
         const mine = yield* send("172.30.0.0")
         const others = yield* send("172.30.0.2")
-        expect(yield* served.counters).toMatchObject({ received: 4, tooMany: 1 })
-        expect(yield* other.counters).toMatchObject({ received: 4, tooMany: 2 })
+        expect(yield* served.counters).toMatchObject({ received: 7, tooMany: 1 })
+        // Those that no other machine can take from it.
+        expect(yield* other.counters).toMatchObject({ received: 7, tooMany: 3 })
         yield* TestClock.adjust("5 seconds")
         yield* Fiber.joinAll([...mine, ...others])
-        expect(yield* other.counters).toMatchObject({ failed: 2 })
+        expect(yield* other.counters).toMatchObject({ failed: 4 })
         yield* send("172.30.0.0")
-        expect(yield* served.counters).toMatchObject({ received: 8, tooMany: 2 })
+        expect(yield* served.counters).toMatchObject({ received: 14, tooMany: 2 })
+      }, Effect.scoped)
+    )
+  })
+
+  it.effect("machines that flood, with questions that nobody answers, keep no other from being answered", () => {
+    const made = world((request) => request.query.length > 29 ? "nothing" : one(request))
+    return using(
+      made,
+      Effect.fnUntraced(function*() {
+        for (let number = 0; number < 20; number++) {
+          const address = `172.30.1.${number}`
+          yield* serve(machine({ addresses: [address] }))
+          for (let index = 0; index < 100; index++) {
+            const question = guestQuery(`${number}.${index}.example.org`)
+            yield* Effect.forkScoped(made.send(question, address), { startImmediately: true })
+          }
+        }
+        expect(made.asked.length).toBe(8 * 64 + 12 * 4)
+        expect(yield* made.send(guestQuery("example.com"))).toMatchObject({ rcode: "NOERROR" })
       }, Effect.scoped)
     )
   })

@@ -16,7 +16,7 @@ export class Unanswered extends Data.TaggedError("Unanswered")<{}> {}
 export interface Found {
   readonly rcode: number
   readonly addresses: ReadonlyArray<Address>
-  /** In milliseconds of the clock. */
+  /** In milliseconds of the monotonic clock. */
   readonly expiresAt: number
 }
 
@@ -39,6 +39,24 @@ const wholeTime = Duration.seconds(4)
 
 class Asked extends Data.Class<{ readonly name: string; readonly type: number }> {}
 
+/**
+ * A clock whose time is the monotonic one, in milliseconds: by it a cache keeps nothing for longer, or for ever, when the time of
+ * day is set.
+ */
+export const steady = (clock: Clock.Clock): Clock.Clock => {
+  const nanos = () => clock.monotonicTimeNanosUnsafe()
+  const millis = () => Number(nanos() / 1_000_000n)
+  return {
+    currentTimeMillisUnsafe: millis,
+    currentTimeMillis: Effect.sync(millis),
+    currentTimeNanosUnsafe: nanos,
+    currentTimeNanos: Effect.sync(nanos),
+    monotonicTimeNanosUnsafe: nanos,
+    monotonicTimeNanos: Effect.sync(nanos),
+    sleep: (duration) => clock.sleep(duration)
+  }
+}
+
 export interface Options {
   /** Default: those of the host. */
   readonly servers: ReadonlyArray<Endpoint> | undefined
@@ -52,7 +70,7 @@ export const make = Effect.fnUntraced(function*(
   random: SecureRandom["Service"],
   options: Options
 ) {
-  const clock = yield* Clock.Clock
+  const clock = steady(yield* Clock.Clock)
   /** The server that answered last is asked first. */
   let preferred = 0
 
@@ -103,5 +121,6 @@ export const make = Effect.fnUntraced(function*(
   })
 
   /** For a name in lower case, of letters, digits, `-` and `_` alone. Takes 4 seconds at most. */
-  return (name: string, type: number): Effect.Effect<Found, Unanswered> => Cache.get(cache, new Asked({ name, type }))
+  return (name: string, type: number): Effect.Effect<Found, Unanswered> =>
+    Effect.provideService(Cache.get(cache, new Asked({ name, type })), Clock.Clock, clock)
 })
