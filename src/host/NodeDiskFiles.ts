@@ -43,13 +43,15 @@ const factsOf = (stats: NodeFs.BigIntStats): FileFacts => ({
 /** What FICLONE says where there is no such thing, or not for these two files (ioctl_ficlone(2)). */
 const cannotClone = new Set<unknown>(["ENOTSUP", "EOPNOTSUPP", "EXDEV", "EINVAL", "ENOTTY", "ENOSYS"])
 
-// Reading with calls that block is half as slow again as a stream, and this thread has nothing else to do.
+// Reading with calls that block is half as slow again as a stream, and this thread has nothing else to do. To open a pipe
+// is not to block: it would until somebody writes to it, and the thread, and with it this process, could not be ended.
 const hashing = `
 const { createHash } = require("node:crypto")
-const { closeSync, openSync, readSync } = require("node:fs")
+const { closeSync, constants, fstatSync, openSync, readSync } = require("node:fs")
 const { parentPort, workerData } = require("node:worker_threads")
 try {
-  const fd = openSync(workerData, "r")
+  const fd = openSync(workerData, constants.O_RDONLY | constants.O_NONBLOCK)
+  if (fstatSync(fd).isFIFO()) throw new Error("it is a pipe")
   const hash = createHash("sha256")
   const piece = Buffer.allocUnsafe(1024 * 1024)
   for (let length; (length = readSync(fd, piece)) > 0;) hash.update(piece.subarray(0, length))

@@ -5,10 +5,14 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
+import { execFileSync } from "node:child_process"
 import {
   chmodSync,
+  closeSync,
+  constants,
   linkSync,
   mkdirSync,
+  openSync,
   readFileSync,
   renameSync,
   statSync,
@@ -283,6 +287,21 @@ describe("DiskFiles on this host", () => {
       const done = yield* Effect.option(Effect.timeout(files(({ sha256 }) => sha256("/dev/zero")), "300 millis"))
       assert.isTrue(Option.isNone(done))
     }))
+
+  it.live("does not wait for who may write to a pipe", () =>
+    inDirectory((directory) =>
+      Effect.gen(function*() {
+        const path = join(directory, "pipe")
+        execFileSync("mkfifo", [path])
+        // Ends the wait, if there is one: nothing else could.
+        yield* Effect.forkScoped(Effect.delay(
+          Effect.sync(() => closeSync(openSync(path, constants.O_RDWR | constants.O_NONBLOCK))),
+          "5 seconds"
+        ))
+        const error = yield* Effect.flip(files(({ sha256 }) => sha256(path)))
+        assert.include(String(error.reason.cause), "it is a pipe")
+      }).pipe(Effect.scoped)
+    ))
 
   it.live("sees what is written, renamed and linked, and follows no link", () =>
     inDirectory((directory) =>
