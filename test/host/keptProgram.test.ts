@@ -113,7 +113,8 @@ describe("a program that is kept", () => {
         yield* run({ ...change, input: "one" })
         const [, second = 0] = pids()
         process.kill(second, "SIGKILL")
-        while (isAlive(second)) yield* Effect.sleep("5 millis")
+        // Until it is reaped: a program that is dead and not known to be is told what it cannot do any more.
+        while (NodeFs.existsSync(`/proc/${second}`)) yield* Effect.sleep("5 millis")
         yield* run({ ...change, input: "two" })
         assert.lengthOf(pids(), 3)
         assert.strictEqual(read("log"), "die\none\ntwo\n")

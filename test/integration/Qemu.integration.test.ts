@@ -238,7 +238,7 @@ layer(qemu, { excludeTestServices: true, timeout: "1 minute" })("a launch on QEM
       const fs = yield* FileSystem.FileSystem
       const secret = yield* fs.makeTempFileScoped()
       yield* fs.chmod(secret, 0o600)
-      const error = yield* Effect.flip(launch("no-file", { kernel: "/nonexistent", initramfs: secret }))
+      const error = yield* Effect.flip(launch("no-file", { kernel: `${secret}-absent`, initramfs: secret }))
       assert.include(error.message, "ENOENT")
       // Ours alone is not readable to the user that QEMU gets.
       if (process.geteuid?.() === 0) assert.include(error.message, "chmod a+r")
