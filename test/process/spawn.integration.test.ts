@@ -23,6 +23,7 @@ import {
 import { tmpdir } from "node:os"
 import { monitorEventLoopDelay } from "node:perf_hooks"
 import * as ExitStatus from "../../src/lifecycle/ExitStatus.ts"
+import * as NodeCGroup from "../../src/process/internal/NodeCGroup.ts"
 import * as Mark from "../../src/process/Mark.ts"
 import * as Process from "../../src/process/Process.ts"
 import { ProcessSpawner } from "../../src/process/ProcessSpawner.ts"
@@ -279,6 +280,22 @@ describe("a cgroup", () => {
         expect(yield* refusal({ path: mount })).toBe(
           `cgroup: "${mount}" has us in it, and all in it is killed with the process: give another`
         )
+        writeFileSync(`${directory}/cgroup.procs`, "")
+        expect(yield* refusal({ path: directory })).toBe(
+          `cgroup: "${directory}" is the root, or of version 1: give another as path`
+        )
+      }).pipe(Effect.scoped, Effect.provide(layer))
+    ))
+
+  it.live("is killed one by one where the kernel cannot do so at once", () =>
+    withDirectory((directory) =>
+      Effect.gen(function*() {
+        const child = yield* spawn(ChildProcess.make("sleep", ["60"]), {})
+        const cgroup = NodeCGroup.at(directory)
+        yield* cgroup.kill
+        writeFileSync(`${directory}/cgroup.procs`, `0\n${child.pid}\n`)
+        yield* cgroup.kill
+        expect(yield* child.exit).toMatchObject({ _tag: "Signaled", signal: "SIGKILL" })
       }).pipe(Effect.scoped, Effect.provide(layer))
     ))
 

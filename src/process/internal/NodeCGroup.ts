@@ -79,8 +79,35 @@ export const faultsOf = (cgroups: CGroups): ReadonlyArray<string> =>
       ? [`${JSON.stringify(path)} is no cgroup: make it first`]
       : path === cgroups.path && members(path).includes(process.pid)
       ? [`${JSON.stringify(path)} has us in it, and all in it is killed with the process: give another`]
+      : path === cgroups.path && !NodeFs.existsSync(`${path}/cgroup.events`)
+      ? [`${JSON.stringify(path)} is the root, or of version 1: give another as path`]
       : []
   )
+
+/**
+ * SIGKILL to all in it where the kernel has no `cgroup.kill`, as before Linux 5.14. Who was sent it forks no more, so that there is
+ * an end to those who were born meanwhile.
+ */
+const killEach = (path: string): void => {
+  const seen = new Set<number>()
+  let refusal: Error | undefined
+  for (let looks = 0; looks < mostLooks; looks++) {
+    const found = members(path).filter((pid) => !seen.has(pid))
+    if (found.length === 0) break
+    for (const pid of found) {
+      seen.add(pid)
+      try {
+        process.kill(pid, "SIGKILL")
+      } catch (cause) {
+        if (errnoName(cause) !== "ESRCH") refusal ??= cause instanceof Error ? cause : new Error(String(cause))
+      }
+    }
+  }
+  if (refusal !== undefined) throw refusal
+}
+
+/** Each finds who was born during the one before, which is a millisecond at most. */
+const mostLooks = 100
 
 /** A cgroup can be removed when nothing lives in it and nothing is below it. */
 const remove = (path: string): boolean => {
@@ -154,14 +181,16 @@ export const at = (path: string): CGroup => ({
       return reached.length === 0 && refusal !== undefined ? Effect.fail(refusal) : Effect.succeed(reached)
     }),
   kill: Effect.try({
-    try: () => withReserve(() => NodeFs.writeFileSync(`${path}/cgroup.kill`, "1", { flag: "r+" })),
+    try: () => {
+      try {
+        withReserve(() => NodeFs.writeFileSync(`${path}/cgroup.kill`, "1", { flag: "r+" }))
+      } catch (cause) {
+        if (errnoName(cause) !== "ENOENT") throw cause
+        killEach(path)
+      }
+    },
     catch: failed(path, "kill")
-  }).pipe(
-    Effect.catchIf(
-      (error) => error.reason._tag === "CGroupFailed" && error.reason.code === "ENOENT",
-      () => Effect.void
-    )
-  ),
+  }),
   remove: Effect.sync(() => {
     const isRemoved = remove(path)
     const parent = NodePath.dirname(path)
