@@ -21,7 +21,10 @@ export interface Options<Deps extends ReadonlyArray<Part.Any>>
   readonly stopWeight?: number | undefined
   /** Where it listens. Default where the configuration of the service says. */
   readonly listen?: ListenAddress["Service"] | undefined
-  /** Log each request. Default false: then only failures of routes are logged (5xx; at the level Debug, those of clients). */
+  /**
+   * Log each request. Default false: then only failures of routes are logged (5xx; at the level Debug, those of clients). A
+   * `SchemaError` or `NoSuchElementError`, which Effect answers with 400 or 404, may be either: one a minute is a warning.
+   */
   readonly logRequests?: boolean | undefined
 }
 
@@ -73,11 +76,11 @@ export const make = <A, E, R, const Deps extends ReadonlyArray<Part.Any> = reado
     : Layer.provide(configured, Layer.succeed(ListenAddress, listen))
   const server = Layer.unwrap(Effect.map(
     Effect.promise(() => import("./internal/NodeHttpEngine.ts")),
-    ({ failuresTold, HttpRouter }) =>
+    ({ HttpRouter, makeFailuresTold }) =>
       HttpRouter.serve(routes, {
         disableLogger: !logRequests,
         disableListenLog: true,
-        ...logRequests ? {} : { middleware: failuresTold }
+        ...logRequests ? {} : { middleware: makeFailuresTold() }
       })
   ))
   return Part.make(
