@@ -7,6 +7,7 @@ import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
+import * as LogLevel from "effect/LogLevel"
 import * as Option from "effect/Option"
 import * as References from "effect/References"
 import * as ProcessMetrics from "./internal/NodeProcessMetrics.ts"
@@ -26,19 +27,22 @@ const jsonLogger = Logger.withConsoleLog(Logger.make<unknown, string>((options) 
   }
 }))
 
-/** What Node may hold for a reader of stdout that stands still, in bytes; a line that has begun comes on top. */
+/** What Node may hold for a reader of stdout that stands still, in bytes; a line that has begun comes on top, and as much of errors. */
 const mostUnread = 8 * 1024 * 1024
 
 /** To a pipe Node writes in the background, and keeps what is not read: without a bound, until there is no memory left. */
 const bounded = (logger: Logger.Logger<unknown, void>): Logger.Logger<unknown, void> => {
   let lost = 0
   return Logger.make((options) => {
+    const unread = process.stdout.writableLength
     // Once it drops, it goes on until half is read: not a word about the loss for each line.
-    if (process.stdout.writableLength > (lost === 0 ? mostUnread : mostUnread / 2)) {
-      lost++
-      return
-    }
-    if (lost > 0) {
+    if (unread > (lost === 0 ? mostUnread : mostUnread / 2)) {
+      // A service that ends says why as an error, and one who is slow reads it yet.
+      if (unread > 2 * mostUnread || LogLevel.isLessThan(options.logLevel, "Error")) {
+        lost++
+        return
+      }
+    } else if (lost > 0) {
       const message = [`${lost} log messages are lost: nobody read stdout`]
       lost = 0
       logger.log({ ...options, message, logLevel: "Warn", cause: Cause.empty })
@@ -71,8 +75,8 @@ const surviveClosedOutput = Effect.sync(() => {
  * **Details**
  *
  * - Lines go to stdout: `pretty` on a terminal, one JSON object a line otherwise, coloured on a terminal only, and not if
- *   `NO_COLOR` says so. Whoever closes stdout loses the lines, nothing else. Of one who stands still 8 MiB wait; what comes
- *   on top is lost, and counted in the next line that is not.
+ *   `NO_COLOR` says so. Whoever closes stdout loses the lines, nothing else. Of one who stands still 8 MiB wait, and 8
+ *   of errors; what comes on top is lost, and counted in the next line that is not.
  * - Memory, processor time and start of the process are among Effect's metrics, under the names that Prometheus has for them.
  * - A collector that cannot be reached neither fails the service nor holds it up. That is said once, as a warning; while it
  *   lasts, what is collected is dropped.

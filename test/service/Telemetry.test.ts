@@ -350,6 +350,7 @@ describe("stdout", () => {
           step: () => {}
         })
         const flood = Effect.forEach(Array.from({ length: 400 }), () => Effect.logInfo("x".repeat(100_000))).pipe(
+          Effect.andThen(Effect.logError("why it ends")),
           Effect.andThen(Effect.sync(() => process.stderr.write("flooded "))),
           Effect.andThen(read)
         )
@@ -375,6 +376,7 @@ describe("stdout", () => {
       expect(stderr).toBe("flooded alive")
       const lines = Buffer.concat(chunks).toString().trim().split("\n")
       expect(lines.length).toBeLessThan(100)
+      expect(lines.at(-3)).toContain("why it ends")
       expect(lines.at(-2)).toMatch(/"3\d\d log messages are lost: nobody read stdout"/)
       expect(lines.at(-1)).toContain("\"hello\"")
     }))
