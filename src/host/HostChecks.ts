@@ -7,7 +7,7 @@
 import { type Facts, Fix } from "./HostFacts.ts"
 import { LINKS } from "./internal/forwardRules.ts"
 import { destination, isReachable } from "./internal/reach.ts"
-import { acceptRa, variable } from "./internal/settingNames.ts"
+import { acceptRa, variable, writableSettings } from "./internal/settingNames.ts"
 
 /**
  * One check.
@@ -64,6 +64,9 @@ const MIB = 1024 * 1024
 const ROOM = { needed: 64 * MIB, wanted: 1024 * MIB }
 
 const CAP_NET_ADMIN = 12n
+const CAP_SYS_ADMIN = 21n
+
+const may = ({ capabilities }: Facts, capability: bigint): boolean => (capabilities >> capability & 1n) === 1n
 
 /** What each machine takes, generously: its monitor, holder and relays. */
 const perMachine = { files: 32, processes: 32 }
@@ -88,11 +91,27 @@ const tun = (facts: Facts): Judgement => {
   return bad(`/dev/net/tun cannot be opened: ${facts.tun.denied}`, "chmod 0666 /dev/net/tun")
 }
 
+/** Where `/proc/sys` is read-only. */
+const unlock = (facts: Facts): string =>
+  may(facts, CAP_SYS_ADMIN)
+    ? "mount -o remount,bind,rw /proc/sys"
+    : nothing(`have it started with one to write to: ${writableSettings}`)
+
+const networkRights = (facts: Facts): Judgement => {
+  if (!may(facts, CAP_NET_ADMIN)) {
+    return bad("we may not set up networks (CAP_NET_ADMIN)", "sudo microvm doctor --network nat")
+  }
+  return facts.areSettingsReadOnly
+    ? bad("/proc/sys is read-only, and each link has settings there", unlock(facts))
+    : good("we may set up networks (CAP_NET_ADMIN)")
+}
+
 const forwarding = (facts: Facts, family: "ipv4" | "ipv6", how: Wanted["forwarding"] = "check"): Judgement => {
   const setting = family === "ipv4" ? "net/ipv4/ip_forward" : "net/ipv6/conf/all/forwarding"
   const egress = facts.egress[family]
   if (facts.settings[setting] === "1") return good("on")
   if (facts.settings[setting] === undefined) return bad("this kernel has none", nothing("take a kernel that has it"))
+  if (facts.areSettingsReadOnly) return bad("off, and /proc/sys is read-only", unlock(facts))
   // Only root may.
   if (how === "enable" && facts.uid === 0) return good("off, and switched on for the first machine")
   const accepts = egress === undefined ? "" : acceptRa(egress)
@@ -263,6 +282,7 @@ const userfaultfd = (facts: Facts): Judgement => {
  *   kvm: "Missing",
  *   cpu: { virtualization: undefined, isGuest: false },
  *   settings: {},
+ *   areSettingsReadOnly: false,
  *   egress: { ipv4: "eth0", ipv6: undefined },
  *   addresses: { ipv4: "172.30.0.0/16", isKept: false },
  *   networks: [],
@@ -325,9 +345,7 @@ export const evaluate = (
     check(
       "network rights",
       needed(network),
-      (facts.capabilities >> CAP_NET_ADMIN & 1n) === 1n
-        ? good("we may set up networks (CAP_NET_ADMIN)")
-        : bad("we may not set up networks (CAP_NET_ADMIN)", "sudo microvm doctor --network nat"),
+      networkRights(facts),
       "links, addresses and firewalls are the kernel's"
     ),
     check("tun", needed(network), tun(facts), "machines send and receive by it"),

@@ -74,6 +74,8 @@ export interface Facts {
    * of the IPv6 default route.
    */
   readonly settings: Readonly<Record<string, string>>
+  /** Is `/proc/sys` mounted so that nobody may write to it, as it is in most containers? */
+  readonly areSettingsReadOnly: boolean
   /** The devices of the default routes. */
   readonly egress: { readonly ipv4: string | undefined; readonly ipv6: string | undefined }
   /** The pool of addresses: its IPv4 network, and whether it is there already; or why machines would get none. */

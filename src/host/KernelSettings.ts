@@ -19,7 +19,10 @@ import type { HostError } from "./HostError.ts"
 export class KernelSettings extends Context.Service<KernelSettings, {
   /** Without white space around it; none where this kernel has no such setting. Fails with `IoFailed`. */
   readonly read: (setting: string) => Effect.Effect<Option.Option<string>, HostError>
-  /** The same value for all. Those that this kernel does not have are passed over. Fails with `IoFailed`. */
+  /**
+   * The same value for all. Those that this kernel does not have are passed over. Fails with `IoFailed`, and with `Unavailable`
+   * where nobody may write to `/proc/sys`.
+   */
   readonly write: (settings: ReadonlyArray<string>, value: string) => Effect.Effect<void, HostError>
 }>()("effect-microvm-runtime/host/KernelSettings") {}
 

@@ -16,6 +16,7 @@ import * as HostError from "./HostError.ts"
 import * as CommandRunner from "./internal/commandRunner.ts"
 import * as KeptProgram from "./internal/keptProgram.ts"
 import * as NodeScript from "./internal/NodeScript.ts"
+import { writableSettings } from "./internal/settingNames.ts"
 import { KernelSettings } from "./KernelSettings.ts"
 
 const defaultTime = "10 seconds"
@@ -27,6 +28,17 @@ const codeOf = (cause: unknown): string | undefined =>
 
 const refused = (operation: string, path: string) => (cause: unknown) =>
   HostError.make(new HostError.IoFailed({ operation, path, cause }))
+
+const notWritten = (path: string) => (cause: unknown) =>
+  codeOf(cause) === "EROFS"
+    ? HostError.make(
+      new HostError.Unavailable({
+        what: `the setting ${path}`,
+        why: `${directory} is read-only, as it is in most containers`,
+        remedy: `start this with one to write to: ${writableSettings}`
+      })
+    )
+    : refused("write", path)(cause)
 
 /** Those of the network namespace that this process is in, without a process for each. */
 const ownSettings = KernelSettings.of({
@@ -46,7 +58,7 @@ const ownSettings = KernelSettings.of({
         try {
           NodeFs.writeFileSync(path, value)
         } catch (cause) {
-          if (codeOf(cause) !== "ENOENT") return Effect.fail(refused("write", path)(cause))
+          if (codeOf(cause) !== "ENOENT") return Effect.fail(notWritten(path)(cause))
         }
       }
       return Effect.void

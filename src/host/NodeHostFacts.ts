@@ -59,6 +59,15 @@ const accessOf = (device: string): Access => {
   }
 }
 
+const isReadOnly = (path: string): boolean => {
+  try {
+    NodeFs.accessSync(path, NodeFs.constants.W_OK)
+    return false
+  } catch (cause) {
+    return codeOf(cause) === "EROFS"
+  }
+}
+
 const whyNot = ({ message, reason }: HostError): { readonly why: string; readonly remedy?: string } => {
   const { remedy } = reason._tag === "InvalidArgument"
     ? { remedy: reason.faults.map((fault) => fault.remedy).join("; ") }
@@ -258,6 +267,7 @@ const make = Effect.gen(function*() {
         kvm: accessOf("/dev/kvm"),
         cpu: cpu(),
         settings: Object.fromEntries([...found.settings, ...advice].flat()),
+        areSettingsReadOnly: isReadOnly("/proc/sys/net/ipv4/ip_forward"),
         egress: { ipv4, ipv6 },
         addresses: found.addresses,
         networks: [...found.routes4, ...found.routes6].flatMap(({ dev, dst }) =>

@@ -43,6 +43,13 @@ describe("checks of a host", () => {
     ["nft", { programs: ["ip", "resize2fs", "e2fsck"] }, "apt-get install nftables"],
     ["disk tools", { programs: ["ip", "nft", "resize2fs"] }, "apt-get install e2fsprogs"],
     ["network rights", { capabilities: 0x1ff_ffff_efffn }, "sudo microvm doctor --network nat"],
+    ["network rights", { areSettingsReadOnly: true }, "mount -o remount,bind,rw /proc/sys"],
+    [
+      "network rights",
+      { areSettingsReadOnly: true, capabilities: 0x1000n },
+      "nothing to type: have it started with one to write to: " +
+      "docker run --security-opt systempaths=unconfined, or a unit without ProtectKernelTunables=yes"
+    ],
     ["tun", { tun: "Missing" }, "modprobe tun", HostFacts.Fix.LoadModule({ module: "tun" })],
     ["tun", { tun: { denied: "EACCES" } }, "chmod 0666 /dev/net/tun"],
     [
@@ -188,6 +195,11 @@ describe("checks of a host", () => {
       evaluate(facts, wanted).find(({ name }) => name === "IPv4 forwarding")
     assert.deepInclude(judged(off), { ok: true, found: "off, and switched on for the first machine" })
     assert.isUndefined(judged(off)?.fix)
+    assert.deepInclude(judged({ ...off, areSettingsReadOnly: true }), {
+      ok: false,
+      remedy: "mount -o remount,bind,rw /proc/sys"
+    })
+    assert.isUndefined(judged({ ...off, areSettingsReadOnly: true })?.fix)
     assert.deepInclude(judged({ ...off, uid: 1000 }), { ok: false, remedy: "sysctl -w net.ipv4.ip_forward=1" })
   })
 

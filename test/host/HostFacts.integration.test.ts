@@ -204,8 +204,32 @@ describe("facts of this host", () => {
 })
 
 const decodeShown = Schema.decodeUnknownSync(
-  Schema.fromJsonString(Schema.Struct({ ok: Schema.Boolean, remedy: Schema.String }))
+  Schema.fromJsonString(Schema.Struct({ ok: Schema.Boolean, remedy: Schema.String, refusal: Schema.String }))
 )
+
+const factsProgram = [process.execPath, join(import.meta.dirname, "factsProgram.ts")]
+
+describe.skipIf(why !== undefined)("facts of a container", () => {
+  it("tell that its settings are read-only, until the remedy was typed", () => {
+    const shown = (remedy: string) =>
+      decodeShown(run("unshare", [
+        "-m",
+        "sh",
+        "-ec",
+        `mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys\n${remedy}\nexec "$@"`,
+        "sh",
+        ...factsProgram,
+        "network rights"
+      ]))
+    const { ok, refusal, remedy } = shown(":")
+    assert.isFalse(ok)
+    assert.match(
+      refusal,
+      /^the setting .* cannot be had, \/proc\/sys is read-only, .*: start this with one to write to/
+    )
+    assert.deepStrictEqual(shown(remedy), { ok: true, remedy: "", refusal: "" })
+  })
+})
 
 describe.skipIf(noIptables !== undefined)("facts of a host with Docker", () => {
   it.live.each<["iptables" | "iptables-legacy"]>([["iptables"], ["iptables-legacy"]])(
@@ -214,9 +238,7 @@ describe.skipIf(noIptables !== undefined)("facts of a host with Docker", () => {
       const netns = `hf${process.pid}-${iptables.slice(-6)}`
       const inside = (program: string, args: string) => run("ip", ["netns", "exec", netns, program, ...args.split(" ")])
       // The old iptables tells of the namespace that we are in.
-      const shown = Effect.sync(() =>
-        decodeShown(run("ip", ["netns", "exec", netns, process.execPath, join(import.meta.dirname, "factsProgram.ts")]))
-      )
+      const shown = Effect.sync(() => decodeShown(run("ip", ["netns", "exec", netns, ...factsProgram])))
       return Effect.acquireUseRelease(
         Effect.sync(() => run("ip", ["netns", "add", netns])),
         () =>

@@ -20,6 +20,7 @@ export const goodFacts: HostFacts.Facts = {
     "user/max_net_namespaces": "100000",
     "vm/unprivileged_userfaultfd": "0"
   },
+  areSettingsReadOnly: false,
   egress: { ipv4: "eth0", ipv6: "eth0" },
   addresses: { ipv4: "172.30.0.0/16", isKept: false },
   networks: [{ device: "eth0", cidr: "192.0.2.0/24" }],

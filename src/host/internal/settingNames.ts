@@ -6,3 +6,7 @@ export const acceptRa = (device: string): string => `net/ipv6/conf/${device}/acc
 /** As sysctl(8) has it: dots between the parts, and slashes for the dots in an interface's name. */
 export const variable = (setting: string): string =>
   setting.replace(/[/.]/g, (separator) => separator === "/" ? "." : "/")
+
+/** Where containers and units have a `/proc/sys` that may be written to. */
+export const writableSettings =
+  "docker run --security-opt systempaths=unconfined, or a unit without ProtectKernelTunables=yes"
