@@ -125,6 +125,9 @@ const toImageError = (error: PlatformError.PlatformError, directory: string): Im
   )
 }
 
+/** What we have written is far below this; what is above it was not written by us, and is not taken into memory. */
+const LARGEST = 1024n * 1024n
+
 const Pointer = Schema.fromJsonString(Schema.Struct({ recipe: ImageManifest.Sha256, digest: ImageManifest.Sha256 }))
 
 const make = Effect.fnUntraced(function*(options: StoreOptions) {
@@ -162,16 +165,27 @@ const make = Effect.fnUntraced(function*(options: StoreOptions) {
   })
   type Named = Effect.Success<ReturnType<typeof recipeOf>>
 
+  /** What is there. Only a regular file is read: a pipe is waited for, and a device may have no end. */
+  const sizeOf = (file: string) =>
+    Effect.map(fs.stat(file), ({ size, type }) => type === "File" ? Option.some(size) : Option.none())
+
+  /** A file of ours that is small; nothing for what we cannot have written. */
+  const readSmall = (file: string) =>
+    Effect.flatMap(
+      sizeOf(file),
+      (size) => Option.exists(size, (bytes) => bytes <= LARGEST) ? fs.readFile(file) : Effect.succeed(new Uint8Array())
+    )
+
   const pointerOf = (name: string) =>
-    fs.readFileString(path.join(names, `${name}.json`)).pipe(
-      Effect.flatMap(Schema.decodeUnknownEffect(Pointer)),
+    readSmall(path.join(names, `${name}.json`)).pipe(
+      Effect.flatMap((bytes) => Schema.decodeUnknownEffect(Pointer)(new TextDecoder().decode(bytes))),
       Effect.option
     )
 
   const manifestOf = Effect.fnUntraced(function*(digest: string) {
     const file = path.join(images, digest, "manifest.json")
     const corrupt = (why: string) => ImageError.fromReason(ImageError.ImageErrorReason.Corrupt({ path: file, why }))
-    const bytes = yield* Effect.mapError(fs.readFile(file), () => corrupt("cannot be read"))
+    const bytes = yield* Effect.mapError(readSmall(file), () => corrupt("cannot be read"))
     if ((yield* hasher.bytes(bytes)) !== digest) return yield* corrupt("has changed")
     return yield* Schema.decodeUnknownEffect(ImageManifest.ImageManifestText)(new TextDecoder().decode(bytes)).pipe(
       Effect.mapError(() => corrupt("is of another version"))
@@ -190,10 +204,13 @@ const make = Effect.fnUntraced(function*(options: StoreOptions) {
   const verified = Effect.fnUntraced(function*(name: string, digest: string) {
     const manifest = yield* manifestOf(digest)
     const image = toImage(name, digest, manifest)
-    const check = Effect.fnUntraced(function*(at: string, { sha256 }: { readonly sha256: string }) {
+    const check = Effect.fnUntraced(function*(at: string, file: { readonly sha256: string; readonly size: number }) {
       const corrupt = (why: string) => ImageError.fromReason(ImageError.ImageErrorReason.Corrupt({ path: at, why }))
+      const size = yield* Effect.mapError(sizeOf(at), () => corrupt("cannot be read"))
+      if (Option.isNone(size)) return yield* corrupt("is no regular file")
+      if (size.value !== BigInt(file.size)) return yield* corrupt("has another length")
       const found = yield* Effect.mapError(hasher.file(at), () => corrupt("cannot be read"))
-      if (found !== sha256) return yield* corrupt("has changed")
+      if (found !== file.sha256) return yield* corrupt("has changed")
     })
     yield* check(image.kernel, manifest.files.kernel)
     yield* check(image.initramfs, manifest.files.initramfs)
@@ -231,16 +248,17 @@ const make = Effect.fnUntraced(function*(options: StoreOptions) {
     return toImage(name, digest, manifest)
   })
 
-  /** Runs with a temporary directory of ours, under the lock, after what dead builders have left is gone. */
+  /** Runs with a temporary directory of ours, under the lock. */
   const exclusively = <A, E, R>(
     use: (own: string) => Effect.Effect<A, E, R>,
     onWait: (pid: number) => Effect.Effect<void> = () => Effect.void
   ) =>
     Effect.scoped(Effect.gen(function*() {
       yield* Effect.forEach([options.directory, images, names, temporary], OwnedFiles.ensureDirectory)
+      // First of all: what a builder that was killed has left may be what the disk is full of.
+      yield* OwnedFiles.sweep(temporary)
       const own = yield* OwnedFiles.temporaryDirectory(temporary)
       yield* OwnerLock.acquire({ file: path.join(options.directory, "lock"), own, patience, onWait })
-      yield* OwnedFiles.sweep(temporary)
       return yield* use(own)
     }))
 

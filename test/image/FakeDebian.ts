@@ -25,6 +25,7 @@ const MODULES = "lib/modules/6.1.0-1-cloud-amd64"
 /** The files of each package. */
 const trees: Readonly<Record<string, Tree>> = {
   "busybox-static": { "bin/busybox": elfFile({}) },
+  busybox: { "bin/busybox": elfFile({ interpreter: LOADER, needed: ["libc.so.6"] }) },
   "qemu-guest-agent": {
     "usr/sbin/qemu-ga": elfFile({ interpreter: LOADER, needed: ["libglib-2.0.so.0", "libc.so.6"] })
   },
@@ -49,6 +50,7 @@ const dependencies: Readonly<Record<string, ReadonlyArray<string>>> = {
   "linux-image-cloud-amd64": [KERNEL],
   "qemu-guest-agent": ["init-system-helpers", "libc6", "libglib2.0-0"],
   "busybox-static": [],
+  busybox: ["libc6"],
   "init-system-helpers": ["perl-base"],
   "libglib2.0-0": ["libc6", "libpcre2-8-0"]
 }

@@ -13,6 +13,7 @@ import * as Option from "effect/Option"
 import * as Path from "effect/Path"
 import * as PlatformError from "effect/PlatformError"
 import { TestClock } from "effect/testing"
+import { execFileSync } from "node:child_process"
 import { dirname, join } from "node:path"
 import { readCpio } from "./cpioReader.ts"
 import { type Answer, fakeDebian } from "./FakeDebian.ts"
@@ -175,6 +176,13 @@ describe("ImageStore", () => {
       Effect.flatMap(fs.readFile(image.kernel), (bytes) => fs.writeFile(image.kernel, bytes.map((byte) => byte ^ 1))),
     "a file system that is cut short": (image, fs) => fs.truncate(image.initramfs, 100),
     "no kernel": (image, fs) => fs.remove(image.kernel),
+    "a manifest without end": (image, fs) =>
+      Effect.andThen(
+        fs.remove(join(dirname(image.kernel), "manifest.json")),
+        fs.symlink("/dev/zero", join(dirname(image.kernel), "manifest.json"))
+      ),
+    "a pipe for a kernel": (image, fs) =>
+      Effect.andThen(fs.remove(image.kernel), Effect.sync(() => execFileSync("mkfifo", [image.kernel]))),
     "another manifest": (image, fs) =>
       fs.writeFileString(join(dirname(image.kernel), "manifest.json"), JSON.stringify(image.manifest, null, 1))
   }
@@ -335,6 +343,43 @@ describe("ImageStore", () => {
       expect(yield* leftovers(directory)).toEqual(["this-boot.50.5.abc"])
     })))
 
+  it.effect("clears up before it makes anything of its own, as the disk may be full of what a dead builder left", () =>
+    withDirectory(Effect.fnUntraced(function*(directory) {
+      const fs = yield* FileSystem.FileSystem
+      const dead = `${directory}/tmp/this-boot.99.1.abc`
+      yield* fs.makeDirectory(dead, { recursive: true })
+      const full = Layer.succeed(FileSystem.FileSystem, {
+        ...fs,
+        makeTempDirectory: (options) =>
+          Effect.flatMap(fs.exists(dead), (isFull) =>
+            isFull
+              ? PlatformError.systemError({ _tag: "Unknown", module: "FileSystem", method: "makeTempDirectory" })
+              : fs.makeTempDirectory(options))
+      })
+      const layer = ImageStore.layerAt({ directory, recipes: { default: recipe } }).pipe(
+        Layer.provide([fakeDebian().layer, processes(), NodeHasher.layer, full, NodePath.layer])
+      )
+      expect((yield* using(layer, (images) => images.ensure())).name).toBe("default")
+      expect(yield* leftovers(directory)).toEqual([])
+    })))
+
+  it.effect("a pipe in the place of a name is none, and what is built takes its place", () =>
+    withDirectory(Effect.fnUntraced(function*(directory) {
+      const fs = yield* FileSystem.FileSystem
+      yield* fs.makeDirectory(join(directory, "names"))
+      execFileSync("mkfifo", [join(directory, "names", "default.json")])
+      yield* using(
+        store(directory, fakeDebian()),
+        Effect.fnUntraced(function*(images) {
+          expect(Option.isNone(yield* images.known())).toBe(true)
+          const built = yield* images.ensure()
+          expect((yield* images.list).map(({ digest, names }) => ({ digest, names }))).toEqual([
+            { digest: built.digest, names: ["default"] }
+          ])
+        })
+      )
+    })))
+
   it.effect("is not kept from building by a leftover that cannot be removed", () =>
     withDirectory(Effect.fnUntraced(function*(directory) {
       const fs = yield* FileSystem.FileSystem
@@ -443,6 +488,15 @@ describe("ImageStore", () => {
         expect(yield* leftovers(directory)).toEqual([])
       })))
   }
+
+  it.effect("a recipe whose shell is linked against libraries makes no image: its guest would not start", () =>
+    withDirectory(Effect.fnUntraced(function*(directory) {
+      const recipes = { default: { ...recipe, shellPackage: "busybox" } }
+      const layer = store(directory, fakeDebian(), { recipes })
+      const { message, reason } = yield* using(layer, (images) => Effect.flip(images.ensure()))
+      expect(reason._tag).toBe("UnexpectedContent")
+      for (const part of ["bin/busybox", "libc.so.6", "shellPackage", "busybox-static"]) expect(message).toContain(part)
+    })))
 
   it.effect("updates apt's lists once where it may, and tries again", () =>
     withDirectory(Effect.fnUntraced(function*(directory) {

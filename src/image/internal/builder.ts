@@ -108,9 +108,16 @@ const assemble = Effect.fnUntraced(function*(root: string, kernelPackage: string
   const kernelRelease = kernelPackage.replace(/^linux-image-/, "")
   const bzImage = yield* read(root, [`boot/vmlinuz-${kernelRelease}`])
   const vmlinux = yield* Vmlinux.extract(bzImage)
+  const shell = yield* read(root, ["bin/busybox"])
+  const libraries = yield* Effect.fromResult(Elf.needed("bin/busybox", shell))
+  if (libraries.length > 0) {
+    // The guest's kernel would start it in vain.
+    const why = `needs ${libraries.join(", ")}: let shellPackage be one without libraries, such as busybox-static`
+    return yield* unexpected("bin/busybox", why)
+  }
   const initramfs = yield* Effect.fromResult(Cpio.encode([
     ...recipe.entries,
-    Cpio.file("bin/busybox", yield* read(root, ["bin/busybox"]), 0o755),
+    Cpio.file("bin/busybox", shell, 0o755),
     ...yield* programEntries(root, "usr/sbin/qemu-ga"),
     ...yield* moduleEntries(root, kernelRelease, recipe)
   ]))
