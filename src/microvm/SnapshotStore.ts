@@ -51,7 +51,8 @@ export interface Stored {
  *
  * - `add`: makes one. `write` gets an empty directory and fills it; it is there for others when all of it is on the
  *   disk, or not at all. A name that another has fails with `SnapshotAlreadyExists` before `write` is run, and after
- *   it, when another has got it meanwhile. So does one whose base cannot be used, with `SnapshotUnusable`.
+ *   it, when another has got it meanwhile. So does one whose base cannot be used, with `SnapshotUnusable`. An interruption leaves nothing
+ *   but a snapshot that already has its name.
  * - `open`: a snapshot that can be trusted: its manifest is what its id vouches for, and its files are what the
  *   manifest says; so is all that it is only the difference to. Fails with `SnapshotNotFound`, and with `SnapshotUnusable`, which says what is wrong.
  * - `verify`: like `open`, but takes no short cut: every byte is read.

@@ -63,13 +63,23 @@ interface Own {
   readonly staged: string
 }
 
+/** The id of a snapshot that has no name, and that nobody has been told of. */
+interface Placed {
+  id: string | undefined
+}
+
 const Pointer = Schema.fromJsonString(Schema.Struct({ id: Snapshot.Sha256 }))
 const isId = Schema.is(Snapshot.Sha256)
 const megabytes = (bytes: number): string => `${Math.ceil(bytes / 1e6)} MB`
 
 const elsewhere = "or name another directory in MICROVM_CACHE_DIR"
 
-const whyOf = (error: OwnerLock.LockHeld | PlatformError.PlatformError): string => {
+/**
+ * Says why a cache cannot be used, and what to do about it.
+ *
+ * @internal
+ */
+export const whyOf = (error: OwnerLock.LockHeld | PlatformError.PlatformError): string => {
   if (error._tag === "LockHeld") return error.message
   if (OwnedFiles.isNoSpace(error)) return `no space is left: free some, ${elsewhere}`
   const { cause } = error.reason
@@ -82,6 +92,23 @@ const whyOf = (error: OwnerLock.LockHeld | PlatformError.PlatformError): string 
   return closed ? `${why}: make it writable, ${elsewhere}` : why
 }
 
+/** Nothing is renamed from one file system to another, so there are two. */
+const workplaces = (directory: string) =>
+  Effect.map(Path.Path, (path) => ({
+    temporary: path.join(directory, "tmp"),
+    staging: path.join(directory, "snapshots", "tmp")
+  }))
+
+/**
+ * Removes what processes that were killed have left in a cache. First of all: it may be what the disk is full of.
+ *
+ * @internal
+ */
+export const clearUp = Effect.fnUntraced(function*(directory: string) {
+  const { staging, temporary } = yield* workplaces(directory)
+  yield* Effect.forEach([staging, temporary], (one) => Effect.ignore(OwnedFiles.sweep(one)))
+})
+
 const make = Effect.fnUntraced(function*(store: StoreOptions) {
   const fs = yield* FileSystem.FileSystem
   const path = yield* Path.Path
@@ -92,9 +119,7 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
   const patience = Duration.fromInputUnsafe(store.patience ?? "1 minute")
   const snapshots = path.join(store.directory, "snapshots")
   const names = path.join(store.directory, "snapshot-names")
-  const temporary = path.join(store.directory, "tmp")
-  // Nothing is renamed from one file system to another.
-  const staging = path.join(snapshots, "tmp")
+  const { staging, temporary } = yield* workplaces(store.directory)
   const directoryOf = (id: string) => path.join(snapshots, id)
   const pointerOf = (name: string) => path.join(names, `${name}.json`)
 
@@ -157,8 +182,7 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
     yield* Effect.forEach([store.directory, snapshots, names, temporary, staging], OwnedFiles.ensureDirectory)
     // The memory of a machine may be open to the user that the monitor runs as, and is nobody else's business.
     yield* fs.chmod(snapshots, 0o700)
-    // First of all: what a process that was killed has left may be what the disk is full of.
-    yield* Effect.forEach([staging, temporary], OwnedFiles.sweep)
+    yield* clearUp(store.directory)
     const own: Own = {
       beside: yield* OwnedFiles.temporaryDirectory(temporary),
       staged: yield* OwnedFiles.temporaryDirectory(staging)
@@ -186,7 +210,8 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
     own: Own,
     made: string,
     id: string,
-    base: string | undefined
+    base: string | undefined,
+    placed: Placed
   ) {
     const isFree = yield* free(options)
     // It was there when it was looked at, and nobody can remove it now.
@@ -202,7 +227,11 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
     const [place, displace] = isSound
       ? [Effect.void, Effect.void]
       : [Effect.andThen(fs.rename(made, target), OwnedFiles.sync(snapshots)), fs.rename(target, made)]
-    if (options.name === undefined) return yield* Effect.tapError(place, () => Effect.ignore(displace))
+    if (options.name === undefined) {
+      yield* Effect.tapError(place, () => Effect.ignore(displace))
+      if (!isThere) placed.id = id
+      return
+    }
     const at = pointerOf(options.name)
     const pointer = path.join(own.beside, "pointer")
     yield* OwnedFiles.writeDurably(pointer, new TextEncoder().encode(JSON.stringify({ id })))
@@ -223,7 +252,8 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
     options: AddOptions,
     own: Own,
     made: string,
-    saved: Snapshot.Saved
+    saved: Snapshot.Saved,
+    placed: Placed
   ) {
     const now = yield* Clock.currentTimeMillis
     const completed = yield* Files.complete(made, {
@@ -240,7 +270,7 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
     const { id, manifest } = completed.success
     const base = yield* baseOf(id, manifest, false)
     yield* Files.use(made, now)
-    yield* exclusively(own, publish(options, own, made, id, manifest.base))
+    yield* exclusively(own, publish(options, own, made, id, manifest.base, placed))
     return { id, directory: directoryOf(id), manifest, ...base }
   })
 
@@ -331,20 +361,38 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
     return true
   })
 
+  const remove = Effect.fn("DiskSnapshotStore.remove")(
+    function*(nameOrId: string) {
+      if (Option.isNone(yield* resolve(nameOrId))) return false
+      return yield* Effect.scoped(
+        Effect.flatMap(ownDirectories, (own) => exclusively(own, forget(own, nameOrId)))
+      )
+    },
+    inStore
+  )
+
   return SnapshotStore.of({
     add: <E, R>(options: AddOptions, write: (directory: string) => Effect.Effect<Snapshot.Saved, E, R>) =>
-      Effect.scopedWith((scope) =>
-        Effect.gen(function*() {
-          yield* inStore(free(options))
-          const own = yield* inStore(Scope.provide(ownDirectories, scope))
-          const made = path.join(own.staged, "snapshot")
-          yield* inStore(fs.makeDirectory(made, { mode: 0o700 }))
-          yield* inStore(enoughRoom(options.room ?? 0))
-          // The errors and needs of `write` are its caller's.
-          const saved = yield* write(made)
-          return yield* inStore(finish(options, own, made, saved))
-        })
-      ).pipe(Effect.withSpan("DiskSnapshotStore.add")),
+      Effect.suspend(() => {
+        const placed: Placed = { id: undefined }
+        const adding = Effect.scopedWith((scope) =>
+          Effect.gen(function*() {
+            yield* inStore(free(options))
+            const own = yield* inStore(Scope.provide(ownDirectories, scope))
+            const made = path.join(own.staged, "snapshot")
+            yield* inStore(fs.makeDirectory(made, { mode: 0o700 }))
+            yield* inStore(enoughRoom(options.room ?? 0))
+            // The errors and needs of `write` are its caller's.
+            const saved = yield* write(made)
+            return yield* inStore(finish(options, own, made, saved, placed))
+          })
+        )
+        // Without a name, nobody would ever find it.
+        return Effect.onInterrupt(
+          adding,
+          () => placed.id === undefined ? Effect.void : Effect.ignore(remove(placed.id))
+        )
+      }).pipe(Effect.withSpan("DiskSnapshotStore.add")),
 
     open: Effect.fn("DiskSnapshotStore.open")((nameOrId: string) => find(nameOrId, false), inStore),
 
@@ -352,15 +400,7 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
 
     list: list.pipe(inStore, Effect.withSpan("DiskSnapshotStore.list")),
 
-    remove: Effect.fn("DiskSnapshotStore.remove")(
-      function*(nameOrId: string) {
-        if (Option.isNone(yield* resolve(nameOrId))) return false
-        return yield* Effect.scoped(
-          Effect.flatMap(ownDirectories, (own) => exclusively(own, forget(own, nameOrId)))
-        )
-      },
-      inStore
-    )
+    remove
   })
 })
 

@@ -38,6 +38,7 @@ import { SnapshotStore } from "../microvm/SnapshotStore.ts"
 import * as OwnedFiles from "../process/OwnedFiles.ts"
 import * as OwnerLock from "../process/OwnerLock.ts"
 import { ProcessHost } from "../process/ProcessHost.ts"
+import * as DiskSnapshotStore from "./DiskSnapshotStore.ts"
 import type { Phase, Progress } from "./WarmProgress.ts"
 
 /**
@@ -397,14 +398,14 @@ const turnIn = Effect.fnUntraced(function*(directory: string) {
   const services = Context.pick(FileSystem.FileSystem, Path.Path, ProcessHost)(
     yield* Effect.context<FileSystem.FileSystem | Path.Path | ProcessHost>()
   )
-  const failed = (error: OwnerLock.LockHeld | PlatformError.PlatformError) => {
-    const cause = error._tag === "PlatformError" ? error.reason.cause : undefined
-    const why = cause instanceof Error ? cause.message : error.message
-    return MicroVmError.make(new MicroVmError.StoreFailed({ path: directory, why, cause: error }))
-  }
+  const failed = (cause: OwnerLock.LockHeld | PlatformError.PlatformError) =>
+    MicroVmError.make(
+      new MicroVmError.StoreFailed({ path: directory, why: DiskSnapshotStore.whyOf(cause), cause })
+    )
   const turn: Turn = (name, onWait) =>
     Effect.gen(function*() {
       const temporary = path.join(directory, "tmp")
+      yield* DiskSnapshotStore.clearUp(directory)
       yield* OwnedFiles.ensureDirectory(temporary)
       const own = yield* OwnedFiles.temporaryDirectory(temporary)
       yield* OwnerLock.acquire({ file: path.join(directory, `${name}.lock`), own, patience: "1 minute", onWait })

@@ -428,7 +428,21 @@ describe("DiskSnapshotStore", () => {
         rmSync(join(at, "manifest.json"))
         mkdirSync(join(at, "manifest.json"))
       },
-      ["its manifest cannot be read (EISDIR)"]
+      ["its manifest has changed"]
+    ],
+    "the manifest is a pipe": [
+      (at) => {
+        rmSync(join(at, "manifest.json"))
+        execFileSync("mkfifo", [join(at, "manifest.json")])
+      },
+      ["its manifest has changed"]
+    ],
+    "the memory is a pipe": [
+      (at) => {
+        rmSync(join(at, "memory"))
+        execFileSync("mkfifo", [join(at, "memory")])
+      },
+      ["memory is no regular file"]
     ],
     "it is a file": [
       (at) => {
@@ -510,6 +524,27 @@ describe("DiskSnapshotStore", () => {
         })
       )
     ))
+
+  const strangers: Readonly<Record<string, (file: string) => void>> = {
+    "a directory": mkdirSync,
+    "a pipe": (file) => execFileSync("mkfifo", [file]),
+    "a link to what has no end": (file) => symlinkSync("/dev/zero", file)
+  }
+  for (const [what, make] of Object.entries(strangers)) {
+    it.live(`${what} in the place of a name is none, and keeps nothing from being listed`, () =>
+      withCache((cache) =>
+        using(
+          cache,
+          Effect.fnUntraced(function*(store) {
+            yield* store.add(golden({ name: "other" }), writing())
+            make(join(cache, "snapshot-names", "base.json"))
+            expect((yield* reasonOf(store.open("base")))._tag).toBe("SnapshotNotFound")
+            expect((yield* store.list).flatMap(({ names }) => names)).toEqual(["other"])
+            expect(yield* store.remove("other")).toBe(true)
+          })
+        )
+      ))
+  }
 
   it.live("a write that comes as soon as the snapshot is there is noticed", () =>
     withCache((cache) =>
@@ -720,6 +755,24 @@ describe("DiskSnapshotStore, when the file system fails at any step", () => {
               // An interruption that came too late is still one.
               const names = (yield* store.list).flatMap((one) => one.names)
               yield* whole(cache, worked || names.includes("new"), step)
+            })
+          )
+      ),
+    120_000
+  )
+
+  it.live(
+    "one without a name is not left where nobody finds it",
+    () =>
+      everyStep(
+        (store) => store.add(golden(), writing({ state: "new" })),
+        "interrupt",
+        (cache, worked, step) =>
+          using(
+            cache,
+            Effect.fnUntraced(function*(store) {
+              const names = (yield* store.list).map((one) => one.names)
+              expect([step, names.length]).toEqual([step, worked ? 2 : 1])
             })
           )
       ),

@@ -22,11 +22,11 @@ const LARGEST = 1024n * 1024n
 const ManifestText = Schema.fromJsonString(Snapshot.Manifest)
 const Seals = Schema.fromJsonString(Schema.Record(Schema.String, Schema.String))
 
-/** A file of ours that is small. */
+/** A file of ours that is small. Nothing but one is read: a pipe is waited for, and a device may have no end. */
 export const readSmall = Effect.fnUntraced(function*(file: string) {
   const fs = yield* FileSystem.FileSystem
-  const { size } = yield* fs.stat(file)
-  if (size > LARGEST) return new Uint8Array()
+  const { size, type } = yield* fs.stat(file)
+  if (size > LARGEST || type !== "File") return new Uint8Array()
   return yield* fs.readFile(file)
 })
 
