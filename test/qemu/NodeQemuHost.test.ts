@@ -339,6 +339,10 @@ describe("what programs say", () => {
     assert.include(await version(directory, binary), "coreutils")
     NodeFs.writeFileSync(join(directory, "qemu.json"), "0".repeat(5000))
     assert.include(await version(directory, binary), "coreutils")
+    NodeFs.rmSync(join(directory, "qemu.json"))
+    execFileSync("mkfifo", [join(directory, "qemu.json")])
+    assert.include(await version(directory, binary), "coreutils")
+    assert.isTrue(NodeFs.statSync(join(directory, "qemu.json")).isFile())
   })
 
   test("is not kept when the program failed", async () => {

@@ -38,8 +38,10 @@ const identify = async (program: string, path: string): Promise<Found | undefine
 
 const read = async (file: string): Promise<Option.Option<typeof Kept.Type>> => {
   try {
-    const { size } = await NodeFs.stat(file)
-    return size > maxBytes ? Option.none() : Schema.decodeOption(Kept)(await NodeFs.readFile(file, "utf8"))
+    const stat = await NodeFs.stat(file)
+    // A pipe would be waited for.
+    if (!stat.isFile() || stat.size > maxBytes) return Option.none()
+    return Schema.decodeOption(Kept)(await NodeFs.readFile(file, "utf8"))
   } catch {
     return Option.none()
   }
