@@ -14,6 +14,9 @@ const tooOld = (exit: (code: number, isWhole: boolean) => void): void => {
   exit(69, false)
 }
 
+// By itself, Node would open its debugger, to which any user of this host may connect.
+process.on("SIGUSR1", () => undefined)
+
 const [first, ...others] = process.argv.slice(2)
 /** As the program would say it, in a fifth of the time that it takes to load. */
 const tellVersion = (exit: (code: number, isWhole: boolean) => void): void => {

@@ -124,7 +124,8 @@ interface Group {
  * The same, where one call for all claims is cheaper than one for each of many machines that are released at the same time: whoever
  * asks while a call is under way waits for its end, for a second at most, and all of them are the next call.
  *
- * A caller that is interrupted waits for that call, unless nobody else does: then it is interrupted, too.
+ * A caller that is interrupted waits for that call, unless nobody else does: then it is interrupted, too. All of a call share its end:
+ * one that hangs or dies does so for each of them, so this is for kinds whose answers are verdicts.
  *
  * ```ts import.meta.vitest
  * import { Reclaimer } from "effect-microvm-runtime/journal"

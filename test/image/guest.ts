@@ -81,8 +81,19 @@ export const boot = async (
   const qmp = jsonLines(monitor, (message) => "QMP" in message || "event" in message)
   const agent = jsonLines(agentPort, () => false)
   await qmp.ask("qmp_capabilities")
-  // Waits in the socket until the agent opens its port.
-  await agent.ask("guest-sync", { id: 1 })
+  const silent = (why: string) => new Error(`the guest does not answer: ${why}. Its console:\n${console.slice(-4096)}`)
+  let late: NodeJS.Timeout | undefined
+  await Promise.race([
+    // Waits in the socket until the agent opens its port.
+    agent.ask("guest-sync", { id: 1 }),
+    exited.then((status) => Promise.reject(silent(`QEMU ended with ${status.join(" ")}`))),
+    new Promise((_, reject) => {
+      late = setTimeout(() => {
+        qemu.kill("SIGKILL")
+        reject(silent("a minute and a half has passed"))
+      }, 90_000)
+    })
+  ]).finally(() => clearTimeout(late))
 
   /** All bytes of an output port between the marks of this run. */
   const receive = (port: Socket, nonce: string, onReady?: () => void) => {

@@ -140,8 +140,6 @@ export const main = (exit: (code: number, isWhole: boolean) => void): void => {
     // Whoever has closed the pipe wants no more.
     if (error.code !== "EPIPE") lost ??= error.code ?? error.message
   })
-  // By itself, Node would open its debugger, to which any user of this host may connect.
-  process.on("SIGUSR1", () => undefined)
 
   Effect.runCallback(program, {
     onExit: (end) => {
