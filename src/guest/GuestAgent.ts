@@ -86,7 +86,8 @@ export interface ProgramEnd {
  * An agent that has answered at least once, unless it is made to be heard of `later`.
  *
  * Each request fails with `Timeout` after the agent's `requestTimeout`, with `Busy` when too many wait, with `Closed` once
- * the stream has ended or the guest has written far more than anybody asked for, and with `AgentError` or `CommandNotFound` when the agent refuses.
+ * the stream has ended or the guest has written far more than anybody asked for, and with `AgentError` or `CommandNotFound`
+ * when the agent refuses.
  *
  * @category models
  * @since 0.1.0

@@ -125,9 +125,6 @@ const toImageError = (error: PlatformError.PlatformError, directory: string): Im
   )
 }
 
-/** What we have written is far below this; what is above it was not written by us, and is not taken into memory. */
-const LARGEST = 1024n * 1024n
-
 const Pointer = Schema.fromJsonString(Schema.Struct({ recipe: ImageManifest.Sha256, digest: ImageManifest.Sha256 }))
 
 const make = Effect.fnUntraced(function*(options: StoreOptions) {
@@ -165,19 +162,12 @@ const make = Effect.fnUntraced(function*(options: StoreOptions) {
   })
   type Named = Effect.Success<ReturnType<typeof recipeOf>>
 
-  /** What is there. Only a regular file is read: a pipe is waited for, and a device may have no end. */
+  /** Of a regular file; nothing else is hashed: a pipe is waited for, and a device may have no end. */
   const sizeOf = (file: string) =>
     Effect.map(fs.stat(file), ({ size, type }) => type === "File" ? Option.some(size) : Option.none())
 
-  /** A file of ours that is small; nothing for what we cannot have written. */
-  const readSmall = (file: string) =>
-    Effect.flatMap(
-      sizeOf(file),
-      (size) => Option.exists(size, (bytes) => bytes <= LARGEST) ? fs.readFile(file) : Effect.succeed(new Uint8Array())
-    )
-
   const pointerOf = (name: string) =>
-    readSmall(path.join(names, `${name}.json`)).pipe(
+    OwnedFiles.readSmall(path.join(names, `${name}.json`)).pipe(
       Effect.flatMap((bytes) => Schema.decodeUnknownEffect(Pointer)(new TextDecoder().decode(bytes))),
       Effect.option
     )
@@ -185,7 +175,7 @@ const make = Effect.fnUntraced(function*(options: StoreOptions) {
   const manifestOf = Effect.fnUntraced(function*(digest: string) {
     const file = path.join(images, digest, "manifest.json")
     const corrupt = (why: string) => ImageError.fromReason(ImageError.ImageErrorReason.Corrupt({ path: file, why }))
-    const bytes = yield* Effect.mapError(readSmall(file), () => corrupt("cannot be read"))
+    const bytes = yield* Effect.mapError(OwnedFiles.readSmall(file), () => corrupt("cannot be read"))
     if ((yield* hasher.bytes(bytes)) !== digest) return yield* corrupt("has changed")
     return yield* Schema.decodeUnknownEffect(ImageManifest.ImageManifestText)(new TextDecoder().decode(bytes)).pipe(
       Effect.mapError(() => corrupt("is of another version"))
@@ -337,7 +327,7 @@ const make = Effect.fnUntraced(function*(options: StoreOptions) {
       Effect.provideContext(services)
     ),
 
-    list: list.pipe(inCache, Effect.withSpan("ImageStore.list")),
+    list: list.pipe(inCache, Effect.withSpan("ImageStore.list"), Effect.provideContext(services)),
 
     writable: Effect.gen(function*() {
       // Directories are made when they are needed, so what counts is the nearest one that is there.

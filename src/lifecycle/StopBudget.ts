@@ -74,8 +74,8 @@ export const share = (left: Duration.Input, weights: ReadonlyArray<number>): Dur
  */
 export interface Options<in E = never> {
   /**
-   * Told of each outcome as soon as it is known; its defects are ignored, its waits are not: keep it short. A part that is abandoned is interrupted afterwards, so what
-   * it is doing can still be seen.
+   * Told of each outcome as soon as it is known; its defects are ignored, its waits are not: keep it short. A part that is
+   * abandoned is interrupted afterwards, so what it is doing can still be seen.
    */
   readonly onOutcome?: ((outcome: PartOutcome<E>) => Effect.Effect<void>) | undefined
 }

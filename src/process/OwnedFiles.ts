@@ -46,6 +46,33 @@ export const sync = (path: string): Effect.Effect<void, PlatformError.PlatformEr
     yield* (yield* fs.open(path, { flag: "r" })).sync
   }))
 
+/** What we have written is far below this; what is above it was not written by us, and is not taken into memory. */
+const largestSmall = 1024n * 1024n
+
+/**
+ * A file of ours that is small. Nothing else is read, and is as empty: a pipe would be waited for, a device may have no end, and of more
+ * than 1 MiB we have written none.
+ *
+ * ```ts import.meta.vitest
+ * import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
+ * import { OwnedFiles } from "effect-microvm-runtime/process"
+ * import * as Effect from "effect/Effect"
+ * const { length } = await Effect.runPromise(Effect.provide(OwnedFiles.readSmall("/dev/zero"), NodeFileSystem.layer))
+ * length // => 0
+ * ```
+ *
+ * @category operations
+ * @since 0.1.0
+ */
+export const readSmall = (
+  path: string
+): Effect.Effect<Uint8Array, PlatformError.PlatformError, FileSystem.FileSystem> =>
+  Effect.gen(function*() {
+    const fs = yield* FileSystem.FileSystem
+    const { size, type } = yield* fs.stat(path)
+    return type === "File" && size <= largestSmall ? yield* fs.readFile(path) : new Uint8Array()
+  })
+
 /**
  * Makes a directory, and those above it, unless it is there. Node's own way calls a file system that is read-only one where
  * nothing is (ENOENT), and does not come to an end below `/proc`.

@@ -67,7 +67,10 @@ const makeSuccessors = (name: string) => {
       const done = Deferred.makeUnsafe<void, ServiceError>()
       waiting.push(done)
       wanted.openUnsafe()
-      return Deferred.await(done)
+      return Effect.onInterrupt(Deferred.await(done), () =>
+        Effect.sync(() => {
+          waiting = waiting.filter((other) => other !== done)
+        }))
     }),
     wanted: wanted.await,
     /** Starts a process, and tells those who had asked by then. When it fails, they wait for the next one. */

@@ -147,7 +147,7 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
 
   /** The id that a name's file has. One that we cannot have written means nothing. */
   const readPointer = (name: string) =>
-    Files.readSmall(pointerOf(name)).pipe(
+    OwnedFiles.readSmall(pointerOf(name)).pipe(
       Effect.map((bytes) => Schema.decodeOption(Pointer)(new TextDecoder().decode(bytes))),
       Effect.map(Option.map(({ id }) => id)),
       Effect.catchIf((error) => error.reason._tag === "NotFound", () => Effect.succeed(Option.none<string>()))

@@ -16,19 +16,8 @@ import { FileSeals } from "../FileSeals.ts"
 const MANIFEST = "manifest.json"
 const SEALS = "seals.json"
 
-/** What we have written is far below this; what is above it was not written by us, and is not taken into memory. */
-const LARGEST = 1024n * 1024n
-
 const ManifestText = Schema.fromJsonString(Snapshot.Manifest)
 const Seals = Schema.fromJsonString(Schema.Record(Schema.String, Schema.String))
-
-/** A file of ours that is small. Nothing but one is read: a pipe is waited for, and a device may have no end. */
-export const readSmall = Effect.fnUntraced(function*(file: string) {
-  const fs = yield* FileSystem.FileSystem
-  const { size, type } = yield* fs.stat(file)
-  if (size > LARGEST || type !== "File") return new Uint8Array()
-  return yield* fs.readFile(file)
-})
 
 /** What an error tells of a file; nothing when the fault is not the file's. */
 const damageOf = ({ reason }: PlatformError.PlatformError): string | undefined => {
@@ -118,7 +107,7 @@ export const complete = Effect.fnUntraced(function*(directory: string, about: Om
 export const manifestOf = Effect.fnUntraced(function*(directory: string, id: string) {
   const path = yield* Path.Path
   const hasher = yield* Hasher
-  const bytes = yield* orDamage(readSmall(path.join(directory, MANIFEST)))
+  const bytes = yield* orDamage(OwnedFiles.readSmall(path.join(directory, MANIFEST)))
   if (Result.isFailure(bytes)) return Result.fail(`its manifest ${bytes.failure}`)
   if ((yield* hasher.bytes(bytes.success)) !== id) return Result.fail("its manifest has changed")
   return Result.mapError(
@@ -177,7 +166,7 @@ export const check = Effect.fnUntraced(function*(
   if (Result.isFailure(manifest)) return Result.fail([manifest.failure])
   const { files } = manifest.success
   const place = path.join(directory, SEALS)
-  const text = options.thorough ? Option.none() : yield* Effect.option(readSmall(place))
+  const text = options.thorough ? Option.none() : yield* Effect.option(OwnedFiles.readSmall(place))
   const known = Option.getOrElse(
     Option.flatMap(text, (bytes) => Schema.decodeOption(Seals)(new TextDecoder().decode(bytes))),
     (): Readonly<Record<string, string>> => ({})
