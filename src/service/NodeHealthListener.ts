@@ -154,7 +154,8 @@ export const make = Effect.fn("NodeHealthListener.make")(function*(options: Opti
     () =>
       Effect.gen(function*() {
         // Who probes loses nothing by asking again: it is the service that has to end.
-        yield* connections.close(Duration.zero)
+        yield* connections.refuse
+        yield* connections.closeIdle(Duration.zero)
         const ended = yield* Effect.timeoutOption(connections.ended, lastAnswers)
         if (Option.isNone(ended)) connections.destroy()
       }),

@@ -4,7 +4,8 @@
  * When its scope closes it stops accepting connections, closes those that are idle, says `Connection: close` in every
  * answer, and waits for requests that are in flight, however slowly they stream. A client that was busy a moment ago gets
  * 20 milliseconds for a request that is already on its way. Sockets that were upgraded are told to close and get a short
- * grace. What still hangs when the time is over is cut.
+ * grace; so do streams that would go on for ever, as server-sent events do: they are ended in order, and their clients
+ * connect again, to somebody else. What still hangs when the time is over is cut.
  *
  * In a service it says `Connection: close` from the moment at which the service drains, so that who keeps connections open
  * goes elsewhere before they are closed. Without a drain delay, connections that the system has accepted and not handed
@@ -49,6 +50,11 @@ export class HttpListener extends Context.Service<HttpListener, {
    * everything is cut then.
    */
   readonly stop: Effect.Effect<void>
+  /**
+   * Waits until nobody is accepted any more: for a handler that waits for news, or streams for as long as it can. Who is
+   * answered then and asks again asks somebody else; while the service only drains, it would be us again, at once.
+   */
+  readonly awaitStopping: Effect.Effect<void>
 }>()("effect-microvm-runtime/service/HttpListener") {}
 
 /**
@@ -62,7 +68,10 @@ export interface Options {
   readonly name?: string | undefined
   /** How long requests in flight may take when the server stops. Default 20 seconds. */
   readonly inFlightWithin?: Duration.Input | undefined
-  /** How long an upgraded connection, or one with half of a request, may take when the server stops. Default 1 second. */
+  /**
+   * How long an upgraded connection, a stream that would go on for ever, or a connection with half of a request may take
+   * when the server stops. Default 1 second.
+   */
   readonly upgradedWithin?: Duration.Input | undefined
   /**
    * How long a connection may be idle between two requests. Longer than the idle time-out of the balancer in front,
@@ -73,6 +82,11 @@ export interface Options {
   readonly maxConnections?: number | undefined
   /** Further options of Node's server: the time and the size that requests may have. */
   readonly server?: NodeHttp.ServerOptions | undefined
+  /**
+   * Which responses are streams that would go on for ever, so that a stop ends them in order and does not wait for them. Default:
+   * `GET` answered with `text/event-stream`, whose clients connect again by themselves. It is asked of streams only.
+   */
+  readonly isEndless?: ((request: HttpServerRequest, response: HttpServerResponse) => boolean) | undefined
   /** Options of the WebSocket server: the size of messages, compression. */
   readonly websocket?: NodeHttpServer.Options["websocket"]
 }
@@ -85,13 +99,16 @@ const nextRequest = Duration.millis(20)
 /** When the time is over: for handlers that were interrupted to say so (503). */
 const lastWords = Duration.millis(100)
 
-interface Upgraded {
+/** What does not end by itself: an upgraded connection, or one with a stream that is endless. */
+interface Endless {
   readonly socket: Duplex
-  /** Runs its handler. */
-  fiber: Fiber.Fiber<unknown, unknown> | undefined
-  /** Its handshake is done, so it is no request any more. */
-  readonly isDone: () => boolean
+  /** Tells it to end; false as long as it is a request that will be answered. */
+  readonly tell: () => boolean
 }
+
+/** What `EventSource` asks for. Who asks by `POST` gets one answer piece by piece as a rule, and would not ask again. */
+const isEventSource = (request: HttpServerRequest, response: HttpServerResponse): boolean =>
+  request.method === "GET" && /^text\/event-stream\b/i.test(response.headers["content-type"] ?? "")
 
 const written = (socket: Duplex): number => "bytesWritten" in socket ? Number(socket.bytesWritten) : 0
 
@@ -125,8 +142,7 @@ const failed = (name: string, cause: unknown): ServiceError.ServiceError =>
  *
  * **Gotchas**
  *
- * - A response that never ends holds the stop for as long as it may take: end endless streams with
- *   `Stream.interruptWhen(health.awaitDraining)`.
+ * - A request that waits for long holds the stop for as long as it may take: let it end with `HttpListener.awaitStopping`.
  * - Handlers that cannot be interrupted go on after they were cut, without a connection. Under a bare `HttpServer.serve`
  *   without middleware every handler is like that; `HttpRouter.serve` is not.
  *
@@ -138,11 +154,17 @@ export const make = Effect.fn("NodeHttpListener.make")(function*(options: Option
   ServiceError.ServiceError,
   Fatal | ListenAddress | Scope.Scope
 > {
-  const { idleWithin = "75 seconds", inFlightWithin = "20 seconds", name = "http", upgradedWithin = "1 second" } =
-    options
+  const {
+    idleWithin = "75 seconds",
+    inFlightWithin = "20 seconds",
+    isEndless = isEventSource,
+    name = "http",
+    upgradedWithin = "1 second"
+  } = options
   const where = yield* ListenAddress
   const fatal = yield* Fatal
-  const { HttpServer, HttpServerRequest, NodeHttp, NodeHttpServer, NodeWS } = yield* engine
+  const { endsWith, HttpServer, HttpServerRequest, NodeHttp, NodeHttpServer, NodeHttpServerRequest, NodeWS } =
+    yield* engine
 
   const server = NodeHttp.createServer({
     keepAliveTimeout: Duration.toMillis(Duration.fromInputUnsafe(idleWithin)),
@@ -165,19 +187,16 @@ export const make = Effect.fn("NodeHttpListener.make")(function*(options: Option
     }))
   // Not of the scope that is closed: handlers go on while the server stops.
   const requests = Scope.makeUnsafe("parallel")
-  // By what `HttpServerRequest` calls its source.
-  const upgrades = new Map<object, Upgraded>()
+  const endless = new Set<Endless>()
+  const refuses = Latch.makeUnsafe()
   let stopping = false
 
-  const closeUpgraded = Effect.gen(function*() {
-    const told = new Set<Upgraded>()
-    while (upgrades.size > 0) {
-      for (const one of upgrades.values()) {
+  const closeEndless = Effect.gen(function*() {
+    const told = new Set<Endless>()
+    while (endless.size > 0) {
+      for (const one of endless) {
         if (told.has(one)) one.socket.destroy()
-        else if (one.isDone()) {
-          told.add(one)
-          one.fiber?.interruptUnsafe()
-        }
+        else if (one.tell()) told.add(one)
       }
       yield* Effect.timeoutOption(connections.ended, upgradedWithin)
     }
@@ -192,8 +211,10 @@ export const make = Effect.fn("NodeHttpListener.make")(function*(options: Option
   })
 
   const drain = Effect.gen(function*() {
-    yield* Effect.forkChild(closeUpgraded)
-    yield* connections.close(nextRequest)
+    yield* connections.refuse
+    refuses.openUnsafe()
+    yield* Effect.forkChild(closeEndless)
+    yield* connections.closeIdle(nextRequest)
     const left = connections.inFlight()
     yield* left.length === 0 ? wait : Effect.withSpan(wait, `waiting for ${tellAll(left)}`)
   })
@@ -258,15 +279,31 @@ export const make = Effect.fn("NodeHttpListener.make")(function*(options: Option
     new NodeWS.WebSocketServer({ ...options.websocket, noServer: true, clientTracking: false })
   )
 
+  const withEnd = (response: HttpServerResponse): Effect.Effect<HttpServerResponse, never, HttpServerRequest> => {
+    const { body } = response
+    if (body._tag !== "Stream") return Effect.succeed(response)
+    return Effect.map(HttpServerRequest, (request) => {
+      if (!isEndless(request, response)) return response
+      const answer = NodeHttpServerRequest.toServerResponse(request)
+      // `refuses` has told its stream.
+      const one: Endless = { socket: answer.req.socket, tell: () => true }
+      endless.add(one)
+      answer.once("close", () => endless.delete(one))
+      return endsWith(response, body, refuses.await)
+    })
+  }
+
   const httpServer = HttpServer.make({
     address,
-    serve: Effect.fnUntraced(function*(httpApp: App, middleware?: HttpMiddleware) {
+    serve: Effect.fnUntraced(function*(routes: App, middleware?: HttpMiddleware) {
+      const httpApp = Effect.flatMap(routes, withEnd)
       const handled = { scope: requests, middleware: middleware && applied(middleware) }
       const handler = yield* NodeHttpServer.makeHandler(httpApp, handled)
+      // By what `HttpServerRequest` calls its source: what runs the handler.
+      const fibers = new WeakMap<object, Fiber.Fiber<unknown, unknown>>()
       const upgraded = Effect.withFiber<HttpServerResponse, unknown, HttpServerRequest | Scope.Scope>((fiber) =>
         Effect.flatMap(HttpServerRequest, ({ source }) => {
-          const one = upgrades.get(source)
-          if (one !== undefined) one.fiber = fiber
+          fibers.set(source, fiber)
           return httpApp
         })
       )
@@ -279,8 +316,16 @@ export const make = Effect.fn("NodeHttpListener.make")(function*(options: Option
         }
         const before = written(socket)
         connections.upgraded(socket)
-        upgrades.set(request, { socket, fiber: undefined, isDone: () => written(socket) > before })
-        socket.once("close", () => upgrades.delete(request))
+        const one: Endless = {
+          socket,
+          tell: () => {
+            const isDone = written(socket) > before
+            if (isDone) fibers.get(request)?.interruptUnsafe()
+            return isDone
+          }
+        }
+        endless.add(one)
+        socket.once("close", () => endless.delete(one))
         upgrade(request, socket, head)
       }
 
@@ -294,7 +339,11 @@ export const make = Effect.fn("NodeHttpListener.make")(function*(options: Option
       )
     })
   })
-  return Context.add(Context.make(HttpListener, { stop }), HttpServer.HttpServer, httpServer)
+  return Context.add(
+    Context.make(HttpListener, { stop, awaitStopping: refuses.await }),
+    HttpServer.HttpServer,
+    httpServer
+  )
 })
 
 /**

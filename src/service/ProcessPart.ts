@@ -45,7 +45,7 @@ export interface ProcessPartOptions<Deps extends ReadonlyArray<Part.Any>, E, R, 
   /**
    * Given, before the process starts, what replaces it: that ends it in order, starts another one, and is done when that one is
    * ready. It is no failure, so neither `restart` nor `intensity` counts it. After a failure it waits, as the schedule says;
-   * it fails when there will be no other process.
+   * it fails when there will be no other process. To interrupt it is not to wait any longer: the process is replaced all the same.
    */
   readonly register?: ((replace: Effect.Effect<void, ServiceError>) => Effect.Effect<unknown, never, R2>) | undefined
   /** How it is kept. `policy` says how it is asked to end: when its share of the stop is short, its stages are too. */

@@ -119,7 +119,7 @@ const portOf = (context: Context.Context<HttpServer.HttpServer>): number => {
 }
 
 const started = Effect.fnUntraced(function*<E>(
-  server: Layer.Layer<never, E, HttpServer.HttpServer>,
+  server: Layer.Layer<never, E, HttpServer.HttpServer | NodeHttpListener.HttpListener>,
   options: NodeHttpListener.Options = {}
 ) {
   const told = { fatal: [], warnings: [] }
@@ -443,6 +443,138 @@ describe("what hangs", () => {
       expect(yield* stop).toBeLessThan(soon)
       client.socket.resume()
       yield* Effect.promise(() => client.closed)
+    }))
+})
+
+describe("streams that go on for ever", () => {
+  const encoder = new TextEncoder()
+  /** An event at once, and then none until the stream is ended. */
+  const feed = (type: string) =>
+    Effect.gen(function*() {
+      const released = yield* Deferred.make<void>()
+      const events = Stream.make(encoder.encode("data: first\n\n")).pipe(
+        Stream.concat(Stream.never),
+        Stream.ensuring(Deferred.succeed(released, undefined))
+      )
+      const answer = HttpServerResponse.stream(events, { contentType: type })
+      const routes = Layer.mergeAll(HttpRouter.add("GET", "/feed", answer), HttpRouter.add("POST", "/feed", answer))
+      return {
+        released: Deferred.await(released),
+        server: HttpRouter.serve(routes, { disableLogger: true, disableListenLog: true })
+      }
+    })
+  /** A whole answer, chunk after chunk, with nothing missing at its end. */
+  const whole = /data: first\n\n\r\n0\r\n\r\n$/
+
+  it.live("server-sent events are ended in order, and do not hold the stop", () =>
+    Effect.gen(function*() {
+      const { released, server } = yield* feed("text/event-stream; charset=utf-8")
+      const { health, port, stop } = yield* started(server)
+      const client = new Client(port)
+      client.get("/feed")
+      yield* Effect.promise(() => client.until("first"))
+      // Who asked again would be answered by the same instance.
+      yield* health.advance("draining")
+      yield* Effect.sleep("50 millis")
+      expect(client.isOpen).toBe(true)
+      expect(yield* stop).toBeLessThan(soon)
+      yield* released
+      yield* Effect.promise(() => client.closed)
+      expect(client.text).toMatch(/^HTTP\/1.1 200[^]*content-type: text\/event-stream; charset=utf-8\r\n/i)
+      expect(client.text).toMatch(whole)
+    }))
+
+  it.live("one by POST is an answer like others, unless said otherwise; so is another type", () =>
+    Effect.gen(function*() {
+      const { server } = yield* feed("text/event-stream")
+      const { port, stop, warnings } = yield* started(server, { inFlightWithin: "200 millis" })
+      const posted = new Client(port)
+      posted.send("POST /feed HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+      yield* Effect.promise(() => posted.until("first"))
+      yield* stop
+      yield* Effect.promise(() => posted.closed)
+      expect(posted.text).not.toMatch(whole)
+      expect(warnings).toContain("http: requests cut while stopping: POST /feed")
+
+      const lines = yield* feed("application/x-ndjson")
+      const other = yield* started(lines.server, { isEndless: (request) => request.url.startsWith("/feed") })
+      const client = new Client(other.port)
+      client.get("/feed")
+      yield* Effect.promise(() => client.until("first"))
+      expect(yield* other.stop).toBeLessThan(soon)
+      yield* Effect.promise(() => client.closed)
+      expect(client.text).toMatch(whole)
+    }))
+
+  it.live("a client that does not read its events gets a short grace", () =>
+    Effect.gen(function*() {
+      const flood = HttpRouter.add(
+        "GET",
+        "/flood",
+        HttpServerResponse.stream(Stream.forever(Stream.make(new Uint8Array(65_536))), {
+          contentType: "text/event-stream"
+        })
+      )
+      const server = HttpRouter.serve(flood, { disableLogger: true, disableListenLog: true })
+      const { port, stop } = yield* started(server, { upgradedWithin: "100 millis" })
+      const client = yield* connected(new Client(port))
+      client.socket.pause()
+      client.get("/flood")
+      yield* Effect.sleep("100 millis")
+      expect(yield* stop).toBeLessThan(soon)
+      client.socket.resume()
+      yield* Effect.promise(() => client.closed)
+    }))
+
+  it.live("a connection whose events have ended is one like others", () =>
+    Effect.gen(function*() {
+      const { entered, open, routes } = yield* gated
+      const short = HttpRouter.add(
+        "GET",
+        "/short",
+        HttpServerResponse.stream(Stream.make(encoder.encode("data: all\n\n")), { contentType: "text/event-stream" })
+      )
+      const server = HttpRouter.serve(Layer.merge(routes, short), { disableLogger: true, disableListenLog: true })
+      const { port, stop } = yield* started(server, { upgradedWithin: "50 millis" })
+      const client = new Client(port)
+      client.get("/short")
+      yield* Effect.promise(() => client.until("all\n\n\r\n0\r\n\r\n"))
+      client.get("/held")
+      yield* entered
+      const stopping = yield* Effect.forkChild(stop, { startImmediately: true })
+      yield* Effect.sleep("200 millis")
+      expect(stopping.pollUnsafe()).toBeUndefined()
+      yield* open
+      yield* Fiber.join(stopping)
+      yield* Effect.promise(() => client.closed)
+      expect(client.text).toMatch(/done$/)
+    }))
+
+  it.live("a request that waits for news is told of the stop, when nobody is accepted any more", () =>
+    Effect.gen(function*() {
+      const entered = yield* Deferred.make<void>()
+      const poll = Effect.gen(function*() {
+        const { awaitStopping } = yield* NodeHttpListener.HttpListener
+        yield* Deferred.succeed(entered, undefined)
+        return yield* Effect.raceFirst(Effect.never, Effect.as(awaitStopping, HttpServerResponse.empty()))
+      })
+      const server = HttpRouter.serve(HttpRouter.add("GET", "/news", poll), {
+        disableLogger: true,
+        disableListenLog: true
+      })
+      const { health, port, stop } = yield* started(server)
+      const client = new Client(port)
+      client.get("/news")
+      yield* Deferred.await(entered)
+      yield* health.advance("draining")
+      yield* Effect.sleep("50 millis")
+      expect(client.text).toBe("")
+      expect(yield* stop).toBeLessThan(soon)
+      yield* Effect.promise(() => client.closed)
+      expect(client.text).toMatch(/^HTTP\/1.1 204[^]*connection: close/i)
+      const late = new Client(port)
+      yield* Effect.promise(() => late.closed)
+      expect(late.error).toBe("ECONNREFUSED")
     }))
 })
 

@@ -1,6 +1,8 @@
 import { describe, expect, it } from "@effect/vitest"
+import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as ChildProcess from "effect/process/ChildProcess"
 import * as Ref from "effect/Ref"
 import * as Schedule from "effect/Schedule"
@@ -178,6 +180,50 @@ describe("ProcessPart", () => {
         expect(pids.length).toBe(2)
         expect((yield* Effect.flip(replace)).message).toContain("not started any more")
         expect(reports.length).toBe(1)
+        yield* started.stop({ budget: "10 seconds" })
+        expect(pids.some(isAlive)).toBe(false)
+      })
+    ))
+
+  it.live("who asks for another one and is interrupted stops neither it nor others who wait", () =>
+    harness((reports) =>
+      Effect.gen(function*() {
+        let replace: Effect.Effect<void, ServiceError> = Effect.void
+        const pids: Array<number> = []
+        const begun = yield* Deferred.make<void>()
+        const open = yield* Deferred.make<void>()
+        const part = ProcessPart.make("child", sh("echo ready; sleep 60 & wait"), {
+          ready: (child) =>
+            Effect.andThen(
+              ready(pids)(child),
+              Effect.suspend(() =>
+                pids.length === 1
+                  ? Effect.void
+                  : Effect.andThen(Deferred.succeed(begun, undefined), Deferred.await(open))
+              )
+            ),
+          register: (given) =>
+            Effect.sync(() => {
+              replace = given
+            })
+        })
+        const started = yield* Parts.start([part])
+        const early = yield* Effect.forkChild(replace, { startImmediately: true })
+        const other = yield* Effect.forkChild(replace, { startImmediately: true })
+        yield* Deferred.await(begun)
+        // One of those that the process is started for, and one that waits for the next.
+        const late = yield* Effect.forkChild(replace, { startImmediately: true })
+        yield* Fiber.interrupt(early)
+        yield* Fiber.interrupt(late)
+        expect(other.pollUnsafe()).toBeUndefined()
+        yield* Deferred.succeed(open, undefined)
+        yield* Fiber.join(other)
+        // What was asked for is done, although nobody waits for it.
+        yield* eventually("a third process", () => pids.length === 3 && isAlive(pids[2] ?? 0))
+        yield* replace
+        expect(pids.length).toBe(4)
+        expect(pids.map(isAlive)).toEqual([false, false, false, true])
+        expect(reports).toEqual([])
         yield* started.stop({ budget: "10 seconds" })
         expect(pids.some(isAlive)).toBe(false)
       })

@@ -37,11 +37,13 @@ export interface Connections {
   /** This one is no HTTP any more: it ends by itself or by `destroy`. */
   readonly upgraded: (socket: Duplex) => void
   readonly inFlight: () => ReadonlyArray<InFlight>
-  /** Stops accepting, and closes what is idle; what was busy a moment ago, if its next request has not begun `within`. */
-  readonly close: (within: Duration.Duration) => Effect.Effect<void>
+  /** Stops accepting: who connects from then on is refused. */
+  readonly refuse: Effect.Effect<void>
+  /** After that, closes what is idle; what was busy a moment ago, if its next request has not begun `within`. */
+  readonly closeIdle: (within: Duration.Duration) => Effect.Effect<void>
   /** Closes what has sent no more than a piece of a request. */
   readonly closeUnfinished: () => void
-  /** Waits for the last connection after `close`. */
+  /** Waits for the last connection after `refuse`. */
   readonly ended: Effect.Effect<void>
   readonly destroy: () => void
 }
@@ -132,13 +134,15 @@ export const track = (server: Server): Connections => {
       [...connections.values()].flatMap(({ answering }) =>
         [...answering].map(({ req: { method = "", url = "" } }) => ({ method, path: url.replace(/[?#].*$/s, "") }))
       ),
-    close: Effect.fnUntraced(function*(within) {
+    refuse: Effect.gen(function*() {
       lastAnswers()
       // A request that is here, or a connection that the system has accepted, is not lost.
       yield* turn
       stopping = true
       // Of `net`: that of `http` would also close connections on which the next request may be on its way.
       Net.Server.prototype.close.call(server)
+    }),
+    closeIdle: Effect.fnUntraced(function*(within) {
       const now = performance.now()
       const quiet = (socket: Net.Socket, { read }: Connection) => socket.bytesRead === read
       closeIdle((socket, connection) => quiet(socket, connection) && now - connection.since > busyFor)
