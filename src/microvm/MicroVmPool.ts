@@ -165,7 +165,8 @@ export const defaultRetry: Schedule.Schedule<unknown> = Schedule.jittered(
 )
 
 /**
- * A pool that lives as long as the scope. It comes back at once and fills up in the background.
+ * A pool that lives as long as the scope. It comes back at once and fills up in the background. The first start that fails with
+ * nobody waiting for it is logged as a warning, and so is the next such one once a start has worked.
  *
  * Closing the scope interrupts the starts that are under way and ends all machines at the same time, also those in use.
  * Fails with `InvalidPool` before anything is started.
@@ -212,6 +213,8 @@ export const make: <A, E, R>(
   let turns = 0
   let unfit = 0
   let lastFailure: Option.Option<Cause.Cause<E>> = Option.none()
+  /** Was a failure logged, and has every start failed since? */
+  let logged = false
   let closing = false
   const closed = MicroVmError.fail(new MicroVmError.PoolClosed())
   const inPhase = (phase: Slot["phase"]) => Array.from(slots).filter((slot) => slot.phase === phase).length
@@ -278,12 +281,14 @@ export const make: <A, E, R>(
           const gone = end(slot, exit)
           if (closing) return yield* gone
           lastFailure = Option.some(exit.cause)
-          if (waiting.length > inPhase("starting")) {
-            const waiter = waiting.shift()
-            if (waiter !== undefined) Deferred.doneUnsafe(waiter.answer, Exit.failCause(exit.cause))
-          }
+          const waiter = waiting.length > inPhase("starting") ? waiting.shift() : undefined
+          const wasLogged = logged
+          logged ||= waiter === undefined
+          if (waiter !== undefined) Deferred.doneUnsafe(waiter.answer, Exit.failCause(exit.cause))
+          else if (!wasLogged) yield* Effect.logWarning("A machine of a pool could not be started", exit.cause)
           return yield* Effect.ensuring(pace.setback, gone)
         }
+        logged = false
         if (closing) return yield* end(slot)
         const machine = exit.value
         const candidate: Candidate<A> = { slot, machine, readyAt: clock.currentTimeMillisUnsafe(), spent: undefined }

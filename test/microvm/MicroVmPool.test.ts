@@ -6,6 +6,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
@@ -139,6 +140,33 @@ describe("refilling", () => {
       yield* quiet
       expect(world.startedAt().slice(4)).toEqual([8000, 8000, 9000])
     }))
+
+  it.effect("a start that fails is told to who waits for it, and logged where nobody does, once until one has worked", () => {
+    const warnings: Array<string> = []
+    const logger = Logger.make(({ cause, logLevel, message }) => {
+      warnings.push(`${logLevel} ${String(message)}: ${String(Cause.squash(cause))}`)
+    })
+    return Effect.gen(function*() {
+      let broken = true
+      const world = makeWorld({ start: () => 100, fails: () => broken })
+      const retry = Schedule.spaced("1 second")
+      const pool = yield* MicroVmPool.make({ acquire: world.acquire, min: 1, max: 2, retry })
+      for (let turn = 0; turn < 40; turn++) yield* pass(100)
+      expect(world.startedAt().length).toBe(4)
+      expect(warnings).toEqual(["Warn A machine of a pool could not be started: start 0"])
+      const taker = yield* fork(Effect.flip(takeOne(pool)))
+      yield* pass(100)
+      expect(yield* finish(taker)).toMatch(/start/)
+      broken = false
+      const { scope } = yield* finish(yield* Effect.tap(fork(takeOne(pool)), pass(100)))
+      yield* pass(100)
+      broken = true
+      yield* close(scope)
+      yield* close((yield* takeOne(pool)).scope)
+      yield* pass(100)
+      expect(warnings.length).toBe(2)
+    }).pipe(Effect.provide(Logger.layer([logger])))
+  })
 
   it.effect("a schedule that is over ends the refilling until a machine was handed out", () =>
     Effect.gen(function*() {
