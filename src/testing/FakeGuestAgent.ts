@@ -56,8 +56,8 @@ export type Fault =
  */
 export interface Options {
   /**
-   * Programs by name, besides `true`, `false`, `exit CODE`, `echo WORD…`, `env`, `pwd`, `cat`, `sleep SECONDS` and as much of
-   * `sh` as a kill needs. `"not executable"` is a file without the permission.
+   * Programs by name, besides `true`, `false`, `exit CODE`, `echo WORD…`, `env`, `pwd`, `cat` and `sleep SECONDS`. Whoever runs
+   * scripts gives an `sh`; what the agent itself needs of one is there. `"not executable"` is a file without the permission.
    */
   readonly programs?: Readonly<Record<string, Program | "not executable">> | undefined
   /** Directories besides `/`, `/root` and `/tmp`. */
@@ -230,15 +230,16 @@ export const serve = Effect.fn("FakeGuestAgent.serve")(function*<E>(
     Deferred.doneUnsafe(process.kill, Effect.succeed(found))
     return 0
   }
-  // Such as `sh -c 'kill -s "$0" -- "-$1"…' KILL 101`.
-  programs.set(
-    "sh",
-    ({ args: [, script = "", name = "", pid] }) =>
-      Effect.sync(() => script.startsWith("kill ") ? signal(Number(pid), name) : 2)
-  )
-
-  const lookUp = (command: string) => programs.get(command.slice(command.lastIndexOf("/") + 1))
-
+  const shell = programs.get("sh") ??
+    (({ write }) =>
+      Effect.as(write("stderr", "sh: this guest runs no scripts: give FakeGuestAgent a program \"sh\"\n"), 2))
+  const lookUp = (command: string, args: ReadonlyArray<string>): Program | "not executable" | undefined => {
+    const name = command.slice(command.lastIndexOf("/") + 1)
+    if (name !== "sh") return programs.get(name)
+    // As the agent is asked to kill: `sh -c 'kill -s "$0" -- "-$1"…' KILL 101`.
+    const [, script = "", toSend = "", pid] = args
+    return script.startsWith("kill -s \"$0\" ") ? () => Effect.sync(() => signal(Number(pid), toSend)) : shell
+  }
   /** `microvm-exec [-C DIR] SLOT NONCE -- COMMAND [ARGUMENT…]` */
   const onPorts = Effect.fnUntraced(function*(process: Process, argv: ReadonlyArray<string>, env: Invocation["env"]) {
     const fail = (code: number, text: string) => Effect.as(capture(process)("stderr", `microvm-exec: ${text}\n`), code)
@@ -271,7 +272,7 @@ export const serve = Effect.fn("FakeGuestAgent.serve")(function*<E>(
       )
     })
     const write: Invocation["write"] = (stream, data) => (stream === "stdout" ? stdout : stderr).write(bytesOf(data))
-    const program = lookUp(command)
+    const program = lookUp(command, args)
     const running = program === undefined
       ? Effect.as(write("stderr", `${command}: not found\n`), 127)
       : program === "not executable"
@@ -312,7 +313,7 @@ export const serve = Effect.fn("FakeGuestAgent.serve")(function*<E>(
       const command = arg.slice(arg.indexOf("--") + 1).join(" ")
       return Effect.map(spawn(command, captured, (process) => onPorts(process, arg, environment)), started)
     }
-    const program = lookUp(path)
+    const program = lookUp(path, arg)
     if (program === undefined || program === "not executable") {
       const why = program === undefined ? "No such file or directory" : "Permission denied"
       return Effect.succeed(

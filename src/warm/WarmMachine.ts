@@ -133,40 +133,12 @@ export interface Options {
  * Without a real machine, as in a test:
  *
  * ```ts import.meta.vitest
- * import { ImageStore, NodeHasher } from "effect-microvm-runtime/image"
- * import { MemoryDriver, MemoryProvider } from "effect-microvm-runtime/microvm"
- * import { FakeGuestAgent } from "effect-microvm-runtime/testing"
- * import { GoldenMachines, WarmMachine } from "effect-microvm-runtime/warm"
- * import * as SecureRandom from "effect/crypto/SecureRandom"
+ * import { FakeWarmMachine } from "effect-microvm-runtime/testing"
+ * import { WarmMachine } from "effect-microvm-runtime/warm"
  * import * as Effect from "effect/Effect"
- * import * as Layer from "effect/Layer"
  *
- * const sha256 = "0".repeat(64)
- * const file = { name: "file", size: 1, sha256 }
- * const image: ImageStore.Image = {
- *   name: "default",
- *   digest: sha256,
- *   kernel: "/kernel",
- *   initramfs: "/initramfs",
- *   kernelRelease: "6.1",
- *   manifest: { recipe: sha256, kernelRelease: "6.1", packages: [], files: { kernel: file, initramfs: file } }
- * }
- * const images = Layer.mock(ImageStore.ImageStore)({
- *   known: () => Effect.succeedSome(image),
- *   ensure: () => Effect.succeed(image)
- * })
- * const program = Effect.scoped(Effect.gen(function*() {
- *   const driver = yield* MemoryDriver.MemoryDriver
- *   yield* driver.script("*", {
- *     program: (guest) => Effect.scoped(Effect.andThen(FakeGuestAgent.serve(guest.channel), Effect.never))
- *   })
- *   const { start } = yield* WarmMachine.launch({ id: "web-1" })
- *   return start._tag
- * }))
- * const layer = GoldenMachines.layerWith({}).pipe(
- *   Layer.provideMerge(Layer.mergeAll(MemoryProvider.layer, images, NodeHasher.layer, SecureRandom.layerWebCrypto))
- * )
- * await Effect.runPromise(Effect.provide(program, layer)) // => "Restored"
+ * const program = Effect.scoped(Effect.map(WarmMachine.launch({ id: "web-1" }), ({ start }) => start._tag))
+ * await Effect.runPromise(Effect.provide(program, FakeWarmMachine.layer)) // => "Restored"
  * ```
  *
  * @category constructors
