@@ -3,15 +3,17 @@
  * removed by another one.
  *
  * A link says by its alias (`ip link show`) whose it is: `effect-microvm TOKEN ID NAME`. It is told from others by that, and
- * not by its name. No link is there under its name without its alias, so whoever is killed at any moment leaves nothing that
- * could be taken for somebody else's, and nothing of somebody else is ever removed.
+ * not by its name. One that has no alias yet is known by flags that nobody else's has, so whoever is killed at any moment leaves nothing
+ * that could be taken for somebody else's, and nothing of somebody else is ever removed.
  *
  * @since 0.1.0
  */
 import * as Arr from "effect/Array"
+import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import * as Random from "effect/Random"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
@@ -140,6 +142,7 @@ interface Wanted {
 }
 
 const listLinks = IpJson.list(IpJson.Link, ["link", "show"], "to look for links")
+const listDetails = IpJson.list(IpJson.Link, ["-d", "link", "show"], "to look for links that are half made")
 const listNetns = IpJson.list(IpJson.Netns, ["netns", "list"], "to look for network namespaces")
 
 /** What of this is there: the names of our links, and those in the way. */
@@ -149,11 +152,21 @@ const look = Effect.fnUntraced(function*(claims: ReadonlyArray<Wanted>) {
     ? new Set((yield* listNetns).map(({ name }) => name))
     : new Set<string>()
   const { byKey, byName } = Plan.index(links)
+  const hasNoAlias = (name: string): boolean => {
+    const link = byName.get(name)
+    return link !== undefined && link.ifalias === undefined
+  }
+  const details = claims.some(({ data }) => !data.netns && hasNoAlias(data.name)) ? yield* listDetails : []
+  const halfMade = new Set(details.filter(Plan.isHalfMade).map(({ ifname }) => ifname))
   const groups = new Set(links.map(({ group }) => group))
   const found = claims.map(({ data, owner: { token } }) => {
-    const temporary = byName.get(Plan.temporaryName(token))
-    const halfMade = temporary !== undefined && temporary.ifalias === undefined ? temporary.ifname : undefined
-    const ours = [byKey.get(Plan.keyOf(token, data.name)), halfMade].flatMap((name) => name ?? [])
+    const temporary = Plan.temporaryName(token)
+    const unfinished = data.netns
+      ? (hasNoAlias(temporary) ? temporary : undefined)
+      : halfMade.has(data.name)
+      ? data.name
+      : undefined
+    const ours = [byKey.get(Plan.keyOf(token, data.name)), unfinished].flatMap((name) => name ?? [])
     const space = Plan.netnsName(token)
     return { links: ours, netns: data.netns && spaces.has(space) ? [space] : [], other: byName.get(data.name) }
   })
@@ -232,7 +245,7 @@ const make = Effect.gen(function*() {
 
   const build = Effect.fnUntraced(function*(links: ReadonlyArray<LinkSpec>) {
     const what = `to make ${nameOf(links)}`
-    yield* Effect.mapError(batch([], Plan.outside(links), what), explain)
+    yield* batch([], Plan.outside(links), what)
     yield* settings.write(Plan.settings(links), "0")
     yield* Effect.forEach(
       Plan.inside(links),
@@ -248,11 +261,20 @@ const make = Effect.gen(function*() {
       if (links.length === 0) return []
       const missing = yield* Effect.provideService(checkBridges(links), HostCommands, commands)
       if (missing.length > 0) return yield* HostError.fail(new HostError.InvalidArgument({ faults: missing }))
-      const undo = reclaim(
-        links.map(({ name, owner, topology }) => ({ owner, data: { name, netns: topology?._tag === "Namespace" } })),
-        { dryRun: false }
+      const undo = (cause: Cause.Cause<HostError.HostError>) => {
+        const reason = Option.map(Cause.findErrorOption(cause), (error) => error.reason)
+        const line = Option.isSome(reason) && reason.value._tag === "CommandFailed" ? reason.value.line : undefined
+        const wanted = Plan.madeBefore(links, line).map(({ name, owner, topology }) => ({
+          owner,
+          data: { name, netns: topology?._tag === "Namespace" }
+        }))
+        return reclaim(wanted, { dryRun: false })
+      }
+      yield* build(links).pipe(
+        Effect.onError(undo),
+        Effect.mapError(explain),
+        Effect.provideService(HostCommands, commands)
       )
-      yield* build(links).pipe(Effect.onError(() => undo), Effect.provideService(HostCommands, commands))
       return links.map(toLink)
     }),
     check: Effect.fn("Links.check")(function*(name) {

@@ -117,7 +117,7 @@ describe.skipIf(Netns.skipReason !== undefined)("Links", () => {
         netns.ip("tuntap", "add", "dev", link.name, "mode", "tap")
         const error = yield* Effect.flip(make(linkOf(link.owner, 2), link))
         expect(error.message).toContain("collides with an interface of this host")
-        expect(error.message).toContain(`name ${link.name} mtu 1400`)
+        expect(error.message).toContain(`tuntap add dev ${link.name} `)
         // What was made of the other link until then is undone.
         expect(netns.links()).toEqual([link.name])
         expect(yield* reclaim([link])).toEqual(["Foreign"])
@@ -127,6 +127,17 @@ describe.skipIf(Netns.skipReason !== undefined)("Links", () => {
         expect(netns.links()).toEqual([link.name])
         expect(yield* reclaim([others])).toEqual(["Released"])
         expect(netns.links()).toEqual([])
+      })
+    ))
+
+  it.live("what somebody else is just making under a name that we want, too, stays", () =>
+    inNetns((netns) =>
+      Effect.gen(function*() {
+        const [one, two] = [linkOf(ownerOf("web-1"), 1), linkOf(ownerOf("web-2"), 2)]
+        netns.batch(Plan.outside([two]).slice(0, 1))
+        expect((yield* Effect.flip(make(one, { ...two, owner: ownerOf("web-3") }))).message).toContain("collides")
+        expect(netns.links()).toEqual([two.name])
+        expect(yield* reclaim([two])).toEqual(["Released"])
       })
     ))
 

@@ -146,6 +146,16 @@ describe("Links", () => {
       ])
     }))
 
+  it.effect("what somebody else is just making under a name that we want, too, stays", () =>
+    Effect.gen(function*() {
+      const host = FakeIp.make()
+      host.links.set("mv3fa2-2", { group: "default", kind: "tap", marked: true })
+      const { make } = over(host)
+      const refused = yield* Effect.flip(make([linkOf(1), linkOf(2), linkOf(3)]))
+      expect(refused.reason._tag).toBe("Conflict")
+      expect([...host.links.keys()]).toEqual(["mv3fa2-2"])
+    }))
+
   it.effect("the links of one removal are put into a group that nobody else uses", () =>
     Effect.gen(function*() {
       const host = FakeIp.make()
@@ -221,9 +231,8 @@ describe("Links", () => {
   it("the lines of a routed link", () => {
     const addresses = [{ address: Result.getOrThrow(Cidr.parseAddress("fd00::2")), prefix: 127 }]
     expect(Plan.outside([{ ...linkOf(1), user: 65_534, group: 5, addresses }])).toEqual([
-      "tuntap add dev mvabc0000100000 mode tap user 65534 group 5",
-      "link set dev mvabc0000100000 alias \"effect-microvm abc0000100000000 web-1 mv3fa2-1\" name mv3fa2-1 mtu 1500 " +
-      "addrgenmode none up",
+      "tuntap add dev mv3fa2-1 mode tap user 65534 group 5 pi vnet_hdr",
+      "link set dev mv3fa2-1 alias \"effect-microvm abc0000100000000 web-1 mv3fa2-1\" mtu 1500 addrgenmode none up",
       "addr add fd00::2/127 dev mv3fa2-1 nodad"
     ])
   })

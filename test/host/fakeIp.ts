@@ -6,6 +6,9 @@ interface FakeLink {
   alias?: string
   group: string
   kind: "tap" | "veth" | "bridge"
+  /** Has it packet information and the header? */
+  marked?: boolean
+  up?: boolean
 }
 
 export interface FakeHost {
@@ -28,12 +31,14 @@ const apply = (host: FakeHost, line: string): string | undefined => {
     case "tuntap add":
     case "link add": {
       if (links.has(name)) return "File exists"
-      links.set(name, { group: "default", kind: words[0] === "tuntap" ? "tap" : "veth" })
+      const marked = words.includes("pi") && words.includes("vnet_hdr")
+      links.set(name, { group: "default", kind: words[0] === "tuntap" ? "tap" : "veth", marked })
       return undefined
     }
     case "link set": {
       const link = links.get(name)
       if (link === undefined) return "Cannot find device"
+      if (words.includes("up")) link.up = true
       if (words.includes("group")) link.group = after("group")
       if (words.includes("name")) {
         if (links.has(after("name"))) return "File exists"
@@ -71,6 +76,15 @@ export const run = (host: FakeHost) => (command: HostCommands.HostCommand) =>
       ifalias: alias,
       kind
     }))
+    if (args === "-j -d link show") {
+      const details = [...host.links].map(([ifname, { alias, kind, marked: pi = false, up = false }]) => ({
+        ifname,
+        ifalias: alias,
+        flags: up ? ["UP"] : [],
+        linkinfo: { info_data: kind === "tap" ? { type: kind, pi, vnet_hdr: pi } : {} }
+      }))
+      return Effect.succeed(JSON.stringify(details))
+    }
     if (args === "-j link show") return Effect.succeed(JSON.stringify(show))
     if (args === "-j link show type bridge") {
       return Effect.succeed(JSON.stringify(show.filter((one) => one.kind === "bridge")))

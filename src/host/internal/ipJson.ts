@@ -40,6 +40,8 @@ export const Link = Schema.Struct({
     info_data: Schema.optionalKey(Schema.Struct({
       type: Schema.optionalKey(Schema.String),
       multi_queue: Schema.optionalKey(Schema.Boolean),
+      pi: Schema.optionalKey(Schema.Boolean),
+      vnet_hdr: Schema.optionalKey(Schema.Boolean),
       user: Schema.optionalKey(Owner),
       group: Schema.optionalKey(Owner)
     }))
