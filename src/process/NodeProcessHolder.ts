@@ -37,16 +37,24 @@ import {
 } from "./ProcessHolder.ts"
 import { isAlive, ProcessHost } from "./ProcessHost.ts"
 
-/** From any place that this module is bundled into, as from where it is written, it is one way to the program. */
-const isSource = import.meta.url.endsWith(".ts")
-const program = fileURLToPath(
-  new URL(`../process/internal/NodeHolderProgram.${isSource ? "ts" : "js"}`, import.meta.url)
-)
-
-/** Types are stripped once, not at each start: that takes longer, and more memory, than all else. */
-const environment: Record<string, string> = isSource
-  ? { NODE_COMPILE_CACHE: fileURLToPath(new URL("../../.cache/node", import.meta.url)) }
-  : {}
+/**
+ * From any place of `dist` that this module is bundled into, as from where it is written, it is one way to the program. Whoever bundles
+ * all of us into one file has no such program beside it, and in CommonJS no `import.meta` either.
+ */
+const findProgram = (): { readonly file: string; readonly environment: Record<string, string> } | undefined => {
+  try {
+    const isSource = import.meta.url.endsWith(".ts")
+    const file = fileURLToPath(
+      new URL(`../process/internal/NodeHolderProgram.${isSource ? "ts" : "js"}`, import.meta.url)
+    )
+    if (!NodeFs.existsSync(file)) return undefined
+    // Types are stripped once, not at each start: that takes longer, and more memory, than all else.
+    const cache = fileURLToPath(new URL("../../.cache/node", import.meta.url))
+    return { file, environment: isSource ? { NODE_COMPILE_CACHE: cache } : {} }
+  } catch {
+    return undefined
+  }
+}
 
 /** It does little: fewer threads, a small heap, and no debugger that a signal opens. */
 const nodeOptions = [
@@ -76,16 +84,21 @@ const decodeStarted = Schema.decodeUnknownOption(Schema.fromJsonString(HolderSch
 const startHolder = (order: Protocol.Order): Effect.Effect<void, ProcessError> =>
   Effect.callback<void, ProcessError>((resume) => {
     const { directory, launch } = order
+    const program = findProgram()
+    if (program === undefined) {
+      const why = "its program is not here, as in a bundle: leave effect-microvm-runtime out of it (external)"
+      return resume(Effect.fail(holderFailed(directory, why)))
+    }
     const spawnFailed = (command: string, code: string, cause?: unknown) =>
       resume(Effect.fail(fromReason(ProcessErrorReason.SpawnFailed({ command, code }), cause)))
     let log: number | undefined
     let holder: NodeChildProcess.ChildProcess
     try {
       log = NodeFs.openSync(NodePath.join(directory, Protocol.files.log), "w", 0o600)
-      holder = NodeChildProcess.spawn(process.execPath, [...nodeOptions, program], {
+      holder = NodeChildProcess.spawn(process.execPath, [...nodeOptions, program.file], {
         cwd: "/",
         // Without the mark of those above us, whose guards would kill it.
-        env: { ...environment, [Mark.variable]: Protocol.ownMark(order.mark) },
+        env: { ...program.environment, [Mark.variable]: Protocol.ownMark(order.mark) },
         stdio: ["pipe", "pipe", log],
         detached: true
       })

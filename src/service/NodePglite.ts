@@ -42,7 +42,11 @@ const closeTime = "5 seconds"
 const messageOf = (cause: unknown): string => cause instanceof Error ? cause.message : String(cause)
 
 const load = Effect.tryPromise({
-  try: () => import("@electric-sql/pglite"),
+  // Handled at this place, since bundlers take it for an error else that it is not installed.
+  try: () =>
+    import("@electric-sql/pglite").catch((cause: unknown) => {
+      throw cause
+    }),
   catch: (cause) =>
     new ProvisionerError({
       message: LocalState.codeOf(cause) === "ERR_MODULE_NOT_FOUND"

@@ -119,6 +119,43 @@ describe("the packed package", () => {
     await expect(run(project, process.execPath, file)).rejects.toThrow("ERR_PACKAGE_PATH_NOT_EXPORTED")
   })
 
+  it.each(["esm", "cjs"])(
+    "can be bundled (%s), but for what takes a program of its own, and that is told",
+    async (format) => {
+      const program = `
+      import * as NodeServices from "@effect/platform-node/NodeServices"
+      import { NodeProcessHolder, NodeProcessHost, NodeProcessSpawner, ProcessHolder, ProcessSpawner } from "${name}/process"
+      import { Service } from "${name}/service"
+      import * as Effect from "effect/Effect"
+      import * as ChildProcess from "effect/process/ChildProcess"
+      import * as Layer from "effect/Layer"
+      const command = ChildProcess.make("true", { stdin: "ignore" })
+      const main = Effect.gen(function*() {
+        const child = yield* ProcessSpawner.ProcessSpawner.use(({ spawn }) => spawn(command))
+        console.log(typeof Service.make, (yield* child.exit)._tag)
+        const hold = ProcessHolder.ProcessHolder.use(({ spawn }) => spawn(command, { directory: process.argv[2] }))
+        console.log((yield* Effect.flip(hold)).message)
+      })
+      const layer = Layer.mergeAll(
+        NodeProcessSpawner.layer,
+        NodeProcessHolder.layer.pipe(Layer.provide(NodeProcessHost.layer))
+      )
+      Effect.runPromise(main.pipe(Effect.scoped, Effect.provide(layer), Effect.provide(NodeServices.layer)))
+    `
+      writeFileSync(join(project, "bundled.ts"), program)
+      const out = join(project, format === "esm" ? "bundled.mjs" : "bundled.cjs")
+      const esbuild = join(modules(root), ".bin", "esbuild")
+      const flags = ["--bundle", "--platform=node", "--log-level=error", `--format=${format}`, `--outfile=${out}`]
+      await run(project, esbuild, join(project, "bundled.ts"), ...flags)
+      const held = mkdtempSync(join(project, "held-"))
+      const { stdout } = await run(project, process.execPath, out, held)
+      expect(stdout.split("\n").slice(0, 2)).toEqual([
+        "function Exited",
+        `${held}: the holder of the process there: its program is not here, as in a bundle: leave ${name} out of it (external)`
+      ])
+    }
+  )
+
   it("brings types that hold by themselves", async () => {
     const imports = subpaths().map((subpath, index) => `import * as folder${index} from "${name}/${subpath}"`)
     const program = [

@@ -209,10 +209,10 @@ export const load: Effect.Effect<Libc, FirecrackerError.FirecrackerError> = Effe
   if (platform !== "linux" || (arch !== "x64" && arch !== "arm64")) {
     return Effect.fail(failure(`it is not for ${platform} on ${arch}`))
   }
-  // Not by `import`: then it would become a part of bundles, which cannot hold its native code.
-  const require = createRequire(import.meta.url)
   return Effect.try({
     try: () => {
+      // Not by `import`: then it would become a part of bundles, which cannot hold its native code.
+      const require = createRequire(import.meta.url)
       const koffi: unknown = require("koffi")
       if (!isKoffi(koffi)) throw new Error("it is not the version that is needed")
       return make(koffi, require.resolve("koffi"))
