@@ -32,8 +32,8 @@ export interface LocalProvisionerOptions {
   /** The database of a resource that names none; also tells others who holds the state directory. */
   readonly projectName: string
   /**
-   * `auto` takes a PostgreSQL server where this machine has one that can be run, else PGlite, and logs which and why.
-   * Default `auto`.
+   * `auto` takes what made the data that are there; where there are none, a PostgreSQL server if this machine has one that
+   * can be run, else PGlite. It logs which and why. Default `auto`.
    */
   readonly database?: "auto" | "postgres" | "pglite" | undefined
   /** Instead of looking for one of `NodeLocalSecrets.files`. It must be there. */
@@ -54,6 +54,16 @@ const decode = <A, I>(schema: Schema.Codec<A, I>, { config }: ResourceRequest) =
     Schema.decodeUnknownEffect(schema)(config, { errors: "all" }),
     (cause) => new ProvisionerError({ message: `the request cannot be read: ${cause.message}` })
   )
+
+/** Has an earlier run left data of PGlite? */
+const hasEmbedded = (stateDirectory: string): boolean => {
+  const directory = NodePath.join(stateDirectory, "pglite")
+  try {
+    return NodeFs.readdirSync(directory).some((name) => NodeFs.existsSync(NodePath.join(directory, name, "data")))
+  } catch {
+    return false
+  }
+}
 
 const make = Effect.fnUntraced(function*(options: LocalProvisionerOptions) {
   const spawner = yield* ProcessSpawner
@@ -102,14 +112,22 @@ const make = Effect.fnUntraced(function*(options: LocalProvisionerOptions) {
     const { database = "auto" } = options
     if (database !== "auto") return database
     const found = yield* Effect.result(NodeLocalPostgres.available({ stateDirectory }))
-    if (found._tag === "Success") return "postgres" as const
-    yield* Effect.logInfo(
-      `database: the embedded PGlite, for no PostgreSQL server can be used: ${found.failure.message}`
-    )
     const data = NodePath.join(stateDirectory, "postgres", "data")
+    // Another engine would begin with an empty database beside the data that are there.
     if (NodeFs.existsSync(data)) {
-      yield* Effect.logWarning(`database: earlier runs used a PostgreSQL server; their data stay in ${data}, unseen`)
+      if (found._tag === "Success") return "postgres" as const
+      const { message } = found.failure
+      return yield* new ProvisionerError({
+        message: `the data of earlier runs in ${data} cannot be used: ${message}; or move them away to begin with none`
+      })
     }
+    if (hasEmbedded(stateDirectory)) {
+      yield* Effect.logInfo(`database: the embedded PGlite, as earlier runs have left its data in ${stateDirectory}`)
+      return "pglite" as const
+    }
+    if (found._tag === "Success") return "postgres" as const
+    const { message } = found.failure
+    yield* Effect.logInfo(`database: the embedded PGlite, for no PostgreSQL server can be used: ${message}`)
     return "pglite" as const
   }))
 

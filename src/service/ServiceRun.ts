@@ -346,7 +346,7 @@ const live = Effect.fn("Service.run")(function*<R, Res extends Resource.Any>(
           for (const part of status) {
             if (left.some((one) => one.part === part.name)) continue
             if (part.state === "running") {
-              note({ _tag: "Abandoned", name: part.name, took: Duration.zero, doing: "its turn had not come" })
+              note({ _tag: "Abandoned", name: part.name, took: Duration.zero, doing: StopLadder.notYet })
             } else if (part.state === "abandoned" || part.state === "stopping") {
               note({ _tag: "Abandoned", name: part.name, took: part.since, doing: part.doing ?? noSpan })
             }

@@ -296,6 +296,30 @@ describe.skipIf(why !== "")(`a PostgreSQL server of one's own ${why}`, () => {
       expect(yield* Effect.provide(Effect.scoped(run), layer)).toBe(1)
       expect(lines.join("\n")).toContain("database: PostgreSQL ")
     }).pipe(Effect.scoped))
+
+  it.live("\"auto\" stays with the data that are there: those of PGlite, also where there is a server now", () =>
+    Effect.gen(function*() {
+      const state = yield* stateDirectory
+      const add = (database: "auto" | "pglite") =>
+        Effect.scoped(Effect.flatMap(provide({ stateDirectory: state, database }), addRow))
+      expect(yield* add("pglite")).toBe(1)
+      const { layer, lines } = capture()
+      expect(yield* Effect.provide(add("auto"), layer)).toBe(2)
+      expect(lines.join("\n")).toMatch(/embedded PGlite, as earlier runs have left its data in /)
+    }).pipe(Effect.scoped))
+
+  it.live("\"auto\" does not begin with an empty PGlite beside data that no server here can read", () =>
+    Effect.gen(function*() {
+      const state = yield* stateDirectory
+      const data = join(state, "postgres", "data")
+      mkdirSync(data, { recursive: true })
+      writeFileSync(join(data, "PG_VERSION"), "8.4\n")
+      const error = yield* Effect.flip(Effect.scoped(provide({ stateDirectory: state, database: "auto" })))
+      expect(error.message).toMatch(
+        /data of earlier runs in .* cannot be used: .* was made by version 8\.4: install that one/
+      )
+      expect(existsSync(join(state, "pglite"))).toBe(false)
+    }).pipe(Effect.scoped))
 })
 
 describe("a state directory that cannot be used", () => {

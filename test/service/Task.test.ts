@@ -167,6 +167,14 @@ describe("Task", () => {
         "failed",
         "Background task failed: job: no luck, and it was started again 2 times within 1s before: that is too often"
       ]])
+      // Before the output that a cause may end with.
+      const told = yield* watch(Effect.fail("exited with code 3\nstdout:\n$& boom"), {
+        restart: Schedule.forever,
+        intensity: { restarts: 0, within: "1 second" }
+      })
+      expect(told.reports[0]?.[2]).toMatch(
+        /^.*: exited with code 3, and it was started .*: that is too often\nstdout:\n\$& boom$/
+      )
       // Two restarts within any second are not too often.
       const slow = yield* watch(failsAfter(500), { restart: Schedule.forever, intensity }, "1 minute")
       expect(slow.reports).toEqual([])

@@ -33,12 +33,16 @@ const whyOf = (cause: Cause.Cause<unknown>): string =>
     .map((reason) => explain(reason._tag === "Fail" ? reason.error : reason.defect))
     .join("; ")
 
-export const format = (left: Leftover): string =>
-  left._tag === "Abandoned"
-    ? `${left.part} did not stop within ${
-      Math.round(Duration.toMillis(left.after))
-    } ms and was abandoned (${left.doing})`
-    : `${left.part} failed while it stopped: ${left.why}`
+/** What a part was doing that waited for others to stop. */
+export const notYet = "its turn had not come"
+
+export const format = (left: Leftover): string => {
+  if (left._tag === "Failed") return `${left.part} failed while it stopped: ${left.why}`
+  if (left.doing === notYet) return `${left.part} was told to stop before its turn, and not waited for`
+  return `${left.part} did not stop within ${
+    Math.round(Duration.toMillis(left.after))
+  } ms and was abandoned (${left.doing})`
+}
 
 export interface Options {
   /** Says that no new work is wanted. Requests are served for `delay` more. */

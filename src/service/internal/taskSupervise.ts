@@ -124,7 +124,8 @@ export const supervise = Effect.fnUntraced(function*<E, R>(
       attempt = 0
     }
     const delay = yield* next(cause, now)
-    if (!Duration.isDuration(delay)) return yield* giveUp(cause, why + delay)
+    // After what happened, before the output that may follow.
+    if (!Duration.isDuration(delay)) return yield* giveUp(cause, why.replace(/(?=\n|$)/, () => delay))
     attempt++
     yield* Effect.logWarning(`Background task failed, again in ${toTheMilli(delay)}: ${name}: ${why}`)
     yield* Effect.sleep(delay)
