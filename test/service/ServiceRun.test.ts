@@ -426,9 +426,9 @@ describe("the stop", () => {
       yield* TestClock.adjust(0)
       expect((yield* report).code).toBe(143)
       expect(log).toEqual(["+sql", "+hung", "-sql", "-database"])
-      const told = fake.stderr.join("\n")
-      expect(told).toContain("sql was told to stop before its turn, and not waited for")
-      expect(told).toContain("hung did not stop within 1000 ms and was abandoned")
+      const said = fake.stderr.join("\n")
+      expect(said).toContain("sql was told to stop before its turn, and not waited for")
+      expect(said).toContain("hung did not stop within 1000 ms and was abandoned")
     }))
 
   /** Resources, each with what its release does. */
