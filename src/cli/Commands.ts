@@ -28,7 +28,7 @@ import { SnapshotStore } from "../microvm/SnapshotStore.ts"
 import * as GoldenMachines from "../warm/GoldenMachines.ts"
 import * as Backend from "./Backend.ts"
 import { orSignal } from "./HostSignals.ts"
-import { commandArgument, envFlag } from "./internal/commandFlags.ts"
+import { commandArgument, envFlag, fillEnv, workdirFlag } from "./internal/commandFlags.ts"
 import { exitWith, jsonFlag, print, untilSignal } from "./internal/handlers.ts"
 import { tell } from "./internal/tellReport.ts"
 import * as MachineCommands from "./MachineCommands.ts"
@@ -162,6 +162,7 @@ const runCommand = Command.make(
       Flag.withDescription("Restore the machine from this snapshot, by its name or id")
     ),
     env: envFlag,
+    workdir: workdirFlag,
     timeout: Flag.String("timeout").pipe(
       Flag.withMetavar("DURATION"),
       Flag.optional,
@@ -213,7 +214,11 @@ const runCommand = Command.make(
     const backend = yield* Effect.result(
       Option.isSome(flags.backend) ? Effect.succeed(flags.backend.value) : Backend.config
     )
-    const parsed = RunOptions.fromFlags({ ...flags, backend: Result.getOrElse(backend, () => "auto" as const) })
+    const parsed = RunOptions.fromFlags({
+      ...flags,
+      backend: Result.getOrElse(backend, () => "auto" as const),
+      env: yield* fillEnv(flags.env)
+    })
     if (Result.isFailure(backend) || Result.isFailure(parsed)) {
       if (Result.isFailure(backend)) yield* reporter.line(Backend.explain(backend.failure))
       for (const fault of Result.isFailure(parsed) ? parsed.failure.faults : []) yield* reporter.line(fault)
@@ -381,7 +386,9 @@ const presenter = Effect.map(Reporter, ({ line }): CliOutput.Presenter => ({
       : Effect.forEach(
         [
           ...event.errors.map(({ message }) => message),
-          ...(event.commandPath.includes("run") ? ["the command and its own flags go after --"] : []),
+          ...(["run", "exec"].includes(event.commandPath.at(-1) ?? "")
+            ? ["the command and its own flags go after --"]
+            : []),
           `see ${event.commandPath.join(" ")} --help`
         ],
         line,

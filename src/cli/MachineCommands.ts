@@ -27,7 +27,15 @@ import * as ShutdownOutcome from "../lifecycle/ShutdownOutcome.ts"
 import * as Backend from "./Backend.ts"
 import { Control, type ControlError } from "./Control.ts"
 import { HostSignals } from "./HostSignals.ts"
-import { commandArgument, commandFaults, envFlag, readEnv } from "./internal/commandFlags.ts"
+import {
+  commandArgument,
+  commandFaults,
+  envFlag,
+  fillEnv,
+  readEnv,
+  workdirFaults,
+  workdirFlag
+} from "./internal/commandFlags.ts"
 import { exitWith, jsonFlag, print, untilSignal } from "./internal/handlers.ts"
 import { ago, table } from "./internal/tables.ts"
 import { tell as tellReport } from "./internal/tellReport.ts"
@@ -410,23 +418,14 @@ const exec = Command.make(
   "exec",
   {
     env: envFlag,
-    workdir: Flag.String("workdir").pipe(
-      Flag.withMetavar("DIR"),
-      Flag.optional,
-      Flag.withDescription("Where the command works; / by default")
-    ),
+    workdir: workdirFlag,
     id: one,
     command: commandArgument
   },
   Effect.fnUntraced(function*({ command: words, env: pairs, id: given, workdir }) {
-    const { env, faults } = readEnv(pairs)
+    const { env, faults } = readEnv(yield* fillEnv(pairs))
     const [command = "", ...args] = words
-    const cwd = Option.getOrUndefined(workdir)
-    const more = [
-      ...commandFaults(words, "microvm exec ID -- uname -a"),
-      ...(cwd === "" ? ["--workdir is empty: name a directory of the guest"] : []),
-      ...(cwd?.includes("\0") ? ["--workdir holds a NUL byte: remove it"] : [])
-    ]
+    const more = [...commandFaults(words, "microvm exec ID -- uname -a"), ...workdirFaults(workdir)]
     if (faults.length + more.length > 0) return yield* usage([...faults, ...more])
     const control = yield* Control
     const reporter = yield* Reporter
@@ -439,7 +438,7 @@ const exec = Command.make(
         command,
         args,
         env: Record.map(env, (value) => Redacted.make(value)),
-        ...(cwd === undefined ? {} : { cwd })
+        ...(Option.isNone(workdir) ? {} : { cwd: workdir.value })
       }, {
         stdin: stdio.stdin,
         stdout: reporter.beside("stdout")(stdio.stdout()),

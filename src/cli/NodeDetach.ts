@@ -78,8 +78,11 @@ const named = (args: ReadonlyArray<string>, id: string): ReadonlyArray<string> =
 
 /** Everybody may read a command line (proc(5)), and this one stays for long: without what may be secret. */
 const title = (args: ReadonlyArray<string>): string =>
-  args.map((word, at) => word.startsWith("--env=") || args[at - 1] === "--env" ? word.replace(/=.*$/s, "=…") : word)
-    .join(" ")
+  args.map((word, at) =>
+    /^(--env|-e)=/.test(word) || /^(--env|-e)$/.test(args[at - 1] ?? "")
+      ? word.replace(/=.*$/s, "=…")
+      : word
+  ).join(" ")
 
 const spawn = (
   args: ReadonlyArray<string>,

@@ -196,6 +196,7 @@ const toOptions = ({ info }: RunDirectory.Run, now: number): RunOptions => {
     image: info.image,
     start: "cold",
     env: {},
+    workdir: Option.none(),
     network: { _tag: "None" },
     detach: true,
     // What is left of it; nobody knows more exactly when the command had started.

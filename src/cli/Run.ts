@@ -345,7 +345,12 @@ export const run = Effect.fn("Run.run")(function*(
       const command = Effect.gen(function*() {
         const [program, ...args] = options.command
         const started = left === undefined
-          ? yield* GuestCommand.run(ready.agent, ready.slots, { command: program, args, env: options.env })
+          ? yield* GuestCommand.run(ready.agent, ready.slots, {
+            command: program,
+            args,
+            env: options.env,
+            cwd: Option.getOrUndefined(options.workdir)
+          })
           : yield* GuestCommand.attach(ready.agent, ready.slots, left)
         isOurs = true
         if (left === undefined && options.detach) yield* remember(found.entry, started)
@@ -389,8 +394,11 @@ export const run = Effect.fn("Run.run")(function*(
       }))
     const ended = yield* body.pipe(
       Effect.catchCause((cause) => {
-        const failure = toEnd(Cause.squash(cause))
-        if (failure._tag !== "Failed" || machine === undefined || recovered !== undefined) {
+        const error = Cause.squash(cause)
+        const failure = toEnd(error)
+        // Our own stdin, stdout and stderr fail for reasons of their own.
+        const isMachines = failure._tag === "Failed" && !(error instanceof PlatformError.PlatformError)
+        if (!isMachines || machine === undefined || recovered !== undefined) {
           return Effect.succeed(failure)
         }
         const one = machine

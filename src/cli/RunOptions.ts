@@ -11,7 +11,7 @@ import * as EgressRule from "../host/EgressRule.ts"
 import * as DurationText from "../lifecycle/DurationText.ts"
 import * as MachineSpec from "../microvm/MachineSpec.ts"
 import type { Choice } from "./Backend.ts"
-import { commandFaults, readEnv } from "./internal/commandFlags.ts"
+import { commandFaults, readEnv, workdirFaults } from "./internal/commandFlags.ts"
 
 /**
  * @category models
@@ -27,6 +27,8 @@ export interface RunOptions {
   /** From a golden machine where there can be one, booted, or from that snapshot. */
   readonly start: "warm" | "cold" | { readonly from: string }
   readonly env: Readonly<Record<string, string>>
+  /** Where the command works in the guest. Absent: `/`. */
+  readonly workdir: Option.Option<string>
   /** With `nat`: what the guest may reach through the host, and nothing else. */
   readonly network: { readonly _tag: "None" } | {
     readonly _tag: "Nat"
@@ -73,6 +75,7 @@ export interface RunFlags {
   readonly cold: boolean
   readonly from: Option.Option<string>
   readonly env: ReadonlyArray<string>
+  readonly workdir: Option.Option<string>
   readonly timeout: Option.Option<string>
   readonly grace: string
   readonly watchdog: Option.Option<string>
@@ -134,7 +137,7 @@ export const fromFlags = (flags: RunFlags): Result.Result<RunOptions, UsageError
   const positive = (flag: string, text: string): Duration.Duration =>
     durationOf(flag, text, (millis) => millis > 0, "above zero: write 500ms, 30s, 5m or 2h")
   const { env, faults: envFaults } = readEnv(flags.env)
-  faults.push(...envFaults)
+  faults.push(...envFaults, ...workdirFaults(flags.workdir))
   const allow = EgressRule.parseAll(flags.allow)
   if (Result.isFailure(allow)) {
     const { reason } = allow.failure
@@ -158,7 +161,7 @@ export const fromFlags = (flags: RunFlags): Result.Result<RunOptions, UsageError
     (text) => durationOf("watchdog", text, (millis) => millis >= 1000, "of a second or more: write 30s, 5m or 2h")
   )
   if (faults.length > 0 || program === undefined) return Result.fail(new UsageError({ faults }))
-  const { backend, name } = flags
+  const { backend, name, workdir } = flags
   return Result.succeed({
     backend,
     name,
@@ -169,6 +172,7 @@ export const fromFlags = (flags: RunFlags): Result.Result<RunOptions, UsageError
       ? "cold"
       : Option.match(flags.from, { onNone: () => "warm" as const, onSome: (from) => ({ from }) }),
     env,
+    workdir,
     network: flags.network === "none"
       ? { _tag: "None" }
       : { _tag: "Nat", allow: Result.getOrElse(allow, () => []) },

@@ -35,6 +35,7 @@ import { broken, makeSignals, Written } from "./world.ts"
 interface Given {
   readonly stdin?: Stdio.Stdio["stdin"]
   readonly stdout?: Stdio.Stdio["stdout"]
+  readonly env?: Record<string, string>
 }
 
 /** A host with a state directory, on which runs can be reached. */
@@ -56,7 +57,7 @@ const makeHost = Effect.gen(function*() {
         Layer.mergeAll(
           ExitWith.layer,
           Reporter.layerMemory(lines),
-          ConfigProvider.layer(ConfigProvider.fromEnv({ env: { MICROVM_STATE_DIR: state } })),
+          ConfigProvider.layer(ConfigProvider.fromEnv({ env: { MICROVM_STATE_DIR: state, ...given.env } })),
           Stdio.layerTest({
             stdin: given.stdin ?? Stream.empty,
             stdout: given.stdout ?? stdout.sink,
@@ -123,6 +124,8 @@ describe("exec", () => {
       const cat = yield* host.microvm(["exec", "dev", "--", "cat"], { stdin: Stream.encodeText(Stream.make("a", "b")) })
       assert.deepStrictEqual([cat.code, cat.stdout.text], [0, "ab"])
       assert.strictEqual((yield* host.microvm(["exec", "--workdir", "/srv", "dev", "--", "pwd"])).stdout.text, "/srv\n")
+      const ours = yield* host.microvm(["exec", "-e", "K", "-w", "/srv", "dev", "--", "both"], { env: { K: "a=b" } })
+      assert.deepStrictEqual([ours.code, ours.stdout.text, ours.lines], [7, "a=b", []])
       assert.strictEqual((yield* host.microvm(["exec", "dev", "--", "nonesuch"])).code, 127)
       assert.deepStrictEqual(yield* guest.running, [])
       assert.strictEqual((yield* slots.usage).free, 2)
@@ -177,7 +180,10 @@ describe("exec", () => {
     [["dev"], /^no command: write it after --, as in microvm exec ID -- uname -a$/],
     [["dev", "--", ""], /^the command is empty/],
     [["dev", "--", "a\0b"], /^the command holds a NUL byte: remove it$/],
-    [["--env", "TOKEN", "dev", "--", "true"], /^--env TOKEN has no value: write TOKEN=VALUE$/],
+    [
+      ["--env", "TOKEN", "dev", "--", "true"],
+      /^--env TOKEN has no value: write TOKEN=VALUE, or set TOKEN in our environment$/
+    ],
     [["--env", "1=hush", "dev", "--", "true"], /^--env name "1" is not valid/],
     [["--workdir", "", "--env", "x", "dev", "--", "true"], /^--env x has no value.*,--workdir is empty/]
   ]

@@ -107,7 +107,7 @@ describe("a command", () => {
       assert.deepStrictEqual(left, nothing)
     }))
 
-  it.effect("gets its arguments and its environment", () =>
+  it.effect("gets its arguments, its environment, and the directory that it works in", () =>
     Effect.gen(function*() {
       const echo = yield* run(command("echo", "a b", "", "$HOME"))
       assert.strictEqual(echo.stdout, "a b  $HOME\n")
@@ -116,6 +116,8 @@ describe("a command", () => {
         env.stdout.split("\n").filter((line) => !/^(PATH|HOME)=/.test(line)).join("\n"),
         "A=2\nB=x=y\nEMPTY=\n"
       )
+      const pwd = yield* run({ flags: { command: ["pwd"], workdir: Option.some("/tmp") } })
+      assert.strictEqual(pwd.stdout, "/tmp\n")
     }))
 
   it.effect("gets the machine that the flags say", () =>
@@ -162,13 +164,15 @@ describe("what a command reads and writes", () => {
 
   it.effect("that cannot be read ends the run, for a part of it would be taken for all", () =>
     Effect.gen(function*() {
-      const { left, report, stages, stdout } = yield* run({
+      const { left, report, stages, stdout, took } = yield* run({
         ...command("cat"),
         stdin: Stream.concat(Stream.make(encoder.encode("first")), Stream.fail(broken("stdin", "EISDIR")))
       })
       assert.strictEqual(report.exitCode, 125)
       assert.deepStrictEqual(report.end, { _tag: "Failed", message: "stdin could not be read: EISDIR" })
       assert.deepStrictEqual(stages, ["guest power-off ended"])
+      // The machine is not waited for, as it would be if it were its channels that have failed.
+      assert.strictEqual(took, 9500)
       assert.include(["", "first"], stdout)
       assert.deepStrictEqual(left, nothing)
     }))

@@ -70,6 +70,7 @@ describe("flags", () => {
       memory: Option.some(512),
       image: Option.some("big"),
       env: ["A=1"],
+      workdir: Option.some("/srv"),
       timeout: Option.some("3s"),
       grace: "1m",
       watchdog: Option.some("30s"),
@@ -83,6 +84,7 @@ describe("flags", () => {
       image: "big",
       start: "cold",
       env: { A: "1" },
+      workdir: Option.some("/srv"),
       network: { _tag: "None" },
       detach: false,
       timeout: Option.some(Duration.seconds(3)),
@@ -120,6 +122,7 @@ describe("flags", () => {
       vcpus: Option.some(99),
       memory: Option.some(1),
       env: ["A", "1B=x", "C=\0"],
+      workdir: Option.some(""),
       timeout: Option.some("0s"),
       grace: "soon",
       watchdog: Option.some("999ms"),
@@ -129,7 +132,7 @@ describe("flags", () => {
     })
     assert.deepStrictEqual(faults.toSorted(), [
       `--allow "tcp:443" is not possible: say by which protocol: tcp:443/tcp or tcp:443/udp`,
-      "--env A has no value: write A=VALUE",
+      "--env A has no value: write A=VALUE, or set A in our environment",
       "--env C holds a NUL byte: remove it",
       `--env name "1B" is not valid: use letters, digits and _, no digit first`,
       `--grace "soon" is no duration above zero: write 500ms, 30s, 5m or 2h`,
@@ -138,6 +141,7 @@ describe("flags", () => {
       `--timeout "0s" is no duration above zero: write 500ms, 30s, 5m or 2h`,
       "--vcpus 99 is not possible: give a whole number from 1 to 32",
       `--watchdog "999ms" is no duration of a second or more: write 30s, 5m or 2h`,
+      "--workdir is empty: name a directory of the guest",
       "no command: write it after --, as in microvm run -- uname -a"
     ])
   })

@@ -28,7 +28,7 @@ it.each([["without HOME", {}], ["with an empty HOME", { HOME: "" }], ["with a re
   }
 )
 
-it.each(["--version", "ps --json", "run --dry-run -- true"])(
+it.each(["--version", "--help", "run --help", "--completions bash", "ps --json", "run --dry-run -- true"])(
   "tells that what it was asked for is lost: %s",
   (args) => {
     const full = openSync("/dev/full", "w")

@@ -60,6 +60,7 @@ export const flags: RunOptions.RunFlags = {
   cold: true,
   from: Option.none(),
   env: [],
+  workdir: Option.none(),
   timeout: Option.none(),
   grace: "5s",
   watchdog: Option.none(),

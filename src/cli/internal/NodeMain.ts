@@ -84,7 +84,8 @@ const services = Layer.mergeAll(
 /** What was written but not yet taken by the reader. A reader that has gone away takes nothing more. */
 const flushed = (stream: NodeJS.WriteStream): Effect.Effect<void> =>
   Effect.callback<void>((resume) => {
-    stream.write("", () => resume(Effect.void))
+    // That an earlier write has failed is told after this one is done.
+    stream.write("", () => setImmediate(() => resume(Effect.void)))
   })
 
 /** The first argument that Node has put U+FFFD into, in the place of what is not UTF-8: it is not what was meant. */

@@ -1,12 +1,32 @@
-/** What `run` and `exec` have in common: a command, and variables for it. */
+/** What `run` and `exec` have in common: a command, variables for it, and where it works. */
 import * as Argument from "effect/cli/Argument"
 import * as Flag from "effect/cli/Flag"
+import * as Config from "effect/Config"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
 
 export const envFlag = Flag.String("env").pipe(
+  Flag.withAlias("e"),
   Flag.withMetavar("K=V"),
   Flag.atLeast(0),
-  Flag.withDescription("A variable for the command; may be repeated")
+  Flag.withDescription("A variable for the command, or the name alone of one of ours; may be repeated")
 )
+
+export const workdirFlag = Flag.String("workdir").pipe(
+  Flag.withAlias("w"),
+  Flag.withMetavar("DIR"),
+  Flag.optional,
+  Flag.withDescription("Where the command works; / by default")
+)
+
+export const workdirFaults = (workdir: Option.Option<string>): ReadonlyArray<string> =>
+  Option.match(workdir, {
+    onNone: () => [],
+    onSome: (directory) => [
+      ...(directory === "" ? ["--workdir is empty: name a directory of the guest"] : []),
+      ...(directory.includes("\0") ? ["--workdir holds a NUL byte: remove it"] : [])
+    ]
+  })
 
 export const commandArgument = Argument.String("command").pipe(
   Argument.variadic(),
@@ -22,6 +42,18 @@ export const commandFaults = (words: ReadonlyArray<string>, example: string): Re
 
 const isVariable = (name: string): boolean => /^[A-Za-z_][A-Za-z0-9_]*$/.test(name)
 
+/**
+ * Gives each `--env NAME` the value that it has in our environment, where everybody may not read it as in our command line
+ * (proc(5)). One that has none, or an empty one, stays as it is.
+ */
+export const fillEnv = (pairs: ReadonlyArray<string>): Effect.Effect<ReadonlyArray<string>> =>
+  Effect.forEach(pairs, (pair) =>
+    !isVariable(pair)
+      ? Effect.succeed(pair)
+      : Effect.option(Config.String(pair)).pipe(
+        Effect.map(Option.match({ onNone: () => pair, onSome: (value) => `${pair}=${value}` }))
+      ))
+
 /** The variables of `--env K=V`, and all that is wrong with them. The last of a name counts. */
 export const readEnv = (
   pairs: ReadonlyArray<string>
@@ -34,7 +66,7 @@ export const readEnv = (
     // The value may be a secret, so the name alone is told; what is neither may be a value whose name was forgotten.
     if (at === -1) {
       const [told, name] = isVariable(pair) ? [` ${pair}`, pair] : ["", "NAME"]
-      faults.push(`--env${told} has no value: write ${name}=VALUE`)
+      faults.push(`--env${told} has no value: write ${name}=VALUE, or set ${name} in our environment`)
     } else if (!isVariable(key)) {
       faults.push(`--env name ${JSON.stringify(key)} is not valid: use letters, digits and _, no digit first`)
     } else if (pair.includes("\0")) faults.push(`--env ${key} holds a NUL byte: remove it`)
