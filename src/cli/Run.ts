@@ -27,6 +27,7 @@ import * as Scope from "effect/Scope"
 import * as Stdio from "effect/Stdio"
 import * as Stream from "effect/Stream"
 import * as GuestCommand from "../guest/GuestCommand.ts"
+import { GuestError } from "../guest/GuestError.ts"
 import { ImageError } from "../image/ImageError.ts"
 import type { ImageStore } from "../image/ImageStore.ts"
 import type { Entry } from "../journal/Journal.ts"
@@ -396,9 +397,10 @@ export const run = Effect.fn("Run.run")(function*(
       Effect.catchCause((cause) => {
         const error = Cause.squash(cause)
         const failure = toEnd(error)
-        // Our own stdin, stdout and stderr fail for reasons of their own.
-        const isMachines = failure._tag === "Failed" && !(error instanceof PlatformError.PlatformError)
-        if (!isMachines || machine === undefined || recovered !== undefined) {
+        // Our own stdin, stdout and stderr fail for reasons of their own, and a guest that says what it lacks is there.
+        const isApart = error instanceof PlatformError.PlatformError ||
+          error instanceof GuestError && error.reason._tag === "NotStarted"
+        if (failure._tag !== "Failed" || isApart || machine === undefined || recovered !== undefined) {
           return Effect.succeed(failure)
         }
         const one = machine

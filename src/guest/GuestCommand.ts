@@ -389,7 +389,8 @@ const watch = Effect.fnUntraced(function*(
 
 /** Once the command runs, its output goes to the ports only. What the agent has was said by the program that starts it. */
 const toExit = ({ status, stderr }: ProgramEnd): Effect.Effect<ExitStatus.ExitStatus, GuestError.GuestError> => {
-  const text = new TextDecoder().decode(stderr).trim()
+  // It begins as what it says to a user does.
+  const text = new TextDecoder().decode(stderr).trim().replace(/^microvm(-exec)?: /, "")
   return text !== "" && status._tag === "Exited" && (status.code === 125 || status.code === 126)
     ? Effect.fail(GuestError.make(new GuestError.NotStarted({ code: status.code, text })))
     : Effect.succeed(status)

@@ -118,6 +118,13 @@ describe("a command", () => {
       )
       const pwd = yield* run({ flags: { command: ["pwd"], workdir: Option.some("/tmp") } })
       assert.strictEqual(pwd.stdout, "/tmp\n")
+      const nowhere = yield* run({ flags: { command: ["pwd"], workdir: Option.some("/nonesuch") } })
+      assert.deepStrictEqual(nowhere.report.end, {
+        _tag: "Failed",
+        message: "The command was not started in the guest: cannot work in /nonesuch"
+      })
+      // What the guest says is not taken for a sign that it may be gone.
+      assert.isBelow(nowhere.took, pwd.took + 1000)
     }))
 
   it.effect("gets the machine that the flags say", () =>

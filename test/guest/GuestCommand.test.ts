@@ -197,7 +197,7 @@ describe("a command", () => {
       expect((yield* Fiber.join(fiber)).reason).toMatchObject({
         _tag: "NotStarted",
         code: 126,
-        text: "microvm-exec: cannot work in /nope"
+        text: "cannot work in /nope"
       })
       expect(yield* slots.usage).toEqual({ free: 1, inUse: 0, retired: 0 })
       expect((yield* runAll(GuestCommand.run(agent, slots, { command: "pwd" }))).stdout).toBe("/\n")
