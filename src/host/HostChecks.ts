@@ -179,7 +179,9 @@ const virtualization = ({ cpu, kvm }: Facts): Judgement => {
       )
   }
   if (kvm === "Usable") return good("/dev/kvm can be opened")
-  if (kvm !== "Missing") return bad(`/dev/kvm cannot be opened: ${kvm.denied}`, "usermod -a -G kvm \"$USER\"")
+  if (kvm !== "Missing") {
+    return bad(`/dev/kvm cannot be opened: ${kvm.denied}`, "sudo usermod -a -G kvm \"$USER\" # and log in again")
+  }
   const module = cpu.virtualization === "vmx" ? "kvm_intel" : cpu.virtualization === "svm" ? "kvm_amd" : undefined
   return module === undefined
     ? bad("there is no /dev/kvm", nothing("take a kernel with KVM in it"))

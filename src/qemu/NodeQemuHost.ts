@@ -40,20 +40,24 @@ const withoutDevice: { readonly [A in Architecture]: string } = {
 const lookAtKvm = async (architecture: Architecture): Promise<Kvm> => {
   const device = "/dev/kvm"
   try {
-    await using handle = await NodeFs.open(device, "r+")
-    // A para-virtual KVM opens as well, but guests hang in it.
+    // A para-virtual KVM opens as well, but guests hang in it; and nobody is to ask for the right to open one that is of no use.
     if (
       architecture === "x86_64" && !/^flags\s*:.*\b(vmx|svm)\b/m.test(await NodeFs.readFile("/proc/cpuinfo", "utf8"))
     ) {
       const remedy = "nothing to type: turn on (nested) virtualization for this machine"
       return { _tag: "Unusable", why: "the CPU shows neither vmx nor svm", remedy }
     }
+    await using handle = await NodeFs.open(device, "r+")
     const { gid, mode } = await handle.stat()
     return { _tag: "Usable", gid, mode: mode & 0o777 }
   } catch (error) {
     const code = codeOf(error)
     return code === "EACCES" || code === "EPERM"
-      ? { _tag: "Unusable", why: `${device} may not be opened by us`, remedy: "sudo usermod -a -G kvm \"$USER\"" }
+      ? {
+        _tag: "Unusable",
+        why: `${device} may not be opened by us`,
+        remedy: "sudo usermod -a -G kvm \"$USER\" # and log in again"
+      }
       : {
         _tag: "Unusable",
         why: `${device} cannot be opened: ${code}`,

@@ -122,7 +122,7 @@ describe("checks of a host", () => {
       "modprobe kvm_amd",
       HostFacts.Fix.LoadModule({ module: "kvm_amd" })
     ],
-    ["virtualisation", { kvm: { denied: "EACCES" } }, "usermod -a -G kvm \"$USER\""],
+    ["virtualisation", { kvm: { denied: "EACCES" } }, "sudo usermod -a -G kvm \"$USER\" # and log in again"],
     [
       "limits",
       {
