@@ -11,9 +11,8 @@
  *
  * @since 0.1.0
  */
-import * as Arr from "effect/Array"
 import * as Deferred from "effect/Deferred"
-import * as Duration from "effect/Duration"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -23,14 +22,15 @@ import * as Semaphore from "effect/Semaphore"
 import type * as Socket from "effect/socket/Socket"
 import type * as Stream from "effect/Stream"
 import type { ExitStatus } from "../lifecycle/ExitStatus.ts"
-import * as Shutdown from "../lifecycle/Shutdown.ts"
+import type * as Shutdown from "../lifecycle/Shutdown.ts"
 import * as ShutdownOutcome from "../lifecycle/ShutdownOutcome.ts"
 import * as ShutdownPolicy from "../lifecycle/ShutdownPolicy.ts"
 import { checkDisks, type Opened, opening } from "./internal/disks.ts"
+import { makeEnding } from "./internal/ending.ts"
 import { type Life, makeLife, ofLife } from "./internal/life.ts"
 import { makeLineage } from "./internal/lineage.ts"
 import { askFor, nameShortage } from "./internal/shortage.ts"
-import * as MachineEnd from "./MachineEnd.ts"
+import type * as MachineEnd from "./MachineEnd.ts"
 import * as MachineSpec from "./MachineSpec.ts"
 import * as MachineState from "./MachineState.ts"
 import * as MicroVmError from "./MicroVmError.ts"
@@ -140,6 +140,13 @@ export interface Machine {
   readonly extendShutdown: (by: Duration.Input) => Effect.Effect<Duration.Duration>
 }
 
+const kill: ShutdownPolicy.StageOptions<MachineRequest> = {
+  name: "SIGKILL",
+  request: "Kill",
+  grace: "2 seconds",
+  force: true
+}
+
 /**
  * Power button and 5 seconds, where the backend has one; SIGTERM to the monitor and 1 second; SIGKILL and 2 seconds.
  *
@@ -156,13 +163,25 @@ export const defaultPolicy = (
   capabilities: Pick<Capabilities, "powerButton">
 ): ShutdownPolicy.ShutdownPolicy<MachineRequest> => {
   const terminate = { name: "SIGTERM", request: "Terminate", grace: "1 second", force: true } as const
-  const kill = { name: "SIGKILL", request: "Kill", grace: "2 seconds", force: true } as const
   return ShutdownPolicy.makeUnsafe<MachineRequest>(
     capabilities.powerButton
       ? [{ name: "power button", request: "PowerButton", grace: "5 seconds" }, terminate, kill]
       : [terminate, kill]
   )
 }
+
+/**
+ * SIGKILL and 2 seconds: for a machine of which nothing is kept, as one that has run somebody's code on no disk. Its guest is not asked.
+ *
+ * ```ts import.meta.vitest
+ * import { Machine } from "effect-microvm-runtime/microvm"
+ * Machine.killPolicy.stages.map((stage) => stage.name) // => ["SIGKILL"]
+ * ```
+ *
+ * @category constants
+ * @since 0.1.0
+ */
+export const killPolicy: ShutdownPolicy.ShutdownPolicy<MachineRequest> = ShutdownPolicy.makeUnsafe([kill])
 
 /**
  * @category options
@@ -318,10 +337,11 @@ export const attach: (
   spec: MachineSpec.MachineSpec,
   options: Pick<LaunchOptions, "policy" | "shortage"> & { readonly keep: { readonly directory: string } }
 ) => Effect.Effect<Machine, MicroVmError.MicroVmError, MicroVmProvider | Scope.Scope> = Effect.fn("Machine.attach")(
-  function*(spec, options) {
+  function*(wanted, options) {
     const provider = yield* MicroVmProvider
     const { keep: { directory } } = options
-    const get = provider.attach(yield* MachineSpec.decode(spec), { directory })
+    const spec = yield* MachineSpec.decode(wanted)
+    const get = provider.attach(spec, { directory })
     return yield* asMachine(spec, provider, get, options)
   }
 )
@@ -513,65 +533,15 @@ const fromVmm = Effect.fnUntraced(function*(
     yield* vmm.resume
     guest = "awake"
   }))
-  const target: Shutdown.ShutdownTarget<Effect.Effect<void, unknown>, unknown> = {
-    poll: Effect.map(poll, Option.map((end) => end.status)),
-    ended: Effect.map(ended, (end) => end.status),
-    request: (ask) => ask,
-    remains: vmm.remains
-  }
-  /** The one shutdown of this life, with the names of its stages, and which is the first that leaves the guest out. */
-  interface Ladder {
-    readonly shutdown: Shutdown.Shutdown
-    readonly names: ReadonlyArray<string>
-    readonly firstWithoutGuest: number
-  }
-  let ladder: Ladder | undefined
-  let told: ShutdownOutcome.ShutdownOutcome | undefined
-  const makeLadder = Effect.fnUntraced(function*(
-    { leading = [], onEvent, policy = launched.policy ?? defaultPolicy(capabilities) }: ShutdownOptions
-  ) {
-    const asksGuest = (stage: { readonly request: MachineRequest }) => stage.request === "PowerButton"
-    const { stages } = yield* Effect.fromResult(ShutdownPolicy.make(Arr.appendAll(
-      leading.map((stage) => ({ ...stage, request: Effect.andThen(wake, stage.request) })),
-      Arr.map(policy.stages, (stage) => {
-        const ask: Effect.Effect<void, unknown> = vmm.request(stage.request)
-        return { ...stage, request: asksGuest(stage) ? Effect.andThen(wake, ask) : ask }
-      })
-    )))
-    const shutdown = yield* Shutdown.make(target, { stages }, {
-      onEvent: (event) =>
-        Effect.andThen(
-          event._tag === "StageStarted" && !life.wasAsked() ? Effect.andThen(life.stopping, callOffSave) : Effect.void,
-          onEvent === undefined ? Effect.void : onEvent(event)
-        )
-    })
-    const unasked = policy.stages.findIndex((stage) => !asksGuest(stage))
-    return {
-      shutdown,
-      names: stages.map((stage) => stage.name),
-      firstWithoutGuest: unasked === -1 ? stages.length - 1 : leading.length + unasked
-    }
-  })
-
-  const shutdown = Effect.fn("Machine.shutdown")(function*(options: ShutdownOptions = {}) {
-    const made = ladder ?? (yield* makeLadder(options))
-    const current = ladder ??= made
-    const { atLeast, within } = options.request ?? {}
-    const { firstWithoutGuest, names } = current
-    // A guest that never ran has nothing to put in order, and cannot hear.
-    const skip = guest === "asleep" && !life.wasAsked() &&
-      (atLeast === undefined || atLeast === "next" || names.slice(0, firstWithoutGuest).includes(atLeast))
-    const outcome = yield* current.shutdown.run({ within, atLeast: skip ? names[firstWithoutGuest] : atLeast }).pipe(
-      // Nothing has begun, so the stages of this call are not to bind the next one.
-      Effect.tapErrorTag("NoSuchStage", () =>
-        Effect.sync(() => {
-          if (!life.wasAsked()) ladder = undefined
-        }))
-    )
-    const end = yield* poll
-    // All are told the same.
-    told ??= { ...outcome, acknowledged: Option.isNone(end) ? "unknown" : MachineEnd.acknowledged(end.value) }
-    return told
+  const { extend, shutdown } = makeEnding({
+    vmm,
+    life,
+    ended,
+    poll,
+    policy: launched.policy ?? defaultPolicy(capabilities),
+    isAsleep: () => guest === "asleep",
+    wake,
+    onBegin: callOffSave
   })
 
   return ofLife({
@@ -593,6 +563,6 @@ const fromVmm = Effect.fnUntraced(function*(
     ended,
     poll,
     shutdown,
-    extendShutdown: (by) => ladder === undefined ? Effect.succeed(Duration.zero) : ladder.shutdown.extend(by)
+    extendShutdown: extend
   }, life)
 })

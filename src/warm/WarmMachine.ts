@@ -100,6 +100,11 @@ export interface Options {
   readonly networks?: MachineSpec.MachineSpecOptions["networks"]
   /** Its disks: see `MachineSpec.Drive`. A golden machine has none, so one with disks is booted. Default none. */
   readonly drives?: MachineSpec.MachineSpecOptions["drives"]
+  /**
+   * How it ends when its scope closes: see `Machine.LaunchOptions`. Default `Machine.defaultPolicy`, by which its guest powers off;
+   * where nothing of the machine is kept, `Machine.killPolicy` takes a fraction of that time.
+   */
+  readonly policy?: Machine.LaunchOptions["policy"]
   /** How long a guest may take to boot. Default 2 minutes. */
   readonly bootWithin?: Duration.Input | undefined
   /** How long a restored guest may take to answer. Default 15 seconds. */
@@ -155,6 +160,7 @@ export const launch: (options: Options) => Effect.Effect<
     image = "default",
     networks = [],
     onProgress = () => Effect.void,
+    policy,
     slots = defaultSlots,
     start = "warm"
   } = options
@@ -183,7 +189,9 @@ export const launch: (options: Options) => Effect.Effect<
           drives
         })
         const how = yield* before(spec)
-        const machine = yield* phase("launch", "starting the machine")(Machine.launch(spec, how))
+        const machine = yield* phase("launch", "starting the machine")(
+          Machine.launch(spec, { ...how, policy })
+        )
         return {
           machine,
           go: machine.start,
@@ -210,7 +218,7 @@ export const launch: (options: Options) => Effect.Effect<
       Effect.gen(function*() {
         const how = yield* before(yield* MachineSpec.decode({ ...spec, id: options.id, networks, drives }))
         const machine = yield* phase("restore", "restoring the machine")(
-          Machine.restore(options.id, snapshot, { ...how, networks, drives })
+          Machine.restore(options.id, snapshot, { ...how, policy, networks, drives })
         )
         return {
           machine,

@@ -8,6 +8,7 @@ import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
 import * as ImageError from "../../src/image/ImageError.ts"
+import * as Machine from "../../src/microvm/Machine.ts"
 import * as Snapshot from "../../src/microvm/Snapshot.ts"
 import { SnapshotStore } from "../../src/microvm/SnapshotStore.ts"
 import { GoldenMachines } from "../../src/warm/GoldenMachines.ts"
@@ -84,6 +85,23 @@ describe("a warm machine", () => {
       yield* settle(Scope.close(scope, Exit.void))
       assert.deepStrictEqual(yield* driver.claims, [])
     }))
+
+  it.effect.each(["warm", "cold"] as const)(
+    "ends with its scope by a policy of the caller's (%s)",
+    (start) =>
+      Effect.gen(function*() {
+        const { launch, steps } = yield* makeWorld()
+        const ways = (id: string) =>
+          Effect.map(
+            steps,
+            (all) => all.filter((step) => new RegExp(`^${id} (PowerButton|Terminate|Kill)$`).test(step))
+          )
+        yield* settle(Effect.scoped(launch({ id: "usual", start })))
+        yield* settle(Effect.scoped(launch({ id: "quick", start, policy: Machine.killPolicy })))
+        assert.deepStrictEqual(yield* ways("usual"), ["usual PowerButton"])
+        assert.deepStrictEqual(yield* ways("quick"), ["quick Kill"])
+      })
+  )
 
   it.effect("boots when it is asked to be cold", () =>
     Effect.gen(function*() {
