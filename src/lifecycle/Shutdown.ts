@@ -131,12 +131,6 @@ const toMillis = (input: Duration.Input): number => {
   return Duration.toMillis(Duration.fromInputUnsafe(input))
 }
 
-/** Nobody sees a span of the native tracer, and to make one, or to look the tracer up, takes as long as to send the signal. */
-const traced = <A>(self: Effect.Effect<A>, { cache: { tracer } }: Fiber.Fiber<unknown, unknown>): Effect.Effect<A> =>
-  tracer === undefined || tracer === Tracer.nativeTracer
-    ? self
-    : Effect.withSpan(self, "Shutdown.run", { captureStackTrace: false })
-
 /**
  * Makes the shutdown of a target by a policy. Nothing happens before `run`.
  *
@@ -177,8 +171,6 @@ export const make = <R, E>(
       const graces = stages.map(({ grace }) => Duration.toMillis(grace))
       const extensions = stages.map(({ maxExtension }) => Duration.toMillis(maxExtension))
       const now = (): number => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
-      const tell = (event: ShutdownEvent): Effect.Effect<void> =>
-        options.onEvent === undefined ? Effect.void : Effect.ignoreCause(options.onEvent(event))
 
       const outcome = Deferred.makeUnsafe<ShutdownOutcome>()
       const reports: Array<StageReport> = []
@@ -194,132 +186,133 @@ export const make = <R, E>(
       /** Has the running stage look whether it is over. */
       let rouse = constVoid
 
-      const hasEnded = Effect.map(target.poll, (polled) => {
-        if (Option.isSome(polled)) status = polled.value
-        return status !== undefined
-      })
-
+      // Requests, the watcher and the timer are fibers of their own, so that none can hold up the next stage.
+      let fork = Effect.runFork
       let watcher: Fiber.Fiber<ExitStatus> | undefined
 
-      /**
-       * Asks for one stage and waits for how it ends: has the target ended by then? Requests, the watcher and the timer are
-       * fibers of their own, so that none can hold up the next stage, and each does no more than tell when it is over. No
-       * generators on the way to the request: these functions belong to one shutdown, and the first call of a generator
-       * takes as long as the request.
-       */
-      const attempt = (stage: Stage<R>, index: number, start: number): Effect.Effect<boolean> =>
-        Effect.withFiber((fiber) => {
-          const fork = Effect.runForkWith(fiber.context)
-          const began = now()
-          current = index
-          deadline = began + (graces[index] ?? 0)
-          cap = deadline + (extensions[index] ?? 0)
-          let failure: { readonly error: unknown } | undefined
-          let asking: Fiber.Fiber<unknown, E> | undefined
-          const until = (): number => index === last ? deadline : Math.min(deadline, lastStageBy)
+      /** Goes on with what an effect gives, in the same breath where it need not wait. */
+      const after = <A>(effect: Effect.Effect<A>, next: (value: A) => void): void => {
+        fork(effect).addObserver((exit) => {
+          if (Exit.isSuccess(exit)) next(exit.value)
+          else Deferred.doneUnsafe(outcome, Exit.failCause(exit.cause))
+        })
+      }
+      const { onEvent } = options
+      const told = onEvent && ((event: ShutdownEvent) => Effect.ignoreCause(Effect.suspend(() => onEvent(event))))
+      const tell = (event: ShutdownEvent, next: () => void): void =>
+        told === undefined ? next() : after(told(event), next)
+      const poll = (next: (hasEnded: boolean) => void): void =>
+        after(target.poll, (polled) => {
+          if (Option.isSome(polled)) status = polled.value
+          next(status !== undefined)
+        })
 
-          const deadlinePassed = (): Effect.Effect<StageReport["end"]> =>
-            Effect.flatMap(hasEnded, (ended) => {
-              if (ended) return Effect.succeed("ended" as const)
-              // More time was granted while the target was asked.
-              if (until() > now()) return wait
-              if (until() === deadline) return Effect.succeed("deadline" as const)
-              floor = last
-              return Effect.succeed("hastened" as const)
-            })
-          /** How the stage ends, if it ends now. */
-          const verdict = (left: number): Effect.Effect<StageReport["end"]> | undefined => {
-            if (status !== undefined) return Effect.succeed("ended")
-            if (failure !== undefined) return Effect.map(hasEnded, (ended) => ended ? "ended" : "failed")
-            if (floor > index) return Effect.succeed("hastened")
-            // An end at the very deadline is in time: the target is asked, whichever timer came first.
-            return left <= 0 ? deadlinePassed() : undefined
+      /** Asks for one stage, waits for how it ends, and goes on to the next one if need be. */
+      const attempt = (index: number): void => {
+        const stage = stages[index]
+        if (stage === undefined) return conclude(undefined)
+        const began = now()
+        current = index
+        deadline = began + (graces[index] ?? 0)
+        cap = deadline + (extensions[index] ?? 0)
+        let failure: { readonly error: unknown } | undefined
+        let asking: Fiber.Fiber<unknown, E> | undefined
+        let timer: Fiber.Fiber<void> | undefined
+        const until = (): number => index === last ? deadline : Math.min(deadline, lastStageBy)
+
+        const finish = (end: StageReport["end"]): void => {
+          const report: StageReport = {
+            name: stage.name,
+            after: Duration.millis(began - (startedAt ?? began)),
+            took: Duration.millis(now() - began),
+            end,
+            ...(failure === undefined ? {} : { error: failure.error })
           }
-          const wait: Effect.Effect<StageReport["end"]> = Effect.callback((resume) => {
-            let timer: Fiber.Fiber<void> | undefined
-            rouse = () => {
-              timer?.interruptUnsafe()
-              const left = until() - now()
-              const end = verdict(left)
-              if (end === undefined) {
-                // The deadline may move meanwhile, and timers cut fractions off: one that is early means another round.
-                timer = fork(Effect.map(clock.sleep(Duration.millis(Math.ceil(left))), () => rouse()))
-              } else {
-                rouse = constVoid
-                resume(end)
-              }
-            }
+          asking?.interruptUnsafe()
+          reports.push(report)
+          tell({ _tag: "StageEnded", report }, () => {
+            if (end === "ended") conclude(stage)
+            else attempt(Math.max(index + 1, floor))
+          })
+        }
+        const deadlinePassed = (hasEnded: boolean): void => {
+          if (hasEnded) return finish("ended")
+          // More time was granted while the target was asked.
+          if (until() > now()) return look()
+          if (until() === deadline) return finish("deadline")
+          floor = last
+          finish("hastened")
+        }
+        const look = (): void => {
+          timer?.interruptUnsafe()
+          rouse = constVoid
+          const left = until() - now()
+          if (status !== undefined) finish("ended")
+          else if (failure !== undefined) poll((hasEnded) => finish(hasEnded ? "ended" : "failed"))
+          else if (floor > index) finish("hastened")
+          // An end at the very deadline is in time: the target is asked, whichever timer came first.
+          else if (left <= 0) poll(deadlinePassed)
+          else {
+            rouse = look
+            // The deadline may move meanwhile, and timers cut fractions off: one that is early means another round.
+            timer = fork(clock.sleep(Duration.millis(Math.ceil(left))))
+            timer.addObserver((exit) => {
+              if (Exit.isSuccess(exit)) rouse()
+            })
+          }
+        }
+
+        tell({ _tag: "StageStarted", stage: stage.name, grace: stage.grace }, () => {
+          asking = fork(Effect.suspend(() => target.request(stage.request)))
+          asking.addObserver((exit) => {
+            if (Exit.isSuccess(exit)) return
+            failure = { error: Cause.squash(exit.cause) }
             rouse()
           })
-
-          const finish = (end: StageReport["end"]): Effect.Effect<boolean> => {
-            const report: StageReport = {
-              name: stage.name,
-              after: Duration.millis(began - start),
-              took: Duration.millis(now() - began),
-              end,
-              ...(failure === undefined ? {} : { error: failure.error })
-            }
-            asking?.interruptUnsafe()
-            reports.push(report)
-            return Effect.as(tell({ _tag: "StageEnded", report }), end === "ended")
+          // After the first request: nothing that can wait comes before it.
+          if (watcher === undefined) {
+            watcher = fork(target.ended)
+            watcher.addObserver((exit) => {
+              if (Exit.isFailure(exit)) return
+              status = exit.value
+              rouse()
+            })
           }
-          return tell({ _tag: "StageStarted", stage: stage.name, grace: stage.grace }).pipe(
-            Effect.flatMap(() => {
-              asking = fork(target.request(stage.request))
-              asking.addObserver((exit) => {
-                if (Exit.isSuccess(exit)) return
-                failure = { error: Cause.squash(exit.cause) }
-                rouse()
-              })
-              // After the first request: nothing that can wait comes before it.
-              if (watcher === undefined) {
-                watcher = fork(target.ended)
-                watcher.addObserver((exit) => {
-                  if (Exit.isFailure(exit)) return
-                  status = exit.value
-                  rouse()
-                })
-              }
-              return wait
-            }),
-            Effect.flatMap(finish)
-          )
+          look()
         })
+      }
 
-      /** The stage that ended the target, if one did: each one, or else the next that is harsh enough. */
-      const climb = (from: number, start: number): Effect.Effect<Stage<R> | undefined> =>
-        Effect.suspend(() => {
-          const index = Math.max(from, floor)
-          const stage = stages[index]
-          return stage === undefined
-            ? Effect.undefined
-            : Effect.flatMap(
-              attempt(stage, index, start),
-              (ended) => ended ? Effect.succeed(stage) : climb(index + 1, start)
-            )
-        })
-
-      const conclude = (stage: Stage<R> | undefined, start: number): Effect.Effect<ShutdownOutcome> =>
-        Effect.suspend(() => {
-          watcher?.interruptUnsafe()
-          current = -1
-          return Effect.map(target.remains, ({ status: found, survivors }): ShutdownOutcome => {
-            const ended = status ?? Option.getOrUndefined(found)
-            const common = { stages: reports, elapsed: Duration.millis(now() - start) }
+      const conclude = (stage: Stage<R> | undefined): void => {
+        watcher?.interruptUnsafe()
+        current = -1
+        after(target.remains, ({ status: found, survivors }) => {
+          const ended = status ?? Option.getOrUndefined(found)
+          const common = { stages: reports, elapsed: Duration.millis(now() - (startedAt ?? 0)) }
+          const judge = (): ShutdownOutcome => {
             if (ended === undefined) return { _tag: "Unkillable", ...common, survivors }
             if (survivors.length > 0) return { _tag: "Survivors", ...common, status: ended, survivors }
             if (reports.length === 0) return { _tag: "AlreadyExited", ...common, status: ended }
             const name = (stage ?? stages[last] ?? stages[0]).name
             return { _tag: stage?.force === false ? "Graceful" : "Forced", ...common, status: ended, stage: name }
-          })
+          }
+          Deferred.doneUnsafe(outcome, Exit.succeed(judge()))
         })
+      }
 
-      const perform = (start: number): Effect.Effect<ShutdownOutcome> =>
-        hasEnded.pipe(
-          Effect.flatMap((ended) => ended ? Effect.undefined : climb(0, start)),
-          Effect.flatMap((stage) => conclude(stage, start))
-        )
+      const start = ({ context }: Fiber.Fiber<unknown, unknown>): void => {
+        fork = Effect.runForkWith(context)
+        poll((hasEnded) => hasEnded ? conclude(undefined) : attempt(floor))
+      }
+      /** Nobody sees a span of the native tracer, and to make one, or to look the tracer up, takes as long as to send the signal. */
+      const startTraced = (caller: Fiber.Fiber<unknown, unknown>): void => {
+        const { tracer } = caller.cache
+        if (tracer === undefined || tracer === Tracer.nativeTracer) return start(caller)
+        const run = Effect.withFiber((fiber) => {
+          start(fiber)
+          return Deferred.await(outcome)
+        })
+        Effect.runForkWith(caller.context)(Effect.withSpan(run, "Shutdown.run", { captureStackTrace: false }))
+      }
 
       const run = (request: ShutdownRequest = {}): Effect.Effect<ShutdownOutcome, NoSuchStage> =>
         Effect.withFiber((caller) => {
@@ -337,8 +330,7 @@ export const make = <R, E>(
           if (startedAt === undefined) {
             startedAt = now()
             // Started in the same breath: a caller that is interrupted now must not leave a shutdown that never runs.
-            Effect.runForkWith(caller.context)(traced(perform(startedAt), caller))
-              .addObserver((exit) => Deferred.doneUnsafe(outcome, exit))
+            startTraced(caller)
           } else rouse()
           return Deferred.await(outcome)
         })
@@ -352,7 +344,7 @@ export const make = <R, E>(
           const granted = Duration.millis(Math.max(0, extended - deadline))
           deadline = Math.max(deadline, extended)
           rouse()
-          return Effect.as(tell({ _tag: "Extended", stage: stage.name, by: granted }), granted)
+          return Effect.as(told?.({ _tag: "Extended", stage: stage.name, by: granted }) ?? Effect.void, granted)
         })
 
       return { run, extend, stage: Effect.sync(() => Option.fromUndefinedOr(stages[current]?.name)) }

@@ -169,6 +169,20 @@ describe("Shutdown", () => {
       expect(Duration.toMillis(outcome.elapsed)).toBe(0)
     }))
 
+  it.effect("a request that throws before there is an effect is a failed one", () =>
+    Effect.gen(function*() {
+      const { target } = yield* scripted({ SIGKILL: killed })
+      const bug = new Error("bug")
+      const request = (signal: Signal.Signal) => {
+        if (signal === "SIGTERM") throw bug
+        return target.request(signal)
+      }
+      const shutdown = yield* Shutdown.make({ ...target, request }, ShutdownPolicy.defaults)
+      const outcome = yield* shutdown.run()
+      expect(stages(outcome)).toEqual(["SIGTERM failed", "SIGKILL ended"])
+      expect(ShutdownOutcome.errors(outcome)).toEqual([bug])
+    }))
+
   it.effect("a failed request to a target that has just ended is no failure", () =>
     Effect.gen(function*() {
       const { ended, target } = yield* scripted({})
@@ -213,10 +227,18 @@ describe("Shutdown", () => {
       expect(spans).toEqual(["Shutdown.run"])
     }))
 
-  it.effect("an observer that fails changes nothing", () =>
+  it.effect.each([
+    { how: "fails", onEvent: () => Effect.die("bug") },
+    {
+      how: "throws",
+      onEvent: () => {
+        throw new Error("bug")
+      }
+    }
+  ])("an observer that $how changes nothing", ({ onEvent }) =>
     Effect.gen(function*() {
       const { target } = yield* scripted({ SIGTERM: leaves(30) })
-      const shutdown = yield* Shutdown.make(target, ShutdownPolicy.defaults, { onEvent: () => Effect.die("bug") })
+      const shutdown = yield* Shutdown.make(target, ShutdownPolicy.defaults, { onEvent })
       const fiber = yield* Effect.forkChild(shutdown.run(), { startImmediately: true })
       yield* TestClock.adjust("1 second")
       expect(yield* Fiber.join(fiber)).toMatchObject({ _tag: "Graceful", status: { code: 0 } })
