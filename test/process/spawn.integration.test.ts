@@ -16,6 +16,7 @@ import {
   mkdtempSync,
   readdirSync,
   readFileSync,
+  readlinkSync,
   rmSync,
   symlinkSync,
   writeFileSync
@@ -45,6 +46,17 @@ const withDirectory = <A, E, R>(use: (path: string) => Effect.Effect<A, E, R>) =
     use,
     (path) => Effect.sync(() => rmSync(path, { recursive: true, force: true }))
   )
+
+/** What each descriptor of ours leads to. */
+const openFiles = () =>
+  readdirSync("/proc/self/fd").flatMap((fd) => {
+    try {
+      return [readlinkSync(`/proc/self/fd/${fd}`)]
+    } catch {
+      // That of the listing itself.
+      return []
+    }
+  })
 
 const megabyte = 1_048_576
 
@@ -311,6 +323,30 @@ describe("a cgroup", () => {
         expect(yield* child.shutdown()).toMatchObject({ _tag: "Graceful", stage: "SIGTERM" })
         expect(own.alive()).toEqual([])
       }).pipe(Effect.scoped, Effect.provide(layer))
+  )
+
+  it.live.skipIf(!hasCGroups)(
+    "is seen whole, however many are in it, and no descriptor of it stays",
+    () =>
+      Effect.gen(function*() {
+        const scope = yield* Scope.make()
+        const child = yield* Scope.provide(
+          spawn(ChildProcess.make("sh", ["-c", "for i in $(seq 700); do sleep 60 & done; echo; wait"]), {
+            killScope: "cgroup"
+          }),
+          scope
+        )
+        yield* Stream.runDrain(Stream.take(child.stdout, 1))
+        const path = child.killScope._tag === "CGroup" ? child.killScope.path : ""
+        const isOpen = () => openFiles().includes(`${path}/cgroup.procs`)
+        expect(isOpen()).toBe(true)
+        expect((yield* NodeCGroup.at(path).members).toSorted((a, b) => a - b)).toEqual(
+          readFileSync(`${path}/cgroup.procs`, "utf8").trim().split("\n").map(Number).toSorted((a, b) => a - b)
+        )
+        expect(yield* child.shutdown()).toMatchObject({ _tag: "Graceful", stage: "SIGTERM" })
+        yield* Scope.close(scope, Exit.void)
+        expect(isOpen()).toBe(false)
+      }).pipe(Effect.provide(layer))
   )
 })
 
