@@ -130,7 +130,7 @@ export interface Section {
   readonly name: string
   /** A machine has to run for it. */
   readonly runs: boolean
-  readonly of: (target: Target) => Rows
+  readonly of: (target: Target, quiet?: number) => Rows
 }
 
 const sceneSections = Object.entries(scenes).map(([name, steps]): Section => ({
@@ -174,13 +174,11 @@ const snapshots: Section = {
   })
 }
 
-/** How long nothing comes until all has come. */
-const quiet = 100
-
 const http: Section = {
   name: "bytes",
   runs: false,
-  of: Effect.fnUntraced(function*(target) {
+  // For how many milliseconds nothing has come when all has come.
+  of: Effect.fnUntraced(function*(target, quiet = 100) {
     const { socketPath } = yield* target.start(yield* place)
     return yield* Effect.forEach(bytes, (all) =>
       Effect.gen(function*() {
