@@ -1,6 +1,6 @@
 /**
  * What the end of a Firecracker says, and what it does not say: its exit code 0 stands for a reboot, for a power-off, for
- * a kernel that panicked, and in old releases for a guest that crashed.
+ * a kernel that panicked, and for a guest that crashed.
  *
  * @since 0.1.0
  */
@@ -9,13 +9,12 @@ import { dumpsCore, type Signal } from "../lifecycle/Signal.ts"
 import { MachineEnd, saysAllIsWritten } from "../microvm/MachineEnd.ts"
 import type { MachineRequest } from "../microvm/MicroVmProvider.ts"
 import type { Architecture } from "./FirecrackerHost.ts"
-import { type FirecrackerVersion, isAtLeast } from "./FirecrackerVersion.ts"
 
 /**
  * What an end is about:
  *
  * - `GuestEnded`: the guest has reset itself or turned itself off.
- * - `GuestEndedOrCrashed`: the same, or its processor gave up; this release has one code for both.
+ * - `GuestEndedOrCrashed`: the same, or its processor gave up: one code may stand for both.
  * - `Refused`: Firecracker, or the jailer before it, could not do what it was to do, or could not go on.
  * - `CommandLine`: it does not understand its command line.
  * - `Sandbox`: its seccomp filter refused a system call.
@@ -84,21 +83,20 @@ const handled: { readonly [S in Signal]?: number } = {
   SIGILL: 157
 }
 
-/** From this release on, a processor of an x86 guest that gives up (a triple fault, or a halt) is an error. */
-const tellsCrashes: FirecrackerVersion = { major: 1, minor: 15, patch: 0 }
-
 /**
  * @category options
  * @since 0.1.0
  */
 export interface Binary {
-  readonly version: FirecrackerVersion
   readonly architecture: Architecture
 }
 
-const success = ({ architecture, version }: Binary): Description =>
-  architecture === "x86_64" && !isAtLeast(version, tellsCrashes)
-    ? { kind: "GuestEndedOrCrashed", meaning: "the guest ended, or it crashed: before 1.15 both are exit code 0" }
+const success = ({ architecture }: Binary): Description =>
+  architecture === "x86_64"
+    ? {
+      kind: "GuestEndedOrCrashed",
+      meaning: "the guest ended, or it crashed: its exit code does not tell, its log does"
+    }
     : { kind: "GuestEnded", meaning: "the guest ended" }
 
 /**
@@ -106,14 +104,15 @@ const success = ({ architecture, version }: Binary): Description =>
  *
  * **Gotchas**
  *
- * - Before 1.15, an x86 guest that crashed (a triple fault) gives exit code 0 as one does that has restarted.
+ * - An x86 guest that crashed (a triple fault) gives exit code 0, as one does that has restarted. From 1.15 on it is 1, or 0 all the
+ *   same, whichever of Firecracker's threads comes first. Only the log tells: see `toEnd`.
  * - A kernel that panics with `panic=1 reboot=k` is exit code 0 in every release; only its console tells.
  * - The codes of the jailer are no others: 1 when it could not make the jail.
  *
  * ```ts import.meta.vitest
  * import { FirecrackerExit } from "effect-microvm-runtime/firecracker"
  * import { ExitStatus } from "effect-microvm-runtime/lifecycle"
- * const binary = { version: { major: 1, minor: 14, patch: 0 }, architecture: "x86_64" } as const
+ * const binary = { architecture: "x86_64" } as const
  * FirecrackerExit.describe(ExitStatus.exited(148), binary).kind // => "Sandbox"
  * FirecrackerExit.describe(ExitStatus.exited(0), binary).kind // => "GuestEndedOrCrashed"
  * ```
@@ -152,7 +151,7 @@ export interface Evidence extends Binary {
   readonly asked: MachineRequest | undefined
   readonly consoleTail: string
   readonly stderrTail: string
-  /** The last of its log: where nobody could wait for it, its own last word; in old releases, that the guest crashed. */
+  /** The last of its log: where nobody could wait for it, its own last word; and whether the guest crashed. */
   readonly logTail: string
   /**
    * Does the guest restart where it means to power off? On x86_64 it has to: a power-off leaves Firecracker running. Then it
@@ -168,8 +167,42 @@ const lastWord = /reboot: (Power down|System halted|Restarting system)/g
 /** The last line of Firecracker's log. */
 const exitNotice = /Firecracker exiting (?:successfully|with error)\. exit_code=(\d{1,3})\b/
 
-/** What it logs of a processor that gave up, where its exit code does not tell. */
-const crashNotice = /Received KVM_EXIT_SHUTDOWN signal/
+interface Crash {
+  readonly why: string
+  /** It can be a way to restart, too (`reboot=t` of the kernel, and its last resort). */
+  readonly mayBeRestart: boolean
+}
+
+/**
+ * What it logs of a guest's processor that cannot go on (vstate/vcpu.rs). The vCPU's thread says that it is over before it says
+ * how, so the exit code is 1 or 0.
+ */
+const crashNotices: ReadonlyArray<readonly [notice: RegExp, toCrash: (detail: string) => Crash]> = [
+  // Before 1.15, and from then on.
+  [/Received KVM_EXIT_SHUTDOWN signal|Unexpected exit reason on vcpu run: Shutdown\b/, () => ({
+    why: "the guest crashed: its processor gave up (a triple fault)",
+    mayBeRestart: true
+  })],
+  [/Received KVM_EXIT_INTERNAL_ERROR signal|Received ENOSYS error because KVM failed/, () => ({
+    why:
+      "KVM could not go on with the guest: it did what this host's KVM cannot do for it, as an instruction that is not emulated",
+    mayBeRestart: false
+  })],
+  [
+    /(?:Received (KVM_EXIT_FAIL_ENTRY signal: .{1,100})|(?:Unexpected exit reason on|Failure during) vcpu run: (.{1,100}))/,
+    (
+      detail
+    ) => ({ why: `KVM could not run the guest's processor: ${detail}`, mayBeRestart: false })
+  ]
+]
+
+const crashOf = (logTail: string): Crash | undefined => {
+  for (const [notice, toCrash] of crashNotices) {
+    const found = notice.exec(logTail)
+    if (found !== null) return toCrash(found[1] ?? found[2] ?? "")
+  }
+  return undefined
+}
 
 const lastLine = (text: string): string | undefined => text.trimEnd().split("\n").at(-1)?.trim() || undefined
 
@@ -203,7 +236,6 @@ const byGuest = ({ architecture, asked, consoleTail, restartIsOff }: Evidence) =
  * import { FirecrackerExit } from "effect-microvm-runtime/firecracker"
  * import { ExitStatus } from "effect-microvm-runtime/lifecycle"
  * const end = FirecrackerExit.toEnd({
- *   version: { major: 1, minor: 16, patch: 1 },
  *   architecture: "x86_64",
  *   status: ExitStatus.exited(0),
  *   asked: undefined,
@@ -223,11 +255,12 @@ export const toEnd = (evidence: Evidence): MachineEnd => {
   const common = { status, consoleTail, stderrTail }
   const code = exitCode(evidence)
   const isPanic = panicNotice.test(consoleTail)
-  if (code === 0) {
+  const crash = crashOf(logTail)
+  if (code === 0 || (code === 1 && crash !== undefined)) {
     if (isPanic) return MachineEnd.cases.Panicked.make(common)
-    return crashNotice.test(logTail) && lastWordOf(consoleTail) === undefined
-      ? MachineEnd.cases.Failed.make({ ...common, why: "the guest crashed: its processor gave up (a triple fault)" })
-      : byGuest(evidence).make(common)
+    return crash === undefined || (crash.mayBeRestart && lastWordOf(consoleTail) !== undefined)
+      ? byGuest(evidence).make(common)
+      : MachineEnd.cases.Failed.make({ ...common, why: crash.why })
   }
   if (code === undefined && status._tag === "Lost") {
     if (asked === "Kill") return MachineEnd.cases.Killed.make(common)

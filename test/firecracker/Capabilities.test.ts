@@ -220,8 +220,6 @@ describe("Capabilities.warnings", () => {
     expect(at(14)).toContain("5705")
     expect(at(15)).not.toContain("5705")
     expect(at(9)).toContain("4796")
-    expect(at(14)).toContain("5611")
-    expect(at(14, 0, "aarch64")).not.toContain("5611")
   })
 
   it("knows the fixes that were brought back to older releases", () => {

@@ -3,15 +3,13 @@ import { FirecrackerExit } from "effect-microvm-runtime/firecracker"
 import { ExitStatus, Signal } from "effect-microvm-runtime/lifecycle"
 import type { MicroVmProvider } from "effect-microvm-runtime/microvm"
 
-const x86 = { version: { major: 1, minor: 16, patch: 1 }, architecture: "x86_64" } as const
-const arm = { ...x86, architecture: "aarch64" } as const
-const old = { ...x86, version: { major: 1, minor: 14, patch: 4 } } as const
+const x86 = { architecture: "x86_64" } as const
+const arm = { architecture: "aarch64" } as const
 
 describe("the table", () => {
   it.each<readonly [ExitStatus.ExitStatus, FirecrackerExit.Binary, FirecrackerExit.ExitKind]>([
-    [ExitStatus.exited(0), x86, "GuestEnded"],
-    [ExitStatus.exited(0), old, "GuestEndedOrCrashed"],
-    [ExitStatus.exited(0), { ...arm, version: old.version }, "GuestEnded"],
+    [ExitStatus.exited(0), x86, "GuestEndedOrCrashed"],
+    [ExitStatus.exited(0), arm, "GuestEnded"],
     [ExitStatus.exited(1), x86, "Refused"],
     [ExitStatus.exited(2), x86, "Crashed"],
     [ExitStatus.exited(134), x86, "Crashed"],
@@ -97,12 +95,36 @@ describe("an exit with code 0", () => {
     assert.strictEqual(tag(`${said("poweroff")}after all\r\n${consoleTail}`), "Reset")
     assert.strictEqual(end(zero, { consoleTail, asked: "PowerButton" })._tag, "PoweredOff")
   })
+})
 
-  it("is a crash when an old release logs that the processor gave up, unless the guest restarted so", () => {
-    const logTail = "2025-01-01T00:00:00 [vm:fc_vcpu 0] Received KVM_EXIT_SHUTDOWN signal\n"
-    const crashed = end(zero, { logTail }, old)
-    assert.include(crashed, { _tag: "Failed" })
-    assert.strictEqual(end(zero, { logTail, consoleTail: "reboot: Restarting system" }, old)._tag, "Reset")
+// From 1.15 on, it is 1 only where the vCPU's thread comes first.
+describe.each([0, 1])("an exit with code %i", (code) => {
+  const status = ExitStatus.exited(code)
+  const log = (message: string) => ({
+    logTail: `2026-01-01T00:00:00 [vm:fc_vcpu 0] ${message}\n2026-01-01T00:00:00 [vm:main] Vmm is stopping.\n`
+  })
+
+  it.each(["Received KVM_EXIT_SHUTDOWN signal", "Unexpected exit reason on vcpu run: Shutdown"])(
+    "is a crash when the log says \"%s\", unless the guest restarted so, or panicked",
+    (message) => {
+      assert.include(end(status, { ...log(message), stderrTail: "Error: RunWithApi(…)\n" }), {
+        _tag: "Failed",
+        why: "the guest crashed: its processor gave up (a triple fault)"
+      })
+      assert.strictEqual(end(status, { ...log(message), consoleTail: "reboot: Restarting system" })._tag, "Reset")
+      assert.strictEqual(end(status, { ...log(message), consoleTail: panic })._tag, "Panicked")
+    }
+  )
+
+  it.each([
+    ["Received KVM_EXIT_INTERNAL_ERROR signal", /KVM could not go on with the guest/],
+    ["Received ENOSYS error because KVM failed to emulate an instruction.", /KVM could not go on with the guest/],
+    ["Received KVM_EXIT_FAIL_ENTRY signal: 7 on cpu 0", /processor: KVM_EXIT_FAIL_ENTRY signal: 7 on cpu 0$/],
+    ["Unexpected exit reason on vcpu run: Hlt", /processor: Hlt$/],
+    ["Failure during vcpu run: Bad address (os error 14)", /processor: Bad address \(os error 14\)$/]
+  ])("is a failure of KVM's when the log says \"%s\"", (message, why) => {
+    const failed = end(status, { ...log(message), consoleTail: "reboot: Restarting system" })
+    assert.match(failed._tag === "Failed" ? failed.why : failed._tag, why)
   })
 })
 

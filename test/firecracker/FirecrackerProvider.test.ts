@@ -1389,7 +1389,7 @@ describe("a machine that is kept", () => {
         assert.strictEqual((yield* through(vmm.ended))._tag, "Reset")
         assert.include(
           yield* through(messageOf(vmm.pause)),
-          "Firecracker ended at pause: exited with code 0 (the guest ended)"
+          "Firecracker ended at pause: exited with code 0 (the guest ended"
         )
       }))
   })

@@ -26,6 +26,7 @@ import { FirecrackerHost } from "../../src/firecracker/FirecrackerHost.ts"
 import * as FirecrackerProvider from "../../src/firecracker/FirecrackerProvider.ts"
 import * as NodeFirecracker from "../../src/firecracker/NodeFirecracker.ts"
 import * as GuestAgent from "../../src/guest/GuestAgent.ts"
+import * as ExitStatus from "../../src/lifecycle/ExitStatus.ts"
 import * as ShutdownPolicy from "../../src/lifecycle/ShutdownPolicy.ts"
 import * as Machine from "../../src/microvm/Machine.ts"
 import * as MachineSpec from "../../src/microvm/MachineSpec.ts"
@@ -37,7 +38,7 @@ import * as FakeFirecracker from "../../src/testing/FakeFirecracker.ts"
 import * as FakeJailer from "../../src/testing/FakeJailer.ts"
 import * as MicroVmConformance from "../../src/testing/MicroVmConformance.ts"
 import * as NodeDiskSnapshotStore from "../../src/warm/NodeDiskSnapshotStore.ts"
-import { haltingKernel, writingKernel } from "../testing/haltingKernel.ts"
+import { crashingKernel, haltingKernel, writingKernel } from "../testing/haltingKernel.ts"
 
 /** A place of our own, so that what is left can be seen. The user of a jail has to get through. */
 const work = realpathSync(mkdtempSync(join(tmpdir(), "firecracker-provider-")))
@@ -283,9 +284,9 @@ if (FIRECRACKER_BIN === undefined) {
     excludeTestServices: true,
     timeout: "2 minutes"
   })(
-    "a difference that a real one has written",
+    "with kernels of our own, a real one",
     (it) => {
-      it.effect("makes with its base what all of the memory is", () =>
+      it.effect("writes a difference that makes with its base what all of the memory is", () =>
         Effect.gen(function*() {
           const store = yield* SnapshotStore
           const writing = join(work, "writing")
@@ -335,6 +336,26 @@ if (FIRECRACKER_BIN === undefined) {
           )
           assert.strictEqual(Snapshot.layers(again).length, 3)
           yield* Machine.restore("clone-2", again)
+        }))
+
+      it.effect("has a guest that crashes told from one that restarts, whatever the exit code", () =>
+        Effect.gen(function*() {
+          const crashing = join(work, "crashing")
+          writeFileSync(crashing, crashingKernel())
+          const codes = yield* Effect.forEach(
+            Array.from({ length: 8 }, (_, index) => index),
+            (index) =>
+              Effect.scoped(Effect.gen(function*() {
+                const machine = yield* Machine.launch(
+                  yield* MachineSpec.decode({ id: `crash-${index}`, kernel: crashing, memoryMib: 96 })
+                )
+                yield* Effect.ignore(machine.start)
+                const end = yield* machine.ended
+                assert.match(end._tag === "Failed" ? end.why : end._tag, /triple fault/)
+                return ExitStatus.toCode(end.status)
+              }))
+          )
+          assert.includeMembers([0, 1], codes)
         }))
     }
   )

@@ -23,6 +23,9 @@ const kernelOf = (code: Buffer): Uint8Array => {
 /** `hlt; jmp` back to it: it halts for ever. */
 export const haltingKernel = (): Uint8Array => kernelOf(Buffer.from([0xf4, 0xeb, 0xfd]))
 
+/** `ud2`, for which there is no handler: the processor gives up (a triple fault). */
+export const crashingKernel = (): Uint8Array => kernelOf(Buffer.from([0x0f, 0x0b]))
+
 /**
  * Writes to every fifth page from 4 to 32 MiB, again and again: a number from 0 to 7 that is another each time.
  *

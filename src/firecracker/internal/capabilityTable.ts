@@ -345,11 +345,6 @@ export const knownBad: ReadonlyArray<KnownBad> = [
   },
   {
     fixed: v(15),
-    architecture: "x86_64",
-    what: "before 1.15 exit code 0 may also be a guest that crashed by a triple fault (5611)"
-  },
-  {
-    fixed: v(15),
     uses: ["diff"],
     what: "before 1.15 diff snapshots of more than 3 GiB of memory (x86_64) or with memory hotplug are corrupt (5705)"
   },

@@ -59,7 +59,6 @@ export const tend = Effect.fnUntraced(function*(
     const wasAsked = asked
     const { stderr, stdout } = yield* monitor.tail
     const seen = FirecrackerExit.toEnd({
-      version: target.version,
       architecture: target.architecture,
       status,
       asked: wasAsked,

@@ -33,7 +33,7 @@ export interface LoggerConfig {
 export interface Log {
   id: string
   readonly update: (config: LoggerConfig) => void
-  readonly write: (level: Level, message: string, thread?: "main" | "fc_api") => void
+  readonly write: (level: Level, message: string, thread?: "main" | "fc_api" | "fc_vcpu 0") => void
 }
 
 export const makeLog = (options: {
@@ -57,7 +57,7 @@ export const makeLog = (options: {
       only = config.module ?? only
     },
     write: (at, message, thread = "main") => {
-      const module = thread === "main" ? "vmm" : "firecracker::api_server"
+      const module = thread === "fc_api" ? "firecracker::api_server" : "vmm"
       if (order.indexOf(at) > order.indexOf(level) || (only !== undefined && !module.startsWith(only))) return
       const shown = showLevel ? `:${at.toUpperCase()}` : ""
       const origin = showOrigin ? `:src/${module.split("::")[0]}/src/lib.rs:1` : ""
