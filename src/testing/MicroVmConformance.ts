@@ -341,6 +341,8 @@ export const scenarios = <R = never>(rig: Rig<R>): ReadonlyArray<Scenario<R>> =>
       yield* expect("outcome", yield* Fiber.join(first), hasty)
       yield* expect("stages", hasty.stages.map(({ end, name }) => `${name} ${end}`).slice(0, 1), ["wait hastened"])
       yield* expect("complete", ShutdownOutcome.isComplete(hasty), true)
+      // How the monitor ended is known to who has started it.
+      yield* expect("is lost", hasty._tag !== "Unkillable" && hasty.status._tag === "Lost", false)
     }))
 
   scenario("a paused machine stops", ["pause"], ({ id, running, runtime, stateOf }) =>
@@ -425,19 +427,48 @@ export const scenarios = <R = never>(rig: Rig<R>): ReadonlyArray<Scenario<R>> =>
       yield* refused("channel", machine.channel("no-such-channel"), `ChannelUnavailable ${known}`)
     }))
 
+  /** Opens the channel that the guest echoes; the answer is what comes back of a text, or `None` when the channel has ended. */
+  const echoes = Effect.fnUntraced(function*(machine: Machine.Machine) {
+    yield* booted(machine)
+    const socket = yield* machine.channel(rig.echo ?? "")
+    const pull = yield* Socket.readerBytes(socket)
+    const writer = yield* socket.writer
+    return Effect.fnUntraced(function*(text: string) {
+      const sent = new TextEncoder().encode(text)
+      const got: Array<number> = []
+      yield* writer.write(sent)
+      while (got.length < sent.length) for (const chunk of yield* pull) got.push(...chunk)
+      return new TextDecoder().decode(Uint8Array.from(got))
+    }, Effect.option)
+  })
+
   scenario("a channel carries bytes both ways", ["echo"], ({ running }) =>
     Effect.gen(function*() {
-      const machine = yield* running("a")
-      yield* booted(machine)
-      const socket = yield* machine.channel(rig.echo ?? "")
-      const pull = yield* Socket.readerBytes(socket)
-      const writer = yield* socket.writer
-      const sent = new TextEncoder().encode("to the guest and back, \u00e9\u4e16\n")
-      yield* writer.write(sent)
-      const got: Array<number> = []
-      while (got.length < sent.length) for (const chunk of yield* pull) got.push(...chunk)
-      yield* expect("bytes", got, [...sent])
+      const send = yield* echoes(yield* running("a"))
+      const text = "to the guest and back, \u00e9\u4e16\n"
+      yield* expect("bytes", yield* send(text), Option.some(text))
     }))
+
+  scenario("a channel ends with its machine", ["echo"], ({ id, running, runtime }) =>
+    Effect.gen(function*() {
+      const send = yield* echoes(yield* running("a"))
+      yield* expect("before", yield* send("here"), Option.some("here"))
+      yield* runtime.stop(id("a"), stop)
+      yield* expect("after", yield* send("gone"), Option.none())
+    }))
+
+  scenario(
+    "a save keeps channels open if the backend says so",
+    ["snapshot", "echo"],
+    ({ id, running, runtime }) =>
+      Effect.gen(function*() {
+        const send = yield* echoes(yield* running("a"))
+        yield* expect("before", yield* send("here"), Option.some("here"))
+        yield* runtime.snapshot(id("a"), "s")
+        const { saveKeepsChannels } = rig.capabilities
+        yield* expect("after", yield* send("still"), saveKeepsChannels ? Option.some("still") : Option.none())
+      })
+  )
 
   snapshotScenarios(suite)
   diffScenarios(suite)
