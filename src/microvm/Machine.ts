@@ -225,6 +225,9 @@ export interface RestoreOptions extends Omit<LaunchOptions, "template"> {
   readonly drives?: MachineSpec.MachineSpecOptions["drives"]
 }
 
+/** Of many machines, a span is of this one. */
+const named = ({ id }: Pick<MachineSpec.MachineSpec, "id">) => Effect.annotateCurrentSpan("machine", id)
+
 /** What is the backend's alone. */
 const placing = ({ cgroup, keep, netns, user }: LaunchOptions) => ({ cgroup, keep, netns, user })
 
@@ -257,10 +260,9 @@ export const launch: (
   (wanted: MachineSpec.MachineSpec, options: LaunchOptions = {}) =>
     // A type is a promise; what reaches a command line is checked.
     Effect.flatMap(MachineSpec.decode(wanted), (spec) =>
-      bringUp(
-        spec,
-        { ...placing(options), template: options.template },
-        options
+      Effect.andThen(
+        named(spec),
+        bringUp(spec, { ...placing(options), template: options.template }, options)
       ))
 )
 
@@ -303,6 +305,7 @@ export const restore: (
     const { platform, spec } = snapshot.manifest
     const { drives = [], networks = [] } = options
     const wanted = yield* MachineSpec.decode({ ...spec, id, networks, drives })
+    yield* named(wanted)
     const here = yield* Effect.fromResult(provider.platform(wanted))
     const why = [...Snapshot.faults(snapshot), ...Snapshot.differences(platform, here)]
     if (why.length > 0) {
@@ -341,6 +344,7 @@ export const attach: (
     const provider = yield* MicroVmProvider
     const { keep: { directory } } = options
     const spec = yield* MachineSpec.decode(wanted)
+    yield* named(spec)
     const get = provider.attach(spec, { directory })
     return yield* asMachine(spec, provider, get, options)
   }
@@ -481,7 +485,7 @@ const fromVmm = Effect.fnUntraced(function*(
         Effect.flatMap((fiber) =>
           unmask(Fiber.join(fiber)).pipe(Effect.onInterrupt(() => Effect.sync(() => fiber.interruptUnsafe())))
         ),
-        Effect.withSpan(`Machine.${operation}`)
+        Effect.withSpan(`Machine.${operation}`, { attributes: { machine: id } })
       )
     )
   }
@@ -504,7 +508,10 @@ const fromVmm = Effect.fnUntraced(function*(
       new MicroVmError.Unsupported({ operation: "a difference", backend, remedy: "save the machine whole" })
     )
   const lineage = makeLineage(id, restored?.manifest.moment)
-  const save = Effect.fn("Machine.save")((directory: string, { base }: SaveOptions = {}) =>
+  const save = Effect.fn("Machine.save", { attributes: { machine: id } })((
+    directory: string,
+    { base }: SaveOptions = {}
+  ) =>
     turn.withPermit(Effect.uninterruptibleMask((unmask) =>
       Effect.gen(function*() {
         yield* allow("snapshot", capabilities.snapshot)
@@ -534,6 +541,7 @@ const fromVmm = Effect.fnUntraced(function*(
     guest = "awake"
   }))
   const { extend, shutdown } = makeEnding({
+    id,
     vmm,
     life,
     ended,

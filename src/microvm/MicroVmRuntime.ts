@@ -177,6 +177,8 @@ export const make = Effect.fnUntraced(function*(
   const buried: Array<Entry> = []
   const launch = yield* makeLauncher(provider, store, options)
 
+  /** Of many machines, the span of an operation is of this one. */
+  const inSpan = (id: string) => Effect.annotateCurrentSpan("machine", id)
   const find = (id: string): Effect.Effect<Entry, MicroVmError.MicroVmError> =>
     Effect.suspend(() => {
       const entry = entries.get(id)
@@ -229,7 +231,7 @@ export const make = Effect.fnUntraced(function*(
     operation: MachineState.Operation,
     run: (entry: Entry) => Effect.Effect<A, E>
   ): Effect.Effect<A, E | MicroVmError.MicroVmError> =>
-    Effect.flatMap(find(id), (entry) =>
+    Effect.flatMap(Effect.andThen(inSpan(id), find(id)), (entry) =>
       entry.turn.withPermit(Effect.gen(function*() {
         // Its launch has failed meanwhile.
         if (entry.state === "creating" && entries.get(entry.id) !== entry) yield* find(id)
@@ -267,6 +269,7 @@ export const make = Effect.fnUntraced(function*(
 
   const create = Effect.fn("MicroVmRuntime.create")(function*(wanted: MachineSpec.MachineSpecOptions) {
     const spec = yield* MachineSpec.decode(wanted)
+    yield* inSpan(spec.id)
     yield* Effect.fromResult(provider.plan(spec))
     return yield* admit(makeEntry(spec), () => Effect.void)
   })
@@ -274,6 +277,7 @@ export const make = Effect.fnUntraced(function*(
   const restore = Effect.fn("MicroVmRuntime.restore")(
     function*({ id, resume = true, snapshot }: RestoreOptions) {
       yield* MachineSpec.checkId(id)
+      yield* inSpan(id)
       const { id: from, manifest } = yield* open(snapshot)
       const spec = yield* MachineSpec.decode({ ...manifest.spec, id })
       return yield* admit(makeEntry(spec, from), (machine) => resume ? machine.resume : Effect.void)
@@ -329,6 +333,7 @@ export const make = Effect.fnUntraced(function*(
   )
 
   const removeSnapshot = Effect.fn("MicroVmRuntime.removeSnapshot")(function*(id: string, name: string) {
+    yield* inSpan(id)
     const entry = yield* find(id)
     yield* store.remove(yield* named(entry, name))
     entry.snapshots.delete(name)
@@ -343,6 +348,7 @@ export const make = Effect.fnUntraced(function*(
         return outcome
       }))
   const stop = Effect.fn("MicroVmRuntime.stop")(function*(id: string, how: Machine.ShutdownOptions = {}) {
+    yield* inSpan(id)
     const entry = yield* find(id)
     return yield* Option.isSome(MachineState.next(stateOf(entry), "stop"))
       ? end(entry, how)
@@ -358,6 +364,7 @@ export const make = Effect.fnUntraced(function*(
     if (oldest !== undefined && entries.get(oldest.id) === oldest) entries.delete(oldest.id)
   }
   const destroy = Effect.fn("MicroVmRuntime.destroy")(function*(id: string, how: Machine.ShutdownOptions = {}) {
+    yield* inSpan(id)
     const entry = yield* find(id)
     yield* allow(entry, "destroy")
     let outcome = Option.none<ShutdownOutcome.ShutdownOutcome>()

@@ -307,7 +307,7 @@ const make = Effect.fnUntraced(
         Effect.ensuring(Effect.sync(() => forget(entry))),
         // Its id may be another machine's from now on, of whoever is told.
         Effect.tap(onReleased),
-        Effect.withSpan("Supervisor.release", { attributes: { id: entry.id } })
+        Effect.withSpan("Supervisor.release", { attributes: { machine: entry.id } })
       )
 
     /**
@@ -420,6 +420,7 @@ const make = Effect.fnUntraced(
 
     const launch: Supervisor["Service"]["launch"] = Effect.fn("Supervisor.launch")(function*(options) {
       const { bring, id, keep = false, labels, releaseWhen = "ended", resources = [] } = options
+      yield* Effect.annotateCurrentSpan("machine", id)
       const scope = yield* Effect.scope
       return yield* Effect.uninterruptibleMask((restore) =>
         Effect.gen(function*() {

@@ -166,6 +166,7 @@ export const launch: (options: Options) => Effect.Effect<
   } = options
   const phase: Phase = options.phase ?? (() => (effect) => effect)
   const before = options.before ?? (() => Effect.succeed({}))
+  yield* Effect.annotateCurrentSpan("machine", options.id)
   const { capabilities, backend } = yield* MicroVmProvider
   const golden = yield* GoldenMachines
   const store = yield* SnapshotStore
@@ -291,7 +292,8 @@ export const fromMachine: (
   MicroVmError.MicroVmError | GuestError,
   Scope.Scope
 > = Effect.fn("WarmMachine.fromMachine")(function*(machine, options = {}) {
-  const { channel, spec } = machine
+  const { channel, id, spec } = machine
+  yield* Effect.annotateCurrentSpan("machine", id)
   const slots = yield* GuestSlots.fromChannels(GuestSlots.inChannels(spec.channels), channel)
   const agent = yield* GuestAgent.make(yield* channel(GuestAgent.channelName), {
     within: options.answerWithin ?? "15 seconds"
@@ -341,6 +343,7 @@ export const save: (
   name: string
 ) => Effect.Effect<Snapshot.Snapshot, MicroVmError.MicroVmError, SnapshotStore> = Effect.fn("WarmMachine.save")(
   function*({ labels, machine, slots }: Omit<WarmMachine, "start">, name: string) {
+    yield* Effect.annotateCurrentSpan("machine", machine.id)
     const store = yield* SnapshotStore
     yield* checkName(name)
     if (!machine.capabilities.saveKeepsChannels) {

@@ -27,7 +27,8 @@ interface Ladder {
 const asksGuest = (stage: { readonly request: MachineRequest }) => stage.request === "PowerButton"
 
 /** How a machine is ended: once, by the stages of whoever asks first. */
-export const makeEnding = ({ ended, isAsleep, life, onBegin, policy: usual, poll, vmm, wake }: {
+export const makeEnding = ({ ended, id, isAsleep, life, onBegin, policy: usual, poll, vmm, wake }: {
+  readonly id: string
   readonly vmm: Vmm
   readonly life: Life
   readonly ended: Effect.Effect<MachineEnd.MachineEnd>
@@ -71,7 +72,7 @@ export const makeEnding = ({ ended, isAsleep, life, onBegin, policy: usual, poll
     }
   })
   return {
-    shutdown: Effect.fn("Machine.shutdown")(function*(options: Options = {}) {
+    shutdown: Effect.fn("Machine.shutdown", { attributes: { machine: id } })(function*(options: Options = {}) {
       const made = ladder ?? (yield* makeLadder(options))
       const current = ladder ??= made
       const { atLeast, within } = options.request ?? {}
