@@ -533,14 +533,14 @@ export const layer = (options: Options = {}): Layer.Layer<Firewall, HostError.Ho
           yield* Nft.remove(table, machines.map(know), false)
         }, provide),
         counters: Effect.gen(function*() {
-          const read = (set: string) =>
-            Effect.map(Nft.query(table, "reading the counters", `list set inet ${table} ${set}`), List.counts)
+          const read = (name: string, kind: "map" | "set" = "set") =>
+            Effect.map(Nft.query(table, "reading the counters", `list ${kind} inet ${table} ${name}`), List.counts)
           // What is denied first: of what has come since, nothing is to be missing from the sums.
           const forged = yield* read("forged")
           const deniedOut = yield* read("denied-out")
           const deniedIn = yield* read("denied-in")
-          const from4 = yield* read("sources4")
-          const from6 = yield* read("sources6")
+          const from4 = yield* read("sources4", "map")
+          const from6 = yield* read("sources6", "map")
           const to = yield* read("to")
           const machines = List.machines(yield* Nft.query(table, "listing machines", `list map inet ${table} outside`))
           return new Map(machines.map(({ link, token }) => {

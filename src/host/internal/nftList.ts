@@ -51,11 +51,11 @@ export interface Count {
   readonly bytes: number
 }
 
-/** By link, of a set that counts: of links, or of something that begins with one. */
+/** By link, of a set or a map that counts: of links, or of something that begins with one. */
 export const counts = ({ nftables }: Listing): ReadonlyMap<string, Count> =>
   new Map(
-    nftables.flatMap(({ set }) => set?.elem ?? []).flatMap((element) =>
-      Option.match(counted(element), {
+    nftables.flatMap(({ map, set }) => set?.elem ?? map?.elem ?? []).flatMap((element) =>
+      Option.match(counted(Array.isArray(element) ? element[0] : element), {
         onNone: () => [],
         onSome: (
           { elem: { counter, val } }

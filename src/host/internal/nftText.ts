@@ -81,7 +81,7 @@ const peer = (family: Cidr.Family): string => `ct reply ${ip[family]} saddr`
 
 /**
  * The shared part. Packets of a machine's link come by `guard` first, before connections are looked up: they are those of a
- * machine that we know, with its own addresses, or they are dropped; their connections are that machine's (`zoneOf`). After that:
+ * machine that we know, with its own addresses, or they are dropped; their connections are that machine's (`zoneOf`). One look tells both. After that:
  *
  * - `forward`: from a machine to the outside, and what is answered; to a machine only from those that may be near. What is related
  *   to its flows are the errors of routers, which no rule for a protocol would let through.
@@ -106,14 +106,13 @@ export const shared = (table: string, prefix: string | undefined, closed: Readon
 ${counters.map((counter) => `  set ${counter} { type ifname; counter; }\n`).join("")}${
     families.map((family) =>
       `  set closed${family} { type ${address[family]} . nf_proto; flags interval; }
-  set sources${family} { type ifname . ether_addr . ${address[family]}; counter; }
+  map sources${family} { typeof iifname . ether saddr . ${ip[family]} saddr : ct zone; counter; }
   set gateways${family} { type ifname . ${address[family]}; }
   set masqueraded${family} { type ${address[family]}; }
 `
     ).join("")
   }  set covered { type ifname; }
   set flows { type ifname; flags dynamic; }
-  map zones { typeof iifname : ct zone; }
   map outside { type ifname : verdict; }
   map near { type ifname : verdict; }
   chain guard { type filter hook prerouting priority raw; policy accept; }
@@ -138,9 +137,8 @@ table arp ${table} {
 ${[...callers, "deny"].map((chain) => `flush chain ${inet} ${chain}\n`).join("")}flush chain arp ${table} input
 ${shut.join("")}table ${inet} {
   chain guard {
-    ct original zone set iifname map @zones
-    iifname . ether saddr . ip saddr @sources4 accept
-    iifname . ether saddr . ip6 saddr @sources6 accept
+    ct original zone set iifname . ether saddr . ip saddr map @sources4 accept
+    ct original zone set iifname . ether saddr . ip6 saddr map @sources6 accept
     iifname @forged drop
 ${unknown("iifname")}  }
   chain forward {
@@ -343,18 +341,18 @@ interface Member {
 const members = (machine: Known): ReadonlyArray<Member> => {
   const { link, mac, masquerade, token, v4 } = machine
   const name = `"${link}"`
+  const zone = String(zoneOf(token))
   return [
     ...[...counters, "covered"].map((set) => ({ family: "inet", set, key: name }) as const),
     // Said of the set as a whole it would be shorter, but then the kernel tracks no connections any more (Linux 6.18).
     { family: "inet", set: "flows", key: name, statement: ` ct count over ${mostFlows}` },
-    { family: "inet", set: "zones", key: name, value: String(zoneOf(token)) },
     { family: "inet", set: "outside", key: name, value: `goto ${chains.outside(token)}` },
     { family: "inet", set: "near", key: name, value: `goto ${chains.near(token)}` },
     { family: "arp", set: "covered", key: name },
     ...families.flatMap((family): ReadonlyArray<Member> => {
       const ends = side(machine, family)
       return ends === undefined ? [] : [
-        { family: "inet", set: `sources${family}`, key: `${name} . ${mac} . ${ends.guest}` },
+        { family: "inet", set: `sources${family}`, key: `${name} . ${mac} . ${ends.guest}`, value: zone },
         { family: "inet", set: `gateways${family}`, key: `${name} . ${ends.gateway}` },
         ...(masquerade ? [{ family: "inet", set: `masqueraded${family}`, key: ends.guest } as const] : [])
       ]
