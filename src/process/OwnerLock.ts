@@ -96,8 +96,9 @@ export const acquire: (options: Options) => Effect.Effect<
     Effect.tap((taken) => taken ? Effect.addFinalizer(() => OwnedFiles.removeTree(file)) : Effect.void),
     Effect.uninterruptible
   )
+  const textOf = Effect.map(OwnedFiles.readSmall(file), (bytes) => new TextDecoder().decode(bytes))
   /** None when it was released since. */
-  const read = fs.readFileString(file).pipe(
+  const read = textOf.pipe(
     Effect.asSome,
     Effect.catchIf((error) => error.reason._tag === "NotFound", () => Effect.succeedNone)
   )
@@ -111,7 +112,7 @@ export const acquire: (options: Options) => Effect.Effect<
   let vanished = 0
   while (!(yield* take)) {
     // Released again and again, it may be; in the way and not to be read, it is no lock, but a link that leads nowhere.
-    const text = vanished < 100 ? yield* read : Option.some(yield* fs.readFileString(file))
+    const text = vanished < 100 ? yield* read : Option.some(yield* textOf)
     if (Option.isNone(text)) {
       vanished++
       continue

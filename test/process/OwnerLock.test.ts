@@ -8,6 +8,7 @@ import * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import { TestClock } from "effect/testing"
+import { execFileSync } from "node:child_process"
 
 /** A process table of these pids, each with its start time; `self` is one of them. */
 const host = (self: number, alive: Readonly<Record<number, number>>) =>
@@ -131,6 +132,14 @@ describe("OwnerLock", () => {
 })
 
 describe("what is in the way of a lock", () => {
+  it.live("and is a pipe names nobody, and is not waited for", () =>
+    withDirectory(Effect.fnUntraced(function*(directory) {
+      yield* prepared(directory, {})
+      execFileSync("mkfifo", [`${directory}/lock`])
+      yield* locked(directory, 100, Effect.void)
+      expect(yield* leftovers(directory)).toEqual(["tmp"])
+    })))
+
   it.live("and cannot be read is an error, and not waited for", () =>
     withDirectory(Effect.fnUntraced(function*(directory) {
       yield* prepared(directory, {})
