@@ -1,5 +1,5 @@
 /**
- * The Firecracker of the examples: the one that `FIRECRACKER_BIN` names, where KVM is usable, and else the fake of
+ * The Firecracker of the examples: the one that `FIRECRACKER_BIN` names, for which KVM has to be usable, and else the fake of
  * `effect-microvm-runtime/testing`, in whose machines a scripted guest answers.
  */
 import * as NodeServices from "@effect/platform-node/NodeServices"

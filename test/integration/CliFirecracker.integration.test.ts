@@ -10,6 +10,7 @@ import * as NodeFs from "node:fs"
 import * as NodeOs from "node:os"
 import * as NodePath from "node:path"
 import * as FakeFirecracker from "../../src/testing/FakeFirecracker.ts"
+import * as FakeJailer from "../../src/testing/FakeJailer.ts"
 import { bin, Executable, makeCache, microvm, type Options, processes, until } from "../cli/executable.ts"
 import { Runs } from "./background.ts"
 
@@ -146,6 +147,37 @@ describe("microvm run --backend firecracker, on a fake", () => {
     assert.deepInclude(await end("stop", "--force", id), { code: 0 })
     await runs.nothingLeft()
     assert.deepStrictEqual(place.left(), [])
+  }, longer)
+
+  const isRoot = process.geteuid?.() === 0
+  if (!isRoot) console.warn("SKIPPED machines in jails: we are not root")
+  it.skipIf(!isRoot)("runs commands in jails, booted and restored, and keeps none", async () => {
+    const jails = temporary("jails-test")
+    // The user of a jail has to get through.
+    NodeFs.chmodSync(jails, 0o711)
+    const { binary } = await Effect.runPromise(Scope.provide(FakeJailer.install(), scope))
+    const env = {
+      MICROVM_JAILER_BIN: binary,
+      MICROVM_JAILER_UID: "54321",
+      MICROVM_JAILER_GID: "54321",
+      MICROVM_JAILER_CHROOT_BASE: jails,
+      MICROVM_JAILER_CGROUP_PARENT: `test-cli-${process.pid}`
+    }
+    try {
+      for (const how of [["--cold"], [], []]) {
+        const { code, stderr, stdout } = await run([...how, "--", "echo", "jailed"], { env })
+        assert.deepStrictEqual([code, stdout], [0, "jailed\n"], stderr)
+      }
+      const { code, stderr } = await run(["--detach", "--", "true"], { env })
+      assert.notStrictEqual(code, 0)
+      assert.match(stderr, /kept in jails.*leave out the jail/s)
+      assert.deepStrictEqual(
+        NodeFs.readdirSync(jails, { recursive: true }).filter((name) => String(name).includes("/")),
+        []
+      )
+    } finally {
+      NodeFs.rmSync(jails, { recursive: true })
+    }
   }, longer)
 
   it("does not wait for the guest of a Firecracker that has been killed", async () => {

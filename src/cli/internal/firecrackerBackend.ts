@@ -8,7 +8,8 @@ import * as FirecrackerVersion from "../../firecracker/FirecrackerVersion.ts"
 export const find = Effect.gen(function*() {
   const options = yield* FirecrackerProvider.config
   const host = yield* FirecrackerHost.FirecrackerHost
-  const observed = yield* host.observe(options)
+  const { jail } = options
+  const observed = yield* host.observe(jail === undefined ? options : { ...options, jailer: jail.jailer })
   const { because, version } = yield* Effect.fromResult(FirecrackerHost.choose(observed, options))
   return {
     detail: `Firecracker ${FirecrackerVersion.format(version)}, since ${because}`,
