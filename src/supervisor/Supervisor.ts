@@ -302,11 +302,18 @@ const make = Effect.fnUntraced(
       leave(entry.id)
     }
 
+    /** A fault of whoever is told must not keep others waiting for what was released. */
+    const tell = (released: Reconcile.Released) =>
+      Effect.catchCause(
+        Effect.suspend(() => onReleased(released)),
+        (cause) => Effect.logError(`machine "${released.id}": whoever is told of its release has failed`, cause)
+      )
+
     const release = (entry: Entry) =>
       Reconcile.release(entry, kinds).pipe(
         Effect.ensuring(Effect.sync(() => forget(entry))),
         // Its id may be another machine's from now on, of whoever is told.
-        Effect.tap(onReleased),
+        Effect.tap(tell),
         Effect.withSpan("Supervisor.release", { attributes: { machine: entry.id } })
       )
 

@@ -6,10 +6,13 @@
  *
  * @since 0.1.0
  */
+import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Result from "effect/Result"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
 import * as HostError from "../host/HostError.ts"
 import type * as Machine from "../microvm/Machine.ts"
@@ -78,6 +81,8 @@ export interface Options {
 export const format = ({ silentFor, what, why }: Hang): string =>
   `its ${what} has not answered for ${Duration.format(silentFor)}${why === undefined ? "" : `: ${why}`}`
 
+const millis = Effect.map(Clock.monotonicTimeNanos, (nanos) => Math.round(Number(nanos) / 1e6))
+
 /** What cannot be, all at once: to fail at once, or to ask without a pause, would end each machine. */
 const faultsOf = (
   options: { readonly every: Duration.Duration; readonly within: Duration.Duration; readonly failures: number }
@@ -135,30 +140,47 @@ export const watch: (
     if (faults.length > 0) return yield* HostError.fail(new HostError.InvalidArgument({ faults }))
     const onHang = options.onHang ?? ((hang: Hang) => Effect.logWarning(`machine ${id}: ${format(hang)}`))
 
+    /** A watchdog that ends because somebody who is told of a hang has thrown would see no other one. */
+    const tell = (hang: Hang) =>
+      Effect.catchCause(
+        Effect.suspend(() => onHang(hang)),
+        (cause) => Effect.logError(`machine ${id}: whoever is told of a hang has failed`, cause)
+      )
+
     const watchOne = Effect.fnUntraced(function*({ check, name }: Check) {
+      let asked: Fiber.Fiber<unknown, unknown> | undefined
+      // What hangs may hang in its interruption, too: it is not waited for, and not asked a second time meanwhile.
+      const ask = Effect.gen(function*() {
+        const fiber = asked === undefined || asked.pollUnsafe() !== undefined
+          ? yield* Effect.forkDetach(check, { startImmediately: true })
+          : asked
+        asked = fiber
+        return yield* Effect.timeoutOption(Fiber.await(fiber), within)
+      }).pipe(Effect.ensuring(Effect.sync(() => asked?.interruptUnsafe())))
+
       let failed = 0
-      let since = yield* Clock.currentTimeMillis
+      let since = yield* millis
       while (true) {
         yield* Effect.sleep(every)
         if ((yield* machine.state) !== "running" || (yield* unless)) {
           failed = 0
-          since = yield* Clock.currentTimeMillis
+          since = yield* millis
           continue
         }
-        const answer = yield* Effect.result(Effect.timeoutOrElse(check, {
-          duration: within,
-          orElse: () => Effect.fail(undefined)
-        }))
-        const now = yield* Clock.currentTimeMillis
-        if (Result.isSuccess(answer)) {
+        const answer = yield* ask
+        const now = yield* millis
+        if (Option.isSome(answer) && Exit.isSuccess(answer.value)) {
           failed = 0
           since = now
           continue
         }
         failed++
         if (failed !== failures) continue
-        const why = answer.failure instanceof Error ? { why: answer.failure.message } : {}
-        yield* onHang({ id, what: name, silentFor: Duration.millis(now - since), ...why })
+        const error = Option.isSome(answer) && Exit.isFailure(answer.value)
+          ? Cause.squash(answer.value.cause)
+          : undefined
+        const why = error instanceof Error ? { why: error.message } : {}
+        yield* tell({ id, what: name, silentFor: Duration.millis(now - since), ...why })
         if (policy === "end") yield* Effect.ignore(machine.shutdown({ request: { atLeast: "SIGKILL" } }))
       }
     })

@@ -199,6 +199,18 @@ describe("a machine", () => {
       assert.deepStrictEqual([...ports.taken], [1])
     }).pipe(Effect.scoped, live))
 
+  it.effect("is released, and that is known, although who is told of it throws", () =>
+    Effect.gen(function*() {
+      const { bring, driver, ports, supervisor } = yield* makeWorld
+      const { entries, launch } = yield* supervisor({ onReleased: () => Effect.die("a bug") })
+      yield* Effect.scoped(Effect.gen(function*() {
+        const { supervised } = yield* launch({ id: "a", resources: [ports.resource(1)], bring: bring("a") })
+        yield* Effect.flatMap(driver.guest("a"), ({ powerOff }) => powerOff)
+        assert.strictEqual((yield* supervised.released).left, 0)
+      }))
+      assert.deepStrictEqual([[...ports.taken], yield* entries], [[], []])
+    }).pipe(Effect.scoped, live))
+
   it.effect("whose last words are read is released with its scope", () =>
     Effect.gen(function*() {
       const { bring, driver, ports, supervisor } = yield* makeWorld

@@ -3,6 +3,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
 import * as Machine from "../../src/microvm/Machine.ts"
@@ -74,6 +75,40 @@ describe("a machine is watched", () => {
       yield* Fiber.join(fiber)
       assert.deepStrictEqual(hangs, [{ id: "a", what: "agent", silentFor: Duration.seconds(15), why: "no answer" }])
       assert.strictEqual((yield* machine.ended)._tag, "Killed")
+    }).pipe(Effect.scoped, Effect.provide(MemoryProvider.layer)))
+
+  it.effect("one whose check cannot be interrupted, or throws, is told of and ended, too", () =>
+    Effect.gen(function*() {
+      for (const check of [Effect.uninterruptible(Effect.never), Effect.die(new Error("a bug"))]) {
+        let asked = 0
+        const counted = Effect.andThen(Effect.sync(() => asked++), check)
+        const machine = yield* launch({})
+        const { hangs, onHang } = told()
+        yield* machine.start
+        const fiber = yield* Effect.forkChild(
+          Watchdog.watch(machine, { checks: [{ name: "agent", check: counted }], onHang, policy: "end" }),
+          { startImmediately: true }
+        )
+        yield* TestClock.adjust("30 seconds")
+        yield* Fiber.join(fiber)
+        assert.deepStrictEqual(hangs.map(({ what, why }) => [what, why]), [[
+          "agent",
+          asked === 1 ? undefined : "a bug"
+        ]])
+        assert.strictEqual((yield* machine.ended)._tag, "Killed")
+      }
+    }).pipe(Effect.scoped, Effect.provide(MemoryProvider.layer)))
+
+  it.effect("one that hangs is ended although who is told of it throws", () =>
+    Effect.gen(function*() {
+      const machine = yield* launch({ ping: Effect.never })
+      yield* machine.start
+      yield* Effect.forkChild(
+        Watchdog.watch(machine, { policy: "end", onHang: () => Effect.die("a bug") }),
+        { startImmediately: true }
+      )
+      yield* TestClock.adjust("1 minute")
+      assert.strictEqual(Option.getOrUndefined(yield* machine.poll)?._tag, "Killed")
     }).pipe(Effect.scoped, Effect.provide(MemoryProvider.layer)))
 
   it.effect("one that is paused is not asked", () =>
