@@ -33,7 +33,7 @@ import { HostCommands } from "./HostCommands.ts"
 import * as HostError from "./HostError.ts"
 import { copy } from "./internal/diskCopy.ts"
 import { trying } from "./internal/diskFailure.ts"
-import { factsAt, namesIn, readJson } from "./internal/diskText.ts"
+import { factsAt, namesIn, readJson, refuseOpen } from "./internal/diskText.ts"
 import { type Services, stackFaults, type Template, Templates } from "./Templates.ts"
 
 /**
@@ -299,7 +299,7 @@ const make = Effect.fnUntraced(function*(clones: string) {
     directory: clones,
     disk: (id) => ({ directory: directoryOf(id) }),
     clone: Effect.fn("DiskClones.clone")(
-      clone,
+      (options: CloneOptions) => Effect.andThen(refuseOpen(clones), clone(options)),
       (effect, { owner: { id } }) => trying("making the disk", directoryOf(id))(effect),
       Effect.provideContext(services)
     ),

@@ -30,7 +30,7 @@ import { HostCommands } from "./HostCommands.ts"
 import * as HostError from "./HostError.ts"
 import { copy } from "./internal/diskCopy.ts"
 import { invalid, isNotThere, trying } from "./internal/diskFailure.ts"
-import { factsAt, namesIn, readJson } from "./internal/diskText.ts"
+import { factsAt, namesIn, readJson, refuseOpen } from "./internal/diskText.ts"
 
 /**
  * The name of a template. It is that of a directory, so it can be no path: letters, digits, `.`, `_` and `-`, 64 characters at
@@ -84,7 +84,8 @@ export interface StoredTemplate {
 
 /**
  * - `list`: all templates, in the order of their names. A directory without a regular `rootfs.ext4` is none.
- * - `find`: a template, read to its end if it was changed since that was done last.
+ * - `find`: a template, read to its end if it was changed since that was done last. Fails with `InvalidArgument` where everybody may
+ *   write to its directory or that of all.
  * - `add`: makes a template of an image file, which stays as it is: a copy that shares its blocks where the file system can. Adding
  *   the same again changes nothing. Fails with `InvalidArgument` when the name is none, or the file no ext2, ext3 or ext4 file
  *   system in one piece; with `Conflict` when there is another template of that name; with `NoSpace`.
@@ -157,7 +158,11 @@ const make = Effect.fnUntraced(function*(directory: string) {
     yield* fs.rename(file, digestOf(stack))
   })
 
+  const refuseOpenPlaces = (stack: string) =>
+    Effect.forEach([directory, path.join(directory, stack)], refuseOpen, { discard: true })
+
   const find = Effect.fnUntraced(function*(stack: string) {
+    yield* refuseOpenPlaces(stack)
     const facts = yield* factsOf(stack)
     if (Option.isNone(facts)) return Option.none<Template>()
     const { isSettled, seal, size } = facts.value
@@ -192,6 +197,7 @@ const make = Effect.fnUntraced(function*(directory: string) {
 
   const add = Effect.fnUntraced(function*(stack: string, file: string, { replace = false }: AddOptions) {
     yield* checkStack(stack)
+    yield* refuseOpenPlaces(stack)
     const source = yield* Effect.catchIf(
       fs.realPath(file),
       isNotThere,

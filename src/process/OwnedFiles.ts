@@ -74,7 +74,7 @@ export const readSmall = (
   })
 
 /**
- * Makes a directory, and those above it, unless it is there. Node's own way calls a file system that is read-only one where
+ * Makes a directory, and those above it, unless it is there; not for everybody to write to, whatever the umask is. Node's own way calls a file system that is read-only one where
  * nothing is (ENOENT), and does not come to an end below `/proc`.
  *
  * @category operations
@@ -85,7 +85,7 @@ export const ensureDirectory = (
 ): Effect.Effect<void, PlatformError.PlatformError, FileSystem.FileSystem> =>
   FileSystem.FileSystem.use((fs) => {
     const make = Effect.catchIf(
-      fs.makeDirectory(path),
+      fs.makeDirectory(path, { mode: 0o775 }),
       (error) => error.reason._tag === "AlreadyExists",
       () => Effect.void
     )

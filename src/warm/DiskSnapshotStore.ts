@@ -93,6 +93,19 @@ export const whyOf = (error: OwnerLock.LockHeld | PlatformError.PlatformError): 
 }
 
 /** Nothing is renamed from one file system to another, so there are two. */
+/** A machine is not to stand still for a snapshot that nobody could read again. */
+const checkWords = (options: AddOptions) => {
+  const faults = (["labels", "spec"] as const).flatMap((field) => {
+    const { length } = new TextEncoder().encode(JSON.stringify(options[field] ?? {}))
+    return length <= Files.LARGEST_WORDS ? [] : [{
+      field,
+      value: `${length} bytes`,
+      remedy: `give ${Files.LARGEST_WORDS} bytes at most: keep large things in files, and their names here`
+    }]
+  })
+  return faults.length === 0 ? Effect.void : MicroVmError.make(new MicroVmError.InvalidSpec({ faults }))
+}
+
 const workplaces = (directory: string) =>
   Effect.map(Path.Path, (path) => ({
     temporary: path.join(directory, "tmp"),
@@ -377,6 +390,7 @@ const make = Effect.fnUntraced(function*(store: StoreOptions) {
         const placed: Placed = { id: undefined }
         const adding = Effect.scopedWith((scope) =>
           Effect.gen(function*() {
+            yield* checkWords(options)
             yield* inStore(free(options))
             const own = yield* inStore(Scope.provide(ownDirectories, scope))
             const made = path.join(own.staged, "snapshot")

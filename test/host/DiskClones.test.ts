@@ -8,6 +8,7 @@ import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import {
+  chmodSync,
   copyFileSync,
   existsSync,
   mkdirSync,
@@ -240,6 +241,17 @@ describe("a clone", () => {
           writeFileSync(file, JSON.stringify({ ...JSON.parse(readFileSync(file, "utf8")), bootId: "another" }))
         })))]
     ]
+  it.live("are not made where everybody may write", () =>
+    withBase((directory) =>
+      Effect.gen(function*() {
+        const clones = join(directory, "clones")
+        mkdirSync(clones)
+        chmodSync(clones, 0o777)
+        assert.include((yield* Effect.flip(clone(directory))).message, `everybody may write to it: chmod o-w ${clones}`)
+        assert.deepStrictEqual(tree(clones), [])
+      })
+    ))
+
   it.live.each(inTheWay)("does not take the place of %s", ([, make]) =>
     withBase((directory) =>
       Effect.gen(function*() {

@@ -103,6 +103,25 @@ describe("Templates", () => {
       })
     ))
 
+  it.live("are not taken from where everybody may write", () =>
+    inDirectory((directory) =>
+      Effect.gen(function*() {
+        yield* addBase(directory)
+        for (const open of [join(directory, "templates"), join(directory, "templates/base")]) {
+          chmodSync(open, 0o777)
+          const uses: ReadonlyArray<Effect.Effect<unknown, HostError.HostError>> = [
+            using(directory, ({ find }) => find("base")),
+            addBase(directory)
+          ]
+          for (const use of uses) {
+            assert.include((yield* Effect.flip(use)).message, `everybody may write to it: chmod o-w ${open}`)
+          }
+          chmodSync(open, 0o775)
+        }
+        assert.isTrue(Option.isSome(yield* using(directory, ({ find }) => find("base"))))
+      })
+    ))
+
   it.live("added again change nothing, and another one needs to be told to take its place", () =>
     inDirectory((directory) =>
       Effect.gen(function*() {

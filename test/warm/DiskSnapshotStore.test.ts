@@ -67,6 +67,19 @@ describe("DiskSnapshotStore", () => {
       )
     }))
 
+  it.live("refuses labels that make a manifest too large to be read again, before anything is saved", () =>
+    withCache((cache) =>
+      using(
+        cache,
+        Effect.fnUntraced(function*(store) {
+          const labels = { note: "x".repeat(300_000) }
+          const write = () => Effect.die("the machine was stopped for it")
+          const reason = yield* reasonOf(store.add(golden({ name: "base", labels }), write))
+          expect(reason).toMatchObject({ _tag: "InvalidSpec", faults: [{ field: "labels", value: "300011 bytes" }] })
+        })
+      )
+    ))
+
   it.live("keeps what was written, under its id and its name", () =>
     withCache((cache) =>
       using(

@@ -5,7 +5,7 @@ import * as Option from "effect/Option"
 import type * as PlatformError from "effect/PlatformError"
 import * as Schema from "effect/Schema"
 import { DiskFiles, type FileFacts } from "../DiskFiles.ts"
-import { isNotThere } from "./diskFailure.ts"
+import { invalid, isNotThere } from "./diskFailure.ts"
 
 /** What is longer than this was not written by us, and is not taken into memory. */
 const LARGEST = 64 * 1024
@@ -17,6 +17,17 @@ export const factsAt = (
   DiskFiles.use((files) => files.facts(path)).pipe(
     Effect.asSome,
     Effect.catchIf(isNotThere, () => Effect.succeed(Option.none<FileFacts>()))
+  )
+
+/** Who may write to a directory can put another disk in the place of one, whosever that is. */
+export const refuseOpen = (directory: string) =>
+  FileSystem.FileSystem.use((fs) => fs.stat(directory)).pipe(
+    Effect.flatMap(({ mode }) =>
+      (mode & 0o002) === 0
+        ? Effect.void
+        : invalid("directory", directory, `everybody may write to it: chmod o-w ${directory}`)
+    ),
+    Effect.catchIf(isNotThere, () => Effect.void)
   )
 
 /** What we wrote there; none when it is not there, or is nothing of ours. */

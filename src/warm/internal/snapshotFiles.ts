@@ -14,6 +14,12 @@ import * as OwnedFiles from "../../process/OwnedFiles.ts"
 import { FileSeals } from "../FileSeals.ts"
 
 const MANIFEST = "manifest.json"
+
+/** What is larger is not read again. */
+const LARGEST_MANIFEST = 1024 * 1024
+
+/** What one part of a manifest takes that its maker gives, at most: there is to be room for the names of files and disks, too. */
+export const LARGEST_WORDS = LARGEST_MANIFEST / 4
 const SEALS = "seals.json"
 
 const ManifestText = Schema.fromJsonString(Snapshot.Manifest)
@@ -94,6 +100,9 @@ export const complete = Effect.fnUntraced(function*(directory: string, about: Om
   const files = vouched.success.map(({ name, sha256, size }) => ({ name, size, sha256 }))
   const manifest: Snapshot.Manifest = { ...about, files }
   const bytes = new TextEncoder().encode(yield* Effect.orDie(Schema.encodeEffect(ManifestText)(manifest)))
+  if (bytes.length > LARGEST_MANIFEST) {
+    return Result.fail([`its manifest would have ${bytes.length} bytes, and ${LARGEST_MANIFEST} are the most`])
+  }
   yield* OwnedFiles.writeDurably(path.join(directory, MANIFEST), bytes)
   yield* writeSeals(
     path.join(directory, SEALS),
