@@ -386,6 +386,24 @@ describe("Parts.stop", () => {
       ])
     }))
 
+  it.effect("goes on though who is told of it throws", () =>
+    Effect.gen(function*() {
+      const released: Array<string> = []
+      const part = (name: string, dependsOn: ReadonlyArray<Part.Any>) =>
+        Part.make(name, Layer.effectDiscard(Effect.addFinalizer(() => Effect.sync(() => released.push(name)))), {
+          dependsOn
+        })
+      const a = part("a", [])
+      const onEvent = (): Effect.Effect<void> => {
+        throw new Error("a bug")
+      }
+      const parts = yield* Parts.make([part("b", [a])])
+      yield* parts.start({ onEvent })
+      const outcomes = yield* parts.stop({ budget: "1 second", onEvent })
+      expect(outcomes.map(({ _tag }) => _tag)).toEqual(["Stopped", "Stopped"])
+      expect(released).toEqual(["b", "a"])
+    }))
+
   it.effect("what was open before the stop is named too", () =>
     Effect.gen(function*() {
       const layer = Layer.effectDiscard(Effect.gen(function*() {

@@ -115,7 +115,7 @@ const contextsOf = (nodes: ReadonlyArray<Node>): ReadonlyArray<Context.Context<n
 }
 
 const tell = (onEvent: OnEvent, event: ServiceEvent): Effect.Effect<void> =>
-  onEvent === undefined ? Effect.void : Effect.ignoreCause(onEvent(event))
+  onEvent === undefined ? Effect.void : Effect.ignoreCause(Effect.suspend(() => onEvent(event)))
 
 export const make = (nodes: ReadonlyArray<Node>, clock: Clock.Clock): Life => {
   const now = (): number => Walk.monotonic(clock)
