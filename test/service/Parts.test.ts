@@ -389,7 +389,7 @@ describe("Parts.stop", () => {
   it.effect("goes on though who is told of it throws", () =>
     Effect.gen(function*() {
       const released: Array<string> = []
-      const part = (name: string, dependsOn: ReadonlyArray<Part.Any>) =>
+      const part = (name: string, dependsOn: ReadonlyArray<Part.Part<never>>) =>
         Part.make(name, Layer.effectDiscard(Effect.addFinalizer(() => Effect.sync(() => released.push(name)))), {
           dependsOn
         })
