@@ -134,6 +134,8 @@ const kernelArgs = (board: Board, spec: MachineSpec): string =>
   ].join(" ")
 
 const firstFd = 3
+/** A shell need know no descriptor above 9 by its number (Redirection in XCU of POSIX), and dash(1) knows none. */
+const maxOpened = 7
 /** A virtio-serial device has 31 ports; the first is kept for a console. */
 const maxChannels = 30
 
@@ -429,6 +431,15 @@ export const make = (
     : origin._tag === "Template"
     ? template(origin.ram)
     : restore(origin.snapshot)
+  if (opened.length > maxOpened) {
+    const most = spec.drives.length - (opened.length - maxOpened)
+    const remedy = `give ${most} at most: a shell opens the files for QEMU, and no more than ${maxOpened}`
+    return Result.fail(
+      MicroVmError.make(
+        new MicroVmError.InvalidSpec({ faults: [{ field: "drives", value: spec.drives.length, remedy }] })
+      )
+    )
+  }
 
   const qmp = firstFd + opened.length
   const channels = new Map(spec.channels.map((name, index) => [name, qmp + 1 + index]))

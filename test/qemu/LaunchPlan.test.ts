@@ -1,5 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Result from "effect/Result"
+import { spawnSync } from "node:child_process"
 import * as MachineSpec from "../../src/microvm/MachineSpec.ts"
 import type { Snapshot } from "../../src/microvm/Snapshot.ts"
 import * as LaunchPlan from "../../src/qemu/LaunchPlan.ts"
@@ -57,6 +58,24 @@ const faultsOf = (options: Partial<MachineSpec.MachineSpecOptions>): ReadonlyArr
 }
 
 describe("the command line", () => {
+  it("opens no more files than any shell can, and says so of one file more", () => {
+    const disks = (count: number) =>
+      Array.from({ length: count }, (_, index) => ({ name: `d${index}`, path: "/etc/hostname", readOnly: true }))
+    for (const [setup, most] of [[own, 7], [unprivileged, 5]] as const) {
+      const kernel = { kernel: "/etc/hostname", initramfs: "/etc/hostname" }
+      const { argv } = plan(setup, { ...kernel, drives: disks(most) })
+      const script = argv[argv.indexOf("-c") + 1] ?? ""
+      // Up to what it would run.
+      const opens = spawnSync("/bin/sh", ["-c", script, "sh", ...Array(7).fill("/etc/hostname"), "true"])
+      assert.deepStrictEqual([opens.status, String(opens.stderr)], [0, ""])
+      const more = LaunchPlan.make(setup, specOf({ ...kernel, drives: disks(most + 1) }))
+      assert.match(
+        Result.isFailure(more) ? more.failure.message : "",
+        new RegExp(`drives is ${most + 1}: give ${most} at most`)
+      )
+    }
+  })
+
   it("of the least machine, as an ordinary user", () => {
     const { argv, env, fds, files } = plan(own)
     assert.strictEqual(
