@@ -22,11 +22,13 @@ import { ImageStore } from "../image/ImageStore.ts"
 import { MicroVmError } from "../microvm/MicroVmError.ts"
 import * as KillScope from "../process/KillScope.ts"
 import { ProcessSpawner } from "../process/ProcessSpawner.ts"
+import * as UserMap from "../process/UserMap.ts"
 import * as QemuHost from "../qemu/QemuHost.ts"
 import * as QemuProvider from "../qemu/QemuProvider.ts"
 import * as Backend from "./Backend.ts"
 import { FirecrackerHere } from "./FirecrackerHere.ts"
 import { addressesIn, networkConfig } from "./internal/networkConfig.ts"
+import { userPool } from "./internal/userPool.ts"
 import * as RunDirectory from "./RunDirectory.ts"
 
 /**
@@ -190,12 +192,22 @@ const qemu = Effect.gen(function*() {
   const options = yield* QemuProvider.config
   const observed = yield* host.observe({ ...options, afresh: true })
   const setup = yield* Effect.fromResult(QemuHost.choose(observed, options))
+  const nobody = { first: sample.uid, last: sample.uid }
+  const isNobodyHere = observed.others === undefined || UserMap.covers(observed.others, nobody)
+  const shared = setup.user._tag === "Unprivileged" && Option.isNone(yield* userPool(observed.others))
   const checks: Array<Check> = [
     passed("qemu", true, `${observed.binary}, version ${QemuHost.formatVersion(observed.version)}`),
     observed.kvm._tag === "Usable"
       ? passed("kvm", false, "usable")
       : failed("kvm", false, `${observed.kvm.why}, so guests run emulated, and slowly`, observed.kvm.remedy),
-    setup.user._tag === "Own" && observed.uid === 0
+    shared
+      ? failed(
+        "privileges",
+        false,
+        "QEMU runs as nobody, for all machines: the user namespace of this container has none of the users for them",
+        "give the container users from 65536 on, and say which: export MICROVM_UIDS=FIRST-LAST"
+      )
+      : setup.user._tag === "Own" && observed.uid === 0
       ? failed(
         "privileges",
         false,
@@ -204,6 +216,8 @@ const qemu = Effect.gen(function*() {
           ? "apt-get install util-linux"
           : options.user === "keep"
           ? "unset MICROVM_QEMU_USER"
+          : !isNobodyHere
+          ? "give the container CAP_SETUID, CAP_SETGID and users of its own, or run as an ordinary user"
           : "chgrp kvm /dev/kvm && chmod 660 /dev/kvm"
       )
       : passed(

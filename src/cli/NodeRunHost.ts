@@ -10,7 +10,7 @@ import type * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Path from "effect/Path"
-import * as Schema from "effect/Schema"
+import * as NodeFs from "node:fs"
 import type { HostError } from "../host/HostError.ts"
 import * as Limits from "../host/Limits.ts"
 import * as NodeMachineNetworks from "../host/NodeMachineNetworks.ts"
@@ -19,10 +19,12 @@ import * as Journal from "../journal/Journal.ts"
 import type { JournalError } from "../journal/JournalError.ts"
 import { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
 import type { ProcessHost } from "../process/ProcessHost.ts"
+import * as UserMap from "../process/UserMap.ts"
 import * as NodeSupervisor from "../supervisor/NodeSupervisor.ts"
 import * as Resources from "../supervisor/Resources.ts"
 import * as Supervisor from "../supervisor/Supervisor.ts"
 import { addressesIn, networkConfig } from "./internal/networkConfig.ts"
+import { userPool } from "./internal/userPool.ts"
 import * as RunDirectory from "./RunDirectory.ts"
 import { type Place, RunHost } from "./RunHost.ts"
 import * as RunLog from "./RunLog.ts"
@@ -36,26 +38,23 @@ const networks = Effect.fnUntraced(function*(state: string) {
   return yield* Layer.build(NodeMachineNetworks.layer({ directory, ...(yield* networkConfig) }))
 })
 
-/** `MICROVM_UIDS`: the first and the last, as `2000000000-2000065535`. */
-const Uids = Schema.String.check(
-  Schema.makeFilter((text) => {
-    const [, first, last] = /^(\d{5,10})-(\d{5,10})$/.exec(text) ?? []
-    return Number(first) >= 65_536 && Number(first) <= Number(last) && Number(last) < 2 ** 32 - 1
-  }, { expected: "two numbers from 65536 to 4294967294, the smaller one first: 2000000000-2000065535" })
-)
-
-const uidsConfig = Config.schema(Uids, "MICROVM_UIDS").pipe(
-  Config.map((text) => {
-    const [first = 0, last = 0] = text.split("-").map(Number)
-    return { first, count: last - first + 1 }
-  }),
-  Config.withDefault({})
-)
+const ofSelf = (name: string): string | undefined => {
+  try {
+    return NodeFs.readFileSync(`/proc/self/${name}`, "utf8")
+  } catch {
+    return undefined
+  }
+}
 
 /** All runs of a state directory share the users, too. */
 const users = Effect.fnUntraced(function*(state: string) {
   const path = yield* Path.Path
-  return yield* Layer.build(Users.layer({ directory: path.join(state, "users"), ...(yield* uidsConfig) }))
+  const pool = yield* userPool(UserMap.others(ofSelf))
+  if (Option.isNone(pool)) return Option.none()
+  const { first, last } = pool.value
+  return Option.some(
+    yield* Layer.build(Users.layer({ directory: path.join(state, "users"), first, count: last - first + 1 }))
+  )
 })
 
 /** `MICROVM_LIMITS`. Off by default: to enter control groups takes longer than most of a machine's start. */
@@ -73,7 +72,8 @@ const resources = Effect.fnUntraced(function*(state: string, options: RunOptions
   const needed: Array<Supervisor.Resource> = []
   const provided = <R>({ acquire }: Supervisor.Resource<HostError | JournalError, R>, context: Context.Context<R>) =>
     needed.push({ acquire: (entry, given) => Effect.provideContext(acquire(entry, given), context) })
-  if (capabilities.user) provided(Resources.user(), yield* users(state))
+  const own = capabilities.user ? yield* users(state) : Option.none()
+  if (Option.isSome(own)) provided(Resources.user(), own.value)
   if ((yield* limitsConfig) === "on") provided(Resources.limits(limitsOf(options)), yield* Effect.context<Needs>())
   if (network._tag !== "None") provided(Resources.network({ allow: network.allow }), yield* networks(state))
   return needed

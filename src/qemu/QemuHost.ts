@@ -10,6 +10,7 @@ import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
 import type * as Snapshot from "../microvm/Snapshot.ts"
+import * as UserMap from "../process/UserMap.ts"
 
 /**
  * A version of QEMU.
@@ -63,6 +64,8 @@ export interface Observations {
   readonly setpriv: boolean
   /** Do the programs that we start keep capabilities of ours (`ProcessCapabilities.ambient`)? Default false. */
   readonly passesCapabilities?: boolean | undefined
+  /** The users that we can become when we are root. Default all. */
+  readonly others?: ReadonlyArray<UserMap.Range> | undefined
   /** May only root open `/dev/net/tun`? udev has it otherwise. Default false. */
   readonly tunIsClosed?: boolean | undefined
   /** Our PATH, for the programs that are started. */
@@ -267,13 +270,16 @@ const groupsForKvm = ({ gid, mode }: { readonly gid: number; readonly mode: numb
 }
 
 const chooseUser = (
-  { kvm, passesCapabilities = false, setpriv, uid }: Observations,
+  { kvm, others, passesCapabilities = false, setpriv, uid }: Observations,
   accelerator: "kvm" | "tcg",
   options: Options
 ): User => {
   if (uid !== 0) return { _tag: "Own", why: `uid ${uid}`, ...(passesCapabilities && { dropsCapabilities: true }) }
   if (options.user === "keep") return { _tag: "Own", why: "root, as asked for" }
   if (!setpriv) return { _tag: "Own", why: "root: setpriv(1) of util-linux is missing" }
+  if (others !== undefined && !UserMap.covers(others, { first: nobody, last: nobody })) {
+    return { _tag: "Own", why: "root, who has not the right to become another user here, or none to become" }
+  }
   const groups = accelerator === "kvm" && kvm._tag === "Usable" ? groupsForKvm(kvm) : []
   return groups === undefined
     ? { _tag: "Own", why: "root: nobody else may open /dev/kvm (chgrp kvm /dev/kvm && chmod 660 /dev/kvm)" }

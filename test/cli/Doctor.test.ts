@@ -151,6 +151,27 @@ describe("diagnose", () => {
       ["kvm", "privileges"],
       /QEMU runs as root.*\n.*→ apt-get install util-linux$/m
     ],
+    [
+      "another user than root, as in a container without rights",
+      { observed: { uid: 0, others: [{ first: 0, last: 999 }] } },
+      true,
+      ["kvm", "privileges"],
+      /QEMU runs as root, who has not the right.*\n.*→ give the container CAP_SETUID/
+    ],
+    [
+      "users for machines, as in a container",
+      { observed: { uid: 0, others: [{ first: 0, last: 65_535 }] } },
+      true,
+      ["kvm", "privileges"],
+      /QEMU runs as nobody, for all machines.*\n.*→ .*MICROVM_UIDS=FIRST-LAST$/m
+    ],
+    [
+      "the users that are asked for",
+      { observed: { uid: 0, others: [{ first: 0, last: 65_535 }] }, env: { MICROVM_UIDS: "100000-100099" } },
+      false,
+      ["qemu"],
+      /MICROVM_UIDS is not valid: Expected users that there are here/
+    ],
     ["a /dev/kvm for others than root", { observed: { uid: 0, kvm: { _tag: "Usable", mode: 0o600, gid: 0 } } }, true, [
       "privileges"
     ], /→ chgrp kvm/],

@@ -58,6 +58,10 @@ describe("the user", () => {
         dropsCapabilities: true
       }],
       ["has no rights when we are root", { uid: 0 }, {}, { ...nobody, groups: [] }],
+      ["has none in a container that has a nobody", { uid: 0, others: [{ first: 0, last: 65_535 }] }, {}, {
+        ...nobody,
+        groups: []
+      }],
       ["is root when that is asked for", { uid: 0 }, { user: "keep" }, { _tag: "Own", why: "root, as asked for" }],
       ["may open a /dev/kvm for all", { uid: 0, kvm: kvm(0o666, 0) }, {}, { ...nobody, groups: [] }],
       ["is in the group of /dev/kvm", { uid: 0, kvm: kvm(0o660, 104) }, {}, { ...nobody, groups: [104] }],
@@ -83,6 +87,8 @@ describe("the user", () => {
       const [observations, why] of [
         [{ setpriv: false }, "setpriv"],
         [{ kvm: kvm(0o600, 0) }, "/dev/kvm"],
+        [{ others: [] }, "another user"],
+        [{ others: [{ first: 0, last: 999 }] }, "another user"],
         // Membership in root's own group would be worse than the group it helps against.
         [{ kvm: kvm(0o660, 0) }, "/dev/kvm"]
       ] as const
