@@ -14,6 +14,7 @@
  */
 import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
+import * as Socket from "effect/socket/Socket"
 
 /**
  * The agent did not answer in time. It may still do what it was asked; the next request first finds its place in the
@@ -61,8 +62,13 @@ export class Closed extends Data.TaggedError("Closed")<{
   readonly cause?: unknown
 }> {
   override get message(): string {
-    const cause = this.cause instanceof Error ? ` (${this.cause.message})` : ""
-    return `The channel "${this.channel}" to the guest is closed${cause}`
+    const { cause } = this
+    const socket = Socket.isSocketError(cause) ? cause.reason : undefined
+    // A socket's own words are a number, or that a write failed; the system's are below them.
+    const below: unknown = socket === undefined ? cause : "cause" in socket ? socket.cause : undefined
+    const why = below instanceof Error ? ` (${below.message})` : ""
+    const hint = socket !== undefined || cause === undefined ? ", as when its machine has ended" : ""
+    return `The channel "${this.channel}" to the guest is closed${why}${hint}`
   }
 }
 

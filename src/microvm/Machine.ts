@@ -225,6 +225,12 @@ export interface RestoreOptions extends Omit<LaunchOptions, "template"> {
   readonly drives?: MachineSpec.MachineSpecOptions["drives"]
 }
 
+/** What a handle can do: it has no other name, and one life. */
+const possible = (from: MachineState.MachineState): ReadonlyArray<MachineState.Operation> =>
+  MachineState.isOver(from)
+    ? []
+    : MachineState.possible(from).filter((operation) => operation !== "rename" && operation !== "destroy")
+
 /** Of many machines, a span is of this one. */
 const named = ({ id }: Pick<MachineSpec.MachineSpec, "id">) => Effect.annotateCurrentSpan("machine", id)
 
@@ -442,7 +448,7 @@ const fromVmm = Effect.fnUntraced(function*(
       // A handle has one life: what starts a machine anew is another launch.
       if (Option.isNone(to) || MachineState.isOver(from)) {
         const goal = MachineState.goals[operation]
-        return MicroVmError.fail(new MicroVmError.InvalidTransition({ id, from, to: goal }))
+        return MicroVmError.fail(new MicroVmError.InvalidTransition({ id, from, to: goal, possible: possible(from) }))
       }
       if (!supported) {
         const remedy = "choose another backend, or do without"

@@ -54,10 +54,15 @@ export class InvalidTransition extends Data.TaggedError("InvalidTransition")<{
   readonly id: string
   readonly from: MachineState.MachineState
   readonly to: typeof MachineState.goals[MachineState.Operation]
+  /** What could be done there instead. Default: what the state allows, which is more than one handle can do. */
+  readonly possible?: ReadonlyArray<MachineState.Operation>
 }> {
   override get message(): string {
-    const possible = MachineState.possible(this.from).filter((operation) => MachineState.goals[operation] !== this.to)
-    const remedy = possible.length === 0 ? "nothing" : possible.join(", ")
+    const possible = (this.possible ?? MachineState.possible(this.from)).filter((operation) =>
+      MachineState.goals[operation] !== this.to
+    )
+    const another = this.possible !== undefined && MachineState.isOver(this.from) ? ": launch another machine" : ""
+    const remedy = possible.length === 0 ? `nothing${another}` : possible.join(", ")
     return `Machine "${this.id}" is ${this.from} and cannot become ${this.to}; possible there: ${remedy}`
   }
 }

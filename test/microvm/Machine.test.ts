@@ -115,6 +115,7 @@ describe("operations by state", () => {
       const all = yield* launched()
       yield* reach[state]?.(all) ?? Effect.die("unreachable")
       expect(yield* all.machine.state).toBe(state)
+      const handled = new Set(["start", "pause", "resume", "snapshot", "stop"])
       const before = yield* all.asked
       const result = yield* Effect.result(operations[operation](all.machine))
       // One life only: a machine that is over does not start again by its handle.
@@ -125,7 +126,8 @@ describe("operations by state", () => {
           const refusal = new MicroVmError.InvalidTransition({
             id: "m",
             from: state,
-            to: MachineState.goals[operation]
+            to: MachineState.goals[operation],
+            possible: MachineState.isOver(state) ? [] : MachineState.possible(state).filter((one) => handled.has(one))
           })
           return { result: Result.fail(MicroVmError.make(refusal)), asked: [], state }
         },

@@ -21,6 +21,10 @@ const messages: ReadonlyArray<readonly [MicroVmError.Reason, string]> = [
     "Machine \"m\" is destroyed and cannot become destroyed; possible there: nothing"
   ],
   [
+    new MicroVmError.InvalidTransition({ id: "m", from: "crashed", to: "paused", possible: [] }),
+    "Machine \"m\" is crashed and cannot become paused; possible there: nothing: launch another machine"
+  ],
+  [
     new MicroVmError.SnapshotAlreadyExists({ snapshot: "s" }),
     "A snapshot \"s\" already exists: choose another name, or remove that one first"
   ],
