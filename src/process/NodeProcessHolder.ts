@@ -307,7 +307,7 @@ const make = Effect.gen(function*() {
   /** With the mark of the holder itself, a child that was just being made. */
   const marked = ({ holder, mark }: HolderSchema.Claim) =>
     Effect.map(
-      host.list(holder?.startTime ?? 0),
+      host.started(holder?.startTime ?? 0),
       (all) =>
         all.filter((info) =>
           isAlive(info) && (info.mark === mark || (info.mark === Protocol.ownMark(mark) && info.pid !== holder?.pid))

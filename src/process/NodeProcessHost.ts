@@ -102,13 +102,16 @@ const make = Effect.fnUntraced(function*({ tried }: Options) {
     })
   )
 
+  const list = ProcTable.makeList()
+
   return ProcessHost.of({
     bootId,
     self: process.pid,
     ticks: Effect.sync(ProcTable.ticks),
     env: Effect.sync(inherited),
     inspect: (pid) => Effect.sync(() => Option.fromUndefinedOr(ProcTable.inspect(pid))),
-    list: ProcTable.makeList(),
+    list: (since) => list(since, false),
+    started: (since) => Effect.map(list(since, true), (all) => all.filter(({ startTime }) => startTime >= since)),
     groupExists: (pgid) =>
       Effect.sync(() => {
         try {

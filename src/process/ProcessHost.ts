@@ -159,6 +159,8 @@ export class ProcessHost extends Context.Service<ProcessHost, {
   readonly inspect: (pid: number) => Effect.Effect<Option.Option<ProcessInfo>>
   /** Every process that can be seen, with the marks of those that started at this tick or later. */
   readonly list: (since: number) => Effect.Effect<ReadonlyArray<ProcessInfo>>
+  /** Those that started at this tick or later, with their marks: of a thousand others, none is read twice. */
+  readonly started: (since: number) => Effect.Effect<ReadonlyArray<ProcessInfo>>
   /** Has the process group any member, dead ones that nobody has waited for included? */
   readonly groupExists: (pgid: number) => Effect.Effect<boolean>
   /**

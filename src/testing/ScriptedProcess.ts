@@ -281,6 +281,7 @@ const make = Effect.fnUntraced(function*(options: Options) {
     env: Effect.succeed({ PATH: "/usr/bin:/bin" }),
     inspect: (pid) => Effect.sync(() => Option.fromUndefinedOr(entries.get(pid)?.info)),
     list: () => Effect.sync(() => Array.from(entries.values(), (entry) => entry.info)),
+    started: (since) => Effect.map(host.list(since), (all) => all.filter(({ startTime }) => startTime >= since)),
     groupExists: (pgid) => Effect.sync(() => Array.from(entries.values()).some((entry) => entry.info.group === pgid)),
     kill: (target, signal) =>
       Effect.suspend(() =>

@@ -212,6 +212,7 @@ it.live.skipIf(!canChangePids)("a pid that is used again is left alone", () =>
     expect(JSON.parse(output)).toEqual({
       hasSamePid: true,
       isAlive: true,
+      youth: [false, false, true],
       outcomes: ["AlreadyExited", "AlreadyExited"]
     })
   }))

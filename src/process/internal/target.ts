@@ -36,7 +36,7 @@ export const make = (
   // Nothing leaves a cgroup; for the other scopes the mark finds what has left.
   const escaped = killScope._tag === "CGroup" || mark === undefined
     ? Effect.succeed([])
-    : Effect.map(host.list(leader.startTime), (all) => all.filter((info) => info.mark === mark && isAlive(info)))
+    : Effect.map(host.started(leader.startTime), (all) => all.filter((info) => info.mark === mark && isAlive(info)))
 
   return {
     poll: Effect.flatMap(leader.poll, (status) =>
