@@ -21,25 +21,14 @@ import type * as FirecrackerSchema from "./FirecrackerSchema.ts"
 import * as FirecrackerVersion from "./FirecrackerVersion.ts"
 import { describeDevices, inventory, usesOf } from "./internal/deviceWords.ts"
 import { faultsOf, unsupported } from "./internal/planFaults.ts"
+import { countOf, type Devices, devicesOf, entriesOf, type Entry, renamed, rootOf } from "./internal/plannedDevices.ts"
 import { formFaults, type Merged, mergedOf, snapshotFiles } from "./internal/snapshotForm.ts"
 import * as JailPlan from "./JailPlan.ts"
 import * as MachineConfig from "./MachineConfig.ts"
 import { memBackend } from "./PageServer.ts"
 
+export { type Devices, type Entry } from "./internal/plannedDevices.ts"
 export { type Form, type Merged, snapshotFiles } from "./internal/snapshotForm.ts"
-
-/**
- * What a machine has beside what its spec says, in the words of Firecracker's API. `path_on_host` is a path of this host, and
- * `host_dev_name` a TAP device that is there already.
- *
- * @category options
- * @since 0.1.0
- */
-export interface Devices
-  extends Omit<MachineConfig.MachineConfig, "machine" | "bootSource" | "vsock" | "logger" | "metrics">
-{
-  readonly machine?: Omit<FirecrackerSchema.MachineConfiguration, "vcpu_count" | "mem_size_mib"> | undefined
-}
 
 /**
  * @category options
@@ -113,20 +102,6 @@ export const names = {
 } as const
 
 /**
- * A file of the host that Firecracker opens under another name.
- *
- * @category models
- * @since 0.1.0
- */
-export interface Entry {
-  /** Where it comes from: `kernel`, `initramfs`, `state`, `memory`, `drives[0].path`, `devices.drives[0].path_on_host`. */
-  readonly field: string
-  readonly name: string
-  readonly path: string
-  readonly writable: boolean
-}
-
-/**
  * @category models
  * @since 0.1.0
  */
@@ -168,63 +143,11 @@ export const firstPort = 1024
 /** It never leaves the guest, so all may have the same; 0 to 2 are taken (vsock(7)). */
 const guestCid = 3
 
-const ownDevices = ({ devices = {} }: Options, spec: MachineSpec): Devices =>
-  typeof devices === "function" ? devices(spec) : devices
-
-const tellsMtu: FirecrackerVersion.FirecrackerVersion = { major: 1, minor: 16, patch: 0 }
-
-/** After those of the options, as the guest numbers them as they come. */
-const devicesOf = (options: Options, spec: MachineSpec, { version }: Setup): Devices => {
-  const own = ownDevices(options, spec)
-  if (spec.networks.length === 0 && spec.drives.length === 0) return own
-  return {
-    ...own,
-    networkInterfaces: [
-      ...own.networkInterfaces ?? [],
-      // One that leads nowhere is refused by `ownFaults`.
-      ...spec.networks.flatMap(({ mac, mtu, tap }, index) =>
-        tap === undefined ? [] : [{
-          iface_id: `net${index}`,
-          host_dev_name: tap,
-          guest_mac: mac,
-          // An image of ours is told of it by its kernel's arguments, too.
-          ...(mtu !== undefined && FirecrackerVersion.isAtLeast(version, tellsMtu) && { mtu })
-        }]
-      )
-    ],
-    drives: [
-      ...own.drives ?? [],
-      ...spec.drives.map(({ name, path, readOnly }) => ({
-        drive_id: name,
-        path_on_host: path,
-        is_root_device: false,
-        is_read_only: readOnly
-      }))
-    ]
-  }
-}
-
 const targetOf = ({ architecture, version }: Setup, { pci = false }: Options): Capabilities.Target => ({
   architecture,
   version,
   pci
 })
-
-const rootOf = ({ drives = [], pmem = [] }: Devices): BootArgs.Root | undefined => {
-  const drive = drives.find((one) => one.is_root_device)
-  if (drive !== undefined) {
-    return { _tag: "Drive", partuuid: drive.partuuid, readOnly: drive.is_read_only === true }
-  }
-  const index = pmem.findIndex((one) => one.root_device === true)
-  return index < 0 ? undefined : { _tag: "Pmem", index, readOnly: pmem[index]?.read_only === true }
-}
-
-const countOf = (
-  { balloon, drives = [], entropy, memoryHotplug, networkInterfaces = [], pmem = [] }: Devices,
-  channels: ReadonlyArray<string>
-): number =>
-  drives.length + pmem.length + networkInterfaces.length + (channels.length > 0 ? 1 : 0)
-  + [balloon, entropy, memoryHotplug].filter((device) => device !== undefined).length
 
 const bootArgs = (setup: Setup, spec: MachineSpec, options: Options, devices: Devices) => {
   const { architecture } = setup
@@ -283,29 +206,6 @@ const loadOf = (
   })
 })
 
-const driveName = ({ drive_id: id }: FirecrackerSchema.Drive): string => `drive-${id}`
-const pmemName = ({ id }: FirecrackerSchema.Pmem): string => `pmem-${id}`
-
-/** The last `count` drives are those of the spec. */
-const entriesOf = ({ drives = [], pmem = [] }: Devices, count: number): ReadonlyArray<Entry> => [
-  ...drives.flatMap((drive, index) =>
-    drive.path_on_host === undefined ? [] : [{
-      field: index < drives.length - count
-        ? `devices.drives[${index}].path_on_host`
-        : `drives[${index - drives.length + count}].path`,
-      name: driveName(drive),
-      path: drive.path_on_host,
-      writable: drive.is_read_only !== true
-    }]
-  ),
-  ...pmem.map((one, index) => ({
-    field: `devices.pmem[${index}].path_on_host`,
-    name: pmemName(one),
-    path: one.path_on_host,
-    writable: one.read_only !== true
-  }))
-]
-
 const bootEntries = ({ initramfs, kernel }: Pick<MachineSpec, "initramfs" | "kernel">): ReadonlyArray<Entry> => [
   { field: "kernel", name: snapshotFiles.kernel, path: kernel, writable: false },
   ...(initramfs === undefined
@@ -313,16 +213,8 @@ const bootEntries = ({ initramfs, kernel }: Pick<MachineSpec, "initramfs" | "ker
     : [{ field: "initramfs", name: snapshotFiles.initramfs, path: initramfs, writable: false }])
 ]
 
-const renamedDrive = (drive: FirecrackerSchema.Drive): FirecrackerSchema.Drive =>
-  drive.path_on_host === undefined ? drive : { ...drive, path_on_host: driveName(drive) }
-
-const renamedPmem = (pmem: FirecrackerSchema.Pmem): FirecrackerSchema.Pmem => ({
-  ...pmem,
-  path_on_host: pmemName(pmem)
-})
-
 const configOf = (spec: MachineSpec, devices: Devices, options: Options, text: string): MachineConfig.MachineConfig => {
-  const { drives, machine, pmem, ...others } = devices
+  const { machine, ...others } = devices
   return {
     ...others,
     machine: { ...machine, vcpu_count: spec.vcpus, mem_size_mib: spec.memoryMib },
@@ -331,8 +223,7 @@ const configOf = (spec: MachineSpec, devices: Devices, options: Options, text: s
       ...(spec.initramfs !== undefined && { initrd_path: snapshotFiles.initramfs }),
       boot_args: text
     },
-    ...(drives !== undefined && { drives: drives.map(renamedDrive) }),
-    ...(pmem !== undefined && { pmem: pmem.map(renamedPmem) }),
+    ...renamed(devices),
     ...(spec.channels.length > 0 && { vsock: { guest_cid: guestCid, uds_path: names.vsock } }),
     ...(options.metrics === true && { metrics: { metrics_path: names.metrics } })
   }
@@ -444,7 +335,7 @@ export const make = (
       MicroVmError.make(new MicroVmError.Unsupported({ operation: "a PCI bus", backend: "firecracker", remedy }))
     )
   }
-  const given = devicesOf(options, spec, setup)
+  const given = devicesOf(options.devices, spec, setup)
   const tracks = (options.diffs === true || given.machine?.track_dirty_pages === true) && canTrack(setup, spec, given)
   const devices = tracks ? { ...given, machine: { ...given.machine, track_dirty_pages: true } } : given
   const args = bootArgs(setup, spec, options, devices)
@@ -577,7 +468,7 @@ const anyId = "any"
  */
 export const platform = (setup: Setup, spec: Snapshot.Inventory, options: Options = {}) => {
   const { drives = [], networks = [] } = spec
-  const devices = devicesOf(options, { ...spec, id: anyId, networks, drives }, setup)
+  const devices = devicesOf(options.devices, { ...spec, id: anyId, networks, drives }, setup)
   return {
     backend: "firecracker",
     version: `${setup.version.major}.${setup.version.minor}`,
