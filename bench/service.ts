@@ -276,7 +276,8 @@ export const serviceStartup = async (rounds: number): Promise<Section> => {
   const ratio = median(samples, own) / median(samples, bare({ budget, drainDelay: 0 }).name)
   return {
     title: "Start-up of a service",
-    text: "From fork to the first good answer of its readiness probe, or of a request if it has none.",
+    text:
+      "From fork to the first good answer of its readiness probe, or of a request if it has none. This library's service starts a child process and a background task, too, which the others do not have.",
     tables: [table(samples)],
     verdicts: [verdict("≤ 1.2 × runMain + Layer.launch", times(ratio), ratio <= 1.2)]
   }
