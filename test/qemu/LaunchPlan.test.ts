@@ -66,7 +66,7 @@ describe("the command line", () => {
       const { argv } = plan(setup, { ...kernel, drives: disks(most) })
       const script = argv[argv.indexOf("-c") + 1] ?? ""
       // Up to what it would run.
-      const opens = spawnSync("/bin/sh", ["-c", script, "sh", ...Array(7).fill("/etc/hostname"), "true"])
+      const opens = spawnSync("/bin/sh", ["-c", script, "sh", ...disks(7).map(({ path }) => path), "true"])
       assert.deepStrictEqual([opens.status, String(opens.stderr)], [0, ""])
       const more = LaunchPlan.make(setup, specOf({ ...kernel, drives: disks(most + 1) }))
       assert.match(
