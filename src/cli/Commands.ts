@@ -207,10 +207,16 @@ const runCommand = Command.make(
       Flag.withDescription("Print what would be done, and do nothing")
     ),
     json: jsonFlag,
+    quiet: Flag.Boolean("quiet").pipe(
+      Flag.withAlias("q"),
+      Flag.withDefault(false),
+      Flag.withDescription("Say only what is wrong, and not how the machine came up")
+    ),
     command: commandArgument
   },
   Effect.fnUntraced(function*(flags) {
-    const reporter = yield* Reporter
+    const ours = yield* Reporter
+    const reporter = flags.quiet ? Reporter.quiet(ours) : ours
     const backend = yield* Effect.result(
       Option.isSome(flags.backend) ? Effect.succeed(flags.backend.value) : Backend.config
     )
@@ -239,9 +245,11 @@ const runCommand = Command.make(
         const backendDetail = yield* Backend.BackendDetail
         const { backend: taken } = yield* MicroVmProvider
         if (flags.dryRun) return yield* dryRun(options, flags.json)
-        if (options.backend === "auto") yield* reporter.line(`backend ${taken}: ${backendDetail}`)
+        if (options.backend === "auto") yield* reporter.note(`backend ${taken}: ${backendDetail}`)
         const onStarted = detach.tell({ _tag: "Ready" })
-        const report = yield* Run.run(options, { backendDetail, json: flags.json, onStarted })
+        const report = yield* Run.run(options, { backendDetail, json: flags.json, onStarted }).pipe(
+          Effect.provideService(Reporter, reporter)
+        )
         yield* conclude(report, flags.json)
         if (detach.isBackground && report.end._tag === "Completed") {
           yield* reporter.line(`the command has ended (${report.exitCode}): microvm logs ${report.id} has what it said`)

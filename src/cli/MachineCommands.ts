@@ -236,12 +236,19 @@ const ps = Command.make(
       Flag.withDefault(false),
       Flag.withDescription("Those that are over, too, as long as they are kept: the newest 64 of the last 24 hours")
     ),
+    quiet: Flag.Boolean("quiet").pipe(
+      Flag.withAlias("q"),
+      Flag.withDefault(false),
+      Flag.withDescription("Only their ids, each on a line")
+    ),
     json: jsonFlag
   },
-  Effect.fnUntraced(function*({ all, json }) {
+  Effect.fnUntraced(function*({ all, json, quiet }) {
+    if (json && quiet) return yield* usage(["--json and --quiet exclude each other: leave one of them out"])
     yield* Effect.gen(function*() {
       const runs = yield* RunDirectory.all(yield* RunDirectory.stateDirectory)
       const listed = runs.map(toListed).filter(({ state }) => all || state !== "over")
+      if (quiet) return yield* Effect.forEach(listed, ({ id }) => print(id), { discard: true })
       const encode = Schema.encodeEffect(Schema.Array(Listed))
       yield* print(
         json

@@ -52,6 +52,8 @@ export class Reporter extends Context.Service<Reporter, {
   readonly during: (label: string) => <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
   /** A line that stays. */
   readonly line: (text: string) => Effect.Effect<void>
+  /** A line about what goes on, with which nothing is wrong. */
+  readonly note: (text: string) => Effect.Effect<void>
   /** Lets the command's output pass, and minds where it leaves the line that it shares with what is shown here. */
   readonly beside: (
     stream: "stdout" | "stderr"
@@ -64,9 +66,14 @@ export class Reporter extends Context.Service<Reporter, {
       Reporter.of({
         during: () => (effect) => effect,
         line: (text) => Effect.sync(() => void lines.push(text)),
+        note: (text) => Effect.sync(() => void lines.push(text)),
         beside: () => (sink) => sink
       })
     )
+
+  /** It tells only of what is wrong. */
+  static readonly quiet = (reporter: Reporter["Service"]): Reporter["Service"] =>
+    Reporter.of({ ...reporter, note: () => Effect.void, during: () => (effect) => effect })
 
   static readonly layer: Layer.Layer<Reporter, never, Stdio.Stdio> = Layer.effect(
     Reporter,
@@ -107,6 +114,7 @@ export class Reporter extends Context.Service<Reporter, {
 
       return Reporter.of({
         line,
+        note: line,
         during: (label) => (effect) => Effect.raceFirst(effect, isLive ? live(label) : plain(label)),
         beside: (stream) => (sink) =>
           stream === "stdout" && !(isLive && stdoutIsTerminal) ? sink : Sink.mapInput(sink, (bytes: Uint8Array) => {

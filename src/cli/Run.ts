@@ -331,7 +331,7 @@ export const run = Effect.fn("Run.run")(function*(
       entry = found.entry
       up = ready
       if (start !== undefined) cameUp = toStart(start)
-      if (start?._tag === "Restored") yield* reporter.line(`restored in ${formatTook(start.took)}`)
+      if (start?._tag === "Restored") yield* reporter.note(`restored in ${formatTook(start.took)}`)
       if (Option.isSome(options.watchdog)) {
         yield* watch(ready, options.watchdog.value, (why) =>
           Effect.gen(function*() {

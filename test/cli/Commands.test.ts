@@ -380,6 +380,15 @@ describe("run", () => {
       assert.deepInclude(ended, { code: 0, patient: true, stdout: "to and fro\n", stderr: [took] })
     }).pipe(Effect.provide(TestConsole.layer)))
 
+  it.live("says nothing with --quiet, but what is wrong", () =>
+    Effect.gen(function*() {
+      const quiet = (...command: ReadonlyArray<string>) =>
+        Effect.flatMap(makeQemu, (qemu) => microvm(["run", "-q", "--cold", "--", ...command], { qemu }))
+      assert.deepInclude(yield* quiet("exit", "7"), { code: 7, stdout: "", stderr: [] })
+      const { code, stderr } = yield* microvm(["run", "--quiet", "--from", "nonesuch", "--", "true"])
+      assert.deepStrictEqual([code, stderr], [64, [`There is no snapshot "nonesuch"`]])
+    }).pipe(Effect.provide(TestConsole.layer)))
+
   it.live("says less when the backend was named", () =>
     Effect.gen(function*() {
       const ended = yield* microvm(["run", "--cold", "--backend", "qemu", "--", "exit", "7"], { qemu: yield* makeQemu })

@@ -243,6 +243,8 @@ describe("ps", () => {
         up,
         left
       ])
+      assert.strictEqual((yield* host.microvm(["ps", "-q"])).stdout.text, "up\nleft\n")
+      assert.strictEqual((yield* host.microvm(["ps", "-q", "--json"])).code, 64)
       const { stdout } = yield* host.microvm(["ps", "-a", "--json"])
       const listed = yield* Schema.decodeEffect(
         Schema.fromJsonString(Schema.Array(MachineCommands.Listed)),
@@ -261,6 +263,7 @@ describe("ps", () => {
       const host = yield* makeHost
       assert.match((yield* host.microvm(["ps"])).stdout.text, /^ID +STATE .*\n$/)
       assert.strictEqual((yield* host.microvm(["ps", "--json"])).stdout.text, "[]\n")
+      assert.strictEqual((yield* host.microvm(["ps", "-q"])).stdout.text, "")
     }))
 
   it("keeps a command to its column", () => {

@@ -57,7 +57,7 @@ const withFlag = ({ network }: RunOptions) => (error: WarmMachine.WarmError): Wa
 
 /** Brings a machine up, with what the run's place has for it. */
 export const launch = Effect.fnUntraced(function*({ id, onMachine, options, phase, place }: Coming) {
-  const { line } = yield* Reporter
+  const { note } = yield* Reporter
   const { backend } = yield* MicroVmProvider
   const from = typeof options.start === "object" ? yield* Snapshots.resolve(options.start.from) : undefined
   let maker: number | undefined
@@ -67,7 +67,7 @@ export const launch = Effect.fnUntraced(function*({ id, onMachine, options, phas
       // It is told ten times a second.
       if (progress._tag === "WaitingForMaker" && progress.pid === maker) return
       if (progress._tag === "WaitingForMaker") maker = progress.pid
-      if (isWorthALine(progress)) yield* line(WarmProgress.format(progress))
+      if (isWorthALine(progress)) yield* note(WarmProgress.format(progress))
     })
   const bring = ({ before, drives, networks }: Supervisor.Provision) =>
     WarmMachine.launch({
