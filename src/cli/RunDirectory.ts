@@ -156,7 +156,7 @@ export class AmbiguousId extends Data.TaggedError("AmbiguousId")<{
  */
 export class StillUp extends Data.TaggedError("StillUp")<{ readonly id: string }> {
   override get message(): string {
-    return `machine ${this.id} is up: end it with microvm stop ${this.id}, or use another id`
+    return `machine ${this.id} is up: end it first, with microvm stop ${this.id}, or name another`
   }
 }
 

@@ -113,13 +113,15 @@ const workplaces = (directory: string) =>
   }))
 
 /**
- * Removes what processes that were killed have left in a cache. First of all: it may be what the disk is full of.
+ * Removes what processes that were killed have left in a cache, and tells where directories of one's own are to be. First of all: it
+ * may be what the disk is full of.
  *
  * @internal
  */
 export const clearUp = Effect.fnUntraced(function*(directory: string) {
   const { staging, temporary } = yield* workplaces(directory)
-  yield* Effect.forEach([staging, temporary], (one) => Effect.ignore(OwnedFiles.sweep(one)))
+  yield* Effect.forEach([staging, temporary], (one) => Effect.ignore(OwnedFiles.sweep(one)), { discard: true })
+  return temporary
 })
 
 const make = Effect.fnUntraced(function*(store: StoreOptions) {

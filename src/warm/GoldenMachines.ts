@@ -404,8 +404,7 @@ const turnIn = Effect.fnUntraced(function*(directory: string) {
     )
   const turn: Turn = (name, onWait) =>
     Effect.gen(function*() {
-      const temporary = path.join(directory, "tmp")
-      yield* DiskSnapshotStore.clearUp(directory)
+      const temporary = yield* DiskSnapshotStore.clearUp(directory)
       yield* OwnedFiles.ensureDirectory(temporary)
       const own = yield* OwnedFiles.temporaryDirectory(temporary)
       yield* OwnerLock.acquire({ file: path.join(directory, `${name}.lock`), own, patience: "1 minute", onWait })

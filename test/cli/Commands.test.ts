@@ -417,7 +417,7 @@ describe("run", () => {
       })
       assert.deepStrictEqual([code, stderr.at(-1), listening], [
         125,
-        "machine dev is up: end it with microvm stop dev, or use another id",
+        "machine dev is up: end it first, with microvm stop dev, or name another",
         []
       ])
     }).pipe(Effect.provide(TestConsole.layer)))

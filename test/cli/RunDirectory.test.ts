@@ -91,7 +91,7 @@ describe("a run", () => {
     Effect.gen(function*() {
       const state = yield* makeState
       yield* RunDirectory.begin(state, infoOf("dev"))
-      const told = ["StillUp", "machine dev is up: end it with microvm stop dev, or use another id"]
+      const told = ["StillUp", "machine dev is up: end it first, with microvm stop dev, or name another"]
       assert.deepStrictEqual(yield* refusal(RunDirectory.begin(state, infoOf("dev"))), told)
       assert.deepStrictEqual(yield* refusal(RunDirectory.remove(state, "dev")), told)
     }).pipe(Effect.provide(layer)))

@@ -110,7 +110,7 @@ describe.skipIf(noRuns !== undefined)("microvm run --detach", () => {
     // Another of its name.
     const second = await runs.microvm("run", "--detach", "--name", id, "--", "true")
     assert.deepInclude(second, { code: 125, stdout: "" })
-    assert.include(second.stderr, `machine ${id} is up: end it with microvm stop ${id}, or use another id`)
+    assert.include(second.stderr, `machine ${id} is up: end it first, with microvm stop ${id}, or name another`)
     assert.deepInclude(await runs.microvm("rm", id), { code: 1 })
 
     // Three at a time, each with its own streams and its own code.
