@@ -215,8 +215,7 @@ const seen = (events: Effect.Effect<ReadonlyArray<typeof Event.Type>>): Seen => 
   })
 })
 
-/** @internal */
-export const settingsOf = (options: Options & { readonly events?: string | undefined }): Settings.Settings =>
+const settingsOf = (options: Options & { readonly events?: string | undefined }): Settings.Settings =>
   Settings.read(JSON.stringify(options), undefined)
 
 const isSource = import.meta.url.endsWith(".ts")
