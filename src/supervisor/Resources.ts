@@ -74,7 +74,7 @@ export const all = <E1, R1, E2 = never, R2 = never, E3 = never, R3 = never, E4 =
  *           return { machine: yield* Machine.launch(spec, how), user: how.user }
  *         })
  *     })
- *   ).pipe(Effect.map(({ user }) => user), Effect.provide(layer))
+ *   ).pipe(Effect.map(({ user }) => user), Effect.scoped, Effect.provide(layer))
  * })
  * const host = Layer.merge(NodeProcessHost.layer, NodeServices.layer)
  * await Effect.runPromise(program.pipe(Effect.scoped, Effect.provide(host))) // => 300000
