@@ -437,8 +437,8 @@ describe("without a descriptor left", () => {
     expect(tell("starved.ts", ...scopes)).toEqual(scopes.map((killScope) => [killScope, "None", "Forced", false]))
   })
 
-  it("another thread that takes the one that is kept has it once only", () => {
-    expect(tell("starved-twice.ts")).toEqual([true, true, true, true])
+  it("another thread that takes the one that is kept has it once only, and a claim is made with it", () => {
+    expect(tell("starved-twice.ts")).toEqual([true, true, true, true, true])
   })
 })
 

@@ -37,8 +37,11 @@ const once = <A>(f: () => A): A => {
   return result
 }
 
+/** Has this process no descriptor left, or the whole machine no file? */
+export const isShortage = (cause: unknown): boolean => ["EMFILE", "ENFILE"].includes(errnoName(cause))
+
 const again = <A>(f: () => A, cause: unknown): A => {
-  if (errnoName(cause) !== "EMFILE" || reserve === undefined) throw cause
+  if (!isShortage(cause) || reserve === undefined) throw cause
   NodeFs.closeSync(reserve)
   reserve = undefined
   try {
@@ -49,7 +52,7 @@ const again = <A>(f: () => A, cause: unknown): A => {
 }
 
 /**
- * Runs `f`, which opens one descriptor and closes it again; once more in place of the reserve when there is none left (EMFILE). What
+ * Runs `f`, which opens one descriptor and closes it again; once more in place of the reserve when there is none left (EMFILE, ENFILE). What
  * cannot be looked at would be taken for gone, and a process that nobody has ended for one that has.
  */
 export const withReserve = <A>(f: () => A): A => {

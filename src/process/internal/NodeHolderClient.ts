@@ -7,7 +7,7 @@ import * as NodeFs from "node:fs"
 import * as NodeNet from "node:net"
 import * as Protocol from "./holderProtocol.ts"
 import * as HolderSchema from "./holderSchema.ts"
-import { attempt, errnoName } from "./NodeErrno.ts"
+import { attempt, errnoName, isShortage, withReserve } from "./NodeErrno.ts"
 
 /** How long a holder may take to answer. It does nothing else. */
 const patience = "5 seconds"
@@ -141,11 +141,11 @@ export const preclude = (directory: string): boolean => {
   const claim: Protocol.Claim = { version: Protocol.version, holder: null, mark: "" }
   const fresh = `${directory}/${Protocol.files.held}.none-${process.pid}`
   try {
-    NodeFs.writeFileSync(fresh, JSON.stringify(claim), { mode: 0o600 })
+    withReserve(() => NodeFs.writeFileSync(fresh, JSON.stringify(claim), { mode: 0o600 }))
     NodeFs.linkSync(fresh, `${directory}/${Protocol.files.held}`)
     return true
   } catch (cause) {
-    return errnoName(cause) !== "EEXIST"
+    return errnoName(cause) !== "EEXIST" && !isShortage(cause)
   } finally {
     attempt(() => NodeFs.rmSync(fresh, { force: true }))
   }
