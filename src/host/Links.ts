@@ -21,6 +21,7 @@ import type { Claim } from "../journal/MachineRecord.ts"
 import { type ResourceKind, Verdict } from "../journal/ResourceKind.ts"
 import { HostCommands } from "./HostCommands.ts"
 import * as HostError from "./HostError.ts"
+import { gather } from "./internal/gather.ts"
 import * as IpJson from "./internal/ipJson.ts"
 import * as Plan from "./internal/linkPlan.ts"
 import { KernelSettings } from "./KernelSettings.ts"
@@ -80,7 +81,7 @@ export class Links extends Context.Service<Links, {
    * Makes all of them, or none. Fails with `InvalidArgument` before anything is made, with `Conflict` when an interface has one
    * of the names, and else as `HostCommands` does: what was made until then is removed again.
    *
-   * All links of a machine have to be made in one call.
+   * All links of a machine have to be made in one call. Calls at the same time are one `ip`.
    */
   readonly make: (links: ReadonlyArray<LinkSpec>) => Effect.Effect<ReadonlyArray<Link>, HostError.HostError>
   /**
@@ -254,6 +255,27 @@ const make = Effect.gen(function*() {
     )
   })
 
+  const undo = (links: ReadonlyArray<LinkSpec>) =>
+    reclaim(
+      links.map(({ name, owner, topology }) => ({ owner, data: { name, netns: topology?._tag === "Namespace" } })),
+      { dryRun: false }
+    ).pipe(Effect.provideService(HostCommands, commands))
+
+  const makeAll = gather({
+    keyOf: ({ name }: LinkSpec) => name,
+    undo,
+    make: (links) =>
+      build(links).pipe(
+        Effect.onError((cause) => {
+          const reason = Option.map(Cause.findErrorOption(cause), (error) => error.reason)
+          const line = Option.isSome(reason) && reason.value._tag === "CommandFailed" ? reason.value.line : undefined
+          return undo(Plan.madeBefore(links, line))
+        }),
+        Effect.mapError(explain),
+        Effect.provideService(HostCommands, commands)
+      )
+  })
+
   return Links.of({
     make: Effect.fn("Links.make")(function*(links) {
       const faults = Plan.check(links)
@@ -261,20 +283,7 @@ const make = Effect.gen(function*() {
       if (links.length === 0) return []
       const missing = yield* Effect.provideService(checkBridges(links), HostCommands, commands)
       if (missing.length > 0) return yield* HostError.fail(new HostError.InvalidArgument({ faults: missing }))
-      const undo = (cause: Cause.Cause<HostError.HostError>) => {
-        const reason = Option.map(Cause.findErrorOption(cause), (error) => error.reason)
-        const line = Option.isSome(reason) && reason.value._tag === "CommandFailed" ? reason.value.line : undefined
-        const wanted = Plan.madeBefore(links, line).map(({ name, owner, topology }) => ({
-          owner,
-          data: { name, netns: topology?._tag === "Namespace" }
-        }))
-        return reclaim(wanted, { dryRun: false })
-      }
-      yield* build(links).pipe(
-        Effect.onError(undo),
-        Effect.mapError(explain),
-        Effect.provideService(HostCommands, commands)
-      )
+      yield* makeAll(links)
       return links.map(toLink)
     }),
     check: Effect.fn("Links.check")(function*(name) {

@@ -100,7 +100,9 @@ describe("Links", () => {
               (made) => Effect.map(reclaim(links), (verdicts) => ({ made, verdicts }))
             )
           )
-          yield* TestClock.adjust("40 seconds")
+          for (let second = 0; second < 100 && fiber.pollUnsafe() === undefined; second++) {
+            yield* TestClock.adjust("1 second")
+          }
           const { made, verdicts } = yield* Fiber.join(fiber)
           // Two calls make them.
           expect(Result.isFailure(made)).toBe(at < 2)
@@ -154,6 +156,55 @@ describe("Links", () => {
       const refused = yield* Effect.flip(make([linkOf(1), linkOf(2), linkOf(3)]))
       expect(refused.reason._tag).toBe("Conflict")
       expect([...host.links.keys()]).toEqual(["mv3fa2-2"])
+    }))
+
+  it.effect("calls at the same time are one command, and one that fails does so alone", () =>
+    Effect.gen(function*() {
+      const host = FakeIp.make()
+      const batches: Array<string> = []
+      const commands = HostCommands.layerScripted((command) => {
+        if (command.args.join(" ") === "-batch -") batches.push(command.input ?? "")
+        return FakeIp.run(host)(command)
+      })
+      const layer = Layer.provideMerge(Links.layer, Layer.merge(commands, settings))
+      yield* Effect.gen(function*() {
+        const { make } = yield* Links.Links
+        const all = [1, 2, 3].map((index) => make([linkOf(index)]))
+        yield* Effect.all(all, { concurrency: "unbounded" })
+        expect(batches).toHaveLength(1)
+        host.links.set("mv3fa2-5", { ...alone })
+        const results = yield* Effect.forEach([4, 5, 6, 6], (index) => Effect.result(make([linkOf(index)])), {
+          concurrency: "unbounded"
+        })
+        const tags = results.map((one) => Result.isFailure(one) ? one.failure.reason._tag : "made")
+        expect(tags).toEqual(["made", "Conflict", "made", "Conflict"])
+        expect([...host.links.keys()].toSorted()).toEqual([1, 2, 3, 4, 5, 6].map((index) => `mv3fa2-${index}`))
+      }).pipe(Effect.provide(layer))
+    }))
+
+  it.effect("of calls at the same time, one that is interrupted is undone, and the others are not", () =>
+    Effect.gen(function*() {
+      const host = FakeIp.make()
+      const commands = HostCommands.layerScripted((command) =>
+        command.args.join(" ") === "-batch -"
+          ? Effect.andThen(Effect.sleep("1 second"), FakeIp.run(host)(command))
+          : FakeIp.run(host)(command)
+      )
+      const layer = Layer.provideMerge(Links.layer, Layer.merge(commands, settings))
+      yield* Effect.gen(function*() {
+        const { make } = yield* Links.Links
+        const [one, two, three] = yield* Effect.forEach([1, 2, 3], (index) => Effect.forkChild(make([linkOf(index)])))
+        yield* TestClock.adjust("500 millis")
+        // Who asks now is the next command.
+        const four = yield* Effect.forkChild(make([linkOf(4)]))
+        const leaving = yield* Effect.forkChild(
+          Effect.all([one, four].flatMap((fiber) => fiber ?? []).map(Fiber.interrupt))
+        )
+        yield* TestClock.adjust("10 seconds")
+        yield* Fiber.join(leaving)
+        for (const fiber of [two, three]) if (fiber !== undefined) yield* Fiber.join(fiber)
+        expect([...host.links.keys()]).toEqual(["mv3fa2-2", "mv3fa2-3"])
+      }).pipe(Effect.provide(layer))
     }))
 
   it.effect("the links of one removal are put into a group that nobody else uses", () =>
