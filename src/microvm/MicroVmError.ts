@@ -235,6 +235,24 @@ export class PoolClosed extends Data.TaggedError("PoolClosed") {
 }
 
 /**
+ * As many wait for a machine of the pool as may: nobody else is let in until one of them has a machine, or leaves. A server answers
+ * with 503 and `Retry-After`.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export class PoolFull extends Data.TaggedError("PoolFull")<{
+  readonly pool: string
+  readonly max: number
+  readonly maxWaiting: number
+}> {
+  override get message(): string {
+    return `Pool "${this.pool}" has no machine ready, and as many wait for one as may (maxWaiting is ${this.maxWaiting}): ` +
+      `try again later, or give it a max above ${this.max}`
+  }
+}
+
+/**
  * Machines that a pool had started for a taker were not fit for use, one after the other.
  *
  * @category reasons
@@ -359,6 +377,7 @@ export type Reason =
   | InvalidSpec
   | InvalidPool
   | PoolClosed
+  | PoolFull
   | MachinesUnfit
   | BackendUnavailable
   | LaunchFailed

@@ -43,9 +43,9 @@ export interface MicroVmPool<out A, out E = never> {
    * A machine that nobody has had, until the scope closes: then it is ended. Those who wait are served in the order in
    * which they asked, each with the oldest machine that is ready.
    *
-   * Fails with the error of a start when fewer machines are under way than there are takers; with `PoolClosed` once the
-   * pool is drained or closed, also while it waits; with `MachinesUnfit` when three machines in a row that it had to wait
-   * for were of no use.
+   * Fails with the error of a start when fewer machines are under way than there are takers; with `PoolFull`, at once, when as
+   * many wait as may; with `PoolClosed` once the pool is drained or closed, also while it waits; with `MachinesUnfit` when three
+   * machines in a row that it had to wait for were of no use.
    */
   readonly take: Effect.Effect<A, E | MicroVmError.MicroVmError, Scope.Scope>
   readonly stats: Effect.Effect<Stats<E>>
@@ -71,6 +71,8 @@ export interface Stats<out E> {
   readonly ending: number
   /** Takers without a machine. */
   readonly waiting: number
+  /** Takers so far that were not let in, since `maxWaiting` others waited. */
+  readonly refused: number
   /** Machines so far that had ended or were unhealthy before anybody had them. */
   readonly unfit: number
   /** Why the last start failed that did, however many worked since. */
@@ -95,6 +97,8 @@ export interface Refill {
  * @since 0.1.0
  */
 export interface Options<A, E, R> {
+  /** For people: letters, digits, `.`, `_` and `-`, 64 characters at most. Default `default`. */
+  readonly name?: string | undefined
   /**
    * Brings up one machine, ready for use, in a scope that is its own. Give it a deadline: one that hangs takes the place of
    * another.
@@ -104,6 +108,14 @@ export interface Options<A, E, R> {
   readonly min: number
   /** So many exist at most: those that start, are ready, in use or not quite gone. */
   readonly max: number
+  /**
+   * So many takers wait at most: who comes on top is refused at once (`PoolFull`). With 0, only what is ready is handed out. Choose
+   * it by how long somebody waits at all: with 8 machines of 10 seconds each, the hundredth does so for 2 minutes. Default 10,000,
+   * which is some 50 MB: no batch of jobs meets it, and a flood of requests does not take all memory.
+   *
+   * One whose machine turned out to be unfit goes back to its place, also where that is one more.
+   */
+  readonly maxWaiting?: number | undefined
   readonly refill?: Refill | undefined
   /**
    * A machine that was ready for so long is replaced: its clock, its entropy and its image grow old. It happens in the
@@ -200,7 +212,9 @@ export const make: <A, E, R>(
   MicroVmError.MicroVmError,
   Exclude<R, Scope.Scope> | Scope.Scope
 > = Effect.fn("MicroVmPool.make")(function*<A, E, R>(options: Options<A, E, R>) {
-  const { concurrency, healthTimeout, max, maxAge, min, per, starts } = yield* Effect.fromResult(checked(options))
+  const { concurrency, healthTimeout, max, maxAge, maxWaiting, min, name, per, starts } = yield* Effect.fromResult(
+    checked(options)
+  )
   const services = yield* Effect.context<Exclude<R, Scope.Scope>>()
   const clock = yield* Clock.Clock
   const pace = yield* makePace({ starts, per, retry: options.retry ?? defaultRetry })
@@ -212,6 +226,7 @@ export const make: <A, E, R>(
   const empty = Deferred.makeUnsafe<void>()
   let turns = 0
   let unfit = 0
+  let refused = 0
   let lastFailure: Option.Option<Cause.Cause<E>> = Option.none()
   /** Was a failure logged, and has every start failed since? */
   let logged = false
@@ -340,7 +355,11 @@ export const make: <A, E, R>(
       if (place >= 0) waiting.splice(place, 1)
       return Effect.void
     })
-  const next = (turn: number, restore: Restore): Effect.Effect<Candidate<A>, E | MicroVmError.MicroVmError> =>
+  const next = (
+    turn: number,
+    isNew: boolean,
+    restore: Restore
+  ): Effect.Effect<Candidate<A>, E | MicroVmError.MicroVmError> =>
     Effect.suspend(() => {
       if (closing) return closed
       const first = ready.shift()
@@ -349,10 +368,14 @@ export const make: <A, E, R>(
         settle()
         return Effect.succeed(first)
       }
-      // One that was given an unfit machine has asked before those who wait.
-      const later = waiting.findIndex((other) => other.turn > turn)
+      if (isNew && waiting.length >= maxWaiting) {
+        refused++
+        return MicroVmError.fail(new MicroVmError.PoolFull({ pool: name, max, maxWaiting }))
+      }
+      // One that was given an unfit machine has asked before those who wait; all others come last.
+      const before = waiting.findLastIndex((other) => other.turn < turn)
       const waiter: Waiter<A, E> = { turn, answer: Deferred.makeUnsafe(), given: undefined }
-      waiting.splice(later < 0 ? waiting.length : later, 0, waiter)
+      waiting.splice(before + 1, 0, waiter)
       settle()
       return Effect.onInterrupt(restore(Deferred.await(waiter.answer)), () => leave(waiter))
     })
@@ -374,9 +397,11 @@ export const make: <A, E, R>(
     Effect.gen(function*() {
       const scope = yield* Effect.scope
       const turn = turns++
+      let isNew = true
       for (let tried = 0; tried < patience;) {
         const waits = ready.length === 0
-        const candidate = yield* next(turn, restore)
+        const candidate = yield* next(turn, isNew, restore)
+        isNew = false
         const { machine, slot } = candidate
         const fit = yield* isFit(candidate, restore)
         if (fit && !closing) {
@@ -420,6 +445,7 @@ export const make: <A, E, R>(
       starting: inPhase("starting"),
       ending: inPhase("ending"),
       waiting: waiting.length,
+      refused,
       unfit,
       lastFailure
     })),
@@ -428,8 +454,10 @@ export const make: <A, E, R>(
 }, Effect.uninterruptible)
 
 interface Checked {
+  readonly name: string
   readonly min: number
   readonly max: number
+  readonly maxWaiting: number
   readonly concurrency: number
   readonly starts: number
   readonly per: number
@@ -437,9 +465,9 @@ interface Checked {
   readonly healthTimeout: number
 }
 
-/** The options as numbers, times in milliseconds. */
+/** The options with all defaults, times in milliseconds. */
 const checked = <A, E, R>(
-  { healthTimeout, max, maxAge, min, refill }: Options<A, E, R>
+  { healthTimeout, max, maxAge, maxWaiting = 10_000, min, name = "default", refill }: Options<A, E, R>
 ): Result.Result<Checked, MicroVmError.MicroVmError> => {
   const faults: Array<MicroVmError.Fault> = []
   const count = (field: string, value: number, least: number): number => {
@@ -457,9 +485,22 @@ const checked = <A, E, R>(
   count("min", min, 0)
   count("max", max, 1)
   if (min > max) faults.push({ field: "min", value: min, remedy: `write no more than max, which is ${max}` })
-  const numbers: Checked = {
+  count("maxWaiting", maxWaiting, 0)
+  if (min === 0 && maxWaiting === 0) {
+    faults.push({
+      field: "maxWaiting",
+      value: maxWaiting,
+      remedy: "write 1 at least where min is 0, as none is ever ready"
+    })
+  }
+  if (!/^[A-Za-z0-9._-]{1,64}$/.test(name)) {
+    faults.push({ field: "name", value: name, remedy: "write 1 to 64 letters, digits, dots, underscores and dashes" })
+  }
+  const all: Checked = {
+    name,
     min,
     max,
+    maxWaiting,
     concurrency: count("refill.concurrency", refill?.concurrency ?? 4, 1),
     starts: refill?.rate === undefined ? Infinity : count("refill.rate.starts", refill.rate.starts, 1),
     per: refill?.rate === undefined ? 0 : time("refill.rate.per", refill.rate.per),
@@ -468,5 +509,5 @@ const checked = <A, E, R>(
   }
   return faults.length > 0
     ? Result.fail(MicroVmError.make(new MicroVmError.InvalidPool({ faults })))
-    : Result.succeed(numbers)
+    : Result.succeed(all)
 }

@@ -1,5 +1,6 @@
 import { expect, it } from "@effect/vitest"
 import { type MicroVmError, MicroVmPool } from "effect-microvm-runtime/microvm"
+import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -20,6 +21,7 @@ const Step = Schema.Struct({
 const Run = Schema.Struct({
   min: within(0, 3),
   spare: within(0, 3),
+  maxWaiting: within(0, 4),
   concurrency: within(1, 3),
   starts: within(1, 4),
   checked: Schema.Boolean,
@@ -50,6 +52,7 @@ it.effect.prop(
   ({ input }) =>
     Effect.gen(function*() {
       const max = Math.max(1, input.min + input.spare)
+      const maxWaiting = input.min === 0 ? 1 + input.maxWaiting : input.maxWaiting
       const fate = (id: number) => input.fates[id % input.fates.length] ?? input.fates[0]
       let calm = false
       const world = makeWorld({
@@ -63,6 +66,7 @@ it.effect.prop(
           acquire: world.acquire,
           min: input.min,
           max,
+          maxWaiting,
           refill: { concurrency: input.concurrency, rate: { starts: input.starts, per: rate } },
           maxAge: input.ages ? 10_000 : undefined,
           ended: world.ended,
@@ -83,6 +87,7 @@ it.effect.prop(
       const users: Array<Taker> = []
       const had = new Set<number>()
       const lastServed: Array<number> = []
+      let refused = 0
 
       const serve = Effect.gen(function*() {
         yield* quiet
@@ -100,7 +105,10 @@ it.effect.prop(
         yield* serve
         expect(world.most()).toBeLessThanOrEqual(max)
         expect(world.mostStarting()).toBeLessThanOrEqual(input.concurrency)
-        const { ending, inUse, ready, starting } = yield* pool.stats
+        const { ending, inUse, ready, refused: counted, starting, waiting } = yield* pool.stats
+        expect(counted).toBe(refused)
+        // Those that had an unfit one are let in again.
+        expect(waiting).toBeLessThanOrEqual(input.checked ? maxWaiting + max : maxWaiting)
         expect(ready + inUse + starting + ending).toBe(world.alive().length)
         expect(inUse).toBeGreaterThanOrEqual(users.length)
         if (!input.checked) {
@@ -117,7 +125,17 @@ it.effect.prop(
         switch (what) {
           case "take": {
             const scope = yield* Scope.make()
-            takers.push({ turn: turns++, scope, fiber: yield* fork(Scope.provide(pool.take, scope)) })
+            const { ready, waiting } = yield* pool.stats
+            const taker = { turn: turns++, scope, fiber: yield* fork(Scope.provide(pool.take, scope)) }
+            if (ready > 0 || waiting < maxWaiting) {
+              takers.push(taker)
+            } else {
+              refused++
+              const exit = taker.fiber.pollUnsafe()
+              expect(exit !== undefined && Exit.isFailure(exit) ? Cause.squash(exit.cause) : exit).toMatchObject({
+                reason: { _tag: "PoolFull", max, maxWaiting }
+              })
+            }
             break
           }
           case "giveBack": {

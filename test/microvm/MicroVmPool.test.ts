@@ -39,13 +39,35 @@ describe("options", () => {
         max: 0,
         refill: { concurrency: 0, rate: { starts: 0, per: 0 } },
         maxAge: NaN,
-        healthTimeout: -1
+        healthTimeout: -1,
+        maxWaiting: NaN,
+        name: "my pool"
       }))
       expect(found?._tag === "InvalidPool" ? found.faults.map(({ field }) => field) : found).toEqual(
-        ["min", "max", "min", "refill.concurrency", "refill.rate.starts", "refill.rate.per", "maxAge", "healthTimeout"]
+        [
+          "min",
+          "max",
+          "min",
+          "maxWaiting",
+          "name",
+          "refill.concurrency",
+          "refill.rate.starts",
+          "refill.rate.per",
+          "maxAge",
+          "healthTimeout"
+        ]
       )
       expect(found?.message).toContain("min is 1.5: write a whole number from 0; max is 0: write a whole number from 1")
       expect(world.startedAt()).toEqual([])
+    }))
+
+  it.effect("a pool that could never hand anything out is refused", () =>
+    Effect.gen(function*() {
+      const { acquire } = makeWorld()
+      const found = yield* reason(MicroVmPool.make({ acquire, min: 0, max: 1, maxWaiting: 0 }))
+      expect(found?.message).toBe(
+        "Invalid pool: maxWaiting is 0: write 1 at least where min is 0, as none is ever ready"
+      )
     }))
 })
 
@@ -288,6 +310,88 @@ describe("taking", () => {
       yield* Scope.provide(pool.take, scope)
       yield* pass(100)
       expect(world.alive()).toEqual([1])
+    }))
+})
+
+describe("more takers than may wait", () => {
+  const full = { _tag: "PoolFull", pool: "default", max: 1, maxWaiting: 2 }
+
+  it.effect("are refused at once, and counted, and told what to do", () =>
+    Effect.gen(function*() {
+      const world = makeWorld()
+      const options = { name: "jobs", acquire: world.acquire, min: 1, max: 1, maxWaiting: 2 }
+      const pool = yield* MicroVmPool.make(options)
+      const takers = [yield* fork(takeOne(pool)), yield* fork(takeOne(pool))]
+      const refused = yield* Effect.forEach([1, 2, 3], () => fork(reason(takeOne(pool))))
+      yield* quiet
+      expect(refused.map(isDone)).toEqual([true, true, true])
+      expect((yield* finish(refused[0] ?? (yield* Effect.die("a taker"))))?.message).toBe(
+        "Pool \"jobs\" has no machine ready, and as many wait for one as may (maxWaiting is 2): " +
+          "try again later, or give it a max above 1"
+      )
+      const { refused: counted, waiting } = yield* pool.stats
+      expect([waiting, counted]).toEqual([2, 3])
+      yield* pass(100)
+      expect(takers.map(isDone)).toEqual([true, false])
+    }))
+
+  it.effect("one that leaves, or gets its machine, frees its place", () =>
+    Effect.gen(function*() {
+      const world = makeWorld()
+      const pool = yield* MicroVmPool.make({ acquire: world.acquire, min: 0, max: 1, maxWaiting: 2 })
+      const [first, leaving] = [yield* fork(takeOne(pool)), yield* fork(takeOne(pool))]
+      yield* quiet
+      expect(yield* reason(takeOne(pool))).toMatchObject(full)
+      yield* Fiber.interrupt(leaving)
+      yield* fork(takeOne(pool))
+      yield* quiet
+      expect(yield* reason(takeOne(pool))).toMatchObject(full)
+      yield* pass(100)
+      expect(isDone(first)).toBe(true)
+      yield* fork(takeOne(pool))
+      yield* quiet
+      expect((yield* pool.stats).waiting).toBe(2)
+      expect(yield* reason(takeOne(pool))).toMatchObject(full)
+    }))
+
+  it.effect("what is ready is handed out however few may wait", () =>
+    Effect.gen(function*() {
+      const world = makeWorld()
+      const pool = yield* MicroVmPool.make({ acquire: world.acquire, min: 1, max: 1, maxWaiting: 0 })
+      expect(yield* reason(takeOne(pool))).toMatchObject({ ...full, maxWaiting: 0 })
+      yield* pass(100)
+      expect((yield* takeOne(pool)).machine.id).toBe(0)
+      expect(yield* reason(takeOne(pool))).toMatchObject({ _tag: "PoolFull" })
+    }))
+
+  it.effect("one whose machine was unfit goes back to its place, before those who came later", () =>
+    Effect.gen(function*() {
+      const world = makeWorld()
+      const pool = yield* MicroVmPool.make({
+        acquire: world.acquire,
+        min: 0,
+        max: 1,
+        maxWaiting: 1,
+        healthy: ({ id }) => Effect.as(Effect.sleep(100), id > 0)
+      })
+      const first = yield* fork(takeOne(pool))
+      yield* pass(100)
+      const second = yield* fork(takeOne(pool))
+      yield* pass(100)
+      yield* quiet
+      expect((yield* pool.stats).waiting).toBe(2)
+      expect(yield* reason(takeOne(pool))).toMatchObject({ _tag: "PoolFull" })
+      expect((yield* finish(first)).machine.id).toBe(1)
+      expect(isDone(second)).toBe(false)
+    }))
+
+  it.effect("a pool that is closed says so, not that it is full", () =>
+    Effect.gen(function*() {
+      const world = makeWorld()
+      const pool = yield* MicroVmPool.make({ acquire: world.acquire, min: 1, max: 1, maxWaiting: 0 })
+      yield* pass(100)
+      yield* pool.drain
+      expect(yield* reason(takeOne(pool))).toMatchObject({ _tag: "PoolClosed" })
     }))
 })
 
