@@ -4,7 +4,7 @@
  *     node_modules/.bin/node examples/sandbox-server.ts &
  *     curl -N localhost:8000/run --data 'uname -a; sleep 1; exit 7'
  *
- * Who hangs up ends his machine. A signal lets what runs come to its end, and leaves nothing.
+ * Who hangs up ends his machine. Of more requests than can wait some are answered with 503 at once. A signal lets what runs come to its end, and leaves nothing.
  */
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { NodeProcessSpawner } from "effect-microvm-runtime/process"
@@ -12,15 +12,10 @@ import { NodeQemuHost, QemuProvider } from "effect-microvm-runtime/qemu"
 import { NodeHttpPart, Part, Service } from "effect-microvm-runtime/service"
 import { NodeSupervisor } from "effect-microvm-runtime/supervisor"
 import { NodeWarmMachine } from "effect-microvm-runtime/warm"
-import * as ByteSize from "effect/ByteSize"
 import * as Config from "effect/Config"
 import * as Effect from "effect/Effect"
-import * as HttpIncomingMessage from "effect/http/HttpIncomingMessage"
-import * as HttpRouter from "effect/http/HttpRouter"
-import * as HttpServerRequest from "effect/http/HttpServerRequest"
-import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import * as Layer from "effect/Layer"
-import * as Stream from "effect/Stream"
+import { Routes } from "./sandbox-routes.ts"
 import { Sandboxes } from "./sandboxes.ts"
 
 const machines = NodeWarmMachine.layer.pipe(
@@ -39,21 +34,6 @@ const sandboxes = Part.make(
     Layer.provide(machines),
     Layer.provide(NodeProcessSpawner.layer),
     Layer.provide(NodeServices.layer)
-  )
-)
-
-const Routes = HttpRouter.add(
-  "POST",
-  "/run",
-  Effect.gen(function*() {
-    const script = yield* (yield* HttpServerRequest.HttpServerRequest).text
-    const events = (yield* Sandboxes).run(script).pipe(
-      Stream.catch(({ message }) => Stream.succeed({ event: "error", data: message })),
-      Stream.map(({ data, event }) => `event: ${event}\ndata: ${JSON.stringify(data)}\n\n`)
-    )
-    return HttpServerResponse.stream(Stream.encodeText(events), { contentType: "text/event-stream" })
-  }).pipe(
-    Effect.provideService(HttpIncomingMessage.MaxBodySize, ByteSize.mebibytes(1))
   )
 )
 

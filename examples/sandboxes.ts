@@ -31,11 +31,13 @@ export class TimeOver extends Data.TaggedError("TimeOver")<{ readonly limit: Dur
 const settings = Config.all({
   ready: Config.Int("SANDBOX_READY").pipe(Config.withDefault(2)),
   most: Config.Int("SANDBOX_MOST").pipe(Config.withDefault(8)),
+  // The last of them waits for as long as four scripts take.
+  waiting: Config.Int("SANDBOX_WAITING").pipe(Config.withDefault(32)),
   limit: Config.Duration("SANDBOX_TIME").pipe(Config.withDefault(Duration.seconds(10)))
 })
 
 const make = Effect.gen(function*() {
-  const { limit, most, ready } = yield* settings
+  const { limit, most, ready, waiting } = yield* settings
   const supervisor = yield* Supervisor.Supervisor
   // To be killed and started again is the normal case.
   for (const { action, id, why } of yield* supervisor.recover()) yield* Effect.log(`${id}: ${action}, ${why}`)
@@ -51,11 +53,13 @@ const make = Effect.gen(function*() {
       })
     ).pipe(Effect.timeout("2 minutes")),
     ended: ({ machine }) => machine.ended,
+    name: "sandboxes",
     min: ready,
-    max: most
+    max: most,
+    maxWaiting: waiting
   })
 
-  const start = Effect.fn("Sandboxes.start")(function*(script: string) {
+  const run = Effect.fn("Sandboxes.run")(function*(script: string) {
     const { agent, machine, slots } = yield* pool.take
     const { exit, stderr, stdin, stdout } = yield* GuestCommand.run(agent, slots, {
       command: "sh",
@@ -72,10 +76,10 @@ const make = Effect.gen(function*() {
       Stream.interruptWhen(Effect.delay(Effect.fail(new TimeOver({ limit })), limit))
     )
   })
-  return { run: (script: string) => Stream.unwrap(start(script)) }
+  return { run }
 })
 
-/** `run` is over when its stream is, or when nobody reads it any more. */
+/** `run` waits for a machine, and gives what the script tells: the machine is there until the scope closes. */
 export class Sandboxes extends Context.Service<Sandboxes, Effect.Success<typeof make>>()("example/Sandboxes") {
   static readonly layer = Layer.effect(Sandboxes, make)
 }
