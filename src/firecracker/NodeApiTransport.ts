@@ -87,7 +87,8 @@ const toReason = (
  * - `within` counts from the call: waiting for one's turn is part of it. After it, and after an interruption, the
  *   connection is closed; Firecracker may still do what it was asked.
  * - A `GET` is sent a second time, once, when a kept connection turns out to be dead before a byte of the answer came.
- *   Nothing else is ever sent twice.
+ *   Nothing else is ever sent twice; what could not be written to a new connection, since the other end was closed, is
+ *   written to another one, three in all.
  * - An answer has a `Content-Length`, or status 204; at most 64 KiB of head; a body of at most `maxBodyBytes` in UTF-8.
  *   Anything else is a `ProtocolViolation`.
  *

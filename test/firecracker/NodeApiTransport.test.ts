@@ -166,13 +166,30 @@ describe("an answer", () => {
       assert.deepStrictEqual(yield* transport.request(get("/")), { status: 503, body, deprecated: false })
     }))
 
-  it.effect("of a server that hangs up before it is asked is heard", () =>
-    Effect.gen(function*() {
-      const { server, transport } = yield* setUp((socket) => {
-        socket.end("HTTP/1.1 503 \r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}", () => socket.destroy())
+  // The client writes in one of these turns, where what it was told is lost to an error.
+  it.effect.each([0, 1, 2, 3])(
+    "of a server that hangs up before it is asked is heard, %i turns after it was dialled",
+    (turns) =>
+      Effect.gen(function*() {
+        const refuse = (socket: Socket, left: number): void => {
+          if (left > 0) return void setImmediate(refuse, socket, left - 1)
+          socket.write("HTTP/1.1 503 \r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}")
+          socket.destroy()
+        }
+        const { transport } = yield* setUp((socket) => refuse(socket, turns))
+        for (let i = 0; i < 5; i++) assert.strictEqual((yield* transport.request(put("/actions"))).status, 503)
       })
-      for (let i = 0; i < 5; i++) assert.strictEqual((yield* transport.request(put("/actions"))).status, 503)
-      assert.strictEqual(server.received.length, 5)
+  )
+
+  it.effect("of a server that hangs up without a word is none, and it is not dialled for ever", () =>
+    Effect.gen(function*() {
+      const hangUp = (socket: Socket, left: number): unknown =>
+        left > 0 ? setImmediate(hangUp, socket, left - 1) : socket.destroy()
+      const { server, transport } = yield* setUp((socket, index) => hangUp(socket, 2 + index))
+      const reason = yield* reasonOf(transport.request(put("/actions")))
+      assert.deepStrictEqual([reason._tag, "phase" in reason && reason.phase], ["ConnectionFailed", "connect"])
+      assert.isAtMost(server.received.length, 3)
+      yield* until(() => server.open() === 0)
     }))
 
   it.effect("to nothing leaves no connection that is one answer ahead", () =>

@@ -3,12 +3,17 @@
  * FIRECRACKER_BIN it is asked of that program as well; FIDELITY_RECORD=1 writes down what that says instead.
  */
 import { afterAll, assert, describe, it } from "@effect/vitest"
+import { FirecrackerApi, NodeApiTransport } from "effect-microvm-runtime/firecracker"
 import { FakeFirecracker } from "effect-microvm-runtime/testing"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
 import { spawnSync } from "node:child_process"
 import { accessSync, constants } from "node:fs"
 import * as Answers from "../testing/firecrackerAnswers.ts"
+import * as Client from "../testing/firecrackerClient.ts"
 import * as Transcript from "../testing/firecrackerTranscript.ts"
+import { directory } from "./rawServer.ts"
 
 const { FIDELITY_RECORD, FIRECRACKER_BIN: binary } = process.env
 const hasKvm = (() => {
@@ -74,4 +79,33 @@ describe.runIf(binary !== undefined)(`Firecracker ${realVersion}`, () => {
   afterAll(() => {
     if (FIDELITY_RECORD !== undefined) Answers.record(realVersion, heard)
   })
+})
+
+const turnedAway = (open: Effect.Effect<Transcript.Target, never, Scope.Scope>) =>
+  Effect.gen(function*() {
+    const target = yield* open
+    const { socketPath } = yield* target.start(yield* directory())
+    const body = `{"vcpu_count":1,"mem_size_mib":128}`
+    const call = { method: "PUT", path: "/machine-config", body, within: Duration.seconds(10) } as const
+    // A new connection each: the one after a refusal is.
+    const transport = yield* NodeApiTransport.make({ socketPath })
+    yield* Effect.scoped(Effect.gen(function*() {
+      yield* Effect.replicateEffect(Client.connect(socketPath), 10)
+      const answers = yield* Effect.replicateEffect(transport.request(call), 200)
+      assert.deepStrictEqual([...new Set(answers.map(({ status }) => status))], [503])
+    }))
+    assert.isAtLeast((yield* FirecrackerApi.readVersion(transport)).minor, 7)
+  }).pipe(Effect.scoped)
+
+describe("who has an eleventh connection hears it each time, and no more once there is room", () => {
+  it.live(
+    "of the fake",
+    () => turnedAway(Effect.map(Effect.orDie(FakeFirecracker.install({})), (fake) => Transcript.spawned(fake.binary))),
+    60_000
+  )
+  it.live.skipIf(binary === undefined)(
+    "of the real one",
+    () => turnedAway(Effect.sync(() => Transcript.spawned(binary ?? ""))),
+    60_000
+  )
 })

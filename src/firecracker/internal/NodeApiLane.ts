@@ -45,6 +45,8 @@ interface Task {
   /** Is the connection one that was kept from an earlier answer? */
   isKept: boolean
   isSent: boolean
+  /** How many new connections were closed while it was being written. */
+  refusals: number
 }
 
 interface Connection {
@@ -58,6 +60,9 @@ const broken = (phase: "connect" | "request" | "response", cause: unknown): Fail
   phase,
   cause
 })
+
+/** So often a new connection may be closed before it took its request. What was said there is lost, so another one is made. */
+const mostRefusals = 3
 
 /** What has just come, on whichever connection: it is looked at before anything else is read. */
 const taken = new Uint8Array(64 * 1024)
@@ -108,8 +113,10 @@ export const make = (options: {
     const { task } = connection
     if (task === undefined) return
     const progress = task.reader.progress()
-    const isStale = task.isKept && progress === "nothing"
-    if (isStale && task.isRepeatable && !isClosed) {
+    // A write that fails leaves a request of which the end is missing: it was not done.
+    const isCut = task.isSent && hasProperty(error, "code") && error.code === "EPIPE"
+    const isWorthAnother = task.isKept ? task.isRepeatable : isCut && ++task.refusals < mostRefusals
+    if (progress === "nothing" && isWorthAnother && !isClosed) {
       connection.task = undefined
       underWay--
       begin(task, undefined)
@@ -117,10 +124,8 @@ export const make = (options: {
       return advance()
     }
     release(connection)
-    // A write that fails leaves a request of which the end is missing: it was not done.
-    const mayBeDone = task.isSent && !(hasProperty(error, "code") && error.code === "EPIPE")
     task.failed(broken(
-      progress !== "nothing" ? "response" : mayBeDone ? "request" : "connect",
+      progress !== "nothing" ? "response" : task.isSent && !isCut ? "request" : "connect",
       error ?? new Error(`closed after ${progress} of the answer`)
     ))
   }
@@ -180,8 +185,10 @@ export const make = (options: {
       task.watch()
     }
     // One turn of the event loop later: Firecracker tells who is one too many without being asked, and hangs up. Writing
-    // to it then would be an error that hides what it has said.
-    if (kept === undefined) connection.socket.once("connect", () => setImmediate(() => setImmediate(send)))
+    // to it then is an error that hides what it has said; where that happens all the same, the next one listens for longer.
+    let turns = 2 + task.refusals
+    const listen = (): void => turns-- > 0 ? void setImmediate(listen) : send()
+    if (kept === undefined) connection.socket.once("connect", listen)
     else send()
   }
 
@@ -227,7 +234,8 @@ export const make = (options: {
           },
           connection: undefined,
           isKept: false,
-          isSent: false
+          isSent: false,
+          refusals: 0
         }
         waiting.add(task)
         advance()
