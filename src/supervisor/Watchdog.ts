@@ -149,14 +149,13 @@ export const watch: (
 
     const watchOne = Effect.fnUntraced(function*({ check, name }: Check) {
       let asked: Fiber.Fiber<unknown, unknown> | undefined
-      // What hangs may hang in its interruption, too: it is not waited for, and not asked a second time meanwhile.
+      // What hangs may hang in its interruption, too: that is not waited for, and not asked a second time meanwhile.
       const ask = Effect.gen(function*() {
-        const fiber = asked === undefined || asked.pollUnsafe() !== undefined
-          ? yield* Effect.forkDetach(check, { startImmediately: true })
-          : asked
-        asked = fiber
-        return yield* Effect.timeoutOption(Fiber.await(fiber), within)
-      }).pipe(Effect.ensuring(Effect.sync(() => asked?.interruptUnsafe())))
+        // How that ended is no answer.
+        if (asked !== undefined) yield* Fiber.await(asked)
+        asked = yield* Effect.forkDetach(check, { startImmediately: true })
+        return yield* Fiber.await(asked)
+      }).pipe(Effect.timeoutOption(within), Effect.ensuring(Effect.sync(() => asked?.interruptUnsafe())))
 
       let failed = 0
       let since = yield* millis

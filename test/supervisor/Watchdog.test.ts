@@ -99,6 +99,26 @@ describe("a machine is watched", () => {
       }
     }).pipe(Effect.scoped, Effect.provide(MemoryProvider.layer)))
 
+  it.effect("one that answers again is not ended for a check that takes long to be given up", () =>
+    Effect.gen(function*() {
+      let hung = true
+      const check = Effect.suspend(() => hung ? Effect.never : Effect.void).pipe(
+        Effect.onInterrupt(() => Effect.sleep("7 seconds"))
+      )
+      const machine = yield* launch({})
+      const { hangs, onHang } = told()
+      yield* machine.start
+      yield* Effect.forkChild(
+        Watchdog.watch(machine, { checks: [{ name: "agent", check }], failures: 2, onHang, policy: "end" }),
+        { startImmediately: true }
+      )
+      // Asked after 5 seconds, given up after 10, and that is over after 17, while it waits for its second answer.
+      yield* TestClock.adjust("12 seconds")
+      hung = false
+      yield* TestClock.adjust("1 minute")
+      assert.deepStrictEqual([hangs, yield* machine.state], [[], "running"])
+    }).pipe(Effect.scoped, Effect.provide(MemoryProvider.layer)))
+
   it.effect("one that hangs is ended although who is told of it throws", () =>
     Effect.gen(function*() {
       const machine = yield* launch({ ping: Effect.never })
