@@ -287,8 +287,11 @@ export const make = Effect.fn("NodeHttpListener.make")(function*(options: Option
       const answer = NodeHttpServerRequest.toServerResponse(request)
       // `refuses` has told its stream.
       const one: Endless = { socket: answer.req.socket, tell: () => true }
-      endless.add(one)
-      answer.once("close", () => endless.delete(one))
+      // A handler that cannot be interrupted may answer a client that has gone, of whom nothing more is heard.
+      if (!answer.closed) {
+        endless.add(one)
+        answer.once("close", () => endless.delete(one))
+      }
       return endsWith(response, body, refuses.await)
     })
   }

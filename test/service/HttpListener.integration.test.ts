@@ -1,3 +1,4 @@
+import * as NodeHttpServerRequest from "@effect/platform-node/NodeHttpServerRequest"
 import { afterEach, describe, expect, it } from "@effect/vitest"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
@@ -548,6 +549,49 @@ describe("streams that go on for ever", () => {
       yield* Fiber.join(stopping)
       yield* Effect.promise(() => client.closed)
       expect(client.text).toMatch(/done$/)
+    }))
+
+  it.live("a client that has gone before its events begin is not kept in mind", () =>
+    Effect.gen(function*() {
+      const asked = yield* Deferred.make<NodeNet.Socket>()
+      const gone = yield* Deferred.make<void>()
+      const held = yield* Deferred.make<void>()
+      const open = yield* Deferred.make<void>()
+      const events = HttpServerResponse.stream(Stream.never, { contentType: "text/event-stream" })
+      // Without a router, handlers are not interrupted when their clients go.
+      const server = HttpServer.serve(Effect.gen(function*() {
+        const request = yield* HttpServerRequest.HttpServerRequest
+        if (request.url === "/held") {
+          yield* Deferred.succeed(held, undefined)
+          yield* Deferred.await(open)
+          return HttpServerResponse.empty()
+        }
+        const { socket } = NodeHttpServerRequest.toIncomingMessage(request)
+        const closed = Effect.callback<void>((resume) => void socket.once("close", () => resume(Effect.void)))
+        yield* Deferred.succeed(asked, socket)
+        yield* closed
+        yield* Effect.sleep(1)
+        yield* Effect.forkDetach(Effect.delay(Deferred.succeed(gone, undefined), 1))
+        return events
+      }))
+      const { port, stop } = yield* started(server, { upgradedWithin: "20 millis" })
+      const impatient = new Client(port)
+      impatient.get("/late")
+      const socket = yield* Deferred.await(asked)
+      impatient.socket.destroy()
+      yield* Deferred.await(gone)
+      let told = 0
+      socket.destroy = () => {
+        told++
+        return socket
+      }
+      new Client(port).get("/held")
+      yield* Deferred.await(held)
+      const stopping = yield* Effect.forkChild(stop, { startImmediately: true })
+      yield* Effect.sleep("200 millis")
+      yield* Deferred.succeed(open, undefined)
+      yield* Fiber.join(stopping)
+      expect(told).toBe(0)
     }))
 
   it.live("a request that waits for news is told of the stop, when nobody is accepted any more", () =>
