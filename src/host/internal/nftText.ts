@@ -81,7 +81,8 @@ const peer = (family: Cidr.Family): string => `ct reply ${ip[family]} saddr`
 
 /**
  * The shared part. Packets of a machine's link come by `guard` first, before connections are looked up: they are those of a
- * machine that we know, with its own addresses, or they are dropped; their connections are that machine's (`zoneOf`). One look tells both. After that:
+ * machine that we know, with its own addresses, or they are dropped; their connections are that machine's (`zoneOf`). One look tells
+ * both. After that:
  *
  * - `forward`: from a machine to the outside, and what is answered; to a machine only from those that may be near. What is related
  *   to its flows are the errors of routers, which no rule for a protocol would let through.
@@ -338,7 +339,8 @@ interface Member {
   readonly value?: string
 }
 
-const members = (machine: Known): ReadonlyArray<Member> => {
+/** In a table of the release before (`older`), a set has the sources, and a map of its own the zones. */
+const members = (machine: Known, older = false): ReadonlyArray<Member> => {
   const { link, mac, masquerade, token, v4 } = machine
   const name = `"${link}"`
   const zone = String(zoneOf(token))
@@ -349,10 +351,16 @@ const members = (machine: Known): ReadonlyArray<Member> => {
     { family: "inet", set: "outside", key: name, value: `goto ${chains.outside(token)}` },
     { family: "inet", set: "near", key: name, value: `goto ${chains.near(token)}` },
     { family: "arp", set: "covered", key: name },
+    ...(older ? [{ family: "inet", set: "zones", key: name, value: zone } as const] : []),
     ...families.flatMap((family): ReadonlyArray<Member> => {
       const ends = side(machine, family)
       return ends === undefined ? [] : [
-        { family: "inet", set: `sources${family}`, key: `${name} . ${mac} . ${ends.guest}`, value: zone },
+        {
+          family: "inet",
+          set: `sources${family}`,
+          key: `${name} . ${mac} . ${ends.guest}`,
+          ...(!older && { value: zone })
+        },
         { family: "inet", set: `gateways${family}`, key: `${name} . ${ends.gateway}` },
         ...(masquerade ? [{ family: "inet", set: `masqueraded${family}`, key: ends.guest } as const] : [])
       ]
@@ -411,6 +419,35 @@ export const enact = (table: string, now: Seen, before: Seen = now): string => {
   ].join("")
 }
 
+/** A source in a table of the release before, and what has come from it. */
+export interface Source {
+  readonly token: string
+  readonly family: Cidr.Family
+  readonly key: ReadonlyArray<string>
+  readonly packets: number
+  readonly bytes: number
+}
+
+/** What `text` says, which begins with the shared part, in a table of the release before: its machines keep what they have. */
+export const reshape = (table: string, text: string, sources: ReadonlyArray<Source>): string =>
+  [
+    `flush chain inet ${table} guard\n`,
+    ...families.map((family) => `delete set inet ${table} sources${family}\n`),
+    `delete map inet ${table} zones\n`,
+    text,
+    elementsOf(
+      "add",
+      table,
+      sources.map(({ bytes, family, key: [link = "", ...others], packets, token }) => ({
+        family: "inet",
+        set: `sources${family}`,
+        key: [`"${link}"`, ...others].join(" . "),
+        statement: ` counter packets ${packets} bytes ${bytes}`,
+        value: String(zoneOf(token))
+      }))
+    )
+  ].join("")
+
 /** The addresses are open from now on for so many seconds, whatever was said of them before. */
 export const learn = (
   table: string,
@@ -439,10 +476,10 @@ export interface Found {
 }
 
 /** What of it is not there is added first, so that there is something to delete. */
-export const remove = (table: string, found: ReadonlyArray<Found>): string => {
+export const remove = (table: string, found: ReadonlyArray<Found>, older: boolean): string => {
   const inet = `inet ${table}`
   const own = found.flatMap(({ machine: { token } }) => [chains.outside(token), chains.near(token)])
-  const all = found.flatMap(({ machine }) => members(machine))
+  const all = found.flatMap(({ machine }) => members(machine, older))
   return [
     elementsOf("add", table, all),
     elementsOf("delete", table, all),
