@@ -1,4 +1,4 @@
-// Brings a clone to the state in which every script of package.json works: npm packages, Debian packages, `dist`, guest image.
+// Brings a clone to the state in which every script of package.json works: npm packages, `dist`, Debian packages, guest image.
 // Plain JavaScript on Node's own modules, because it runs before anything is installed, on whatever Node the machine has.
 //
 //   node scripts/setup.mjs             all steps
@@ -420,14 +420,14 @@ const ensure = async (title, missing, fill) => {
 }
 
 /**
- * In order: each stands on those before it.
+ * In order: each stands on those before it. The packages are what a machine may not get: whoever is told so has `microvm doctor` then.
  *
  * @type {ReadonlyMap<string, () => Promise<void>>}
  */
 const steps = new Map([
   ["npm", () => ensure("npm packages", npmMissing, installNpm)],
-  ["debian", () => ensure("Debian packages", debianMissing, installDebian)],
   ["dist", () => ensure("dist", distMissing, buildDist)],
+  ["debian", () => ensure("Debian packages", debianMissing, installDebian)],
   ["image", buildImage]
 ])
 

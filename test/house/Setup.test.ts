@@ -143,7 +143,7 @@ describe("set-up", () => {
     expect(calls().map((call) => call.split(" ")[0])).toEqual(["npm", "npm"])
     expect(await setup("nmp")).toMatchObject({
       code: 64,
-      said: "setup: no such step: nmp; there are npm, debian, dist, image\n"
+      said: "setup: no such step: nmp; there are npm, dist, debian, image\n"
     })
   })
 
@@ -268,6 +268,13 @@ describe("Debian packages", () => {
       expect(said).toContain("  qemu-system-x86: runs the guests where Firecracker cannot (qemu-system-x86_64)\n")
     }
   )
+
+  it("are asked for when the command is there, which says what else this machine lacks", async () => {
+    for (const tool of ["cat", "ln", "mkdir", "rm", "sleep"]) symlinkSync(`/usr/bin/${tool}`, join(programs, tool))
+    const { code, said } = await start({ path: programs, user: "somebody" }).ended
+    expect({ code, isBuilt: existsSync(join(clone, "dist", ".stamp")) }).toEqual({ code: 69, isBuilt: true })
+    expect(said).toContain("there is no apt-get here")
+  })
 
   it("that machines do without do not stop who may not install them", async () => {
     symlinkSync("/usr/bin/env", join(programs, "qemu-system-x86_64"))
