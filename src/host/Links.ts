@@ -161,10 +161,11 @@ const look = Effect.fnUntraced(function*(claims: ReadonlyArray<Wanted>) {
   const halfMade = new Set(details.filter(Plan.isHalfMade).map(({ ifname }) => ifname))
   const groups = new Set(links.map(({ group }) => group))
   const found = claims.map(({ data, owner: { token } }) => {
+    // Earlier versions made TAPs under such a name, too.
     const temporary = Plan.temporaryName(token)
-    const unfinished = data.netns
-      ? (hasNoAlias(temporary) ? temporary : undefined)
-      : halfMade.has(data.name)
+    const unfinished = hasNoAlias(temporary)
+      ? temporary
+      : !data.netns && halfMade.has(data.name)
       ? data.name
       : undefined
     const ours = [byKey.get(Plan.keyOf(token, data.name)), unfinished].flatMap((name) => name ?? [])

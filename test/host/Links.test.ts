@@ -38,6 +38,13 @@ const over = (
   return {
     make: (links: ReadonlyArray<LinkSpec.LinkSpec>) =>
       Effect.provide(Links.Links.use((service) => service.make(links)), layer),
+    makeEach: (all: ReadonlyArray<ReadonlyArray<LinkSpec.LinkSpec>>) =>
+      Effect.provide(
+        Links.Links.use((service) =>
+          Effect.forEach(all, (links) => Effect.exit(service.make(links)), { concurrency: "unbounded" })
+        ),
+        layer
+      ),
     reclaim: (links: ReadonlyArray<LinkSpec.LinkSpec>) =>
       Effect.provide(Links.kind.reclaim(links.map(claimOf), { dryRun: false }), layer)
   }
@@ -148,6 +155,14 @@ describe("Links", () => {
       ])
     }))
 
+  it.effect("what an earlier version had begun to make of a TAP is found", () =>
+    Effect.gen(function*() {
+      const host = FakeIp.make()
+      host.links.set(Plan.temporaryName(linkOf(1).owner.token), { group: "default", kind: "tap" })
+      expect(yield* over(host).reclaim([linkOf(1)])).toEqual([{ _tag: "Released" }])
+      expect([...host.links.keys()]).toEqual([])
+    }))
+
   it.effect("what somebody else is just making under a name that we want, too, stays", () =>
     Effect.gen(function*() {
       const host = FakeIp.make()
@@ -180,6 +195,17 @@ describe("Links", () => {
         expect(tags).toEqual(["made", "Conflict", "made", "Conflict"])
         expect([...host.links.keys()].toSorted()).toEqual([1, 2, 3, 4, 5, 6].map((index) => `mv3fa2-${index}`))
       }).pipe(Effect.provide(layer))
+    }))
+
+  it.effect("calls at the same time that are tried alone do not wait for each other", () =>
+    Effect.gen(function*() {
+      const host = FakeIp.make()
+      const hangs = (_: number, { args }: HostCommands.HostCommand) =>
+        args.join(" ") === "-batch -" ? "hangs before" as const : undefined
+      const { makeEach } = over(host, hangs)
+      const fiber = yield* Effect.forkChild(makeEach([1, 2, 3, 4].map((index) => [linkOf(index)])))
+      for (let second = 0; second < 25; second++) yield* TestClock.adjust("1 second")
+      expect(fiber.pollUnsafe()).toBeDefined()
     }))
 
   it.effect("of calls at the same time, one that is interrupted is undone, and the others are not", () =>

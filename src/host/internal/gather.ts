@@ -15,7 +15,7 @@ interface Group<Item, E> {
 
 /**
  * Whoever asks while a command is under way waits for its end, for a second at most, and all of them are the next one. When that fails,
- * each of them is tried alone: who is at fault is told, and nobody else. So is each of those who want the same (`keyOf`).
+ * each of them is tried alone: who is at fault is told, and nobody else. So is each of those who want the same (`keyOf`), in turn.
  *
  * `make` makes all or nothing. A caller that is interrupted waits for the command, unless nobody else does, and what was made for it is
  * undone.
@@ -29,11 +29,15 @@ export const gather = <Item, E>({ keyOf, make, undo }: {
   let last: Fiber.Fiber<unknown> | undefined
   const run = Effect.fnUntraced(function*(calls: ReadonlyArray<ReadonlyArray<Item>>) {
     const all = calls.flat()
-    if (calls.length > 1 && new Set(all.map(keyOf)).size === all.length) {
+    const areApart = new Set(all.map(keyOf)).size === all.length
+    if (calls.length > 1 && areApart) {
       const together = yield* Effect.exit(make(all))
       if (Exit.isSuccess(together)) return calls.map(() => together)
     }
-    return yield* Effect.forEach(calls, (items) => Effect.exit(make(items)))
+    // One that hangs is not to hold up the others.
+    return yield* Effect.forEach(calls, (items) => Effect.exit(make(items)), {
+      concurrency: areApart ? "unbounded" : 1
+    })
   })
   const begin = Effect.suspend(() => {
     const before = last === undefined || last.pollUnsafe() !== undefined
