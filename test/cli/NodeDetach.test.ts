@@ -38,7 +38,20 @@ const at = ({ open }: typeof Left.Type, fd: string): string | undefined => open.
 describe("a process in the background", () => {
   it("starts where we are, and leaves that place and our stderr when it has started, and no secret in the process table", async () => {
     using place = new Place()
-    const args = [program, "run", "--env", "A=secret", "--env=B=secret", "-e", "C=secret", "-e=D=secret", "--", "true"]
+    const args = [
+      program,
+      "run",
+      "--env",
+      "A=secret",
+      "--env=B=secret",
+      "-e",
+      "C=secret",
+      "-e=D=secret",
+      "-qe",
+      "E=secret",
+      "--",
+      "true"
+    ]
     const { stderr, stdout } = NodeChildProcess.spawnSync(process.execPath, args, {
       cwd: place.directory,
       env: place.env,
@@ -49,7 +62,7 @@ describe("a process in the background", () => {
     assert.strictEqual(left.resolved, NodePath.join(place.directory, "here"))
     assert.strictEqual(left.cwd, "/")
     // All that are on this host may read this.
-    assert.strictEqual(left.line, "microvm run --name dev --env A=… --env=… -e C=… -e=… -- true")
+    assert.strictEqual(left.line, "microvm run --name dev --env A=… --env=… -e C=… -e=… -qe E=… -- true")
     assert.deepStrictEqual([at(left, "0"), at(left, "1"), at(left, "2")], ["/dev/null", "/dev/null", "/dev/null"])
   })
 
