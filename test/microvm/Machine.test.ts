@@ -530,6 +530,16 @@ describe("shutdown", () => {
         "StageEnded in stopped"
       ])
     }).pipe(host))
+
+  it.effect("is no crash although who is told of its stages throws", () =>
+    Effect.gen(function*() {
+      const { machine } = yield* running(only("Kill"))
+      const onEvent = () => {
+        throw new Error("bug")
+      }
+      const { outcome } = yield* settled(yield* timed(machine, { onEvent }))
+      expect([outcome._tag, yield* machine.state]).toEqual(["Forced", "stopped"])
+    }).pipe(host))
 })
 
 describe("the scope of a machine", () => {

@@ -61,7 +61,8 @@ export const makeEnding = ({ ended, id, isAsleep, life, onBegin, policy: usual, 
       onEvent: (event) =>
         Effect.andThen(
           event._tag === "StageStarted" && !life.wasAsked() ? Effect.andThen(life.stopping, onBegin) : Effect.void,
-          onEvent === undefined ? Effect.void : onEvent(event)
+          // One that throws is not to keep us from what is ours.
+          onEvent === undefined ? Effect.void : Effect.suspend(() => onEvent(event))
         )
     })
     const unasked = policy.stages.findIndex((stage) => !asksGuest(stage))
