@@ -74,8 +74,8 @@ export const readSmall = (
   })
 
 /**
- * Makes a directory, and those above it, unless it is there; not for everybody to write to, whatever the umask is. Node's own way calls a file system that is read-only one where
- * nothing is (ENOENT), and does not come to an end below `/proc`.
+ * Makes a directory, and those above it, unless it is there; not for everybody to write to, whatever the umask is. Node's own
+ * way calls a file system that is read-only one where nothing is (ENOENT), and does not come to an end below `/proc`.
  *
  * @category operations
  * @since 0.1.0

@@ -92,7 +92,6 @@ export const whyOf = (error: OwnerLock.LockHeld | PlatformError.PlatformError): 
   return closed ? `${why}: make it writable, ${elsewhere}` : why
 }
 
-/** Nothing is renamed from one file system to another, so there are two. */
 /** A machine is not to stand still for a snapshot that nobody could read again. */
 const checkWords = (options: AddOptions) => {
   const faults = (["labels", "spec"] as const).flatMap((field) => {
@@ -106,6 +105,7 @@ const checkWords = (options: AddOptions) => {
   return faults.length === 0 ? Effect.void : MicroVmError.make(new MicroVmError.InvalidSpec({ faults }))
 }
 
+/** Nothing is renamed from one file system to another, so there are two. */
 const workplaces = (directory: string) =>
   Effect.map(Path.Path, (path) => ({
     temporary: path.join(directory, "tmp"),
@@ -113,8 +113,8 @@ const workplaces = (directory: string) =>
   }))
 
 /**
- * Removes what processes that were killed have left in a cache, and tells where directories of one's own are to be. First of all: it
- * may be what the disk is full of.
+ * Removes what processes that were killed have left in a cache, and tells where directories of one's own are to be. First of
+ * all: it may be what the disk is full of.
  *
  * @internal
  */

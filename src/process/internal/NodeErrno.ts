@@ -52,8 +52,8 @@ const again = <A>(f: () => A, cause: unknown): A => {
 }
 
 /**
- * Runs `f`, which opens one descriptor and closes it again; once more in place of the reserve when there is none left (EMFILE, ENFILE). What
- * cannot be looked at would be taken for gone, and a process that nobody has ended for one that has.
+ * Runs `f`, which opens one descriptor and closes it again; once more in place of the reserve when there is none left (EMFILE,
+ * ENFILE). What cannot be looked at would be taken for gone, and a process that nobody has ended for one that has.
  */
 export const withReserve = <A>(f: () => A): A => {
   try {

@@ -136,7 +136,7 @@ export const readTail = (directory: string, stream: Protocol.StreamName): Uint8A
 export const readRest = (directory: string, fd: number): Uint8Array | undefined =>
   read(directory, Protocol.channelFile(fd), longestTail)
 
-/** Sees to it that no holder starts here any more; `false` when one has been before us. */
+/** Sees to it that no holder starts here any more; `false` when one has been before us, or where descriptors are short. */
 export const preclude = (directory: string): boolean => {
   const claim: Protocol.Claim = { version: Protocol.version, holder: null, mark: "" }
   const fresh = `${directory}/${Protocol.files.held}.none-${process.pid}`

@@ -67,8 +67,8 @@ const slice = 64
 const execTime = 2
 
 /**
- * The whole table, or what started lately (`isYoung`). All who ask while a look is under way share the next one, and each look lets the event loop go on after
- * a few milliseconds, so a hundred children that end together cost two looks, not a hundred.
+ * The whole table, or what started lately (`isYoung`). All who ask while a look is under way share the next one, and each look
+ * lets the event loop go on after a few milliseconds, so a hundred children that end together cost two looks, not a hundred.
  */
 export const makeList = (): (since: number, isYoung: boolean) => Effect.Effect<ReadonlyArray<ProcessInfo>> => {
   let next: Deferred.Deferred<ReadonlyArray<ProcessInfo>> | undefined
