@@ -113,15 +113,20 @@ const make = Effect.fnUntraced(function*(options: LocalProvisionerOptions) {
     if (database !== "auto") return database
     const found = yield* Effect.result(NodeLocalPostgres.available({ stateDirectory }))
     const data = NodePath.join(stateDirectory, "postgres", "data")
+    const hasOurs = hasEmbedded(stateDirectory)
     // Another engine would begin with an empty database beside the data that are there.
     if (NodeFs.existsSync(data)) {
       if (found._tag === "Success") return "postgres" as const
       const { message } = found.failure
-      return yield* new ProvisionerError({
-        message: `the data of earlier runs in ${data} cannot be used: ${message}; or move them away to begin with none`
-      })
+      if (!hasOurs) {
+        return yield* new ProvisionerError({
+          message:
+            `the data of earlier runs in ${data} cannot be used: ${message}; or move them away to begin with none`
+        })
+      }
+      yield* Effect.logWarning(`database: the data of a PostgreSQL server stay in ${data}, unseen: ${message}`)
     }
-    if (hasEmbedded(stateDirectory)) {
+    if (hasOurs) {
       yield* Effect.logInfo(`database: the embedded PGlite, as earlier runs have left its data in ${stateDirectory}`)
       return "pglite" as const
     }

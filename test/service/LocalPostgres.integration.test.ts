@@ -320,6 +320,22 @@ describe.skipIf(why !== "")(`a PostgreSQL server of one's own ${why}`, () => {
       )
       expect(existsSync(join(state, "pglite"))).toBe(false)
     }).pipe(Effect.scoped))
+
+  it.live("\"auto\" goes on with PGlite's data, and says so, beside data that no server here can read", () =>
+    Effect.gen(function*() {
+      const state = yield* stateDirectory
+      const add = (database: "auto" | "pglite") =>
+        Effect.scoped(Effect.flatMap(provide({ stateDirectory: state, database }), addRow))
+      expect(yield* add("pglite")).toBe(1)
+      const data = join(state, "postgres", "data")
+      mkdirSync(data, { recursive: true })
+      writeFileSync(join(data, "PG_VERSION"), "8.4\n")
+      const { layer, lines } = capture()
+      expect(yield* Effect.provide(add("auto"), layer)).toBe(2)
+      expect(lines.join("\n")).toMatch(
+        /data of a PostgreSQL server stay in .*postgres\/data, unseen: .* was made by version 8\.4/
+      )
+    }).pipe(Effect.scoped))
 })
 
 describe("a state directory that cannot be used", () => {
