@@ -58,9 +58,9 @@ const make = Effect.fnUntraced(function*({ tried }: Options) {
   const startedAt = ProcTable.ticks()
   const options: Launch.Options = { setpriv: undefined, cores: findCores() }
 
-  const run = (plan: LaunchPlan) =>
+  const run = (plan: LaunchPlan, setpriv?: string) =>
     Effect.acquireUseRelease(
-      Launch.launch(plan, options),
+      Launch.launch(plan, { ...options, setpriv }),
       (child) => Effect.timeoutOption(child.exit, probeTime),
       (child) =>
         Effect.gen(function*() {
@@ -70,17 +70,21 @@ const make = Effect.fnUntraced(function*({ tried }: Options) {
         })
     ).pipe(Effect.map(Option.exists((status) => status._tag === "Exited" && status.code === 0)))
 
-  /**
-   * setpriv(1) of util-linux, where it is there and knows --pdeathsig. The kernel binds that signal to the thread that
-   * forked, so a child of a worker thread would die with the worker: not used there.
-   */
+  /** The kernel binds the signal of a parent's death to the thread that forked: a child of a worker would die with the worker. */
+  const findSetpriv = (): string | undefined => {
+    const { executable, faults } = Locate.locate({ command: "setpriv", path: inherited()["PATH"], cwd: "/" })
+    return isMainThread && faults.length === 0 ? executable : undefined
+  }
+  let setprivWorks: boolean | undefined
+
+  /** setpriv(1) of util-linux, where it is there and knows --pdeathsig. */
   const setpriv = yield* cachedSuccess(
     Effect.gen(function*() {
-      const { executable, faults } = Locate.locate({ command: "setpriv", path: inherited()["PATH"], cwd: "/" })
-      if (!isMainThread || faults.length > 0) return undefined
+      const executable = findSetpriv()
+      if (executable === undefined) return undefined
       if (tried !== undefined && Tried.isKnown(tried, executable, bootId)) return executable
-      const works = yield* run(Probe.setpriv(executable))
-      if (!works) return undefined
+      setprivWorks ??= yield* run(Probe.setpriv(executable))
+      if (!setprivWorks) return undefined
       if (tried !== undefined) Tried.keep(tried, executable, bootId)
       return executable
     })
@@ -92,10 +96,18 @@ const make = Effect.fnUntraced(function*({ tried }: Options) {
       if ("why" in root) return { _tag: "Unusable", why: root.why } as const
       const path = `${root.path}/probe`
       const cgroup = yield* CGroup.make(path)
-      const works = yield* Effect.ensuring(
-        run({ ...Probe.make("/bin/sh", ["-c", "exit 0"]), cgroup: { path } }),
-        cgroup.remove
-      )
+      const plan: LaunchPlan = { ...Probe.make("/bin/sh", ["-c", "exit 0"]), cgroup: { path } }
+      const enters = Effect.gen(function*() {
+        // One process tries both: each holds the event loop up while it is forked, and the first child is waited for.
+        const executable = setprivWorks === false ? undefined : findSetpriv()
+        if (executable === undefined) return yield* run(plan)
+        const both = yield* run({ ...plan, dieWithParent: true }, executable)
+        const works = both || (yield* run(plan))
+        // Where nobody can enter, that says nothing of setpriv.
+        if (works) setprivWorks = both
+        return works
+      })
+      const works = yield* Effect.ensuring(enters, cgroup.remove)
       return works
         ? { _tag: "Usable", root: root.path } as const
         : { _tag: "Unusable", why: `a process cannot enter a cgroup below ${root.path}` } as const

@@ -12,7 +12,7 @@ import { cachedSuccess } from "../../src/process/internal/cachedSuccess.ts"
 import { KillScope } from "../../src/process/KillScope.ts"
 import * as NodeProcessHost from "../../src/process/NodeProcessHost.ts"
 import { type LaunchPlan, ProcessHost } from "../../src/process/ProcessHost.ts"
-import { eventually, trial } from "./support.ts"
+import { eventually, hasCGroups, trial } from "./support.ts"
 
 const plan: LaunchPlan = {
   executable: "/bin/sh",
@@ -154,34 +154,48 @@ describe("a setpriv that never ends", () => {
     ), 20_000)
 })
 
-it.live("a setpriv that was seen to work is tried again only when it is another file, or since another boot", () =>
-  Effect.gen(function*() {
-    const { PATH = "" } = process.env
-    const directory = yield* Effect.acquireRelease(
-      Effect.sync(() => mkdtempSync(`${tmpdir()}/process-host-`)),
-      (made) =>
-        Effect.sync(() => {
-          process.env["PATH"] = PATH
-          rmSync(made, { recursive: true, force: true })
-        })
-    )
-    process.env["PATH"] = `${directory}:${PATH}`
-    const cache = `${directory}/tried`
-    /** Counts its calls. */
-    const install = (more: string): void =>
+/** Has the host find a setpriv that counts its calls. */
+const countingSetpriv = Effect.gen(function*() {
+  const { PATH = "" } = process.env
+  const directory = yield* Effect.acquireRelease(
+    Effect.sync(() => mkdtempSync(`${tmpdir()}/process-host-`)),
+    (made) =>
+      Effect.sync(() => {
+        process.env["PATH"] = PATH
+        rmSync(made, { recursive: true, force: true })
+      })
+  )
+  process.env["PATH"] = `${directory}:${PATH}`
+  return {
+    directory,
+    install: (more: string): void => {
+      writeFileSync(`${directory}/calls`, "")
       writeFileSync(
         `${directory}/setpriv`,
         `#!/bin/sh\necho >> ${directory}/calls\n${more}\nPATH='${PATH}' exec setpriv "$@"\n`,
         { mode: 0o755 }
       )
+    },
+    /** Since it was last asked, or installed. */
+    calls: (): number => {
+      const calls = readFileSync(`${directory}/calls`, "utf8").length
+      writeFileSync(`${directory}/calls`, "")
+      return calls
+    }
+  }
+})
+
+const launched = Effect.gen(function*() {
+  const child = yield* (yield* ProcessHost).launch(plan)
+  expect(yield* child.exit).toMatchObject({ _tag: "Exited", code: 0 })
+})
+
+it.live("a setpriv that was seen to work is tried again only when it is another file, or since another boot", () =>
+  Effect.gen(function*() {
+    const { calls: counted, directory, install } = yield* countingSetpriv
+    const cache = `${directory}/tried`
     const calls = (options: NodeProcessHost.Options) =>
-      Effect.gen(function*() {
-        writeFileSync(`${directory}/calls`, "")
-        const host = yield* ProcessHost
-        const child = yield* host.launch(plan)
-        expect(yield* child.exit).toMatchObject({ _tag: "Exited", code: 0 })
-        return readFileSync(`${directory}/calls`, "utf8").split("\n").length - 1
-      }).pipe(Effect.provide(NodeProcessHost.layerWith(options)))
+      Effect.map(Effect.provide(launched, NodeProcessHost.layerWith(options)), counted)
     const tried = { tried: cache }
 
     install("")
@@ -200,3 +214,22 @@ it.live("a setpriv that was seen to work is tried again only when it is another 
     install("exit 1")
     expect([yield* calls(tried), yield* calls(tried)]).toEqual([1, 1])
   }).pipe(Effect.scoped))
+
+if (hasCGroups) {
+  it.live("a setpriv is tried by the process that tries the cgroup, and by no other; the cgroup is usable without it", () =>
+    Effect.gen(function*() {
+      const { calls, install } = yield* countingSetpriv
+      const looks = Effect.gen(function*() {
+        const { cgroupSupport } = yield* ProcessHost
+        expect(yield* cgroupSupport).toMatchObject({ _tag: "Usable" })
+        const first = calls()
+        yield* launched
+        return [first, calls()]
+      })
+      const look = Effect.suspend(() => Effect.provide(looks, NodeProcessHost.layerWith({})))
+      install("")
+      expect(yield* look).toEqual([1, 1])
+      install("exit 1")
+      expect(yield* look).toEqual([1, 0])
+    }).pipe(Effect.scoped))
+} else console.warn("skipped: what the trial of a cgroup tells of setpriv, for here no cgroup is ours to make")
