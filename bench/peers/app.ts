@@ -1,7 +1,9 @@
 /**
  * What all servers of the benchmarks and the conformance table serve, on plain `node:http`, and what they are told in
- * their environment: PORT, PROBES_PORT, and in milliseconds STOP_BUDGET, DRAIN_DELAY, START_DELAY.
+ * their environment: PORT, PROBES_PORT, and in milliseconds STOP_BUDGET, DRAIN_DELAY, START_DELAY; CHILD, when a child process
+ * and a task in the background go with the server.
  */
+import { spawn } from "node:child_process"
 import { createHash } from "node:crypto"
 import { createServer, type RequestListener, type Server } from "node:http"
 import { setTimeout as sleep } from "node:timers/promises"
@@ -15,6 +17,13 @@ export const drainDelay = number("DRAIN_DELAY")
 
 /** What the service would have to do before it can serve. */
 export const prepare = (): Promise<void> => sleep(number("START_DELAY"))
+
+export const hasChild = process.env["CHILD"] === "1"
+
+/** That of the servers without Effect, if there is to be one. A task of theirs would be a promise, which costs nothing. */
+export const startChild = (): void => {
+  if (hasChild) spawn("sleep", ["1000"])
+}
 
 export const block = (): never => {
   while (true) { /* busy */ }

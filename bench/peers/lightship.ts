@@ -1,6 +1,6 @@
 /** lightship as its README shows it: the server is closed in a shutdown handler. */
 import { createLightship } from "lightship"
-import { drainDelay, makeServer, port, prepare, probesPort, stopBudget } from "./app.ts"
+import { drainDelay, makeServer, port, prepare, probesPort, startChild, stopBudget } from "./app.ts"
 
 const lightship = await createLightship({
   port: probesPort,
@@ -10,5 +10,6 @@ const lightship = await createLightship({
   shutdownHandlerTimeout: stopBudget - drainDelay
 })
 await prepare()
+startChild()
 const server = makeServer().listen(port, () => lightship.signalReady())
 lightship.registerShutdownHandler(() => new Promise((resolve) => server.close(() => resolve())))

@@ -1,7 +1,8 @@
-/** A service of this library; with a child process and a background task beside, unless it is to be PLAIN. */
+/** A service of this library; with a child process and a task in the background, if it is to have them. */
 import { NodeHttpPart, ProcessPart, Service, Task } from "effect-microvm-runtime/service"
 import * as Deferred from "effect/Deferred"
 import * as ChildProcess from "effect/process/ChildProcess"
+import { hasChild } from "./app.ts"
 import { routes } from "./routes.ts"
 
 const failure = Deferred.makeUnsafe<never, string>()
@@ -14,5 +15,5 @@ const more = [
 Service.main(Service.make({
   name: "peer",
   version: "1.0.0",
-  parts: process.env["PLAIN"] === undefined ? [api, ...more] : [api]
+  parts: hasChild ? [api, ...more] : [api]
 }))

@@ -1,5 +1,6 @@
 /** `node:http` and nothing else: signals have their default action. */
-import { makeServer, port, prepare } from "./app.ts"
+import { makeServer, port, prepare, startChild } from "./app.ts"
 
 await prepare()
+startChild()
 makeServer().listen(port)

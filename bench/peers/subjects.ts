@@ -19,9 +19,11 @@ const endpoints: LifecycleProbe.Subject["endpoints"] = {
 const subject = (
   name: string,
   file: string,
-  { drains = false, ...rest }: Pick<LifecycleProbe.Subject, "probes" | "expect"> & {
+  { drains = false, env = {}, ...rest }: Pick<LifecycleProbe.Subject, "probes" | "expect"> & {
     /** Has a drain delay. */
     readonly drains?: boolean
+    /** More environment. */
+    readonly env?: Readonly<Record<string, string>>
   } = {}
 ) =>
 ({ budget, drainDelay }: Times): LifecycleProbe.Subject => ({
@@ -36,7 +38,8 @@ const subject = (
     SERVICE_RUNTIME_PORT: String(service),
     SERVICE_HEALTHZ_PORT: String(probes),
     SERVICE_STOP_BUDGET: `${budget}ms`,
-    SERVICE_DRAIN_DELAY: `${drainDelay}ms`
+    SERVICE_DRAIN_DELAY: `${drainDelay}ms`,
+    ...env
   }),
   endpoints,
   budget,
@@ -59,6 +62,7 @@ export const closeWithGrace = subject("close-with-grace", "close-with-grace.ts")
 
 export const ours = subject("this library", "ours.ts", {
   drains: true,
+  env: { CHILD: "1" },
   probes: { ready: "/readyz", live: "/livez", startup: "/startupz" },
   expect: { stopped: 10, forced: 11, portTaken: 1, probePortTaken: 201, failed: 1 }
 })
