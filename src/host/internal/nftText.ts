@@ -79,6 +79,9 @@ export const tokenOf = (name: string): string | undefined => /-([0-9a-f]{16})$/.
 /** Who answers, whichever way a packet goes, and after whatever the host has made of the address. */
 const peer = (family: Cidr.Family): string => `ct reply ${ip[family]} saddr`
 
+const sourcesMap = (family: Cidr.Family): string =>
+  `  map sources${family} { typeof iifname . ether saddr . ${ip[family]} saddr : ct zone; counter; }\n`
+
 /**
  * The shared part. Packets of a machine's link come by `guard` first, before connections are looked up: they are those of a
  * machine that we know, with its own addresses, or they are dropped; their connections are that machine's (`zoneOf`). One look tells
@@ -107,8 +110,7 @@ export const shared = (table: string, prefix: string | undefined, closed: Readon
 ${counters.map((counter) => `  set ${counter} { type ifname; counter; }\n`).join("")}${
     families.map((family) =>
       `  set closed${family} { type ${address[family]} . nf_proto; flags interval; }
-  map sources${family} { typeof iifname . ether saddr . ${ip[family]} saddr : ct zone; counter; }
-  set gateways${family} { type ifname . ${address[family]}; }
+${sourcesMap(family)}  set gateways${family} { type ifname . ${address[family]}; }
   set masqueraded${family} { type ${address[family]}; }
 `
     ).join("")
@@ -434,7 +436,7 @@ export const reshape = (table: string, text: string, sources: ReadonlyArray<Sour
     `flush chain inet ${table} guard\n`,
     ...families.map((family) => `delete set inet ${table} sources${family}\n`),
     `delete map inet ${table} zones\n`,
-    text,
+    `table inet ${table} {\n${families.map(sourcesMap).join("")}}\n`,
     elementsOf(
       "add",
       table,
@@ -445,7 +447,9 @@ export const reshape = (table: string, text: string, sources: ReadonlyArray<Sour
         statement: ` counter packets ${packets} bytes ${bytes}`,
         value: String(zoneOf(token))
       }))
-    )
+    ),
+    // A machine that it says anew goes on counting.
+    text
   ].join("")
 
 /** The addresses are open from now on for so many seconds, whatever was said of them before. */
