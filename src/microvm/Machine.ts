@@ -27,6 +27,7 @@ import * as ShutdownOutcome from "../lifecycle/ShutdownOutcome.ts"
 import * as ShutdownPolicy from "../lifecycle/ShutdownPolicy.ts"
 import { checkDisks, type Opened, opening } from "./internal/disks.ts"
 import { makeEnding } from "./internal/ending.ts"
+import * as LaunchMetrics from "./internal/launchMetrics.ts"
 import { type Life, makeLife, ofLife } from "./internal/life.ts"
 import { makeLineage } from "./internal/lineage.ts"
 import { askFor, nameShortage } from "./internal/shortage.ts"
@@ -244,6 +245,9 @@ const placing = ({ cgroup, keep, netns, user }: LaunchOptions) => ({ cgroup, kee
  * on the way. To have the guest's agent asked at that time too, add a finalizer of your own after the launch that calls
  * `shutdown` with leading stages: it runs first, and the machine's own joins it.
  *
+ * How long it took is told by the metric `microvm.launch.seconds`, and failures are counted in `microvm.launch.failures`, both by `backend` and
+ * `start` (`boot`, or `snapshot` for `restore`).
+ *
  * ```ts import.meta.vitest
  * import { Machine, MachineSpec, MemoryProvider } from "effect-microvm-runtime/microvm"
  * import * as Effect from "effect/Effect"
@@ -366,7 +370,10 @@ const bringUp = Effect.fnUntraced(
     }
     yield* Effect.fromResult(provider.plan(spec, how))
     const state = how.from === undefined ? "created" : "paused"
-    const get = Effect.map(provider.launch(spec, how), (vmm) => ({ vmm, state } as const))
+    const get = provider.launch(spec, how).pipe(
+      LaunchMetrics.measured({ backend, start: how.from === undefined ? "boot" : "snapshot" }),
+      Effect.map((vmm) => ({ vmm, state } as const))
+    )
     return yield* asMachine(spec, provider, Effect.catch(get, nameShortage(options)), options, how.from)
   }
 )

@@ -28,8 +28,10 @@ import * as Random from "effect/Random"
 import * as Result from "effect/Result"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
+import { secondsSince } from "./internal/launchMetrics.ts"
 import { once } from "./internal/once.ts"
 import { makePace } from "./internal/pace.ts"
+import * as PoolMetrics from "./internal/poolMetrics.ts"
 import * as MicroVmError from "./MicroVmError.ts"
 
 /**
@@ -71,6 +73,10 @@ export interface Stats<out E> {
   readonly ending: number
   /** Takers without a machine. */
   readonly waiting: number
+  /** Machines so far that were ready. */
+  readonly started: number
+  /** Starts so far that have failed. */
+  readonly failed: number
   /** Takers so far that were not let in, since `maxWaiting` others waited. */
   readonly refused: number
   /** Machines so far that had ended or were unhealthy before anybody had them. */
@@ -97,7 +103,7 @@ export interface Refill {
  * @since 0.1.0
  */
 export interface Options<A, E, R> {
-  /** For people: letters, digits, `.`, `_` and `-`, 64 characters at most. Default `default`. */
+  /** For people, and the attribute `pool` of its metrics: letters, digits, `.`, `_` and `-`, 64 characters at most. Default `default`. */
   readonly name?: string | undefined
   /**
    * Brings up one machine, ready for use, in a scope that is its own. Give it a deadline: one that hangs takes the place of
@@ -180,6 +186,11 @@ export const defaultRetry: Schedule.Schedule<unknown> = Schedule.jittered(
  * A pool that lives as long as the scope. It comes back at once and fills up in the background. The first start that fails with
  * nobody waiting for it is logged as a warning, and so is the next such one once a start has worked.
  *
+ * What `stats` tells is among Effect's metrics, too, with the attribute `pool`, until the scope closes: `microvm.pool.machines` (by
+ * `state`), `microvm.pool.max`, `microvm.pool.waiting`, `microvm.pool.starts` (by `outcome`), `microvm.pool.unfit` and
+ * `microvm.pool.refused`, and the histograms `microvm.pool.start.seconds` and `microvm.pool.take.seconds`. A pool whose name another
+ * one has is called `NAME-2` there.
+ *
  * Closing the scope interrupts the starts that are under way and ends all machines at the same time, also those in use.
  * Fails with `InvalidPool` before anything is started.
  *
@@ -225,6 +236,8 @@ export const make: <A, E, R>(
   const changed = Latch.makeUnsafe(true)
   const empty = Deferred.makeUnsafe<void>()
   let turns = 0
+  let started = 0
+  let failed = 0
   let unfit = 0
   let refused = 0
   let lastFailure: Option.Option<Cause.Cause<E>> = Option.none()
@@ -232,6 +245,18 @@ export const make: <A, E, R>(
   let logged = false
   let closing = false
   const closed = MicroVmError.fail(new MicroVmError.PoolClosed())
+  const numbers = (): PoolMetrics.Numbers => ({
+    ready: ready.length,
+    inUse: inPhase("inUse"),
+    starting: inPhase("starting"),
+    ending: inPhase("ending"),
+    waiting: waiting.length,
+    started,
+    failed,
+    unfit,
+    refused
+  })
+  const metrics = yield* PoolMetrics.make(name, max, numbers)
   const inPhase = (phase: Slot["phase"]) => Array.from(slots).filter((slot) => slot.phase === phase).length
   const settle = () => {
     changed.openUnsafe()
@@ -291,10 +316,12 @@ export const make: <A, E, R>(
   const keep = (slot: Slot, scope: Scope.Scope) =>
     Effect.uninterruptibleMask((restore) =>
       Effect.gen(function*() {
+        const begun = clock.currentTimeNanosUnsafe()
         const exit = yield* Effect.exit(restore(bringUp(scope)))
         if (Exit.isFailure(exit)) {
           const gone = end(slot, exit)
           if (closing) return yield* gone
+          failed++
           lastFailure = Option.some(exit.cause)
           const waiter = waiting.length > inPhase("starting") ? waiting.shift() : undefined
           const wasLogged = logged
@@ -305,6 +332,8 @@ export const make: <A, E, R>(
         }
         logged = false
         if (closing) return yield* end(slot)
+        started++
+        metrics.started(secondsSince(clock, begun))
         const machine = exit.value
         const candidate: Candidate<A> = { slot, machine, readyAt: clock.currentTimeMillisUnsafe(), spent: undefined }
         offer(candidate, "push")
@@ -370,7 +399,7 @@ export const make: <A, E, R>(
       }
       if (isNew && waiting.length >= maxWaiting) {
         refused++
-        return MicroVmError.fail(new MicroVmError.PoolFull({ pool: name, max, maxWaiting }))
+        return MicroVmError.fail(new MicroVmError.PoolFull({ pool: metrics.pool, max, maxWaiting }))
       }
       // One that was given an unfit machine has asked before those who wait; all others come last.
       const before = waiting.findLastIndex((other) => other.turn < turn)
@@ -397,6 +426,7 @@ export const make: <A, E, R>(
     Effect.gen(function*() {
       const scope = yield* Effect.scope
       const turn = turns++
+      const begun = clock.currentTimeNanosUnsafe()
       let isNew = true
       for (let tried = 0; tried < patience;) {
         const waits = ready.length === 0
@@ -408,6 +438,7 @@ export const make: <A, E, R>(
           slot.keeper?.interruptUnsafe()
           yield* Scope.addFinalizerExit(scope, (exit) => end(slot, exit))
           yield* pace.recovered
+          metrics.taken(secondsSince(clock, begun))
           settle()
           return machine
         }
@@ -439,16 +470,7 @@ export const make: <A, E, R>(
   yield* Effect.forkScoped(Effect.forever(refill), { startImmediately: true })
   return {
     take,
-    stats: Effect.sync(() => ({
-      ready: ready.length,
-      inUse: inPhase("inUse"),
-      starting: inPhase("starting"),
-      ending: inPhase("ending"),
-      waiting: waiting.length,
-      refused,
-      unfit,
-      lastFailure
-    })),
+    stats: Effect.sync(() => ({ ...numbers(), lastFailure })),
     drain: Effect.andThen(once(stop("idle")), Deferred.await(empty)).pipe(Effect.withSpan("MicroVmPool.drain"))
   }
 }, Effect.uninterruptible)
