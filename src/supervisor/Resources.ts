@@ -14,7 +14,7 @@ import { Users } from "../host/Users.ts"
 import type { JournalError } from "../journal/JournalError.ts"
 import * as ResourceKind from "../journal/ResourceKind.ts"
 import type * as MachineSpec from "../microvm/MachineSpec.ts"
-import type { ProcessHost } from "../process/ProcessHost.ts"
+import { ProcessHost } from "../process/ProcessHost.ts"
 import type { Resource } from "./Supervisor.ts"
 
 /**
@@ -113,12 +113,25 @@ export const network = (
   })
 })
 
+/** Which limits were said to lack, by host. */
+const lacking = new WeakMap<ProcessHost["Service"], Set<string>>()
+
+/** Is there a limit that cannot be had, and has nobody said so yet? What it was to be is another one for each machine. */
+const isNews = (applied: ReadonlyArray<Limits.Applied>) =>
+  Effect.map(ProcessHost, (host) => {
+    const names = applied.flatMap((one) => "unavailable" in one ? [one.limit] : []).join(" ")
+    const told = lacking.get(host) ?? new Set()
+    if (names === "" || told.has(names)) return false
+    lacking.set(host, told.add(names))
+    return true
+  })
+
 /**
  * Limits on what the machine may use of the host, by control groups of its own. They bind for as long as it lives, whoever
  * looks after it; that it has ended of one is told by its end (`MachineEnd.Shortage`).
  *
  * Which of them are kept here, and which are not, is written into the record as the label `limits`; for the latter there is a
- * warning in the log, too. Fails as `Limits.plan` does, before anything is made: with `InvalidArgument` for limits that cannot
+ * warning in the log, too, with the first machine that lacks these (a layer of the `ProcessHost` is a host). Fails as `Limits.plan` does, before anything is made: with `InvalidArgument` for limits that cannot
  * be, and with `Unavailable` for `required` ones that cannot be had here.
  *
  * ```ts import.meta.vitest
@@ -160,8 +173,8 @@ export const limits = (
     const { applied, data } = yield* Limits.make(plan)
     const text = Limits.format(applied)
     if (text !== planned) yield* entry.label({ limits: text })
-    if (applied.some((one) => "unavailable" in one)) {
-      yield* Effect.logWarning(`machine "${entry.id}" runs without all of its limits: ${text}`)
+    if (yield* isNews(applied)) {
+      yield* Effect.logWarning(`machine "${entry.id}" and those like it run without all of their limits: ${text}`)
     }
     return { cgroup: data }
   })
