@@ -147,7 +147,7 @@ export const layerWith = ({ versions }: Options): Layer.Layer<QemuHost, never, P
             const status = yield* child.exit
             const { stderr, stdout } = yield* child.tail
             const [line = ""] = `${stdout.text}${stderr.text}`.split("\n", 1)
-            return [line, ExitStatus.isSuccess(status)] as const
+            return [line, ExitStatus.isSuccess(status) && line !== ""] as const
           }))
         })
 

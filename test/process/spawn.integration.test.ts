@@ -180,6 +180,15 @@ describe("output", () => {
       expect(yield* text(child.stdout)).toBe("late")
     }).pipe(Effect.scoped, Effect.provide(layer)))
 
+  it.live("that came while the event loop stood still is read, though the time for it is over", () =>
+    Effect.gen(function*() {
+      const child = yield* spawn(ChildProcess.make("sh", ["-c", "(sleep 0.05; echo late) &"]), { killScope: "group" })
+      yield* child.exit
+      const tail = yield* Effect.forkChild(child.tail, { startImmediately: true })
+      spawnSync("sleep", ["0.4"])
+      expect((yield* Fiber.join(tail)).stdout.text).toBe("late\n")
+    }).pipe(Effect.scoped, Effect.provide(layer)))
+
   it.live("is not waited for when others hold the pipe", () =>
     Effect.gen(function*() {
       const own = trial()

@@ -33,7 +33,8 @@ beforeEach(() => {
 })
 afterEach(() => {
   vi.unstubAllEnvs()
-  NodeFs.rmSync(work, { recursive: true })
+  // Under load, what a test has started may still write.
+  NodeFs.rmSync(work, { recursive: true, maxRetries: 10, retryDelay: 50 })
 })
 
 /** The file of a command. */
@@ -351,6 +352,15 @@ describe("what programs say", () => {
     NodeFs.copyFileSync(realpathOf("false"), binary)
     NodeFs.chmodSync(binary, 0o755)
     await version(directory, binary)
+    assert.isFalse(NodeFs.existsSync(join(directory, "qemu.json")))
+  })
+
+  test("is not kept when the program said nothing", async () => {
+    const directory = join(work, "versions")
+    const binary = join(work, "qemu")
+    NodeFs.copyFileSync(realpathOf("test"), binary)
+    NodeFs.chmodSync(binary, 0o755)
+    assert.include(await version(directory, binary), "says \"\"")
     assert.isFalse(NodeFs.existsSync(join(directory, "qemu.json")))
   })
 

@@ -26,8 +26,11 @@ import * as Target from "./target.ts"
 
 const defaultTailBytes = 65_536
 
-/** How long the pipes of a process that has ended are still read, when others hold them open. */
-const lastWords = "100 millis"
+/**
+ * How long the pipes of a process that has ended are still read, when others hold them open: 100 ms. Not at one go, which may pass
+ * while the event loop stands still, on a busy machine, before what has long come is read.
+ */
+const lastWords = Effect.repeat(Effect.sleep("10 millis"), { times: 9 })
 
 /** How long an emptied cgroup may take to become removable. */
 const removalTime = "1 second"
@@ -144,7 +147,7 @@ export const make = Effect.fnUntraced(function*(host: ProcessHost["Service"], gu
         { onEvent: options.onShutdown }
       )
       const lastRead = hasOutput
-        ? Effect.andThen(drainToTheEnd, Effect.timeoutOption(ended, lastWords))
+        ? Effect.andThen(drainToTheEnd, Effect.raceFirst(ended, lastWords))
         : Effect.void
 
       yield* Scope.addFinalizer(
