@@ -197,11 +197,14 @@ describe.skipIf(why !== undefined)("a hostile network", () => {
          send(0)`
       )
     const count = () => Number(world.run(world.host, "cat", "/proc/sys/net/netfilter/nf_conntrack_count").trim())
+    // As long as a machine takes to boot: the kernel looks once a second for what counts nothing, and removes that.
+    await firewall(({ uninstall }) => uninstall([machine(1, ...openTo)]))
+    await firewall(({ install }) => install([machine(1, ...openTo)]))
+    await new Promise((resolve) => setTimeout(resolve, 2500))
     const before = count()
     flood("[5353, \"10.1.\" + (i >> 8) + \".\" + (i & 255)]")
     assert.isAbove(count() - before, 4000)
-    const seen = () => world.run(world.host, "nft", "list", "set", "inet", "packets", "flows")
-    if (count() - before >= 4200) assert.fail(`${count() - before} more flows, with ${seen()}`)
+    assert.isBelow(count() - before, 4200)
     // Nor does it get another one to the host.
     assert.strictEqual(
       await agent(1).ask({ op: "udp", to: guest(1).gateway4, port: 53, within: 250 }),

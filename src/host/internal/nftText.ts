@@ -50,6 +50,12 @@ export const mostLearned = 4096
  */
 const mostFlows = 4096
 
+/**
+ * The packet that opens a flow is what makes its link count: whatever counts nothing is removed by the kernel, once a second. So
+ * an element that was there before the first flow would be gone when that comes, and the limit with it.
+ */
+const share = `ct status & confirmed == 0 iifname @covered add @opened { iifname ct count over ${mostFlows} } goto deny`
+
 const families = [4, 6] as const
 const protocols = ["tcp", "udp", "any"] as const
 const ip = { 4: "ip", 6: "ip6" } as const
@@ -115,7 +121,7 @@ ${sourcesMap(family)}  set gateways${family} { type ifname . ${address[family]};
 `
     ).join("")
   }  set covered { type ifname; }
-  set flows { type ifname; flags dynamic; }
+  set opened { type ifname; size 65535; flags dynamic; }
   map outside { type ifname : verdict; }
   map near { type ifname : verdict; }
   chain guard { type filter hook prerouting priority raw; policy accept; }
@@ -187,10 +193,10 @@ ${unknown("oifname")}  }
     ip6 saddr @masqueraded6 oifname != @covered masquerade
   }
   chain flows-forward {
-    ct status & confirmed == 0 iifname @flows goto deny
+    ${share}
   }
   chain flows-input {
-    ct status & confirmed == 0 iifname @flows goto deny
+    ${share}
   }
   chain deny {
     ct direction reply oifname @denied-in drop
@@ -348,8 +354,6 @@ const members = (machine: Known, older = false): ReadonlyArray<Member> => {
   const zone = String(zoneOf(token))
   return [
     ...[...counters, "covered"].map((set) => ({ family: "inet", set, key: name }) as const),
-    // Said of the set as a whole it would be shorter, but then the kernel tracks no connections any more (Linux 6.18).
-    { family: "inet", set: "flows", key: name, statement: ` ct count over ${mostFlows}` },
     { family: "inet", set: "outside", key: name, value: `goto ${chains.outside(token)}` },
     { family: "inet", set: "near", key: name, value: `goto ${chains.near(token)}` },
     { family: "arp", set: "covered", key: name },
