@@ -76,7 +76,10 @@ const named = (args: ReadonlyArray<string>, id: string): ReadonlyArray<string> =
   return own.some((word) => word === "--name" || word.startsWith("--name=")) ? args : ["--name", id, ...args]
 }
 
-/** Everybody may read a command line (proc(5)), and this one stays for long: without what may be secret. Short flags may stand together (`-qe`). */
+/**
+ * Everybody may read a command line (proc(5)), and this one stays for long: without what may be secret. Short flags may stand
+ * together (`-qe`).
+ */
 const title = (args: ReadonlyArray<string>): string =>
   args.map((word, at) =>
     /^(--env|-\w*e)=/.test(word) || /^(--env|-\w*e)$/.test(args[at - 1] ?? "")

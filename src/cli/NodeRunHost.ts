@@ -10,7 +10,6 @@ import type * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Path from "effect/Path"
-import * as NodeFs from "node:fs"
 import type { HostError } from "../host/HostError.ts"
 import * as Limits from "../host/Limits.ts"
 import * as NodeMachineNetworks from "../host/NodeMachineNetworks.ts"
@@ -18,8 +17,8 @@ import * as Users from "../host/Users.ts"
 import * as Journal from "../journal/Journal.ts"
 import type { JournalError } from "../journal/JournalError.ts"
 import { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
+import * as NodeUserMap from "../process/NodeUserMap.ts"
 import type { ProcessHost } from "../process/ProcessHost.ts"
-import * as UserMap from "../process/UserMap.ts"
 import * as NodeSupervisor from "../supervisor/NodeSupervisor.ts"
 import * as Resources from "../supervisor/Resources.ts"
 import * as Supervisor from "../supervisor/Supervisor.ts"
@@ -38,18 +37,10 @@ const networks = Effect.fnUntraced(function*(state: string) {
   return yield* Layer.build(NodeMachineNetworks.layer({ directory, ...(yield* networkConfig) }))
 })
 
-const ofSelf = (name: string): string | undefined => {
-  try {
-    return NodeFs.readFileSync(`/proc/self/${name}`, "utf8")
-  } catch {
-    return undefined
-  }
-}
-
 /** All runs of a state directory share the users, too. */
 const users = Effect.fnUntraced(function*(state: string) {
   const path = yield* Path.Path
-  const pool = yield* userPool(UserMap.others(ofSelf))
+  const pool = yield* userPool(NodeUserMap.others())
   if (Option.isNone(pool)) return Option.none()
   const { first, last } = pool.value
   return Option.some(

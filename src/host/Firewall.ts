@@ -505,7 +505,7 @@ export const layer = (options: Options = {}): Layer.Layer<Firewall, HostError.Ho
         install: Effect.fn("Firewall.install")(function*(machines) {
           if (machines.length === 0) return
           const text = yield* Effect.fromResult(plan(machines, options))
-          yield* Nft.install(table, `the rules of ${Nft.people(machines.length)}`, text)
+          yield* Nft.apply(table, `the rules of ${Nft.people(machines.length)}`, text)
         }, provide),
         replace: Effect.fn("Firewall.replace")(function*(before, after) {
           const changed = checkSame(before, after)

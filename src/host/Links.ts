@@ -161,7 +161,6 @@ const look = Effect.fnUntraced(function*(claims: ReadonlyArray<Wanted>) {
   const halfMade = new Set(details.filter(Plan.isHalfMade).map(({ ifname }) => ifname))
   const groups = new Set(links.map(({ group }) => group))
   const found = claims.map(({ data, owner: { token } }) => {
-    // Earlier versions made TAPs under such a name, too.
     const temporary = Plan.temporaryName(token)
     const unfinished = hasNoAlias(temporary)
       ? temporary

@@ -26,7 +26,7 @@ import type * as Shutdown from "../lifecycle/Shutdown.ts"
 import * as ShutdownOutcome from "../lifecycle/ShutdownOutcome.ts"
 import * as ShutdownPolicy from "../lifecycle/ShutdownPolicy.ts"
 import { checkDisks, type Opened, opening } from "./internal/disks.ts"
-import { makeEnding } from "./internal/ending.ts"
+import { makeEnding, type ShutdownOptions } from "./internal/ending.ts"
 import * as LaunchMetrics from "./internal/launchMetrics.ts"
 import { type Life, makeLife, ofLife } from "./internal/life.ts"
 import { makeLineage } from "./internal/lineage.ts"
@@ -45,30 +45,7 @@ import {
 } from "./MicroVmProvider.ts"
 import * as Snapshot from "./Snapshot.ts"
 
-/**
- * A stage that the backend knows nothing of, put before the policy's own: the guest's agent is asked to power off. Its
- * request is interrupted when the next stage comes.
- *
- * @category models
- * @since 0.1.0
- */
-export type LeadingStage = ShutdownPolicy.StageOptions<Effect.Effect<void, unknown>>
-
-/**
- * How a machine is to be ended. `leading`, `policy` and `onEvent` count when the call is the first: it starts the
- * shutdown. Each later call can only hasten it, by `request`.
- *
- * @category options
- * @since 0.1.0
- */
-export interface ShutdownOptions {
-  /** Stages before those of the policy. Default none. */
-  readonly leading?: ReadonlyArray<LeadingStage> | undefined
-  /** Default: the policy of the launch. */
-  readonly policy?: ShutdownPolicy.ShutdownPolicy<MachineRequest> | undefined
-  readonly request?: Shutdown.ShutdownRequest | undefined
-  readonly onEvent?: ((event: Shutdown.ShutdownEvent) => Effect.Effect<void>) | undefined
-}
+export { type LeadingStage, type ShutdownOptions } from "./internal/ending.ts"
 
 /**
  * @category options

@@ -64,23 +64,7 @@ export interface MicroVmPool<out A, out E = never> {
  * @category models
  * @since 0.1.0
  */
-export interface Stats<out E> {
-  readonly ready: number
-  /** Handed out, or looked at on behalf of a taker. */
-  readonly inUse: number
-  readonly starting: number
-  /** Not gone yet. */
-  readonly ending: number
-  /** Takers without a machine. */
-  readonly waiting: number
-  /** Machines so far that were ready. */
-  readonly started: number
-  /** Starts so far that have failed. */
-  readonly failed: number
-  /** Takers so far that were not let in, since `maxWaiting` others waited. */
-  readonly refused: number
-  /** Machines so far that had ended or were unhealthy before anybody had them. */
-  readonly unfit: number
+export interface Stats<out E> extends PoolMetrics.Numbers {
   /** Why the last start failed that did, however many worked since. */
   readonly lastFailure: Option.Option<Cause.Cause<E>>
 }

@@ -11,11 +11,11 @@ import * as NodeFs from "node:fs/promises"
 import * as NodeOs from "node:os"
 import * as ExitStatus from "../lifecycle/ExitStatus.ts"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
+import * as NodeUserMap from "../process/NodeUserMap.ts"
 import * as ProcessCapabilities from "../process/ProcessCapabilities.ts"
 import type { ProcessError } from "../process/ProcessError.ts"
 import { ProcessSpawner } from "../process/ProcessSpawner.ts"
 import { SupervisorGuard } from "../process/SupervisorGuard.ts"
-import * as UserMap from "../process/UserMap.ts"
 import { describeCpu } from "./internal/NodeCpu.ts"
 import { makeRam } from "./internal/NodeRam.ts"
 import { receive } from "./internal/NodeReceive.ts"
@@ -64,14 +64,6 @@ const lookAtKvm = async (architecture: Architecture): Promise<Kvm> => {
         why: `${device} cannot be opened: ${code}`,
         remedy: withoutDevice[architecture]
       }
-  }
-}
-
-const ofSelf = (name: string): string | undefined => {
-  try {
-    return readFileSync(`/proc/self/${name}`, "utf8")
-  } catch {
-    return undefined
   }
 }
 
@@ -179,7 +171,7 @@ export const layerWith = ({ versions }: Options): Layer.Layer<QemuHost, never, P
           Effect.timeoutOrElse({ duration: "10 seconds", orElse: () => Effect.succeed(false) }),
           Effect.orElseSucceed(() => false)
         )
-        const passesCapabilities = ProcessCapabilities.parse(ofSelf("status") ?? "").ambient !== 0n
+        const passesCapabilities = ProcessCapabilities.parse(readFileSync("/proc/self/status", "utf8")).ambient !== 0n
         const { cpuinfo, program: told, ...seen } = yield* Effect.all({
           program,
           setpriv: uid === 0 || passesCapabilities ? setpriv : Effect.succeed(false),
@@ -188,7 +180,7 @@ export const layerWith = ({ versions }: Options): Layer.Layer<QemuHost, never, P
           cpuinfo: Effect.promise(() => NodeFs.readFile("/proc/cpuinfo", "utf8"))
         }, { concurrency: "unbounded" })
         const cpu = describeCpu(cpuinfo, seen.kvm, NodeOs.release())
-        const others = uid === 0 ? UserMap.others(ofSelf) : []
+        const others = uid === 0 ? NodeUserMap.others() : []
         return { binary, architecture, uid, others, passesCapabilities, ...told, ...seen, cpu, path: searched }
       })
       return QemuHost.of({

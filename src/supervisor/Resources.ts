@@ -131,8 +131,9 @@ const isNews = (applied: ReadonlyArray<Limits.Applied>) =>
  * looks after it; that it has ended of one is told by its end (`MachineEnd.Shortage`).
  *
  * Which of them are kept here, and which are not, is written into the record as the label `limits`; for the latter there is a
- * warning in the log, too, with the first machine that lacks these (a layer of the `ProcessHost` is a host). Fails as `Limits.plan` does, before anything is made: with `InvalidArgument` for limits that cannot
- * be, and with `Unavailable` for `required` ones that cannot be had here.
+ * warning in the log, too, with the first machine that lacks these (a layer of the `ProcessHost` is a host). Fails as
+ * `Limits.plan` does, before anything is made: with `InvalidArgument` for limits that cannot be, and with `Unavailable` for
+ * `required` ones that cannot be had here.
  *
  * ```ts import.meta.vitest
  * import * as NodeServices from "@effect/platform-node/NodeServices"

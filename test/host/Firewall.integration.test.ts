@@ -211,23 +211,6 @@ const rows = ([4, 6] as const).flatMap((family) =>
   rowsOf(family).map(({ open, probe, what }) => ({ open, probe, what: `IPv${family}: ${what}` }))
 )
 
-/** The same for a table of the release before, in which sources were a set, and zones a map of their own. */
-const older = (text: string): string =>
-  text
-    .replace(/map (sources([46])) .*/g, "set $1 { type ifname . ether_addr . ipv$2_addr; counter; }")
-    .replace("map outside", "map zones { typeof iifname : ct zone; }\n  map outside")
-    .replace(/ct original zone set .* accept/, "ct original zone set iifname map @zones")
-    .replace(/ct original zone set .* accept/, "")
-    .replace(
-      "iifname @forged drop",
-      [
-        "iifname . ether saddr . ip saddr @sources4 accept",
-        "iifname . ether saddr . ip6 saddr @sources6 accept",
-        "iifname @forged drop"
-      ].join("\n")
-    )
-    .replace(/(add element inet \S+) (sources[46]) \{ (\S+) (.*) : (\d+) \}/g, "$1 $2 { $3 $4 }\n$1 zones { $3 : $5 }")
-
 /** Those rows that are not as expected, and what they are. */
 const astray = async (world: World, expected: (row: Row) => boolean, only: ReadonlyArray<Row> = rows) => {
   const wrong: Array<string> = []
@@ -473,28 +456,6 @@ describe.skipIf(why !== undefined)("the firewall, with packets", () => {
     ))
     assert.lengthOf(await firewall(({ list }) => list), 2)
   }, 60_000)
-
-  it("takes a table of the release before as it is: machines go, come, and keep what they have", async () => {
-    const text = older(Result.getOrThrow(Firewall.plan(machines, options)))
-    const begin = async () => {
-      await firewall(({ uninstall }) => uninstall(machines))
-      world.run(world.host, "nft", text)
-    }
-    const links = async () => (await firewall(({ list }) => list)).map(({ link }) => link).toSorted()
-    await begin()
-    await firewall(({ uninstall }) => uninstall([insider]))
-    assert.deepStrictEqual(await links(), [guest(1).link])
-    assert.notInclude(world.run(world.host, "nft", "list", "table", "inet", "packets"), guest(2).link)
-    await begin()
-    assert.deepStrictEqual(await astray(world, ({ open }) => open, rows.slice(0, 8)), [])
-    await firewall(({ install }) =>
-      Effect.forEach([machine(4), first, machine(5)], (comer) => install([comer]), { concurrency: 3, discard: true })
-    )
-    assert.deepStrictEqual(await links(), [1, 2, 4, 5].map((at) => guest(at).link))
-    assert.isAbove((await firewall(({ counters }) => counters)).get(first.token)?.allowedOut.packets ?? 0, 0)
-    assert.deepStrictEqual(await astray(world, ({ open }) => open), [])
-    await firewall(({ uninstall }) => uninstall([machine(4), machine(5)]))
-  }, 120_000)
 
   it("goes with the last machine, and leaves what is not its own", async () => {
     assert.deepStrictEqual(tables(), [...own, ...foreign].toSorted())

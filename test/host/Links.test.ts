@@ -155,14 +155,6 @@ describe("Links", () => {
       ])
     }))
 
-  it.effect("what an earlier version had begun to make of a TAP is found", () =>
-    Effect.gen(function*() {
-      const host = FakeIp.make()
-      host.links.set(Plan.temporaryName(linkOf(1).owner.token), { group: "default", kind: "tap" })
-      expect(yield* over(host).reclaim([linkOf(1)])).toEqual([{ _tag: "Released" }])
-      expect([...host.links.keys()]).toEqual([])
-    }))
-
   it.effect("what somebody else is just making under a name that we want, too, stays", () =>
     Effect.gen(function*() {
       const host = FakeIp.make()

@@ -187,7 +187,8 @@ it.effect.prop(
       const over = yield* fork(input.end === "close" ? Scope.close(home, Exit.void) : pool.drain)
       yield* quiet
       for (const user of users.splice(0)) yield* giveBack(user)
-      for (let turn = 0; turn < 10 && !isDone(over); turn++) yield* pass(100)
+      // One who has taken several gives them back one after the other.
+      for (let turn = 0; turn < 30 && !isDone(over); turn++) yield* pass(100)
       expect(isDone(over)).toBe(true)
       expect(isDone(late)).toBe(true)
       expect(world.alive()).toEqual([])

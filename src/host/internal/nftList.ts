@@ -1,8 +1,7 @@
 /** What `nft -j` tells of the table (libnftables-json(5)), as far as it is asked for here. */
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
-import type * as Cidr from "../Cidr.ts"
-import { type Source, tokenOf } from "./nftText.ts"
+import { tokenOf } from "./nftText.ts"
 
 const Elements = Schema.Struct({
   table: Schema.String,
@@ -47,33 +46,20 @@ export const machines = ({ nftables }: Listing): ReadonlyArray<{ readonly link: 
 export const ownSets = (table: string, { nftables }: Listing): ReadonlyMap<string | undefined, ReadonlyArray<string>> =>
   Map.groupBy(nftables.flatMap(({ set }) => set?.table === table ? [set.name] : []), tokenOf)
 
-/** Is it a table of the release before (`Text.Source`)? */
-export const isOlder = (sets: ReadonlyMap<string | undefined, ReadonlyArray<string>>): boolean =>
-  sets.get(undefined)?.includes("sources4") === true
-
 export interface Count {
   readonly packets: number
   readonly bytes: number
 }
 
-/** The elements of a set or a map that counts. */
-const countsOf = ({ nftables }: Listing): ReadonlyArray<Count & { readonly key: ReadonlyArray<string> }> =>
-  nftables.flatMap(({ map, set }) => set?.elem ?? map?.elem ?? []).flatMap((element) =>
-    Option.match(counted(Array.isArray(element) ? element[0] : element), {
-      onNone: () => [],
-      onSome: ({ elem: { counter, val } }) => [{ ...counter, key: typeof val === "string" ? [val] : val.concat }]
-    })
-  )
-
 /** By link, of a set or a map that counts: of links, or of something that begins with one. */
-export const counts = (listing: Listing): ReadonlyMap<string, Count> =>
-  new Map(countsOf(listing).map(({ bytes, key, packets }) => [key[0] ?? "", { bytes, packets }]))
-
-/** Of one family, in a table of the release before, of whose machines `outside` tells. */
-export const sources = (family: Cidr.Family, listing: Listing, outside: Listing): ReadonlyArray<Source> => {
-  const tokens = new Map(machines(outside).map(({ link, token }) => [link, token]))
-  return countsOf(listing).flatMap(({ key, ...count }) => {
-    const token = tokens.get(key[0] ?? "")
-    return token === undefined ? [] : [{ ...count, key, family, token }]
-  })
-}
+export const counts = ({ nftables }: Listing): ReadonlyMap<string, Count> =>
+  new Map(
+    nftables.flatMap(({ map, set }) => set?.elem ?? map?.elem ?? []).flatMap((element) =>
+      Option.match(counted(Array.isArray(element) ? element[0] : element), {
+        onNone: () => [],
+        onSome: (
+          { elem: { counter, val } }
+        ) => [[typeof val === "string" ? val : val.concat[0] ?? "", counter] as const]
+      })
+    )
+  )

@@ -63,27 +63,6 @@ export const query = Effect.fnUntraced(function*(table: string, what: string, ..
     ))
 })
 
-const isOfShape = (error: HostError.HostError): boolean =>
-  error.reason._tag === "Conflict" || stderrHas(error, "is not a map")
-
-/** `apply` of what begins with the shared part: a table of the release before is given today's shape, with the machines in it. */
-export const install = (table: string, what: string, input: string) =>
-  apply(table, what, input).pipe(
-    Effect.catchIf(
-      isOfShape,
-      Effect.fnUntraced(function*() {
-        const list = (words: string) => query(table, "looking for machines of the release before", `list ${words}`)
-        // Of two who do so at the same time the later one is refused: there is nothing of the old shape left.
-        const again = apply(table, what, input)
-        if (!List.isOlder(List.ownSets(table, yield* query(table, what, "-t", "list sets inet")))) return yield* again
-        const outside = yield* list(`map inet ${table} outside`)
-        const from4 = List.sources(4, yield* list(`set inet ${table} sources4`), outside)
-        const from6 = List.sources(6, yield* list(`set inet ${table} sources6`), outside)
-        yield* Effect.catch(apply(table, what, Text.reshape(table, input, [...from4, ...from6])), () => again)
-      })
-    )
-  )
-
 export const people = (count: number): string => count === 1 ? "one machine" : `${count} machines`
 
 /** How often it is tried anew when somebody else has changed the table meanwhile. */
@@ -114,7 +93,7 @@ export const remove = Effect.fnUntraced(function*(table: string, wanted: Readonl
     if (there.length === 0) return there
     const sets = List.ownSets(table, yield* query(table, what, "-t", "list sets inet"))
     const found = there.map((machine) => ({ machine, sets: sets.get(machine.token) ?? [] }))
-    yield* apply(table, `removing the rules of ${people(found.length)}`, Text.remove(table, found, List.isOlder(sets)))
+    yield* apply(table, `removing the rules of ${people(found.length)}`, Text.remove(table, found))
     // Of two that go at the same time, the later one finds nobody.
     if (List.machines(yield* look).length === 0) yield* tableGoes([])
     return there

@@ -85,9 +85,6 @@ export const tokenOf = (name: string): string | undefined => /-([0-9a-f]{16})$/.
 /** Who answers, whichever way a packet goes, and after whatever the host has made of the address. */
 const peer = (family: Cidr.Family): string => `ct reply ${ip[family]} saddr`
 
-const sourcesMap = (family: Cidr.Family): string =>
-  `  map sources${family} { typeof iifname . ether saddr . ${ip[family]} saddr : ct zone; counter; }\n`
-
 /**
  * The shared part. Packets of a machine's link come by `guard` first, before connections are looked up: they are those of a
  * machine that we know, with its own addresses, or they are dropped; their connections are that machine's (`zoneOf`). One look tells
@@ -116,7 +113,8 @@ export const shared = (table: string, prefix: string | undefined, closed: Readon
 ${counters.map((counter) => `  set ${counter} { type ifname; counter; }\n`).join("")}${
     families.map((family) =>
       `  set closed${family} { type ${address[family]} . nf_proto; flags interval; }
-${sourcesMap(family)}  set gateways${family} { type ifname . ${address[family]}; }
+  map sources${family} { typeof iifname . ether saddr . ${ip[family]} saddr : ct zone; counter; }
+  set gateways${family} { type ifname . ${address[family]}; }
   set masqueraded${family} { type ${address[family]}; }
 `
     ).join("")
@@ -343,21 +341,17 @@ interface Member {
   readonly family: "inet" | "arp"
   readonly set: string
   readonly key: string
-  readonly statement?: string
   readonly value?: string
 }
 
-/** In a table of the release before (`older`), a set has the sources, and a map of its own the zones. */
-const members = (machine: Known, older = false): ReadonlyArray<Member> => {
+const members = (machine: Known): ReadonlyArray<Member> => {
   const { link, mac, masquerade, token, v4 } = machine
   const name = `"${link}"`
-  const zone = String(zoneOf(token))
   return [
     ...[...counters, "covered"].map((set) => ({ family: "inet", set, key: name }) as const),
     { family: "inet", set: "outside", key: name, value: `goto ${chains.outside(token)}` },
     { family: "inet", set: "near", key: name, value: `goto ${chains.near(token)}` },
     { family: "arp", set: "covered", key: name },
-    ...(older ? [{ family: "inet", set: "zones", key: name, value: zone } as const] : []),
     ...families.flatMap((family): ReadonlyArray<Member> => {
       const ends = side(machine, family)
       return ends === undefined ? [] : [
@@ -365,7 +359,7 @@ const members = (machine: Known, older = false): ReadonlyArray<Member> => {
           family: "inet",
           set: `sources${family}`,
           key: `${name} . ${mac} . ${ends.guest}`,
-          ...(!older && { value: zone })
+          value: String(zoneOf(token))
         },
         { family: "inet", set: `gateways${family}`, key: `${name} . ${ends.gateway}` },
         ...(masquerade ? [{ family: "inet", set: `masqueraded${family}`, key: ends.guest } as const] : [])
@@ -381,9 +375,7 @@ const members = (machine: Known, older = false): ReadonlyArray<Member> => {
 /** In one statement for each set: nft takes longer over many. */
 const elementsOf = (verb: "add" | "delete", table: string, all: ReadonlyArray<Member>): string =>
   [...Map.groupBy(all, ({ family, set }) => `${family} ${table} ${set}`)].map(([set, group]) => {
-    const elements = group.map(({ key, statement = "", value }) =>
-      `${key}${verb === "add" ? statement : ""}${value === undefined ? "" : ` : ${value}`}`
-    )
+    const elements = group.map(({ key, value }) => `${key}${value === undefined ? "" : ` : ${value}`}`)
     return `${verb} element ${set} { ${[...new Set(elements)].join(", ")} }\n`
   }).join("")
 
@@ -425,37 +417,6 @@ export const enact = (table: string, now: Seen, before: Seen = now): string => {
   ].join("")
 }
 
-/** A source in a table of the release before, and what has come from it. */
-export interface Source {
-  readonly token: string
-  readonly family: Cidr.Family
-  readonly key: ReadonlyArray<string>
-  readonly packets: number
-  readonly bytes: number
-}
-
-/** What `text` says, which begins with the shared part, in a table of the release before: its machines keep what they have. */
-export const reshape = (table: string, text: string, sources: ReadonlyArray<Source>): string =>
-  [
-    `flush chain inet ${table} guard\n`,
-    ...families.map((family) => `delete set inet ${table} sources${family}\n`),
-    `delete map inet ${table} zones\n`,
-    `table inet ${table} {\n${families.map(sourcesMap).join("")}}\n`,
-    elementsOf(
-      "add",
-      table,
-      sources.map(({ bytes, family, key: [link = "", ...others], packets, token }) => ({
-        family: "inet",
-        set: `sources${family}`,
-        key: [`"${link}"`, ...others].join(" . "),
-        statement: ` counter packets ${packets} bytes ${bytes}`,
-        value: String(zoneOf(token))
-      }))
-    ),
-    // A machine that it says anew goes on counting.
-    text
-  ].join("")
-
 /** The addresses are open from now on for so many seconds, whatever was said of them before. */
 export const learn = (
   table: string,
@@ -484,10 +445,10 @@ export interface Found {
 }
 
 /** What of it is not there is added first, so that there is something to delete. */
-export const remove = (table: string, found: ReadonlyArray<Found>, older: boolean): string => {
+export const remove = (table: string, found: ReadonlyArray<Found>): string => {
   const inet = `inet ${table}`
   const own = found.flatMap(({ machine: { token } }) => [chains.outside(token), chains.near(token)])
-  const all = found.flatMap(({ machine }) => members(machine, older))
+  const all = found.flatMap(({ machine }) => members(machine))
   return [
     elementsOf("add", table, all),
     elementsOf("delete", table, all),

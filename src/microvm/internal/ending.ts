@@ -9,9 +9,26 @@ import * as MachineEnd from "../MachineEnd.ts"
 import type { MachineRequest, Vmm } from "../MicroVmProvider.ts"
 import type { Life } from "./life.ts"
 
-/** `Machine.ShutdownOptions`, which says what they are. */
-interface Options {
-  readonly leading?: ReadonlyArray<ShutdownPolicy.StageOptions<Effect.Effect<void, unknown>>> | undefined
+/**
+ * A stage that the backend knows nothing of, put before the policy's own: the guest's agent is asked to power off. Its
+ * request is interrupted when the next stage comes.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type LeadingStage = ShutdownPolicy.StageOptions<Effect.Effect<void, unknown>>
+
+/**
+ * How a machine is to be ended. `leading`, `policy` and `onEvent` count when the call is the first: it starts the
+ * shutdown. Each later call can only hasten it, by `request`.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export interface ShutdownOptions {
+  /** Stages before those of the policy. Default none. */
+  readonly leading?: ReadonlyArray<LeadingStage> | undefined
+  /** Default: the policy of the launch. */
   readonly policy?: ShutdownPolicy.ShutdownPolicy<MachineRequest> | undefined
   readonly request?: Shutdown.ShutdownRequest | undefined
   readonly onEvent?: ((event: Shutdown.ShutdownEvent) => Effect.Effect<void>) | undefined
@@ -49,7 +66,7 @@ export const makeEnding = ({ ended, id, isAsleep, life, onBegin, policy: usual, 
   }
   let ladder: Ladder | undefined
   let told: ShutdownOutcome.ShutdownOutcome | undefined
-  const makeLadder = Effect.fnUntraced(function*({ leading = [], onEvent, policy = usual }: Options) {
+  const makeLadder = Effect.fnUntraced(function*({ leading = [], onEvent, policy = usual }: ShutdownOptions) {
     const { stages } = yield* Effect.fromResult(ShutdownPolicy.make(Arr.appendAll(
       leading.map((stage) => ({ ...stage, request: Effect.andThen(wake, stage.request) })),
       Arr.map(policy.stages, (stage) => {
@@ -73,7 +90,7 @@ export const makeEnding = ({ ended, id, isAsleep, life, onBegin, policy: usual, 
     }
   })
   return {
-    shutdown: Effect.fn("Machine.shutdown", { attributes: { machine: id } })(function*(options: Options = {}) {
+    shutdown: Effect.fn("Machine.shutdown", { attributes: { machine: id } })(function*(options: ShutdownOptions = {}) {
       const made = ladder ?? (yield* makeLadder(options))
       const current = ladder ??= made
       const { atLeast, within } = options.request ?? {}

@@ -7,14 +7,21 @@ import { boundaries } from "./launchMetrics.ts"
 /** How a pool is now, and what it has counted. */
 export interface Numbers {
   readonly ready: number
+  /** Handed out, or looked at on behalf of a taker. */
   readonly inUse: number
   readonly starting: number
+  /** Not gone yet. */
   readonly ending: number
+  /** Takers without a machine. */
   readonly waiting: number
+  /** Machines so far that were ready. */
   readonly started: number
+  /** Starts so far that have failed. */
   readonly failed: number
-  readonly unfit: number
+  /** Takers so far that were not let in, since `maxWaiting` others waited. */
   readonly refused: number
+  /** Machines so far that had ended or were unhealthy before anybody had them. */
+  readonly unfit: number
 }
 
 export interface PoolMetrics {
