@@ -125,6 +125,12 @@ export interface Shutdown {
   readonly stage: Effect.Effect<Option.Option<string>>
 }
 
+/**
+ * Timers count whole milliseconds. So a deadline is kept to half of one, before or after it: never before it would be up to a whole one
+ * late, whatever else happens.
+ */
+const timely = 0.5
+
 /** Throws for what is no duration, and NaN is none: taken for zero, it would be the harshest request of all. */
 const toMillis = (input: Duration.Input): number => {
   if (Number.isNaN(input)) throw new RangeError("NaN is no duration: give a number of milliseconds")
@@ -238,7 +244,7 @@ export const make = <R, E>(
         const deadlinePassed = (hasEnded: boolean): void => {
           if (hasEnded) return finish("ended")
           // More time was granted while the target was asked.
-          if (until() > now()) return look()
+          if (until() - now() > timely) return look()
           if (until() === deadline) return finish("deadline")
           floor = last
           finish("hastened")
@@ -251,11 +257,11 @@ export const make = <R, E>(
           else if (failure !== undefined) poll((hasEnded) => finish(hasEnded ? "ended" : "failed"))
           else if (floor > index) finish("hastened")
           // An end at the very deadline is in time: the target is asked, whichever timer came first.
-          else if (left <= 0) poll(deadlinePassed)
+          else if (left <= timely) poll(deadlinePassed)
           else {
             rouse = look
             // The deadline may move meanwhile, and timers cut fractions off: one that is early means another round.
-            timer = fork(clock.sleep(Duration.millis(Math.ceil(left))))
+            timer = fork(clock.sleep(Duration.millis(Math.max(1, Math.floor(left)))))
             timer.addObserver((exit) => {
               if (Exit.isSuccess(exit)) rouse()
             })

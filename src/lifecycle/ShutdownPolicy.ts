@@ -21,7 +21,10 @@ export interface Stage<out R> {
   /** What reports and error messages call it. Unique within a policy. */
   readonly name: string
   readonly request: R
-  /** Time from the request to the next stage. In the last stage: the longest wait before the shutdown gives up. */
+  /**
+   * Time from the request to the next stage, kept to half a millisecond on an idle machine. In the last stage: the longest wait before the
+   * shutdown gives up.
+   */
   readonly grace: Duration.Duration
   /** `true` when the target has no say: an end by this stage is reported as `Forced`. */
   readonly force: boolean

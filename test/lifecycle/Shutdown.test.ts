@@ -1,5 +1,6 @@
 import { describe, expect, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -7,9 +8,11 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Result from "effect/Result"
+import * as Schema from "effect/Schema"
 import { TestClock } from "effect/testing"
 import * as Tracer from "effect/Tracer"
 import { ExitStatus, Shutdown, ShutdownOutcome, ShutdownPolicy, type Signal } from "../../src/lifecycle/index.ts"
+import { otherSleep } from "../otherSleep.ts"
 
 /** A process that reacts to signals as told, and remembers them. */
 const scripted = Effect.fnUntraced(function*(
@@ -106,6 +109,33 @@ describe("Shutdown", () => {
       yield* TestClock.adjust("2 seconds")
       expect(sent).toEqual(["SIGTERM", "SIGKILL"])
     }))
+
+  it.effect.prop(
+    "keeps a deadline to half a millisecond where timers count whole ones",
+    [Schema.Int.check(Schema.isBetween({ minimum: 1000, maximum: 5000 }))],
+    ([micros]) =>
+      Effect.gen(function*() {
+        const clock = yield* Clock.Clock
+        const now = () => Number(clock.monotonicTimeNanosUnsafe()) / 1000
+        let late = NaN
+        const { target } = yield* scripted({
+          SIGKILL: Effect.suspend(() => {
+            late = now() - micros
+            return killed
+          })
+        })
+        const wholeMillis = otherSleep(
+          clock,
+          (duration) => clock.sleep(Duration.millis(Math.max(1, Math.trunc(Duration.toMillis(duration)))))
+        )
+        const policy = ShutdownPolicy.signals({ grace: Duration.micros(BigInt(micros)) })
+        const shutdown = yield* Effect.provideService(Shutdown.make(target, policy), Clock.Clock, wholeMillis)
+        const fiber = yield* Effect.forkChild(shutdown.run(), { startImmediately: true })
+        for (let step = 0; step < 70; step++) yield* TestClock.adjust(Duration.micros(100n))
+        yield* Fiber.join(fiber)
+        expect(Math.abs(late)).toBeLessThanOrEqual(500)
+      })
+  )
 
   it.effect("a second request goes to the next stage at once", () =>
     Effect.gen(function*() {
