@@ -153,8 +153,9 @@ export const isComplete = (self: ShutdownOutcome): boolean => self._tag !== "Sur
 export const errors = (self: ShutdownOutcome): ReadonlyArray<unknown> =>
   self.stages.flatMap((stage) => stage.error === undefined ? [] : [stage.error])
 
-const formatSurvivors = (survivors: ReadonlyArray<Survivor>): string =>
-  survivors.map(({ command, pid, why }) => `${command}[${pid}] (${why})`).join(", ")
+const formatSurvivor = ({ command, pid, why }: Survivor): string => `${command}[${pid}] (${why})`
+
+const messageOf = (error: unknown): string => error instanceof Error ? error.message : String(error)
 
 /**
  * One sentence for people.
@@ -172,8 +173,13 @@ export const format = (self: ShutdownOutcome): string => {
     case "Forced":
       return `forced by ${self.stage} after ${elapsed}: ${ExitStatus.format(self.status)}`
     case "Survivors":
-      return `${ExitStatus.format(self.status)}, but left behind: ${formatSurvivors(self.survivors)}`
-    case "Unkillable":
-      return `still there after ${elapsed}: ${formatSurvivors(self.survivors)}`
+      return `${ExitStatus.format(self.status)}, but left behind: ${self.survivors.map(formatSurvivor).join(", ")}`
+    case "Unkillable": {
+      const failed = self.stages.flatMap(({ error, name }) =>
+        error === undefined ? [] : [`${name}: ${messageOf(error)}`]
+      )
+      const why = [...self.survivors.map(formatSurvivor), ...failed].join(", ")
+      return `still there after ${elapsed}${why && `: ${why}`}`
+    }
   }
 }

@@ -28,7 +28,8 @@ import type { ProcessError } from "./ProcessError.ts"
 import type { CGroups } from "./SpawnOptions.ts"
 
 /**
- * A process that is held. Closing the scope lets go of it, and ends nothing: call `shutdown` for that.
+ * A process that is held. Closing the scope lets go of it, and ends nothing: call `shutdown` for that. Who has
+ * let go of it may still do so, and await `exit`, which is then looked for at most every half second.
  *
  * What is other than with a `Process` of ours:
  *

@@ -25,7 +25,7 @@ export const defaultSchedule: Schedule.Schedule<unknown> = Schedule.min([
 /**
  * Repeats a check until it succeeds. If the process ends first, this fails at once with `DiedBeforeReady`, which holds the
  * status and the last output; after `within` it fails with `NotReady`, whose `cause` is the error of the last check. The
- * process is left as it is: closing its scope ends it.
+ * process, a `HeldProcess` too, is left as it is.
  *
  * ```ts import.meta.vitest
  * import { NodeProcessSpawner, ProcessSpawner, Readiness } from "effect-microvm-runtime/process"
@@ -45,7 +45,7 @@ export const defaultSchedule: Schedule.Schedule<unknown> = Schedule.min([
  * @since 0.1.0
  */
 export const awaitReady = Effect.fn("Readiness.awaitReady")(function*<A, E, R>(
-  process: Process,
+  process: Pick<Process, "exit" | "tail">,
   check: Effect.Effect<A, E, R>,
   options: {
     readonly within: Duration.Input
@@ -92,7 +92,7 @@ const window = 8_192
  * @since 0.1.0
  */
 export const outputMatches = (
-  process: Process,
+  process: Pick<Process, "stdout" | "stderr">,
   stream: "stdout" | "stderr",
   pattern: RegExp
 ): Effect.Effect<RegExpExecArray, ProcessError> =>

@@ -85,6 +85,26 @@ describe("Shutdown", () => {
       const outcome = yield* Fiber.join(fiber)
       expect(outcome).toMatchObject({ _tag: "Unkillable", survivors: [{ pid: 7 }] })
       expect(ShutdownOutcome.isComplete(outcome)).toBe(false)
+      expect(ShutdownOutcome.format(outcome)).toBe("still there after 5s: stuck[7] (uninterruptible sleep (D))")
+    }))
+
+  it.effect("what is no process has no survivors: why it is still there is what its requests have failed with", () =>
+    Effect.gen(function*() {
+      const remote = (error: Effect.Effect<void, Error>) =>
+        Effect.flatMap(
+          Shutdown.make({
+            poll: Effect.succeedNone,
+            ended: Effect.never,
+            request: () => error,
+            remains: Effect.succeed({ status: Option.none(), survivors: [] })
+          }, ShutdownPolicy.makeUnsafe([{ name: "delete", request: "delete", grace: "1 second", force: true }])),
+          (shutdown) => Effect.forkChild(shutdown.run(), { startImmediately: true })
+        )
+      const refused = yield* remote(Effect.fail(new Error("403 Forbidden")))
+      const silent = yield* remote(Effect.void)
+      yield* TestClock.adjust("1 second")
+      expect(ShutdownOutcome.format(yield* Fiber.join(refused))).toBe("still there after 0: delete: 403 Forbidden")
+      expect(ShutdownOutcome.format(yield* Fiber.join(silent))).toBe("still there after 1s")
     }))
 
   it.effect("interrupting one waiter does not stop the shutdown", () =>

@@ -2,6 +2,7 @@ import { describe, expect, it } from "@effect/vitest"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as ChildProcess from "effect/process/ChildProcess"
@@ -34,6 +35,7 @@ import * as NodeProcessHost from "../../src/process/NodeProcessHost.ts"
 import { type HeldProcess, type HoldOptions, ProcessHolder } from "../../src/process/ProcessHolder.ts"
 import { ProcessHost } from "../../src/process/ProcessHost.ts"
 import * as ProcessIdentity from "../../src/process/ProcessIdentity.ts"
+import * as Readiness from "../../src/process/Readiness.ts"
 import { cgroupSupport, clearUp, eventually, fixture, hasCGroups, type Trial, trial } from "./support.ts"
 
 const layer = Layer.provideMerge(NodeProcessHolder.layer, NodeProcessHost.layer)
@@ -199,6 +201,22 @@ describe("a process that is held", () => {
         const again = yield* Effect.scoped(attach(directory))
         expect(again.pid).toBe(held.pid)
       }
+    }))
+
+  world("is awaited and ended by who has let go of it, too", ({ directory, spawn }) =>
+    Effect.gen(function*() {
+      const first = yield* spawn("trap 'exit 7' TERM; echo up; while :; do sleep 0.05; done").pipe(
+        Effect.tap((held) =>
+          Readiness.awaitReady(held, Readiness.outputMatches(held, "stdout", /up/), { within: "5 seconds" })
+        ),
+        Effect.scoped
+      )
+      const second = yield* Effect.scoped(attach(directory))
+      expect(yield* first.poll).toEqual(Option.none())
+      const waiting = yield* Effect.forkChild(first.exit, { startImmediately: true })
+      expect(yield* second.shutdown()).toMatchObject({ _tag: "Graceful", status: { _tag: "Exited", code: 7 } })
+      expect(yield* Fiber.join(waiting)).toEqual(ExitStatus.exited(7))
+      expect(yield* first.shutdown()).toMatchObject({ _tag: "AlreadyExited", status: { code: 7 } })
     }))
 
   world(

@@ -211,23 +211,36 @@ export const make = Effect.fnUntraced(function*(
     return isThere
   })
   const readEnd = Effect.sync(() => Client.readEnded(directory))
-  const settle = Effect.gen(function*() {
-    const status = hand === undefined ? undefined : yield* heard(hand.socket)
-    if (status !== undefined) return status
+  const isHolderGone = Effect.map(lives(host, held.holder), (isThere) => !isThere)
+  /** Where nobody tells us: what was written down, for which a holder has a moment once its process is gone. */
+  const found = Effect.gen(function*() {
     const before = yield* readEnd
     if (before !== undefined) return statusOf(before)
     yield* pollUntil(Effect.map(look, (isThere) => !isThere), { longest: 500 })
+    const isWritten = Effect.map(readEnd, (ended) => ended !== undefined)
+    yield* Effect.timeoutOption(pollUntil(Effect.zipWith(isHolderGone, isWritten, (a, b) => a || b)), lastWriting)
     const after = yield* readEnd
     if (after !== undefined) return statusOf(after)
     return identity.bootId === host.bootId
       ? ExitStatus.lost("its holder was killed", "identity")
       : ExitStatus.lost("the host was started anew since", "identity")
   })
+  const settle = Effect.gen(function*() {
+    return (hand === undefined ? undefined : yield* heard(hand.socket)) ?? (yield* found)
+  })
+  const letGo = Deferred.makeUnsafe<void>()
+  yield* Effect.addFinalizer(() => Deferred.succeed(letGo, undefined))
   yield* Effect.flatMap(settle, (status) => Deferred.succeed(told, status)).pipe(
     Effect.forkScoped({ startImmediately: true })
   )
-  const exit = Deferred.await(told)
-  const poll = Effect.flatMap(Deferred.poll(told), Effect.transposeOption)
+  // Who has let go of it is not told any more, and may still wait for it, or end it: an outer scope's finalizer does.
+  const foundOut = Effect.tap(found, (status) => Deferred.succeed(told, status))
+  const exit = Effect.raceFirst(Deferred.await(told), Effect.andThen(Deferred.await(letGo), foundOut))
+  const poll = Effect.gen(function*() {
+    const status = yield* Effect.flatMap(Deferred.poll(told), Effect.transposeOption)
+    if (Option.isSome(status) || !Deferred.isDoneUnsafe(letGo) || (yield* look)) return status
+    return Option.some(yield* foundOut)
+  })
 
   const signal: HeldProcess["signal"] = (name) =>
     Effect.flatMap(look, (isThere) => isThere ? Effect.asVoid(host.kill(pid, name)) : Effect.void)
@@ -252,7 +265,7 @@ export const make = Effect.fnUntraced(function*(
   let hasLeft = false
   /** With all that it has still to write down. One that cannot, on a full disk, is not waited for. */
   const holderGone = Effect.raceFirst(
-    pollUntil(Effect.map(lives(host, held.holder), (isThere) => !isThere)),
+    pollUntil(isHolderGone),
     Effect.andThen(pollUntil(Effect.map(readEnd, (ended) => ended !== undefined)), Effect.sleep(leaving))
   ).pipe(
     Effect.timeoutOption(lastWriting),
