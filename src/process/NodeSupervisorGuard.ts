@@ -174,7 +174,7 @@ const make = Effect.gen(function*() {
  * The guard for our process. It starts with the first thing to watch, keeps no event loop alive, and ends with the layer;
  * what is still watched then is left alone, because we are there to see to it.
  *
- * Needs `/bin/sh` and the POSIX tools cat, find, grep, printf, rm, rmdir and sleep.
+ * Needs `/bin/sh` and the POSIX tools cat, find, grep, head, printf, rm, rmdir and sleep.
  *
  * **Gotchas**
  *

@@ -12,7 +12,7 @@ import { cachedSuccess } from "../../src/process/internal/cachedSuccess.ts"
 import { KillScope } from "../../src/process/KillScope.ts"
 import * as NodeProcessHost from "../../src/process/NodeProcessHost.ts"
 import { type LaunchPlan, ProcessHost } from "../../src/process/ProcessHost.ts"
-import { eventually, hasCGroups, trial } from "./support.ts"
+import { eventually, fixture, hasCGroups, trial } from "./support.ts"
 
 const plan: LaunchPlan = {
   executable: "/bin/sh",
@@ -48,6 +48,18 @@ it.live("a process without any environment has no mark", () =>
     expect(yield* eventually(() => readFileSync(`/proc/${pid}/comm`, "utf8") === "sleep\n")).toBe(true)
     expect(Option.getOrThrow(yield* host.inspect(pid)).mark).toBeUndefined()
     expect((yield* host.list(0)).find((info) => info.pid === pid)).toMatchObject({ mark: undefined })
+  }).pipe(Effect.scoped, Effect.provide(NodeProcessHost.layer)))
+
+it.live("of an environment no more is read than a program can be given, however long a process says that its own is", () =>
+  Effect.gen(function*() {
+    const host = yield* ProcessHost
+    const child = spawn(process.execPath, [fixture("long-environment.ts")], { stdio: ["ignore", "pipe", "inherit"] })
+    yield* Effect.addFinalizer(() => Effect.sync(() => child.kill("SIGKILL")))
+    let said = ""
+    child.stdout.on("data", (bytes) => said += String(bytes))
+    expect(yield* eventually(() => said.endsWith("\n"))).toBe(true)
+    if (said !== "ready\n") return console.warn("skipped: an environment of any length, which this kernel refuses")
+    expect(Option.getOrThrow(yield* host.inspect(child.pid ?? 0)).mark).toBeUndefined()
   }).pipe(Effect.scoped, Effect.provide(NodeProcessHost.layer)))
 
 it.live("who waits for an end learns of it before what clears up, whoever came first", () =>

@@ -292,6 +292,39 @@ describe("the guard", () => {
       expect(left).toEqual([])
     }))
 
+  it.live(
+    "finds the mark though a process has an environment without end",
+    () =>
+      withDirectory((base) =>
+        Effect.gen(function*() {
+          const { guardScript } = yield* Effect.promise(() => import("../../src/process/internal/guardScript.ts"))
+          const mark = `test-${process.pid}-endless`
+          // A search through all of them meets it.
+          writeFileSync(
+            `${base}/grep`,
+            `#!/bin/sh\ncase $1 in -l*) while :; do :; done ;; esac\nexec /bin/grep "$@"\n`,
+            {
+              mode: 0o755
+            }
+          )
+          mkdirSync(`${base}/run`)
+          const marked = spawn("/bin/sleep", ["4447"], { env: { [Mark.variable]: `${mark}.1` }, stdio: "ignore" })
+          const guard = spawn("/bin/sh", ["-c", guardScript, "microvm-guard", mark], {
+            env: { PATH: `${base}:/usr/bin:/bin` },
+            stdio: ["pipe", "ignore", "ignore"]
+          })
+          const ends = Promise.all([once(marked, "exit"), once(guard, "exit")])
+          guard.stdin.end(`1 directory ${base}/run\n`)
+          const hasEnded = yield* Effect.timeoutOption(Effect.promise(() => ends), "20 seconds")
+          marked.kill("SIGKILL")
+          guard.kill("SIGKILL")
+          expect(hasEnded).toMatchObject({ value: [[null, "SIGKILL"], [0, null]] })
+          expect(readdirSync(base)).toEqual(["grep"])
+        })
+      ),
+    40_000
+  )
+
   it.live("survives garbage, forgets what it is told to forget, and does not follow links", () =>
     withDirectory((base) =>
       Effect.gen(function*() {

@@ -8,16 +8,42 @@ import { isAlive, type ProcessInfo } from "../ProcessHost.ts"
 import { attempt } from "./NodeErrno.ts"
 import * as ProcStat from "./procStat.ts"
 
-/** A file of a process, as far as it can be read. "utf8" has a way of its own in Node, which takes a fifth of the time. */
-const readFile = (pid: number, name: string): string | undefined =>
-  attempt(() => NodeFs.readFileSync(`/proc/${pid}/${name}`, "utf8"))
+/** "utf8" has a way of its own in Node, which takes a fifth of the time. */
+const readStat = (pid: number): string | undefined => attempt(() => NodeFs.readFileSync(`/proc/${pid}/stat`, "utf8"))
+
+/**
+ * What execve(2) takes, arguments included, where nobody has raised the limit of the stack. A process can say that its environment is
+ * wherever it likes, and as long as it likes: PR_SET_MM_MAP of prctl(2) asks for no capability.
+ */
+const longestEnvironment = 2 ** 21
+
+const usual = Buffer.alloc(2 ** 15)
+
+const readEnvironment = (pid: number): string | undefined =>
+  attempt(() => {
+    const fd = NodeFs.openSync(`/proc/${pid}/environ`, "r")
+    try {
+      const length = NodeFs.readSync(fd, usual, 0, usual.length, 0)
+      if (length < usual.length) return usual.toString("latin1", 0, length)
+      const all = Buffer.alloc(longestEnvironment)
+      return all.toString("latin1", 0, NodeFs.readSync(fd, all, 0, all.length, 0))
+    } finally {
+      NodeFs.closeSync(fd)
+    }
+  })
+
+const entry = `${Mark.variable}=`
 
 /** The mark of a process; `"unknown"` in the middle of its execve(2), when it has no environment for a moment. */
 const readMark = (pid: number): string | undefined => {
-  const environ = readFile(pid, "environ")
+  const environ = readEnvironment(pid)
   if (environ === "") return unknown
-  const prefix = `${Mark.variable}=`
-  return environ?.split("\0").find((entry) => entry.startsWith(prefix))?.slice(prefix.length)
+  if (environ === undefined) return undefined
+  // Not split: a hostile one is two million empty entries.
+  const at = `\0${environ}`.indexOf(`\0${entry}`)
+  if (at < 0) return undefined
+  const end = environ.indexOf("\0", at)
+  return environ.slice(at + entry.length, end < 0 ? undefined : end)
 }
 
 /** No mark looks like this. */
@@ -33,7 +59,7 @@ export const inspect = (pid: number): ProcessInfo | undefined => {
 }
 
 const read = (pid: number, since = 0): ProcessInfo | undefined => {
-  const stat = readFile(pid, "stat")
+  const stat = readStat(pid)
   const info = stat === undefined ? undefined : ProcStat.parse(stat)
   return info && { ...info, mark: info.startTime < since || !isAlive(info) ? undefined : readMark(pid) }
 }
@@ -60,8 +86,8 @@ const readYoung = (pid: number, since: number): ProcessInfo | undefined => {
  */
 export const ticks = (): number => Math.round(NodeOs.uptime() * 100)
 
-/** Some milliseconds of file reads; then others have their turn. */
-const slice = 64
+/** Milliseconds of file reads; then others have their turn. */
+const slice = 3
 
 /** Milliseconds. An execve(2) that is under way is over by then, as a rule. */
 const execTime = 2
@@ -96,11 +122,14 @@ export const makeList = (): (since: number, isYoung: boolean) => Effect.Effect<R
       look()
     }
     const go = (from: number): void => {
-      for (const pid of pids.slice(from, from + slice)) {
-        const info = readOne(pid, since)
+      const until = performance.now() + slice
+      let at = from
+      do {
+        const pid = pids[at++]
+        const info = pid === undefined ? undefined : readOne(pid, since)
         if (info !== undefined) found.push(info)
-      }
-      if (from + slice < pids.length) setImmediate(go, from + slice)
+      } while (at < pids.length && performance.now() < until)
+      if (at < pids.length) setImmediate(go, at)
       else if (!found.some((info) => info.mark === unknown)) finish(found)
       else {
         const again = (info: ProcessInfo): ReadonlyArray<ProcessInfo> => {
