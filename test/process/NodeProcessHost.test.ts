@@ -56,7 +56,9 @@ it.live("of an environment no more is read than a program can be given, however 
     const child = spawn(process.execPath, [fixture("long-environment.ts")], { stdio: ["ignore", "pipe", "inherit"] })
     yield* Effect.addFinalizer(() => Effect.sync(() => child.kill("SIGKILL")))
     let said = ""
-    child.stdout.on("data", (bytes) => said += String(bytes))
+    child.stdout.on("data", (bytes) => {
+      said += String(bytes)
+    })
     expect(yield* eventually(() => said.endsWith("\n"))).toBe(true)
     if (said !== "ready\n") return console.warn("skipped: an environment of any length, which this kernel refuses")
     expect(Option.getOrThrow(yield* host.inspect(child.pid ?? 0)).mark).toBeUndefined()
