@@ -376,14 +376,37 @@ const watch = Effect.fnUntraced(function*(
       const { reason } = answer.failure
       if (reason._tag === "UnknownProcess") {
         // An agent that was started again has forgotten it, which does not end it.
-        yield* forgotten
+        yield* Effect.raceFirst(forgotten, gone(agent, pid))
         return ExitStatus.lost(reason.message, "agent")
       }
-      // A guest that stands still answers when it goes on; how long that may take is the caller's to say.
-      if (reason._tag !== "Timeout" && reason._tag !== "Busy") faults++
+      if (isFault(reason)) faults++
       if (reason._tag === "Closed" || faults > maxFaults) return yield* answer.failure
     }
     pause = Math.min(pause * 2, pace.longest)
+  }
+})
+
+/** A guest that stands still answers when it goes on; how long that may take is the caller's to say. */
+const isFault = ({ _tag }: GuestError.Reason): boolean => _tag !== "Timeout" && _tag !== "Busy"
+
+/**
+ * Waits until there is no such process. The ends of its streams need not come: what it has left behind may hold them open, and who
+ * kills all that he can, kills those along who would have told them.
+ */
+const gone = Effect.fnUntraced(function*(agent: GuestAgent, pid: number) {
+  for (let faults = 0; faults <= maxFaults;) {
+    const answer = yield* Effect.result(Stream.runHead(agent.readFile(`/proc/${pid}/stat`)))
+    if (Result.isSuccess(answer)) {
+      // proc_pid_stat(5): the state comes after the name, which may have any bytes in it.
+      const text = new TextDecoder().decode(Option.getOrElse(answer.success, () => new Uint8Array(0)))
+      if (/\) [ZX] [^)]*$/.test(text)) return
+    } else {
+      const { reason } = answer.failure
+      if (reason._tag === "AgentError") return
+      if (reason._tag === "Closed") return yield* answer.failure
+      if (isFault(reason)) faults++
+    }
+    yield* Effect.sleep(slowPoll.longest)
   }
 })
 

@@ -146,7 +146,7 @@ export class CommandNotFound extends Data.TaggedError("CommandNotFound")<{
  */
 export class UnknownProcess extends Data.TaggedError("UnknownProcess")<{ readonly pid: number }> {
   override get message(): string {
-    return `The guest agent knows no process ${this.pid}: its end was told before, or it was not started by the agent`
+    return `The guest agent knows no process ${this.pid}: its end was told before, or whoever started it there is gone`
   }
 }
 

@@ -136,7 +136,7 @@ export const serve = Effect.fn("FakeGuestAgent.serve")(function*<E>(
   const { own, programs: renewing, run: makeCalls } = FakeGuestRenewal.make(options.renewal)
   const requests: Array<GuestAgentSchema.Request> = []
   const faults: Array<Fault> = []
-  const files = makeFiles()
+  const files = makeFiles((path) => processes.procFile(path))
   let syncs = 0
   let time: number | undefined
   const going = Latch.makeUnsafe(options.paused !== true)

@@ -548,6 +548,33 @@ describe("the end of a command", () => {
       expect(yield* slots.usage).toEqual({ free: 1, inUse: 0, retired: 0 })
     }))
 
+  it.effect("is known though the agent has forgotten it and its streams stay open", () =>
+    Effect.gen(function*() {
+      const go = yield* Deferred.make<void>()
+      const { guest, slots, start } = yield* setUp({
+        programs: {
+          leaver: ({ leaveBehind, write }) =>
+            Effect.gen(function*() {
+              yield* leaveBehind(Effect.never)
+              yield* Deferred.await(go)
+              yield* write("stdout", "last words")
+              return 3
+            })
+        }
+      })
+      yield* Effect.scoped(Effect.gen(function*() {
+        const command = yield* start("leaver")
+        const result = yield* background(Effect.all([command.exit, text(command.stdout)], { concurrency: 2 }))
+        yield* guest.restart
+        yield* TestClock.adjust("10 minutes")
+        expect(result.pollUnsafe()).toBeUndefined()
+        yield* Deferred.succeed(go, undefined)
+        yield* TestClock.adjust("4 seconds")
+        expect(yield* Fiber.join(result)).toMatchObject([{ _tag: "Lost", observedBy: "agent" }, "last words"])
+      }))
+      expect(yield* slots.usage).toEqual({ free: 0, inUse: 0, retired: 1 })
+    }))
+
   it.effect("is given up after many odd answers, not after one", () =>
     Effect.gen(function*() {
       const { guest, start } = yield* setUp()

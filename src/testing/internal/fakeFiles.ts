@@ -29,29 +29,30 @@ interface File {
 }
 
 /**
- * A file system of files alone, in the words of the agent.
+ * A file system of files alone, in the words of the agent. `proc` has those that the guest's kernel makes up.
  *
  * @internal
  */
-export const makeFiles = () => {
+export const makeFiles = (proc: (path: string) => Uint8Array | undefined = () => undefined) => {
   const byPath = new Map<string, Uint8Array>()
   const handles = new Map<number, File>()
   let last = 1000
+  const contentOf = (path: string) => byPath.get(path) ?? proc(path)
 
   const using = (handle: number, use: (file: File, bytes: Uint8Array) => unknown): Answer => {
     const file = handles.get(handle)
     if (file === undefined) return refuse(`handle '${handle}' has not been found`)
-    return { return: use(file, byPath.get(file.path) ?? new Uint8Array(0)) }
+    return { return: use(file, contentOf(file.path) ?? new Uint8Array(0)) }
   }
 
   return {
     byPath,
     handles,
     open: ({ mode, path }: { readonly path: string; readonly mode: string }): Answer => {
-      if (mode === "r" && !byPath.has(path)) {
+      if (mode === "r" && contentOf(path) === undefined) {
         return refuse(`failed to open file '${path}' (mode: '${mode}'): No such file or directory`)
       }
-      if (mode === "w" || !byPath.has(path)) byPath.set(path, new Uint8Array(0))
+      if (mode === "w" || mode !== "r" && !byPath.has(path)) byPath.set(path, new Uint8Array(0))
       handles.set(++last, { path, mode, at: 0 })
       return { return: last }
     },

@@ -36,7 +36,9 @@ export const make = Effect.fnUntraced(function*(options: Options) {
   const scope: Scope.Scope = yield* Effect.scope
   const programs = new Map(Object.entries(options.programs))
   const directories = new Set(options.directories)
+  /** Those that the agent knows. */
   let processes = new Map<number, Process>()
+  const alive = new Map<number, string>()
   const busy = new Set<number>()
   let lastPid = 100
 
@@ -49,12 +51,14 @@ export const make = Effect.fnUntraced(function*(options: Options) {
       const pid = ++lastPid
       const process: Process = { command, captured, kill: Deferred.makeUnsafe(), end: undefined, release: Effect.void }
       processes.set(pid, process)
+      alive.set(pid, command)
       return Effect.map(body(process), (exitcode): End => ({ exitcode })).pipe(
         Effect.raceFirst(
           Effect.map(Deferred.await(process.kill), (signal): End => ({ signal: Signal.toNumber(signal) }))
         ),
         Effect.flatMap((end) => {
           process.end = end
+          alive.delete(pid)
           return process.release
         }),
         Effect.forkIn(scope, { startImmediately: true }),
@@ -229,6 +233,12 @@ export const make = Effect.fnUntraced(function*(options: Options) {
     exec,
     execStatus,
     waitFor,
+    /** proc_pid_stat(5), as much of it as is needed. */
+    procFile: (path: string): Uint8Array | undefined => {
+      const pid = Number(/^\/proc\/(\d+)\/stat$/.exec(path)?.[1])
+      const command = alive.get(pid)
+      return command === undefined ? undefined : bytesOf(`${pid} (${command.slice(0, 15)}) S 1 ${pid} ${pid} 0\n`)
+    },
     running: Effect.sync(() =>
       Array.from(processes).flatMap(([pid, { command, end }]) => end === undefined ? [{ pid, command }] : [])
     ),
