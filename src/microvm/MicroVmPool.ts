@@ -301,7 +301,8 @@ export const make: <A, E, R>(
     Effect.uninterruptibleMask((restore) =>
       Effect.gen(function*() {
         const begun = clock.currentTimeNanosUnsafe()
-        const exit = yield* Effect.exit(restore(bringUp(scope)))
+        // A drain may have come in between: it knows of those only that run already.
+        const exit = yield* Effect.exit(restore(Effect.suspend(() => closing ? Effect.interrupt : bringUp(scope))))
         if (Exit.isFailure(exit)) {
           const gone = end(slot, exit)
           if (closing) return yield* gone
@@ -329,6 +330,7 @@ export const make: <A, E, R>(
     )
   const keepers = yield* FiberSet.make<void>()
   const start = Effect.suspend(() => {
+    if (closing) return Effect.void
     const scope = Scope.makeUnsafe()
     const close = Effect.suspend(() => Scope.close(scope, slot.exit)).pipe(
       Effect.ignoreCause({ log: "Warn", message: "A machine of a pool did not end as it should" }),

@@ -363,10 +363,7 @@ export const make = Effect.fnUntraced(function*(
     const oldest = buried.shift()
     if (oldest !== undefined && entries.get(oldest.id) === oldest) entries.delete(oldest.id)
   }
-  const destroy = Effect.fn("MicroVmRuntime.destroy")(function*(id: string, how: Machine.ShutdownOptions = {}) {
-    yield* inSpan(id)
-    const entry = yield* find(id)
-    yield* allow(entry, "destroy")
+  const bringDown = Effect.fnUntraced(function*(entry: Entry, how: Machine.ShutdownOptions) {
     let outcome = Option.none<ShutdownOutcome.ShutdownOutcome>()
     // Again when somebody has started it meanwhile.
     for (;;) {
@@ -389,6 +386,16 @@ export const make = Effect.fnUntraced(function*(
       }))
       if (done) return outcome
     }
+  })
+  const destroy = Effect.fn("MicroVmRuntime.destroy")(function*(id: string, how: Machine.ShutdownOptions = {}) {
+    yield* inSpan(id)
+    const entry = yield* find(id)
+    yield* allow(entry, "destroy")
+    return yield* Effect.acquireUseRelease(
+      Effect.sync(() => entry.leaving++),
+      () => bringDown(entry, how),
+      () => Effect.sync(() => entry.leaving--)
+    )
   })
 
   const rename = Effect.fn("MicroVmRuntime.rename")(function*(from: string, to: string) {

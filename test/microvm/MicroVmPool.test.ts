@@ -11,7 +11,7 @@ import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import { type Fake, makeWorld, takeOne } from "./poolWorld.ts"
-import { fork, isDone, pass, quiet, reason } from "./support.ts"
+import { fork, isDone, pass, quiet, reason, stepByStep, turns } from "./support.ts"
 
 const close = (scope: Scope.Closeable) => Scope.close(scope, Exit.void)
 
@@ -597,6 +597,20 @@ describe("the end", () => {
       expect(yield* counts(pool)).toEqual(nobody)
       yield* pool.drain
     }))
+
+  it.effect("draining leaves no start behind, wherever in it a drain comes", () =>
+    Effect.gen(function*() {
+      for (let after = 0; after < 30; after++) {
+        const pool = yield* MicroVmPool.make({ acquire: Effect.never, min: 0, max: 2 })
+        yield* turns(50)
+        const taken = yield* fork(Effect.exit(Effect.scoped(pool.take)))
+        yield* turns(after)
+        const drained = yield* fork(pool.drain)
+        yield* turns(500)
+        expect([after, isDone(taken), isDone(drained)]).toEqual([after, true, true])
+        expect([after, (yield* pool.stats).starting]).toEqual([after, 0])
+      }
+    }).pipe(stepByStep))
 
   it.effect("draining goes on when nobody waits for it any more", () =>
     Effect.gen(function*() {

@@ -18,7 +18,7 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import * as Scope from "effect/Scope"
-import { fork, isDone, pass, reason, wanted } from "./support.ts"
+import { fork, isDone, pass, reason, stepByStep, turns, wanted } from "./support.ts"
 
 const host = Effect.provide(MemoryProvider.layer)
 const slowly: Machine.ShutdownOptions = { leading: [{ name: "wait", request: Effect.void, grace: "1 hour" }] }
@@ -182,6 +182,25 @@ describe("create", () => {
       expect(yield* runtime.list).toEqual([])
       expect(yield* driver.claims).toEqual([])
     }).pipe(host))
+
+  it.effect("is broken off wherever in it a destroy comes", () =>
+    Effect.forEach(Array.from({ length: 30 }, (_, after) => after), (after) =>
+      Effect.gen(function*() {
+        const { driver, runtime } = yield* setUp({ launch: (step) => step === "spawn" ? Effect.never : Effect.void })
+        const created = yield* fork(Effect.exit(runtime.create(wanted("m"))))
+        yield* turns(after)
+        const destroyed = yield* fork(Effect.result(runtime.destroy("m")))
+        yield* turns(500)
+        expect([after, isDone(destroyed)]).toEqual([after, true])
+        // The first ones come before it.
+        const found = Result.isSuccess(yield* Fiber.join(destroyed))
+        expect([after, found]).toEqual([after, found || after < 5])
+        const left = found ? 0 : 1
+        expect([after, isDone(created)]).toEqual([after, found])
+        expect([after, (yield* driver.claims).length, (yield* runtime.list).length]).toEqual([after, left, left])
+      }).pipe(Effect.scoped, Effect.provide(MemoryProvider.layer, { local: true })), { discard: true }).pipe(
+        stepByStep
+      ))
 
   it.effect("says all that is wrong before it takes the id", () =>
     Effect.gen(function*() {

@@ -38,7 +38,9 @@ export interface Entry {
   /** The snapshot that each of its lives is restored from, by its id; none when it boots. */
   readonly from: string | undefined
   life: Life | undefined
-  launching: Fiber.Fiber<Life, MicroVmError.MicroVmError> | undefined
+  launching: Fiber.Fiber<unknown, unknown> | undefined
+  /** How many are destroying it: meanwhile no launch begins. */
+  leaving: number
   /** Settled when nothing of the last life is left. */
   reaped: Effect.Effect<void>
   readonly turn: Semaphore.Semaphore
@@ -54,6 +56,7 @@ export const makeEntry = (spec: MachineSpec, from?: string): Entry => ({
   from,
   life: undefined,
   launching: undefined,
+  leaving: 0,
   reaped: Effect.void,
   turn: Semaphore.makeUnsafe(1)
 })
@@ -118,7 +121,12 @@ export const makeLauncher = Effect.fnUntraced(function*(
   const bringUp = (entry: Entry): Effect.Effect<Life, MicroVmError.MicroVmError> =>
     Effect.uninterruptibleMask((restore) =>
       Effect.gen(function*() {
-        yield* restore(entry.reaped)
+        // In one step: who destroys it finds this fiber, or is found by it.
+        yield* restore(Effect.withFiber((self) => {
+          if (entry.leaving > 0) return Effect.interrupt
+          entry.launching = self
+          return entry.reaped
+        }))
         const scope = yield* Scope.make()
         const machine = yield* restore(launchOrRestore(entry)).pipe(
           Effect.provideService(MicroVmProvider, provider),
@@ -135,19 +143,15 @@ export const makeLauncher = Effect.fnUntraced(function*(
         yield* FiberSet.run(reapers, Effect.ensuring(reap(entry, life), Deferred.succeed(life.reaped, undefined)))
         return life
       })
-    )
+    ).pipe(Effect.ensuring(Effect.sync(() => {
+      entry.launching = undefined
+    })))
   /** Brings a life up in a fiber of the runtime, so that closing it, or destroying the machine, can break it off. */
   const launch = (entry: Entry): Effect.Effect<Life, MicroVmError.MicroVmError> =>
     Effect.uninterruptibleMask((restore) =>
       Effect.gen(function*() {
         const fiber = yield* FiberSet.run(launches, bringUp(entry))
-        entry.launching = fiber
-        const exit = yield* restore(Fiber.await(fiber)).pipe(
-          Effect.onInterrupt(() => Fiber.interrupt(fiber)),
-          Effect.ensuring(Effect.sync(() => {
-            entry.launching = undefined
-          }))
-        )
+        const exit = yield* Effect.onInterrupt(restore(Fiber.await(fiber)), () => Fiber.interrupt(fiber))
         if (Exit.isSuccess(exit)) return exit.value
         // Its interruption is not the caller's.
         const own = exit.cause.reasons.filter((reason) => !Cause.isInterruptReason(reason))
