@@ -140,7 +140,8 @@ export const make = Effect.fnUntraced(function*(
  * it kills the process. stderr and the termination log say why and, if the program stood in JavaScript, where.
  *
  * It costs a thread of some 14 MiB that wakes every 400 ms, and a timer every 200 ms on the event loop; more often with
- * a shorter reserve. Time in which the whole process is suspended does not count.
+ * a shorter reserve. Time in which the whole process is suspended does not count; of that in which its main thread waits for a
+ * processor, a quarter does.
  *
  * **Gotchas**
  *

@@ -159,6 +159,12 @@ describe("a stop", () => {
     assert.deepStrictEqual([end.code, end.signal, end.stderr], [10, null, ""])
   })
 
+  it("is not what a process has that gets no processor", async () => {
+    await using run = startFixture("edge.ts", ["starved"], { env: { BLOCKED: "60000" } })
+    const end = await run.end
+    assert.deepStrictEqual([end.code, end.signal, end.stderr], [10, null, ""])
+  })
+
   it("is held up by no listener of the exit", async () => {
     await using run = startFixture("edge.ts", ["exitListener"])
     const end = await run.end
