@@ -310,6 +310,24 @@ export class LaunchFailed extends Data.TaggedError("LaunchFailed")<{
 }
 
 /**
+ * The machine has ended under what was done with it, as a command in its guest. `end` says how, and so whose fault it is: a guest that
+ * powers off or panics does so by itself, a monitor does not fail by itself. See `WarmMachine.whileAlive`.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export class MachineEnded extends Data.TaggedError("MachineEnded")<{
+  readonly id: string
+  readonly end: MachineEnd.MachineEnd
+  readonly cause?: unknown
+}> {
+  override get message(): string {
+    const said = MachineEnd.isByGuest(this.end) ? "" : tails(this.end)
+    return `Machine "${this.id}" has ended: ${MachineEnd.format(this.end)}${said}`
+  }
+}
+
+/**
  * An operation that is allowed did not work.
  *
  * @category reasons
@@ -381,6 +399,7 @@ export type Reason =
   | MachinesUnfit
   | BackendUnavailable
   | LaunchFailed
+  | MachineEnded
   | AttachFailed
   | OperationFailed
   | ChannelUnavailable

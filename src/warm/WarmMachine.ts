@@ -18,7 +18,7 @@ import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
 import * as GuestAgent from "../guest/GuestAgent.ts"
-import type { GuestError } from "../guest/GuestError.ts"
+import { GuestError } from "../guest/GuestError.ts"
 import * as GuestRenewal from "../guest/GuestRenewal.ts"
 import * as GuestResident from "../guest/GuestResident.ts"
 import * as GuestSlots from "../guest/GuestSlots.ts"
@@ -26,6 +26,7 @@ import type { ImageError } from "../image/ImageError.ts"
 import { ImageStore } from "../image/ImageStore.ts"
 import * as GuestNetwork from "../microvm/GuestNetwork.ts"
 import * as Machine from "../microvm/Machine.ts"
+import type { MachineEnd } from "../microvm/MachineEnd.ts"
 import * as MachineSpec from "../microvm/MachineSpec.ts"
 import * as MicroVmError from "../microvm/MicroVmError.ts"
 import { MicroVmProvider } from "../microvm/MicroVmProvider.ts"
@@ -328,6 +329,60 @@ const freeSlots = ({ labels, spec }: Snapshot.Manifest): ReadonlyArray<number> =
   return GuestSlots.inChannels(spec.channels).filter((slot) => told?.includes(String(slot)) ?? true)
 }
 
+/** Until it is known that a machine has ended whose channels are closed. */
+const endToldWithin = "2 seconds"
+
+/** For what has come and is still to be read, once the machine has ended. */
+const lastReading = "1 second"
+
+/**
+ * Does something with a machine's guest, and tells how the machine has ended when that is why it cannot be done: with
+ * `MachineEnded`, where the guest's channels only tell that they are closed (`GuestError`, `Closed`), if they tell anything. So what is
+ * the fault of a job can be told from what is not, and only the latter be tried again.
+ *
+ * What has come of its output is read to its end, for a second at most.
+ *
+ * ```ts import.meta.vitest
+ * import { MachineEnd } from "effect-microvm-runtime/microvm"
+ * import { FakeWarmMachine } from "effect-microvm-runtime/testing"
+ * import { WarmMachine } from "effect-microvm-runtime/warm"
+ * import * as Effect from "effect/Effect"
+ *
+ * const program = Effect.gen(function*() {
+ *   const warm = yield* WarmMachine.launch({ id: "job-1" })
+ *   yield* Effect.forkScoped(warm.machine.shutdown())
+ *   return yield* WarmMachine.whileAlive(warm, Effect.never)
+ * }).pipe(
+ *   Effect.scoped,
+ *   Effect.catchReason("MicroVmError", "MachineEnded", ({ end }) => Effect.succeed(MachineEnd.format(end)))
+ * )
+ * await Effect.runPromise(Effect.provide(program, FakeWarmMachine.layer)) // => "the guest powered off"
+ * ```
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const whileAlive = <A, E, R>(
+  { machine }: Pick<WarmMachine, "machine">,
+  use: Effect.Effect<A, E, R>
+): Effect.Effect<A, E | MicroVmError.MicroVmError, R> => {
+  const { ended, id } = machine
+  const fail = (end: MachineEnd, cause?: unknown) =>
+    MicroVmError.fail(new MicroVmError.MachineEnded({ id, end, cause }))
+  const explain = (error: E): Effect.Effect<never, E | MicroVmError.MicroVmError> =>
+    error instanceof GuestError && error.reason._tag === "Closed"
+      ? Effect.flatMap(
+        Effect.timeoutOption(ended, endToldWithin),
+        (end): Effect.Effect<never, E | MicroVmError.MicroVmError> =>
+          Option.isSome(end) ? fail(end.value, error) : Effect.fail(error)
+      )
+      : Effect.fail(error)
+  return Effect.raceFirst(
+    Effect.catch(use, explain),
+    Effect.flatMap(ended, (end) => Effect.delay(fail(end), lastReading))
+  )
+}
+
 /**
  * Saves a machine under a name in the store at hand, and lets it go on. What runs in it runs on in each machine that is
  * restored from the snapshot, too, and what it writes there goes nowhere: its slot is taken for good.
@@ -421,7 +476,7 @@ export const channels = (slots: number = defaultSlots): ReadonlyArray<string> =>
 const end = Effect.fnUntraced(function*(machine: Machine.Machine, cause: Cause.Cause<WarmError>) {
   const error = Option.getOrUndefined(Cause.findErrorOption(cause))
   // A machine that ends takes its channels along, and is to be known as one that ended by itself.
-  if (error?.reason._tag === "Closed") yield* Effect.timeoutOption(machine.ended, "2 seconds")
+  if (error?.reason._tag === "Closed") yield* Effect.timeoutOption(machine.ended, endToldWithin)
   yield* Effect.ignore(machine.shutdown({ request: { atLeast: "SIGKILL" } }))
 })
 

@@ -1,7 +1,7 @@
 import { expect, it } from "@effect/vitest"
-import { GuestCommand } from "effect-microvm-runtime/guest"
+import { GuestCommand, GuestError } from "effect-microvm-runtime/guest"
 import { ExitStatus } from "effect-microvm-runtime/lifecycle"
-import { MemoryDriver } from "effect-microvm-runtime/microvm"
+import { type Machine, MemoryDriver } from "effect-microvm-runtime/microvm"
 import { type FakeGuestAgent, type FakeGuestProgram, FakeWarmMachine } from "effect-microvm-runtime/testing"
 import { WarmMachine } from "effect-microvm-runtime/warm"
 import * as Effect from "effect/Effect"
@@ -58,4 +58,40 @@ it.live("one machine behaves unlike the others", () => {
     const requests = yield* guests.get("one")?.requests ?? Effect.succeed([])
     expect(requests.map(({ execute }) => execute)).toContain("guest-exec")
   }).pipe(Effect.provide(layer))
+})
+
+it.live("a command whose machine ends fails with how that was, and its output is read to the end", () => {
+  const panicking: FakeGuestProgram.Program = ({ write }) =>
+    Effect.andThen(write("stdout", "last words\n"), Effect.never)
+  return Effect.gen(function*() {
+    const driver = yield* MemoryDriver.MemoryDriver
+    const broken = new GuestError.GuestError({ reason: new GuestError.Closed({ channel: "agent" }) })
+    const after = Effect.fnUntraced(
+      function*(id: string, event: (machine: Machine.Machine) => Effect.Effect<unknown, unknown>) {
+        const warm = yield* WarmMachine.launch({ id })
+        const { exit, stdout } = yield* GuestCommand.run(warm.agent, warm.slots, { command: "panicking" })
+        let said = ""
+        const read = Stream.runForEach(Stream.decodeText(stdout), (text) =>
+          Effect.andThen(
+            Effect.sync(() => {
+              said += text
+            }),
+            Effect.forkScoped(event(warm.machine))
+          ))
+        const error = yield* Effect.flip(WarmMachine.whileAlive(warm, Effect.all([exit, read], { concurrency: 2 })))
+        expect(said).toBe("last words\n")
+        return error.message
+      }
+    )
+    const panic = ({ id }: Machine.Machine) => Effect.flatMap(driver.guest(id), ({ panic }) => panic)
+    expect(yield* after("one", panic)).toMatch(/^Machine "one" has ended: the guest's kernel panicked/)
+    expect(yield* after("two", (machine) => machine.shutdown())).toBe(
+      "Machine \"two\" has ended: the guest powered off"
+    )
+    // What has other reasons keeps them.
+    const warm = yield* WarmMachine.launch({ id: "three" })
+    expect(yield* WarmMachine.whileAlive(warm, Effect.succeed(1))).toBe(1)
+    expect(yield* Effect.flip(WarmMachine.whileAlive(warm, Effect.fail("full")))).toBe("full")
+    expect(yield* Effect.flip(WarmMachine.whileAlive(warm, broken))).toBe(broken)
+  }).pipe(Effect.provide(FakeWarmMachine.layerWith({ programs: { panicking } })))
 })
