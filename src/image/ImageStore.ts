@@ -18,11 +18,12 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Path from "effect/Path"
 import type * as PlatformError from "effect/PlatformError"
-import { ChildProcessSpawner } from "effect/process/ChildProcessSpawner"
 import * as Schema from "effect/Schema"
 import * as OwnedFiles from "../process/OwnedFiles.ts"
 import * as OwnerLock from "../process/OwnerLock.ts"
 import { ProcessHost } from "../process/ProcessHost.ts"
+import { ProcessSpawner } from "../process/ProcessSpawner.ts"
+import { SupervisorGuard, Watched } from "../process/SupervisorGuard.ts"
 import { Hasher } from "./Hasher.ts"
 import * as ImageError from "./ImageError.ts"
 import * as ImageManifest from "./ImageManifest.ts"
@@ -111,7 +112,7 @@ export class ImageStore extends Context.Service<ImageStore, {
 }>()("effect-microvm-runtime/image/ImageStore") {}
 
 /** What the store needs of its host. */
-type Services = ChildProcessSpawner | FileSystem.FileSystem | Hasher | Path.Path | ProcessHost
+type Services = FileSystem.FileSystem | Hasher | Path.Path | ProcessHost | ProcessSpawner | SupervisorGuard
 
 /** The error of a file system operation below `directory`. */
 const toImageError = (error: PlatformError.PlatformError, directory: string): ImageError.ImageError => {
@@ -132,9 +133,15 @@ const make = Effect.fnUntraced(function*(options: StoreOptions) {
   const path = yield* Path.Path
   const hasher = yield* Hasher
   // Not all of the context: what is done here belongs to the spans and the scopes of whoever asks for it.
-  const services = Context.pick(ChildProcessSpawner, FileSystem.FileSystem, Hasher, Path.Path, ProcessHost)(
-    yield* Effect.context<Services>()
-  )
+  const services = Context.pick(
+    FileSystem.FileSystem,
+    Hasher,
+    Path.Path,
+    ProcessHost,
+    ProcessSpawner,
+    SupervisorGuard
+  )(yield* Effect.context<Services>())
+  const guard = yield* SupervisorGuard
   const recipes = new Map(Object.entries(options.recipes ?? { default: ImageRecipe.standard }))
   const patience = Duration.fromInputUnsafe(options.patience ?? "10 minutes")
   const images = path.join(options.directory, "images")
@@ -248,6 +255,8 @@ const make = Effect.fnUntraced(function*(options: StoreOptions) {
       // First of all: what a builder that was killed has left may be what the disk is full of.
       yield* OwnedFiles.sweep(temporary)
       const own = yield* OwnedFiles.temporaryDirectory(temporary)
+      // Should we be killed. The next builder sees to it, too.
+      yield* Effect.ignore(guard.watch(Watched.Directory({ path: path.resolve(own) })))
       yield* OwnerLock.acquire({ file: path.join(options.directory, "lock"), own, patience, onWait })
       return yield* use(own)
     }))

@@ -7,15 +7,19 @@ import type * as Config from "effect/Config"
 import type * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
 import type * as Path from "effect/Path"
-import type { ChildProcessSpawner } from "effect/process/ChildProcessSpawner"
 import * as NodeProcessHost from "../process/NodeProcessHost.ts"
+import * as NodeSupervisorGuard from "../process/NodeSupervisorGuard.ts"
+import * as ProcessSpawner from "../process/ProcessSpawner.ts"
 import * as ImageStore from "./ImageStore.ts"
 import * as NodeHasher from "./NodeHasher.ts"
 
-const host = Layer.merge(NodeHasher.layer, NodeProcessHost.layer)
+/** A spawner of its own: layers are shared, and whoever asks for another host or guard is to have it. */
+const host = ProcessSpawner.layerWith({}).pipe(
+  Layer.provideMerge([NodeHasher.layer, NodeProcessHost.layer, NodeSupervisorGuard.layer])
+)
 
 /**
- * `ImageStore.layer` with Node's hashing and the real process table: images in `MICROVM_CACHE_DIR`, by default
+ * `ImageStore.layer` with Node's hashing, the real process table, and programs that die with us: images in `MICROVM_CACHE_DIR`, by default
  * `effect-microvm-runtime` in `XDG_CACHE_HOME` or in `~/.cache`.
  *
  * ```ts import.meta.vitest
@@ -34,7 +38,7 @@ const host = Layer.merge(NodeHasher.layer, NodeProcessHost.layer)
 export const layer: Layer.Layer<
   ImageStore.ImageStore,
   Config.ConfigError,
-  ChildProcessSpawner | FileSystem.FileSystem | Path.Path
+  FileSystem.FileSystem | Path.Path
 > = ImageStore.layer.pipe(Layer.provide(host))
 
 /**
@@ -45,5 +49,5 @@ export const layer: Layer.Layer<
  */
 export const layerAt = (
   options: ImageStore.StoreOptions
-): Layer.Layer<ImageStore.ImageStore, never, ChildProcessSpawner | FileSystem.FileSystem | Path.Path> =>
+): Layer.Layer<ImageStore.ImageStore, never, FileSystem.FileSystem | Path.Path> =>
   ImageStore.layerAt(options).pipe(Layer.provide(host))

@@ -8,7 +8,6 @@ import * as SecureRandom from "effect/crypto/SecureRandom"
 import type * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
 import type * as Path from "effect/Path"
-import type { ChildProcessSpawner } from "effect/process/ChildProcessSpawner"
 import type { Hasher } from "../image/Hasher.ts"
 import type { ImageStore } from "../image/ImageStore.ts"
 import * as NodeHasher from "../image/NodeHasher.ts"
@@ -29,7 +28,7 @@ import * as NodeDiskSnapshotStore from "./NodeDiskSnapshotStore.ts"
 export type Services = GoldenMachines.GoldenMachines | Hasher | ImageStore | SecureRandom.SecureRandom | SnapshotStore
 
 /** What has to be there: a backend, Node's services, and `NodeProcessSpawner.layer`. */
-type Needs = ChildProcessSpawner | FileSystem.FileSystem | MicroVmProvider | Path.Path
+type Needs = FileSystem.FileSystem | MicroVmProvider | Path.Path
 
 const base = Layer.mergeAll(NodeImageStore.layer, NodeHasher.layer, SecureRandom.layerWebCrypto)
 

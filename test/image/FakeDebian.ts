@@ -1,13 +1,16 @@
 /** A Debian in which apt and dpkg are scripted: a spawner that answers their command lines and writes small packages. */
-import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import * as PlatformError from "effect/PlatformError"
-import * as ChildProcessSpawner from "effect/process/ChildProcessSpawner"
+import * as Option from "effect/Option"
 import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs"
 import { dirname, join } from "node:path"
+import * as ExitStatus from "../../src/lifecycle/ExitStatus.ts"
+import type { Process } from "../../src/process/Process.ts"
+import * as ProcessError from "../../src/process/ProcessError.ts"
+import { ProcessSpawner } from "../../src/process/ProcessSpawner.ts"
 import { elfFile } from "./elfFile.ts"
 
 export interface Answer {
@@ -104,33 +107,38 @@ export const fakeDebian = (options: {
     }
     return { code: 100, stderr: `E: ${command} ${args.join(" ")}: not scripted` }
   }
-  const spawner = ChildProcessSpawner.make((command) =>
-    Effect.gen(function*() {
-      if (command._tag !== "StandardCommand") return yield* Effect.die("no pipelines are expected")
-      const args = command.args.map(String)
-      calls.push([command.command, ...args].join(" "))
-      if (options.absent?.includes(command.command) === true) {
-        return yield* PlatformError.systemError({ _tag: "NotFound", module: "ChildProcess", method: "spawn" })
-      }
-      const replaced = yield* (options.answer?.(command.command, args) ?? Effect.succeed(undefined))
-      const { code = 0, stderr = "", stdout = "" } = replaced ??
-        respond(command.command, args, command.options.cwd ?? "/nonexistent")
-      const done = yield* Deferred.make<ChildProcessSpawner.ExitCode, PlatformError.PlatformError>()
-      yield* Deferred.succeed(done, ChildProcessSpawner.ExitCode(code))
-      return ChildProcessSpawner.makeHandle({
-        pid: ChildProcessSpawner.ProcessId(1),
-        exitCode: Deferred.await(done),
-        isRunning: Effect.succeed(false),
-        kill: () => Effect.void,
-        stdin: Sink.drain,
-        stdout: Stream.encodeText(Stream.make(stdout)),
-        stderr: Stream.encodeText(Stream.make(stderr)),
-        all: Stream.empty,
-        getInputFd: () => Sink.drain,
-        getOutputFd: () => Stream.empty,
-        unref: Effect.succeed(Effect.void)
+  const spawner = ProcessSpawner.of({
+    spawn: (command) =>
+      Effect.gen(function*() {
+        if (command._tag !== "StandardCommand") return yield* Effect.die("no pipelines are expected")
+        const args = command.args.map(String)
+        calls.push([command.command, ...args].join(" "))
+        if (options.absent?.includes(command.command) === true) {
+          return yield* ProcessError.fromReason(
+            ProcessError.ProcessErrorReason.NotFound({ command: command.command, searched: ["/usr/bin"] })
+          )
+        }
+        const replaced = yield* (options.answer?.(command.command, args) ?? Effect.succeed(undefined))
+        const { code = 0, stderr = "", stdout = "" } = replaced ??
+          respond(command.command, args, command.options.cwd ?? "/nonexistent")
+        const status = ExitStatus.exited(code)
+        const ended: Process = {
+          identity: { bootId: "boot", pid: 1000, startTime: 1 },
+          pid: 1000,
+          killScope: { _tag: "Process", reason: "scripted" },
+          exit: Effect.succeed(status),
+          poll: Effect.succeed(Option.some(status)),
+          stdin: Sink.drain,
+          stdout: Stream.encodeText(Stream.make(stdout)),
+          stderr: Stream.encodeText(Stream.make(stderr)),
+          tail: Effect.die("nobody asks for it"),
+          channel: () => Effect.die("it has none"),
+          signal: () => Effect.void,
+          shutdown: () => Effect.die("it has ended"),
+          extendShutdown: () => Effect.succeed(Duration.zero)
+        }
+        return ended
       })
-    })
-  )
-  return { calls, state, layer: Layer.succeed(ChildProcessSpawner.ChildProcessSpawner, spawner) }
+  })
+  return { calls, state, layer: Layer.succeed(ProcessSpawner, spawner) }
 }

@@ -7,7 +7,7 @@ import * as Layer from "effect/Layer"
 import { spawn, spawnSync } from "node:child_process"
 import { createHash, randomBytes } from "node:crypto"
 import { once } from "node:events"
-import { mkdtempSync, readdirSync, rmSync } from "node:fs"
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { isDeepStrictEqual } from "node:util"
@@ -26,6 +26,17 @@ const ensureIn = (directory: string) =>
       Effect.provide(NodeImageStore.layerAt({ directory }).pipe(Layer.provide(NodeServices.layer)))
     )
   )
+
+/** The processes that unpack a package below it. */
+const unpacking = (directory: string) =>
+  readdirSync("/proc").filter((name) => /^\d+$/.test(name)).flatMap((name) => {
+    try {
+      const line = readFileSync(join("/proc", name, "cmdline"), "utf8")
+      return /(^|\/)dpkg-deb\0/.test(line) && line.includes(directory) ? [Number(name)] : []
+    } catch {
+      return []
+    }
+  })
 
 const until = async (what: string, holds: () => boolean) => {
   for (const start = Date.now(); !holds();) {
@@ -62,9 +73,18 @@ describe.skipIf(missing.length > 0)(
       builder.stdout.on("data", (part) => void (steps += String(part)))
       try {
         await until("the kernel's package", () => steps.includes("\"package\":\"linux-image"))
+        await until("what unpacks it", () => unpacking(directory).length > 0)
+        // By itself, it does not end now.
+        for (const pid of unpacking(directory)) process.kill(pid, "SIGSTOP")
       } finally {
         builder.kill("SIGKILL")
         await ended
+      }
+      try {
+        await until("what it had started is gone", () => unpacking(directory).length === 0)
+        await until("what it was at is gone", () => readdirSync(join(directory, "tmp")).length === 0)
+      } finally {
+        for (const pid of unpacking(directory)) process.kill(pid, "SIGKILL")
       }
       expect(readdirSync(directory)).toContain("lock")
       expect((await ensureIn(directory)).digest).toBe(image.digest)

@@ -2,7 +2,7 @@ import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
 import * as NodePath from "@effect/platform-node/NodePath"
 import { describe, expect, it } from "@effect/vitest"
 import { Cpio, type ImageProgress, type ImageRecipe, ImageStore, NodeHasher } from "effect-microvm-runtime/image"
-import { ProcessHost } from "effect-microvm-runtime/process"
+import { ProcessHost, SupervisorGuard } from "effect-microvm-runtime/process"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -69,7 +69,7 @@ const store = (
   options: Partial<ImageStore.StoreOptions> & { readonly alive?: Parameters<typeof processes>[0] } = {}
 ) =>
   ImageStore.layerAt({ directory, recipes: { default: recipe }, ...options }).pipe(
-    Layer.provide([debian.layer, processes(options.alive), NodeHasher.layer, files])
+    Layer.provide([debian.layer, SupervisorGuard.layerNone, processes(options.alive), NodeHasher.layer, files])
   )
 
 /** Runs against a store of its own. */
@@ -153,6 +153,24 @@ describe("ImageStore", () => {
       })
       expect(yield* leftovers(directory)).toEqual([])
     })))
+
+  for (const umask of [0o000, 0o077]) {
+    it.effect(`lets all read the files, and nobody else write there, with a umask of ${umask.toString(8)}`, () =>
+      withDirectory((directory) =>
+        Effect.gen(function*() {
+          const fs = yield* FileSystem.FileSystem
+          yield* Effect.acquireRelease(
+            Effect.sync(() => process.umask(umask)),
+            (before) => Effect.sync(() => process.umask(before))
+          )
+          const image = yield* using(store(directory, fakeDebian()), (images) => images.ensure())
+          for (const file of [image.kernel, image.initramfs]) {
+            expect((yield* fs.stat(file)).mode & 0o777).toBe(0o644)
+            expect((yield* fs.stat(dirname(file))).mode & 0o002).toBe(0)
+          }
+        }).pipe(Effect.scoped)
+      ))
+  }
 
   it.effect("takes what is built without asking apt, and gives the same digest wherever it is built", () =>
     withDirectory((one) =>
@@ -357,7 +375,14 @@ describe("ImageStore", () => {
               : fs.makeTempDirectory(options))
       })
       const layer = ImageStore.layerAt({ directory, recipes: { default: recipe } }).pipe(
-        Layer.provide([fakeDebian().layer, processes(), NodeHasher.layer, full, NodePath.layer])
+        Layer.provide([
+          fakeDebian().layer,
+          SupervisorGuard.layerNone,
+          processes(),
+          NodeHasher.layer,
+          full,
+          NodePath.layer
+        ])
       )
       expect((yield* using(layer, (images) => images.ensure())).name).toBe("default")
       expect(yield* leftovers(directory)).toEqual([])
@@ -396,7 +421,14 @@ describe("ImageStore", () => {
             : fs.remove(path, options)
       })
       const layer = ImageStore.layerAt({ directory, recipes: { default: recipe } }).pipe(
-        Layer.provide([fakeDebian().layer, processes(), NodeHasher.layer, busy, NodePath.layer])
+        Layer.provide([
+          fakeDebian().layer,
+          SupervisorGuard.layerNone,
+          processes(),
+          NodeHasher.layer,
+          busy,
+          NodePath.layer
+        ])
       )
       const fiber = yield* Effect.forkChild(using(layer, (images) => images.ensure()))
       yield* Deferred.await(tried)
@@ -520,7 +552,14 @@ describe("ImageStore", () => {
       ).pipe(Layer.provide(NodeFileSystem.layer))
       const { onProgress, steps } = recorder()
       const layer = ImageStore.layerAt({ directory, recipes: { default: recipe } }).pipe(
-        Layer.provide([debian.layer, processes(), NodeHasher.layer, mayWriteLists, NodePath.layer])
+        Layer.provide([
+          debian.layer,
+          SupervisorGuard.layerNone,
+          processes(),
+          NodeHasher.layer,
+          mayWriteLists,
+          NodePath.layer
+        ])
       )
       yield* using(layer, (images) => images.ensure("default", { onProgress }))
       expect(steps.map(({ _tag }) => _tag).slice(0, 4)).toEqual([
@@ -550,7 +589,14 @@ describe("ImageStore", () => {
       const errorWith = (fileSystem: Layer.Layer<FileSystem.FileSystem>) =>
         using(
           ImageStore.layerAt({ directory, recipes: { default: recipe } }).pipe(
-            Layer.provide([fakeDebian().layer, processes(), NodeHasher.layer, fileSystem, NodePath.layer])
+            Layer.provide([
+              fakeDebian().layer,
+              SupervisorGuard.layerNone,
+              processes(),
+              NodeHasher.layer,
+              fileSystem,
+              NodePath.layer
+            ])
           ),
           (images) => Effect.flip(images.ensure())
         )
@@ -581,7 +627,14 @@ describe("ImageStore", () => {
         readDirectory: (path) => Effect.sync(() => (asked.push(path), []))
       })
       const layer = ImageStore.layer.pipe(
-        Layer.provide([fakeDebian().layer, processes(), NodeHasher.layer, fs, NodePath.layer]),
+        Layer.provide([
+          fakeDebian().layer,
+          SupervisorGuard.layerNone,
+          processes(),
+          NodeHasher.layer,
+          fs,
+          NodePath.layer
+        ]),
         Layer.provide(ConfigProvider.layer(ConfigProvider.fromEnv({ env })))
       )
       yield* ImageStore.ImageStore.use((images) => images.list).pipe(Effect.provide(layer))

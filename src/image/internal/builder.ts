@@ -160,7 +160,7 @@ export const build = Effect.fnUntraced(function*(request: Request) {
   const debs = path.join(own, "debs")
   const root = path.join(own, "root")
   const directory = path.join(own, "image")
-  yield* Effect.forEach([debs, root, directory], (one) => fs.makeDirectory(one))
+  yield* Effect.forEach([debs, root, directory], OwnedFiles.ensureDirectory)
   yield* Debian.checkArchitecture
   // Lists that are absent, or so old that what they name has left the mirror, are the common cause of either failure.
   const fetched = yield* Effect.catchIf(
@@ -183,6 +183,8 @@ export const build = Effect.fnUntraced(function*(request: Request) {
   const store = Effect.fnUntraced(function*(name: string, bytes: Uint8Array) {
     const file = path.join(directory, name)
     yield* OwnedFiles.writeDurably(file, bytes)
+    // Whatever the umask is: a backend that has given up its rights opens it by itself. The directories keep others out, if any do.
+    yield* fs.chmod(file, 0o644)
     return { name, size: bytes.length, sha256: yield* hasher.file(file) }
   })
   const manifest: ImageManifest.ImageManifest = {

@@ -1,8 +1,9 @@
-/** Runs the few programs that make an image, and keeps a bounded part of what they say. */
+/** Runs the few programs that make an image, and keeps a bounded part of what they say. They die with us. */
 import * as Effect from "effect/Effect"
 import * as ChildProcess from "effect/process/ChildProcess"
-import type { ChildProcessSpawner } from "effect/process/ChildProcessSpawner"
 import * as Stream from "effect/Stream"
+import * as ExitStatus from "../../lifecycle/ExitStatus.ts"
+import { ProcessSpawner } from "../../process/ProcessSpawner.ts"
 import * as ImageError from "../ImageError.ts"
 
 export interface Ended {
@@ -26,31 +27,36 @@ export const run = (
   command: string,
   args: ReadonlyArray<string>,
   options: { readonly cwd?: string } = {}
-): Effect.Effect<Ended, ImageError.ImageError, ChildProcessSpawner> =>
-  Effect.gen(function*() {
-    const handle = yield* ChildProcess.make(command, args, {
+): Effect.Effect<Ended, ImageError.ImageError, ProcessSpawner> => {
+  const failed = (output: string, cause?: unknown) =>
+    ImageError.fromReason(
+      ImageError.ImageErrorReason.DownloadFailed({ command: `${command} ${args[0] ?? ""}`, output }),
+      cause
+    )
+  return Effect.gen(function*() {
+    const { spawn } = yield* ProcessSpawner
+    const program = ChildProcess.make(command, args, {
       ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
       env: { LC_ALL: "C" },
       extendEnv: true,
       stdin: "ignore",
       forceKillAfter: "2 seconds"
     })
-    const [stdout, stderr, code] = yield* Effect.all(
-      [lastOf(handle.stdout, 4 * 1024 * 1024), lastOf(handle.stderr, 4 * 1024), handle.exitCode],
+    const process = yield* spawn(program)
+    const [stdout, stderr, status] = yield* Effect.all(
+      [lastOf(process.stdout, 4 * 1024 * 1024), lastOf(process.stderr, 4 * 1024), process.exit],
       { concurrency: "unbounded" }
     )
-    return { code, stdout, stderr }
+    if (status._tag !== "Exited") return yield* failed(ExitStatus.format(status))
+    return { code: status.code, stdout, stderr }
   }).pipe(
     Effect.scoped,
     Effect.mapError((cause) =>
-      ImageError.fromReason(
-        cause.reason._tag === "NotFound"
-          ? ImageError.ImageErrorReason.AptUnavailable({ command })
-          : ImageError.ImageErrorReason.DownloadFailed({
-            command: `${command} ${args[0] ?? ""}`,
-            output: cause.message
-          }),
-        cause
-      )
+      cause._tag === "ImageError"
+        ? cause
+        : cause.reason._tag === "NotFound"
+        ? ImageError.fromReason(ImageError.ImageErrorReason.AptUnavailable({ command }), cause)
+        : failed(cause.message, cause)
     )
   )
+}

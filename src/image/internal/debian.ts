@@ -3,8 +3,8 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
 import * as Path from "effect/Path"
-import type { ChildProcessSpawner } from "effect/process/ChildProcessSpawner"
 import * as Schedule from "effect/Schedule"
+import type { ProcessSpawner } from "../../process/ProcessSpawner.ts"
 import * as ImageError from "../ImageError.ts"
 import * as Command from "./command.ts"
 
@@ -22,7 +22,7 @@ const LISTS = "/var/lib/apt/lists/partial"
 
 export const supported = ["amd64"]
 
-export const checkArchitecture: Effect.Effect<void, ImageError.ImageError, ChildProcessSpawner> = Effect.gen(
+export const checkArchitecture: Effect.Effect<void, ImageError.ImageError, ProcessSpawner> = Effect.gen(
   function*() {
     const { stdout: architecture } = yield* Command.run("dpkg", ["--print-architecture"])
     if (!supported.includes(architecture)) {
@@ -37,7 +37,7 @@ export const checkArchitecture: Effect.Effect<void, ImageError.ImageError, Child
 export const updateLists: Effect.Effect<
   boolean,
   ImageError.ImageError,
-  ChildProcessSpawner | FileSystem.FileSystem
+  ProcessSpawner | FileSystem.FileSystem
 > = Effect.gen(function*() {
   const fs = yield* FileSystem.FileSystem
   const allowed = yield* Effect.isSuccess(fs.access(LISTS, { writable: true }))
