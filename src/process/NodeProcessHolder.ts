@@ -67,8 +67,11 @@ const nodeOptions = [
 /** Until a holder that was started has its child, and until one that is starting or ending has done so. */
 const patience = "10 seconds"
 
-/** Until what was killed is gone, and until a holder has seen that. */
-const dyingTime = "2 seconds"
+/** Until what was killed is gone. On a busy host that takes a hundred processes seconds: nobody is to be told that they cannot be ended. */
+const dyingTime = "10 seconds"
+
+/** Until a holder has written down how its child ended, which one cannot that has no room for it. */
+const writingTime = "2 seconds"
 
 const defaultTailBytes = 65_536
 
@@ -348,7 +351,7 @@ const make = Effect.gen(function*() {
       })
       const isKilled = yield* Effect.timeoutOption(pollUntil(killed), dyingTime)
       // A holder writes down how it ended, unless it cannot.
-      yield* Effect.timeoutOption(pollUntil(holderGone), dyingTime)
+      yield* Effect.timeoutOption(pollUntil(holderGone), writingTime)
       if (!(yield* holderGone)) {
         yield* Effect.ignore(host.kill(holder.pid, "SIGKILL"))
         yield* Effect.timeoutOption(pollUntil(holderGone), dyingTime)

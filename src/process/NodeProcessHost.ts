@@ -21,8 +21,8 @@ import * as Probe from "./internal/probe.ts"
 import { fromReason, ProcessError, ProcessErrorReason } from "./ProcessError.ts"
 import { type LaunchPlan, ProcessHost } from "./ProcessHost.ts"
 
-/** What runs longer than this is taken not to work, and is killed. */
-const probeTime = "2 seconds"
+/** What runs longer than this is taken not to work, once for all, and is killed. On a busy host, a program that does nothing takes seconds. */
+const probeTime = "10 seconds"
 
 const inherited = (): Record<string, string> => {
   const env: Record<string, string> = {}

@@ -4,6 +4,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
+import { TestClock } from "effect/testing"
 import { spawn } from "node:child_process"
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
@@ -141,15 +142,21 @@ describe("a setpriv that never ends", () => {
         })
     )
 
-  it.live(
-    "is given up and killed, and the program is started without it",
+  it.effect(
+    "is given up after seconds and killed, and the program is started without it",
     () =>
       withHangingSetpriv((alive) =>
         Effect.gen(function*() {
           const host = yield* ProcessHost
-          const child = yield* host.launch(plan)
+          const launching = yield* Effect.forkChild(host.launch(plan), { startImmediately: true })
+          expect(yield* TestClock.withLive(eventually(() => alive().length === 1))).toBe(true)
+          // A busy host may take so long.
+          yield* TestClock.adjust("9 seconds")
+          expect(launching.pollUnsafe()).toBeUndefined()
+          yield* TestClock.adjust("1 second")
+          const child = yield* Fiber.join(launching)
           expect(yield* child.exit).toMatchObject({ _tag: "Exited", code: 0 })
-          expect(yield* eventually(() => alive().length === 0)).toBe(true)
+          expect(yield* TestClock.withLive(eventually(() => alive().length === 0))).toBe(true)
         }).pipe(Effect.provide(NodeProcessHost.layer))
       ),
     20_000
