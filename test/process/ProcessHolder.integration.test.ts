@@ -434,6 +434,24 @@ describe("a process that is held", () => {
       })
   )
 
+  world(
+    "ends with all that is in its cgroup when its directory is removed, where the kernel cannot kill that at once",
+    ({ directory, own, spawn }) =>
+      Effect.gen(function*() {
+        // As before Linux 5.14.
+        const cgroup = yield* Effect.acquireRelease(
+          Effect.sync(() => mkdtempSync(join(tmpdir(), "old-cgroup-"))),
+          (made) => Effect.sync(() => rmSync(made, { recursive: true }))
+        )
+        for (const name of ["cgroup.procs", "cgroup.events"]) writeFileSync(join(cgroup, name), "")
+        yield* Effect.scoped(spawn("setsid sleep 1000 & sleep 1000 & wait", { cgroup: { path: cgroup } }))
+        expect(yield* eventually(() => own.alive().length >= 3)).toBe(true)
+        writeFileSync(join(cgroup, "cgroup.procs"), own.alive().join("\n"))
+        rmSync(directory, { recursive: true })
+        expect(yield* eventually(() => own.alive().length === 0)).toBe(true)
+      })
+  )
+
   world("starts in a directory of any length", ({ directory, own, sh }) =>
     Effect.gen(function*() {
       const deep = join(directory, "d".repeat(200), "e".repeat(200))

@@ -6,7 +6,8 @@ import { fromReason, type ProcessError, ProcessErrorReason } from "../ProcessErr
 import type { CGroup } from "../ProcessHost.ts"
 import type { CGroups } from "../SpawnOptions.ts"
 import { directoriesOf } from "./commandLine.ts"
-import { attempt, errnoName, withReserve } from "./NodeErrno.ts"
+import { kill } from "./NodeCGroupKill.ts"
+import { attempt, errnoName } from "./NodeErrno.ts"
 
 /** First part of the name of every cgroup under which children are kept. */
 const prefix = "effect-microvm-"
@@ -131,31 +132,6 @@ export const faultsOf = (cgroups: CGroups): ReadonlyArray<string> =>
       : []
   )
 
-/**
- * SIGKILL to all in it where the kernel has no `cgroup.kill`, as before Linux 5.14. Who was sent it forks no more, so that there is
- * an end to those who were born meanwhile.
- */
-const killEach = (path: string): void => {
-  const seen = new Set<number>()
-  let refusal: Error | undefined
-  for (let looks = 0; looks < mostLooks; looks++) {
-    const found = members(path).filter((pid) => !seen.has(pid))
-    if (found.length === 0) break
-    for (const pid of found) {
-      seen.add(pid)
-      try {
-        process.kill(pid, "SIGKILL")
-      } catch (cause) {
-        if (errnoName(cause) !== "ESRCH") refusal ??= cause instanceof Error ? cause : new Error(String(cause))
-      }
-    }
-  }
-  if (refusal !== undefined) throw refusal
-}
-
-/** Each finds who was born during the one before, which is a millisecond at most. */
-const mostLooks = 100
-
 /** A cgroup can be removed when nothing lives in it and nothing is below it. */
 const remove = (path: string): boolean => {
   letGo(path)
@@ -231,17 +207,7 @@ export const at = (path: string): CGroup => ({
       below(path).forEach(send)
       return reached.length === 0 && refusal !== undefined ? Effect.fail(refusal) : Effect.succeed(reached)
     }),
-  kill: Effect.try({
-    try: () => {
-      try {
-        withReserve(() => NodeFs.writeFileSync(`${path}/cgroup.kill`, "1", { flag: "r+" }))
-      } catch (cause) {
-        if (errnoName(cause) !== "ENOENT") throw cause
-        killEach(path)
-      }
-    },
-    catch: failed(path, "kill")
-  }),
+  kill: Effect.try({ try: () => kill(path), catch: failed(path, "kill") }),
   remove: Effect.sync(() => {
     const isRemoved = remove(path)
     const parent = NodePath.dirname(path)

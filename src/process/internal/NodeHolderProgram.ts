@@ -11,6 +11,8 @@ import { Duplex, type Readable } from "node:stream"
 import * as ByteTail from "./byteTail.ts"
 import { commandLine } from "./commandLine.ts"
 import * as Protocol from "./holderProtocol.ts"
+import * as CGroupKill from "./NodeCGroupKill.ts"
+import { errnoName } from "./NodeErrno.ts"
 import * as ProcStat from "./procStat.ts"
 
 /** Of a channel while nobody takes them; then its writer has to wait. */
@@ -39,11 +41,6 @@ const mostAttempts = 10
 
 /** Milliseconds. How often is it looked whether anybody can still come. */
 const lookEvery = 2000
-
-const codeOf = (cause: unknown): string =>
-  cause instanceof Error
-    ? ("code" in cause && typeof cause.code === "string" ? cause.code : cause.message)
-    : String(cause)
 
 const parse = (text: string): unknown => {
   try {
@@ -106,7 +103,7 @@ const isRemoved = (name: string): boolean => {
     NodeFs.lstatSync(name)
     return false
   } catch (cause) {
-    return codeOf(cause) === "ENOENT"
+    return errnoName(cause) === "ENOENT"
   }
 }
 
@@ -301,7 +298,7 @@ const keep = ({ child, clients, order, server }: Keeping) => {
     try {
       writeDown(how)
     } catch (cause) {
-      const code = codeOf(cause)
+      const code = errnoName(cause)
       // A full disk may have room again. A directory that was removed is not missed by anybody, and one that is read-only, or broken,
       // mostly stays so.
       const isFull = code === "ENOSPC" || code === "EDQUOT"
@@ -321,9 +318,9 @@ const keep = ({ child, clients, order, server }: Keeping) => {
   const killAll = (): void => {
     const cgroup = order.launch.cgroup?.path
     try {
-      if (cgroup !== undefined) NodeFs.writeFileSync(`${cgroup}/cgroup.kill`, "1", { flag: "r+" })
+      if (cgroup !== undefined) CGroupKill.kill(cgroup)
     } catch {
-      // Somebody has removed that, too.
+      // What the group has is killed all the same.
     }
     try {
       if (child.pid !== undefined) process.kill(-child.pid, "SIGKILL")
@@ -451,7 +448,7 @@ const main = (): void => {
     if (isClaimed) {
       for (const name of [Protocol.files.held, Protocol.files.socket]) NodeFs.rmSync(name, { force: true })
     }
-    answer({ _tag: "Refused", code: codeOf(cause), step: isClaimed ? "start" : "claim" })
+    answer({ _tag: "Refused", code: errnoName(cause), step: isClaimed ? "start" : "claim" })
   }
 
   const clients = new Set<NodeNet.Socket>()
