@@ -18,7 +18,6 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
-import * as Semaphore from "effect/Semaphore"
 import type * as Socket from "effect/socket/Socket"
 import type * as Stream from "effect/Stream"
 import type { ExitStatus } from "../lifecycle/ExitStatus.ts"
@@ -422,7 +421,7 @@ const fromVmm = Effect.fnUntraced(function*(
   // What the guest does, whatever the state says: "stopping" hides whether it can hear.
   const first = life.state()
   let guest: "asleep" | "awake" | "paused" = first === "paused" ? first : first === "running" ? "awake" : "asleep"
-  const turn = yield* Semaphore.make(1)
+  const { turn } = life
 
   /** Fails where the state or the backend does not allow it; else the answer is the state after it. */
   const allow = (operation: MachineState.Operation, supported: boolean) =>

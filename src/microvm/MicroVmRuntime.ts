@@ -24,6 +24,7 @@ import type * as Scope from "effect/Scope"
 import type { NoSuchStage } from "../lifecycle/Shutdown.ts"
 import * as ShutdownOutcome from "../lifecycle/ShutdownOutcome.ts"
 import type { ShutdownPolicyError } from "../lifecycle/ShutdownPolicy.ts"
+import { idle } from "./internal/life.ts"
 import { type Entry, giveUp, type Life, makeEntry, makeLauncher, release, stateOf } from "./internal/lives.ts"
 import type * as Machine from "./Machine.ts"
 import type { MachineEnd } from "./MachineEnd.ts"
@@ -235,6 +236,8 @@ export const make = Effect.fnUntraced(function*(
       entry.turn.withPermit(Effect.gen(function*() {
         // Its launch has failed meanwhile.
         if (entry.state === "creating" && entries.get(entry.id) !== entry) yield* find(id)
+        // What an interrupted caller has begun decides what the state allows.
+        if (entry.life !== undefined) yield* idle(entry.life.machine)
         yield* allow(entry, operation)
         return yield* run(entry)
       })))

@@ -135,6 +135,42 @@ describe("operations by state", () => {
     }).pipe(host))
 })
 
+describe("an operation whose caller was interrupted", () => {
+  const slow: MemoryDriver.Script = { start: Effect.sleep("1 second"), pause: Effect.sleep("1 second") }
+
+  it.effect.each(["start", "pause"] as const)(
+    "is done before what is asked for after it: %s",
+    (begun) =>
+      Effect.gen(function*() {
+        const { driver, runtime, stateOf } = yield* setUp()
+        yield* runtime.create(wanted("m"))
+        if (begun === "pause") yield* runtime.start("m")
+        yield* driver.script("*", slow)
+        yield* Fiber.interrupt(yield* fork(runtime[begun]("m")))
+        const undone = yield* fork(begun === "start" ? Effect.asVoid(runtime.stop("m")) : runtime.resume("m"))
+        yield* pass("1 second")
+        yield* Fiber.join(undone)
+        expect(yield* stateOf("m")).toEqual(Option.some(begun === "start" ? "stopped" : "running"))
+      }).pipe(host)
+  )
+
+  it.effect("holds up neither stop nor destroy when it hangs", () =>
+    Effect.gen(function*() {
+      for (const end of ["stop", "destroy"] as const) {
+        const { driver, runtime } = yield* setUp()
+        yield* runtime.create(wanted(end))
+        yield* runtime.start(end)
+        yield* driver.script("*", { pause: Effect.never })
+        yield* Fiber.interrupt(yield* fork(runtime.pause(end)))
+        const queued = yield* fork(reason(runtime.resume(end)))
+        const ended = yield* fork(end === "stop" ? Effect.asSome(runtime.stop(end)) : runtime.destroy(end))
+        yield* pass("5 seconds")
+        yield* Fiber.join(ended)
+        expect(yield* Fiber.join(queued)).toMatchObject({ _tag: "InvalidTransition", to: "running" })
+      }
+    }).pipe(host))
+})
+
 describe("create", () => {
   it.effect("of one id by many at once: one launch, the others are told", () =>
     Effect.gen(function*() {

@@ -1,6 +1,7 @@
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as PubSub from "effect/PubSub"
+import * as Semaphore from "effect/Semaphore"
 import * as Stream from "effect/Stream"
 import * as MachineEnd from "../MachineEnd.ts"
 import * as MachineState from "../MachineState.ts"
@@ -10,6 +11,8 @@ import * as MachineState from "../MachineState.ts"
  */
 export interface Life {
   readonly state: () => MachineState.MachineState
+  /** Who operates on the machine has it. */
+  readonly turn: Semaphore.Semaphore
   readonly changes: Stream.Stream<MachineState.MachineState>
   readonly enter: (to: MachineState.MachineState) => Effect.Effect<void>
   /** A shutdown begins: an end from now on is one that was asked for. */
@@ -24,18 +27,23 @@ export interface Life {
 
 const lives = new WeakMap<object, Life>()
 
-/** Makes `stateNow` know a handle by the life it is of. */
+/** Makes `stateNow` and `idle` know a handle by the life it is of. */
 export const ofLife = <Handle extends object>(handle: Handle, life: Life): Handle => {
   lives.set(handle, life)
   return handle
 }
 
-/** For who looks at a thousand handles at once: an effect for each is a lot of garbage, and lets others in between. */
-export const stateNow = (handle: object): MachineState.MachineState => {
+const lifeOf = (handle: object): Life => {
   const life = lives.get(handle)
   if (life === undefined) throw new Error("the handle of a machine is another than Machine has made")
-  return life.state()
+  return life
 }
+
+/** For who looks at a thousand handles at once: an effect for each is a lot of garbage, and lets others in between. */
+export const stateNow = (handle: object): MachineState.MachineState => lifeOf(handle).state()
+
+/** Comes back when no operation is under way: one whose caller was interrupted goes on. */
+export const idle = (handle: object): Effect.Effect<void> => lifeOf(handle).turn.withPermit(Effect.void)
 
 export const makeLife = Effect.fnUntraced(function*(first: "created" | "paused" | "running"): Effect.fn.Return<Life> {
   let state: MachineState.MachineState = first
@@ -50,6 +58,7 @@ export const makeLife = Effect.fnUntraced(function*(first: "created" | "paused" 
   yield* enter(state)
   return {
     state: () => state,
+    turn: Semaphore.makeUnsafe(1),
     changes: Stream.takeUntil(Stream.fromPubSub(states), (to) => to === "destroyed"),
     enter,
     stopping: Effect.suspend(() => {
