@@ -3,7 +3,6 @@
  *
  * @since 0.1.0
  */
-import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
@@ -211,13 +210,14 @@ const decodeResult = Schema.decodeUnknownResult(MachineSpec, { errors: "all", on
 
 const check = (input: unknown): Result.Result<MachineSpec, MicroVmError.MicroVmError> =>
   Result.mapError(decodeResult(input), ({ issue }) => {
-    const faults = issuesOf(issue).issues.map(({ path = [] }): MicroVmError.Fault => {
-      const keys = path.map((segment) => typeof segment === "object" ? segment.key : segment)
-      return { field: nameOf(keys), value: valueAt(input, keys), remedy: remedyOf(keys[0]) }
-    })
     // A value that breaks two rules of its field is one fault: the remedy states all of them.
-    const distinct = Arr.dedupeWith(faults, (a, b) => a.field === b.field)
-    return MicroVmError.make(new MicroVmError.InvalidSpec({ faults: distinct }))
+    const faults = new Map<string, MicroVmError.Fault>()
+    for (const { path = [] } of issuesOf(issue).issues) {
+      const keys = path.map((segment) => typeof segment === "object" ? segment.key : segment)
+      const field = nameOf(keys)
+      if (!faults.has(field)) faults.set(field, { field, value: valueAt(input, keys), remedy: remedyOf(keys[0]) })
+    }
+    return MicroVmError.make(new MicroVmError.InvalidSpec({ faults: [...faults.values()] }))
   })
 
 /**

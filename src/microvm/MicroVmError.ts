@@ -191,9 +191,18 @@ export interface Fault {
 const why = (cause: unknown): string =>
   cause instanceof Error ? cause.message : typeof cause === "string" ? cause : show(cause)
 
-const show = (value: unknown): string => {
-  const text = Formatter.format(value)
-  return text.length > 80 ? `${text.slice(0, 79)}…` : text
+const cut = (text: string): string => text.length > 80 ? `${text.slice(0, 79)}…` : text
+
+const show = (value: unknown): string => cut(Formatter.format(value))
+
+/** So many faults are in a message; what somebody has sent may have a hundred thousand. */
+const mostTold = 32
+
+const tell = (faults: ReadonlyArray<Fault>): string => {
+  const told = faults.slice(0, mostTold)
+    .map(({ field, remedy, value }) => `${cut(field)} is ${show(value)}: ${remedy}`)
+    .join("; ")
+  return faults.length > mostTold ? `${told}; and ${faults.length - mostTold} more` : told
 }
 
 /**
@@ -204,8 +213,7 @@ const show = (value: unknown): string => {
  */
 export class InvalidSpec extends Data.TaggedError("InvalidSpec")<{ readonly faults: ReadonlyArray<Fault> }> {
   override get message(): string {
-    const faults = this.faults.map(({ field, remedy, value }) => `${field} is ${show(value)}: ${remedy}`)
-    return `Not possible: ${faults.join("; ")}`
+    return `Not possible: ${tell(this.faults)}`
   }
 }
 
@@ -217,8 +225,7 @@ export class InvalidSpec extends Data.TaggedError("InvalidSpec")<{ readonly faul
  */
 export class InvalidPool extends Data.TaggedError("InvalidPool")<{ readonly faults: ReadonlyArray<Fault> }> {
   override get message(): string {
-    const faults = this.faults.map(({ field, remedy, value }) => `${field} is ${show(value)}: ${remedy}`)
-    return `Invalid pool: ${faults.join("; ")}`
+    return `Invalid pool: ${tell(this.faults)}`
   }
 }
 

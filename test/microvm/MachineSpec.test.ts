@@ -56,6 +56,20 @@ describe("MachineSpec", () => {
       for (const { remedy } of found) expect(remedy).toMatch(/^(give|leave)/)
     }))
 
+  it.effect("tells of a hundred thousand faults, and of a name without end, in a short message", () =>
+    Effect.gen(function*() {
+      // To compare each with each other took longer than a test may.
+      const channels = Array.from({ length: 100_000 }, () => "")
+      const { faults: found, message } = yield* Effect.flip(
+        MachineSpec.decode({ ...least, channels, ["x".repeat(1_000_000)]: 1 })
+      ).pipe(
+        Effect.flatMap(({ reason }) => reason._tag === "InvalidSpec" ? Effect.succeed(reason) : Effect.die(reason))
+      )
+      expect(found.length).toBe(100_001)
+      expect(message).toMatch(/; and 99969 more$/)
+      expect(message.length).toBeLessThan(10_000)
+    }))
+
   it.effect.each<[unknown, string]>([
     [undefined, "spec"],
     [null, "spec"],
