@@ -136,8 +136,13 @@ const kernelArgs = (board: Board, spec: MachineSpec): string =>
 const firstFd = 3
 /** A shell need know no descriptor above 9 by its number (Redirection in XCU of POSIX), and dash(1) knows none. */
 const maxOpened = 7
-/** A virtio-serial device has 31 ports; the first is kept for a console. */
-const maxChannels = 30
+/**
+ * A port more, and the guest never learns the names of the last ones, or that somebody is there. The control queue has room for 32
+ * messages, and QEMU drops what comes on top (hw/char/virtio-serial-bus.c): one for each port, then two more for each in its
+ * turn, of which a buffer is free again for each port that the guest is done with.
+ */
+const portsOfDevice = 15
+const maxChannels = 2 * portsOfDevice
 
 interface Opened {
   readonly path: string
@@ -239,11 +244,15 @@ const devices = (board: Board, { channels, memoryMib, vcpus }: Snapshot.Spec): R
   "stdio",
   "-device",
   board.pvpanic,
-  ...(channels.length === 0 ? [] : ["-device", `virtio-serial-pci,max_ports=${channels.length + 1}`]),
-  ...channels.flatMap((name, index) => [
-    "-device",
-    `virtserialport,chardev=channel${index},id=port${index},name=${name}`
-  ])
+  ...Array.from({ length: Math.ceil(channels.length / portsOfDevice) }, (_, device) => {
+    const ports = Math.min(portsOfDevice, channels.length - device * portsOfDevice)
+    // The first of a device is kept for a console.
+    return ["-device", `virtio-serial-pci,id=serial${device},max_ports=${ports + 1}`]
+  }).flat(),
+  ...channels.flatMap((name, index) => {
+    const bus = `serial${Math.floor(index / portsOfDevice)}.0`
+    return ["-device", `virtserialport,bus=${bus},chardev=channel${index},id=port${index},name=${name}`]
+  })
 ]
 
 /**

@@ -26,6 +26,8 @@ import {
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import * as GuestAgent from "../../src/guest/GuestAgent.ts"
+import * as GuestCommand from "../../src/guest/GuestCommand.ts"
+import * as GuestSlots from "../../src/guest/GuestSlots.ts"
 import { ImageStore } from "../../src/image/ImageStore.ts"
 import * as NodeImageStore from "../../src/image/NodeImageStore.ts"
 import * as ShutdownPolicy from "../../src/lifecycle/ShutdownPolicy.ts"
@@ -159,6 +161,33 @@ layer(qemu, { excludeTestServices: true, timeout: "1 minute" })("a guest on QEMU
       assert.isUndefined(waiting.pollUnsafe())
       yield* machine.resume
       yield* Fiber.join(waiting)
+    }))
+
+  it.effect("runs a command in each of as many slots as it has channels for, at the same time", () =>
+    Effect.gen(function*() {
+      const { agent, machine } = yield* boot("slots", {
+        channels: [GuestAgent.channelName, ...GuestSlots.channelNames(9), "one", "more"]
+      })
+      const slots = yield* GuestSlots.fromChannels(9, machine.channel)
+      const told = yield* Effect.forEach(
+        Array.from({ length: 9 }, (_, nth) => `${nth}`),
+        (nth) =>
+          Effect.scoped(Effect.gen(function*() {
+            const cat = yield* GuestCommand.run(agent, slots, { command: "sh", args: ["-c", "cat; cat /none"] })
+            yield* Stream.run(Stream.encodeText(Stream.make(nth)), cat.stdin)
+            const [stdout, stderr] = yield* Effect.all(
+              [cat.stdout, cat.stderr].map((output) => Stream.mkString(Stream.decodeText(output))),
+              { concurrency: 2 }
+            )
+            return `${stdout} ${stderr}`
+          })),
+        { concurrency: "unbounded" }
+      )
+      assert.deepStrictEqual(
+        told,
+        told.map((_, nth) => `${nth} cat: can't open '/none': No such file or directory\n`)
+      )
+      assert.deepStrictEqual(yield* slots.usage, { free: 9, inUse: 0, retired: 0 })
     }))
 
   it.effect("that panics is told from one that reboots, with the kernel's words", () =>

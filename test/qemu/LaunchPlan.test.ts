@@ -181,11 +181,11 @@ stdio
 -device
 pvpanic
 -device
-virtio-serial-pci,max_ports=3
+virtio-serial-pci,id=serial0,max_ports=3
 -device
-virtserialport,chardev=channel0,id=port0,name=agent
+virtserialport,bus=serial0.0,chardev=channel0,id=port0,name=agent
 -device
-virtserialport,chardev=channel1,id=port1,name=log
+virtserialport,bus=serial0.0,chardev=channel1,id=port1,name=log
 -append
 console=ttyS0 reboot=t panic=-1 quiet cryptomgr.notests hostname=web microvm.hostname=web rdinit=/sbin/init loglevel=7
 -initrd
@@ -213,6 +213,21 @@ console=ttyS0 reboot=t panic=-1 quiet cryptomgr.notests hostname=web microvm.hos
       "qemu-system-x86_64"
     ])
     assert.include(description.join("\n"), "without our capabilities")
+  })
+
+  it("has no more ports on a device than QEMU can tell a guest of", () => {
+    const channels = Array.from({ length: 30 }, (_, index) => `c${index}`)
+    const devicesOf = (count: number) =>
+      plan(own, { channels: channels.slice(0, count) }).argv.filter((arg) => arg.startsWith("virtio-serial"))
+    assert.deepStrictEqual(devicesOf(0), [])
+    assert.deepStrictEqual(devicesOf(15), ["virtio-serial-pci,id=serial0,max_ports=16"])
+    assert.deepStrictEqual(devicesOf(17), [
+      "virtio-serial-pci,id=serial0,max_ports=16",
+      "virtio-serial-pci,id=serial1,max_ports=3"
+    ])
+    const { argv } = plan(own, { channels })
+    assert.include(argv, "virtserialport,bus=serial0.0,chardev=channel14,id=port14,name=c14")
+    assert.include(argv, "virtserialport,bus=serial1.0,chardev=channel15,id=port15,name=c15")
   })
 
   it("takes a kernel without an initramfs, as root", () => {
