@@ -1,18 +1,13 @@
 /** How to test a program with machines: guests in memory, a supervisor without a host, virtual time. */
 import { expect, it } from "@effect/vitest"
-import { Journal } from "effect-microvm-runtime/journal"
 import { MemoryDriver } from "effect-microvm-runtime/microvm"
-import { NodeProcessHost, ProcessHolder } from "effect-microvm-runtime/process"
-import { Supervisor } from "effect-microvm-runtime/supervisor"
-import { type FakeGuestProgram, FakeWarmMachine } from "effect-microvm-runtime/testing"
+import { type FakeGuestProgram, FakeSupervisor, FakeWarmMachine } from "effect-microvm-runtime/testing"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import * as FileSystem from "effect/FileSystem"
 import * as HttpRouter from "effect/http/HttpRouter"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as Layer from "effect/Layer"
-import * as Path from "effect/Path"
 import * as Stream from "effect/Stream"
 import * as TestClock from "effect/testing/TestClock"
 import { Routes } from "../../examples/sandbox-routes.ts"
@@ -27,17 +22,10 @@ const sh: FakeGuestProgram.Program = Effect.fnUntraced(function*({ args: [, scri
   return script === "hang" ? yield* Effect.never : Number(script.split(" ")[1])
 })
 
-const supervisor = Supervisor.layerWith({}).pipe(
-  Layer.provide([Journal.layerMemory(), Layer.mock(ProcessHolder.ProcessHolder)({})]),
-  Layer.provide(NodeProcessHost.layer)
-)
 const make = (settings: Readonly<Record<string, string>>) =>
   Sandboxes.layer.pipe(
     Layer.provide(ConfigProvider.layer(ConfigProvider.fromUnknown(settings))),
-    Layer.provide(supervisor),
-    // A host without control groups: its machines have no limits.
-    Layer.provide([FileSystem.layerNoop({}), Path.layer]),
-    Layer.provide(NodeProcessHost.layer),
+    Layer.provide(FakeSupervisor.layer),
     Layer.provideMerge(FakeWarmMachine.layerWith({ programs: { sh } }))
   )
 const live = make({})
