@@ -74,12 +74,21 @@ const withTail = (text: string, tail: OutputTail.OutputTail): string => {
   return output === "" ? `${text}, without any output` : `${text}\n${output}`
 }
 
+/** A PATH may be very long, as npx and direnv put their own before it; what every host has is at its end. */
+const shownPath = 160
+const formatPath = (searched: ReadonlyArray<string>): string => {
+  const path = searched.join(":")
+  if (path.length <= shownPath) return path
+  const [, ...whole] = path.slice(-shownPath).split(":")
+  return ["…", ...whole].join(":")
+}
+
 const describe: (reason: ProcessErrorReason) => string = ProcessErrorReason.$match({
   InvalidArgument: ({ field, why }) => `${field}: ${why}`,
   NotFound: ({ command, searched }) =>
     searched.length === 0
       ? `${command}: no such file`
-      : `${command}: not found in ${searched.join(":")}: install it, or give its path`,
+      : `${command}: not found in ${formatPath(searched)}: install it, or give its path`,
   NotExecutable: ({ path, why }) => `${path}: cannot be executed: ${why}`,
   BadWorkingDirectory: ({ path, why }) => `cwd ${path}: ${why}`,
   ScopeUnavailable: ({ killScope, why }) =>
