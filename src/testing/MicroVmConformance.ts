@@ -375,13 +375,27 @@ export const scenarios = <R = never>(rig: Rig<R>): ReadonlyArray<Scenario<R>> =>
     [],
     ({ create, id, runtime, stateOf }) =>
       Effect.gen(function*() {
-        const fiber = yield* Effect.forkScoped(create("a"), { startImmediately: true })
-        yield* Fiber.interrupt(fiber)
-        const state = yield* stateOf("a")
-        // It may have been up already: then it is whole.
-        yield* expect("state", state === "absent" || state === "created", true)
-        if (state === "created") yield* runtime.destroy(id("a"))
+        for (const turns of [0, 1, 4, 16, 64, 256, 1024]) {
+          const fiber = yield* Effect.forkScoped(create("a"), { startImmediately: true })
+          yield* Effect.repeat(Effect.yieldNow, { times: turns })
+          yield* Fiber.interrupt(fiber)
+          const state = yield* stateOf("a")
+          // It may have been up already: then it is whole.
+          yield* expect(`state after ${turns} turns`, state === "absent" || state === "created", true)
+          if (state === "created") yield* runtime.destroy(id("a"))
+        }
         yield* create("a")
+      })
+  )
+
+  scenario(
+    "what is left of a launch ends with its scope, where nobody has asked it to",
+    [],
+    ({ id, provider }) =>
+      Effect.gen(function*() {
+        const spec = yield* MachineSpec.decode(rig.spec(id("a")))
+        const vmm = yield* Effect.scoped(provider.launch(spec))
+        yield* expect("has ended", Option.isSome(yield* vmm.poll), true)
       })
   )
 

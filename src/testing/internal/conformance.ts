@@ -2,6 +2,7 @@
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Equal from "effect/Equal"
+import * as Formatter from "effect/Formatter"
 import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
@@ -55,6 +56,12 @@ export interface Rig<out R = never> {
   readonly left?: Effect.Effect<ReadonlyArray<string>, unknown, R> | undefined
 }
 
+/** What a backend answers may be anything, a socket as well. */
+const show = (value: unknown): string => {
+  const text = Formatter.format(value)
+  return text.length > 1000 ? `${text.slice(0, 999)}…` : text
+}
+
 /**
  * A backend does not do what every backend has to.
  *
@@ -67,7 +74,7 @@ export class NotConforming extends Data.TaggedError("NotConforming")<{
   readonly actual: unknown
 }> {
   override get message(): string {
-    return `${this.what}: expected ${JSON.stringify(this.expected)}, got ${JSON.stringify(this.actual)}`
+    return `${this.what}: expected ${show(this.expected)}, got ${show(this.actual)}`
   }
 }
 
