@@ -13,6 +13,7 @@ import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Pull from "effect/Pull"
 import * as Random from "effect/Random"
@@ -127,7 +128,8 @@ const makeNonce = Effect.map(
 )
 
 /**
- * Runs a command. Closing the scope kills it if it still runs (SIGKILL), drops what was not read, and gives its slot back.
+ * Runs a command. Closing the scope kills it if it still runs (SIGKILL), drops what was not read, and gives its slot back. So does an
+ * interruption.
  *
  * ```ts import.meta.vitest
  * import { GuestAgent, GuestCommand, GuestSlots } from "effect-microvm-runtime/guest"
@@ -224,10 +226,16 @@ const start = Effect.fnUntraced(function*(
   options: Options,
   restore: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 ): Effect.fn.Return<GuestCommand, GuestError.GuestError, Scope.Scope> {
+  const times = ending(options)
   const nonce = yield* makeNonce
   const slot = yield* slots.take
 
-  const pid = yield* restore(agent.spawn({
+  const own = Effect.fnUntraced(function*(pid: number) {
+    yield* Effect.addFinalizer(() => slot.release("retire"))
+    return yield* connectTo(agent, slot, { pid, slot: slot.slot, nonce }, { ...times, left: false })
+  })
+
+  const asking = yield* agent.spawn({
     path: GuestStdio.program,
     args: [
       ...(options.cwd === undefined ? [] : ["-C", options.cwd]),
@@ -238,17 +246,25 @@ const start = Effect.fnUntraced(function*(
       ...(options.args ?? [])
     ],
     env: { ...defaultEnv, ...options.env }
-  }, { capture: true })).pipe(
+  }, { capture: true }).pipe(
     // Nobody has touched the ports when the agent says no. When it says nothing, the command may yet start.
     Effect.onExit((exit) => {
       if (Exit.isSuccess(exit)) return Effect.void
       const reason = errorOf(exit)?.reason._tag
       const refused = reason === "AgentError" || reason === "CommandNotFound" || reason === "Busy"
       return slot.release(refused ? "clean" : "retire")
-    })
+    }),
+    Effect.forkDetach({ startImmediately: true })
   )
-  yield* Effect.addFinalizer(() => slot.release("retire"))
-  return yield* connectTo(agent, slot, { pid, slot: slot.slot, nonce }, { ...ending(options), left: false })
+  const pid = yield* Effect.onInterrupt(restore(Fiber.join(asking)), () =>
+    // The answer mostly is about to come, and one that was waited for leaves a slot that can be used again.
+    Effect.timeoutOption(Effect.exit(Fiber.join(asking)), times.closeWithin).pipe(
+      Effect.flatMap(Option.match({
+        onNone: () => Fiber.interrupt(asking),
+        onSome: (answer) => Exit.isSuccess(answer) ? Effect.scoped(own(answer.value)) : Effect.void
+      }))
+    ))
+  return yield* own(pid)
 })
 
 const connectTo = Effect.fnUntraced(function*(

@@ -509,13 +509,14 @@ describe("programs", () => {
       const { agent, guest } = yield* setUp()
       const { reason } = yield* Effect.flip(agent.exec({
         path: "",
-        args: ["fine", "a\0b"],
+        args: ["fine", "a\0b", "\ud83d"],
         env: { "A=B": "x", "": "y", SECRET: Redacted.make("s3cret\0") },
         input: new Uint8Array(16 * 1024 * 1024 + 1)
       }))
       expect(reason._tag === "InvalidArgument" ? reason.faults : []).toEqual([
         "path is empty: give it a name",
         "args[1] is \"a\\u0000b\": leave out the NUL",
+        "args[2] is \"\\ud83d\": leave out the half of a surrogate pair",
         "env has the name \"A=B\": use one without = and NUL",
         "env has the name \"\": use one without = and NUL",
         "env SECRET has a value with a NUL: leave it out",

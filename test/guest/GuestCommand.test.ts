@@ -2,6 +2,7 @@ import { describe, expect, it } from "@effect/vitest"
 import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
 import * as Deferred from "effect/Deferred"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -448,6 +449,27 @@ describe("closing the scope", () => {
         }))
       }
       expect(yield* slots.usage).toEqual({ free: 1, inUse: 0, retired: 0 })
+    }))
+
+  it.effect("or an interruption while it starts gives the slot back, too, unless the agent says nothing", () =>
+    Effect.gen(function*() {
+      const { guest, slots, start } = yield* setUp()
+      const interrupted = (after: Duration.Input) =>
+        Effect.gen(function*() {
+          const starting = yield* background(Effect.scoped(Effect.andThen(start("sleep", "60"), Effect.never)))
+          const ending = yield* background(Fiber.interrupt(starting))
+          yield* TestClock.adjust(after)
+          yield* Fiber.join(ending)
+          expect(yield* guest.running).toEqual([])
+        })
+      for (let i = 0; i < 5; i++) {
+        yield* guest.inject({ _tag: "Late", by: "1 second" })
+        yield* interrupted("1100 millis")
+        expect(yield* slots.usage).toEqual({ free: 1, inUse: 0, retired: 0 })
+      }
+      yield* guest.inject({ _tag: "Ignore" })
+      yield* interrupted("2 seconds")
+      expect(yield* slots.usage).toEqual({ free: 0, inUse: 0, retired: 1 })
     }))
 
   it.effect("is bounded when the guest stands still", () =>

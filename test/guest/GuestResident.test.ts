@@ -14,6 +14,7 @@ import * as GuestCommand from "../../src/guest/GuestCommand.ts"
 import * as GuestRenewal from "../../src/guest/GuestRenewal.ts"
 import * as GuestResident from "../../src/guest/GuestResident.ts"
 import * as GuestSlots from "../../src/guest/GuestSlots.ts"
+import * as GuestStdio from "../../src/guest/GuestStdio.ts"
 import * as SystemCalls from "../../src/guest/internal/systemCalls.ts"
 import * as FakeGuestAgent from "../../src/testing/FakeGuestAgent.ts"
 
@@ -185,10 +186,10 @@ describe("a resident", () => {
   it.effect("ends a command whose start nobody has waited for", () =>
     Effect.gen(function*() {
       const world = yield* setUp({ renewal: { takes: "2 seconds" } })
-      const starting = yield* Effect.forkChild(
-        Effect.scoped(GuestCommand.run(world.agent, world.slots, { command: "sleep", args: ["100"] })),
-        { startImmediately: true }
-      )
+      const args = ["0", "0123456789abcdef0123456789abcdef", "--", "sleep", "100"]
+      const starting = yield* Effect.forkChild(world.agent.spawn({ path: GuestStdio.program, args }), {
+        startImmediately: true
+      })
       yield* TestClock.adjust("1 second")
       yield* Fiber.interrupt(starting)
       expect(yield* world.guest.running).toEqual([])

@@ -13,8 +13,14 @@ const maxInputBytes = 16 * 1024 * 1024
 export const reveal = (value: string | Redacted.Redacted): string =>
   Redacted.isRedacted(value) ? Redacted.value(value) : value
 
-const faultOf = (field: string, value: string): ReadonlyArray<string> =>
-  value.includes("\0") ? [`${field} is ${JSON.stringify(value)}: leave out the NUL`] : []
+/** What cannot be told to the guest: a NUL ends a text there, and half a character has no UTF-8. */
+const unfit = (value: string): "NUL" | "half of a surrogate pair" | undefined =>
+  value.includes("\0") ? "NUL" : value.isWellFormed() ? undefined : "half of a surrogate pair"
+
+const faultOf = (field: string, value: string): ReadonlyArray<string> => {
+  const what = unfit(value)
+  return what === undefined ? [] : [`${field} is ${JSON.stringify(value)}: leave out the ${what}`]
+}
 
 /**
  * Refuses what no program can be given.
@@ -35,12 +41,15 @@ export const check = (program: {
     ),
     ...args.flatMap((arg, index) => faultOf(`args[${index}]`, arg)),
     ...Object.keys(env).flatMap((name) =>
-      /^[^=\0]+$/.test(name) ? [] : [`env has the name ${JSON.stringify(name)}: use one without = and NUL`]
+      /^[^=\0]+$/.test(name) && name.isWellFormed()
+        ? []
+        : [`env has the name ${JSON.stringify(name)}: use one without = and NUL`]
     ),
     // The value itself is not told, as it may be a secret.
-    ...Object.entries(env).flatMap(([name, value]) =>
-      reveal(value).includes("\0") ? [`env ${name} has a value with a NUL: leave it out`] : []
-    ),
+    ...Object.entries(env).flatMap(([name, value]) => {
+      const what = unfit(reveal(value))
+      return what === undefined ? [] : [`env ${name} has a value with a ${what}: leave it out`]
+    }),
     ...(input !== undefined && input.length > maxInputBytes
       ? [`input has ${input.length} bytes: give at most ${maxInputBytes}`]
       : [])
