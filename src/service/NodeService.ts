@@ -94,10 +94,10 @@ export const main = (
   // Without a listener, a write to a pipe whose reader has gone away ends the process with a stack trace.
   for (const stream of [process.stdout, process.stderr]) stream.on("error", () => {})
   process.on("uncaughtException", (error: unknown, origin) => {
-    const isHandled = fail(error)
     complaints++
     if (complaints <= mostComplaints) complain(`Nobody caught this error (${origin}): ${textOf(error)}`)
-    if (isHandled || isUncaught) return
+    // Whoever waits for it goes on at once, and may stop all there is before this returns.
+    if (fail(error) || isUncaught) return
     isUncaught = true
     Effect.runSync(watchdog.stopBegan(options.blocked ?? NodeWatchdog.defaultBlocked))
     interrupt()
