@@ -95,7 +95,7 @@ const boundFault = (duration: Duration.Duration): string | undefined =>
  * @category constructors
  * @since 0.1.0
  */
-export const make = <R>(
+export const make = <const R>(
   stages: Arr.NonEmptyReadonlyArray<StageOptions<R>>
 ): Result.Result<ShutdownPolicy<R>, ShutdownPolicyError> => {
   const faults: Array<string> = []
@@ -142,7 +142,7 @@ export const make = <R>(
  * @category constructors
  * @since 0.1.0
  */
-export const makeUnsafe = <R>(stages: Arr.NonEmptyReadonlyArray<StageOptions<R>>): ShutdownPolicy<R> =>
+export const makeUnsafe = <const R>(stages: Arr.NonEmptyReadonlyArray<StageOptions<R>>): ShutdownPolicy<R> =>
   Result.getOrThrow(make(stages))
 
 /**

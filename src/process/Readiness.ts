@@ -87,6 +87,8 @@ const window = 8_192
 /**
  * A check for `awaitReady`: reads `stdout` or `stderr` until a pattern matches, and gives the match. A match may span what
  * came in pieces, up to 8 KiB. What was read up to then is in the tail; the stream goes on after it.
+ * Where another one reads the stream, too, as for a log file, share it: `outputMatches({ ...process, stdout }, …)` with a
+ * `Stream.share` of `process.stdout`.
  *
  * @category checks
  * @since 0.1.0
