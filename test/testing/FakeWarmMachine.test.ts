@@ -71,10 +71,10 @@ it.live("a command whose machine ends fails with how that was, and its output is
         const warm = yield* WarmMachine.launch({ id })
         const { exit, stdout } = yield* GuestCommand.run(warm.agent, warm.slots, { command: "panicking" })
         let said = ""
-        const read = Stream.runForEach(Stream.decodeText(stdout), (text) =>
+        const read = Stream.runForEach(Stream.decodeText(stdout), (piece) =>
           Effect.andThen(
             Effect.sync(() => {
-              said += text
+              said += piece
             }),
             Effect.forkScoped(event(warm.machine))
           ))
@@ -83,8 +83,8 @@ it.live("a command whose machine ends fails with how that was, and its output is
         return error.message
       }
     )
-    const panic = ({ id }: Machine.Machine) => Effect.flatMap(driver.guest(id), ({ panic }) => panic)
-    expect(yield* after("one", panic)).toMatch(/^Machine "one" has ended: the guest's kernel panicked/)
+    const panics = ({ id }: Machine.Machine) => Effect.flatMap(driver.guest(id), ({ panic }) => panic)
+    expect(yield* after("one", panics)).toMatch(/^Machine "one" has ended: the guest's kernel panicked/)
     expect(yield* after("two", (machine) => machine.shutdown())).toBe(
       "Machine \"two\" has ended: the guest powered off"
     )
