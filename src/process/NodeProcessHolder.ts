@@ -21,7 +21,7 @@ import * as CommandPlan from "./internal/commandPlan.ts"
 import * as Protocol from "./internal/holderProtocol.ts"
 import * as HolderSchema from "./internal/holderSchema.ts"
 import * as CGroup from "./internal/NodeCGroup.ts"
-import { attempt, errnoName, withoutArguments } from "./internal/NodeErrno.ts"
+import { attempt, errnoName, needDescriptors, withoutArguments } from "./internal/NodeErrno.ts"
 import * as Held from "./internal/NodeHeld.ts"
 import * as Client from "./internal/NodeHolderClient.ts"
 import * as Probe from "./internal/probe.ts"
@@ -98,6 +98,7 @@ const startHolder = (order: Protocol.Order): Effect.Effect<void, ProcessError> =
     let holder: NodeChildProcess.ChildProcess
     try {
       log = NodeFs.openSync(NodePath.join(directory, Protocol.files.log), "w", 0o600)
+      needDescriptors(2)
       holder = NodeChildProcess.spawn(process.execPath, [...nodeOptions, program.file], {
         cwd: "/",
         // Without the mark of those above us, whose guards would kill it.

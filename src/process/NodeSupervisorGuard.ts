@@ -14,7 +14,7 @@ import * as NodeNet from "node:net"
 import * as NodePath from "node:path"
 import type { Writable } from "node:stream"
 import { guardScript } from "./internal/guardScript.ts"
-import { errnoName, withoutArguments } from "./internal/NodeErrno.ts"
+import { errnoName, needDescriptors, withoutArguments } from "./internal/NodeErrno.ts"
 import { fromReason, type ProcessError, ProcessErrorReason } from "./ProcessError.ts"
 import { SupervisorGuard, Watched } from "./SupervisorGuard.ts"
 
@@ -83,6 +83,7 @@ const make = Effect.gen(function*() {
   const start = (onFailure: (cause: unknown) => void): Guard | undefined => {
     let child: ReturnType<typeof spawn>
     try {
+      needDescriptors(1)
       child = spawn()
     } catch (cause) {
       onFailure(cause)

@@ -446,6 +446,11 @@ describe("without a descriptor left", () => {
     expect(tell("starved.ts", ...scopes)).toEqual(scopes.map((killScope) => [killScope, "None", "Forced", false]))
   })
 
+  it("a start fails and leaves none open, however many there are", () => {
+    const failures = Array.from({ length: 8 }, (_, free) => `${free}: /bin/true: could not be started: EMFILE`)
+    expect(tell("starved-spawn.ts")).toEqual({ failures, left: 0 })
+  })
+
   it("another thread that takes the one that is kept has it once only, and a claim is made with it", () => {
     expect(tell("starved-twice.ts")).toEqual([true, true, true, true, true])
   })

@@ -75,3 +75,19 @@ export const attempt = <A>(f: () => A): A | undefined => {
     }
   }
 }
+
+/** O_PATH, which Node does not name. */
+export const pathOnly = 0o10000000
+
+/**
+ * Throws EMFILE or ENFILE unless a child with so many pipes can be started: two descriptors for each, and two by which libuv hears
+ * of its execve(2). When it has the pipes and not these, Node never closes the pipes.
+ */
+export const needDescriptors = (pipes: number): void => {
+  const taken: Array<number> = []
+  try {
+    while (taken.length < 2 * pipes + 2) taken.push(NodeFs.openSync("/", pathOnly))
+  } finally {
+    taken.forEach((fd) => NodeFs.closeSync(fd))
+  }
+}

@@ -7,16 +7,13 @@ import * as NodeFs from "node:fs"
 import * as NodeNet from "node:net"
 import * as Protocol from "./holderProtocol.ts"
 import * as HolderSchema from "./holderSchema.ts"
-import { attempt, errnoName, isShortage, withReserve } from "./NodeErrno.ts"
+import { attempt, errnoName, isShortage, pathOnly, withReserve } from "./NodeErrno.ts"
 
 /** How long a holder may take to answer. It does nothing else. */
 const patience = "5 seconds"
 
 /** `isGone`: nobody listens, in difference to one that does not make sense. */
 export class Unreachable extends Data.TaggedError("Unreachable")<{ readonly isGone: boolean; readonly why: string }> {}
-
-/** O_PATH, which Node does not name. */
-const pathOnly = 0o10000000
 
 /** A path to the socket that is short enough whatever the directory's is (unix(7)): by way of proc(5). */
 const withSocketPath = <A>(directory: string, use: (path: string) => A): A => {

@@ -12,7 +12,7 @@ import { fromReason, type ProcessError, ProcessErrorReason } from "../ProcessErr
 import type { Child, LaunchPlan, OutputSource } from "../ProcessHost.ts"
 import { commandLine } from "./commandLine.ts"
 import * as CoreFlag from "./NodeCoreFlag.ts"
-import { errnoName, withoutArguments } from "./NodeErrno.ts"
+import { errnoName, needDescriptors, withoutArguments } from "./NodeErrno.ts"
 import * as ProcTable from "./NodeProcTable.ts"
 import { inTurn } from "./NodeTurns.ts"
 
@@ -81,6 +81,7 @@ export const launch = (plan: LaunchPlan, options: Options): Effect.Effect<Child,
     const [file, args] = commandLine(plan, { setpriv: options.setpriv, parent: process.pid })
     let child: NodeChildProcess.ChildProcess
     try {
+      needDescriptors(plan.stdio.filter((kind) => kind === "pipe").length)
       child = NodeChildProcess.spawn(file, args, {
         env: plan.env,
         stdio: [...plan.stdio],
