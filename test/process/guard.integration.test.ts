@@ -302,7 +302,7 @@ describe("the guard", () => {
           // A search through all of them meets it.
           writeFileSync(
             `${base}/grep`,
-            `#!/bin/sh\ncase $1 in -l*) ulimit -t 30; while :; do :; done ;; esac\nexec /bin/grep "$@"\n`,
+            `#!/bin/sh\ncase $1 in -l*) ulimit -t 120; while :; do :; done ;; esac\nexec /bin/grep "$@"\n`,
             {
               mode: 0o755
             }
@@ -315,14 +315,14 @@ describe("the guard", () => {
           })
           const ends = Promise.all([once(marked, "exit"), once(guard, "exit")])
           guard.stdin.end(`1 directory ${base}/run\n`)
-          const ended = yield* Effect.timeoutOption(Effect.promise(() => ends), "20 seconds")
+          const ended = yield* Effect.timeoutOption(Effect.promise(() => ends), "90 seconds")
           marked.kill("SIGKILL")
           guard.kill("SIGKILL")
           expect(ended).toMatchObject({ value: [[null, "SIGKILL"], [0, null]] })
           expect(readdirSync(base)).toEqual(["grep"])
         })
       ),
-    40_000
+    120_000
   )
 
   it.live("survives garbage, forgets what it is told to forget, and does not follow links", () =>
