@@ -8,7 +8,8 @@
  * ```
  *   create, restore ▸ start ▸ pause ▸ resume ▸ snapshot ▸ rename
  *                                                         one at a time for each machine, in the order of the calls
- *   stop, destroy                                         at once: they wait for nothing that may hang
+ *   stop, destroy                                         at once: they wait for nothing that may hang, but a stop
+ *                                                         for a start that is under way
  *   get, list, listSnapshots                              at once
  * ```
  *

@@ -88,7 +88,7 @@ export interface Options {
   readonly memoryMib?: number | undefined
   /**
    * How many commands can run at a time, also in the machines that are restored from its snapshots: those that ran when it was
-   * saved go on in there, and keep their slots. Default 4.
+   * saved go on in there, and keep their slots. 1 to 64, as far as the backend has channels: 9 with QEMU. Default 4.
    */
   readonly slots?: number | undefined
   /**
@@ -165,6 +165,7 @@ export const launch: (options: Options) => Effect.Effect<
     slots = defaultSlots,
     start = "warm"
   } = options
+  yield* check(options)
   const phase: Phase = options.phase ?? (() => (effect) => effect)
   const before = options.before ?? (() => Effect.succeed({}))
   yield* Effect.annotateCurrentSpan("machine", options.id)
@@ -238,8 +239,6 @@ export const launch: (options: Options) => Effect.Effect<
     )
   })
 
-  // Before a golden machine is made for nothing.
-  yield* MachineSpec.decode({ id: options.id, hostname: options.id, kernel: "/kernel", networks, drives })
   if (typeof start === "object") return yield* restore(yield* store.open(start.from))
   if (start === "cold") return yield* boot("as asked for")
   if (!capabilities.snapshot) return yield* boot(`the ${backend} backend has no snapshots`)
@@ -301,6 +300,31 @@ export const fromMachine: (
   })
   return { machine, agent, slots, labels: options.labels ?? {} }
 })
+
+const mostSlots = 64
+
+/** All that is wrong with the options, before a golden machine is made for nothing. */
+const check = (
+  { answerWithin, bootWithin, drives = [], id, networks = [], slots = defaultSlots }: Options
+): Effect.Effect<void, MicroVmError.MicroVmError> =>
+  MachineSpec.decode({ id, hostname: id, kernel: "/kernel", networks, drives }).pipe(
+    Effect.as<ReadonlyArray<MicroVmError.Fault>>([]),
+    Effect.catchReason("MicroVmError", "InvalidSpec", ({ faults }) => Effect.succeed(faults)),
+    Effect.flatMap((ofSpec) => {
+      const faults = [...ofSpec]
+      if (!Number.isSafeInteger(slots) || slots < 1 || slots > mostSlots) {
+        faults.push({ field: "slots", value: slots, remedy: `give a whole number from 1 to ${mostSlots}` })
+      }
+      for (const [field, value] of Object.entries({ bootWithin, answerWithin })) {
+        if (value === undefined) continue
+        const millis = Number.isNaN(value) ? undefined : Option.getOrUndefined(Duration.fromInput(value))
+        if (millis === undefined || !Duration.isGreaterThan(millis, Duration.zero)) {
+          faults.push({ field, value, remedy: "give a time above zero, as 500 or \"2 seconds\"" })
+        }
+      }
+      return faults.length === 0 ? Effect.void : MicroVmError.fail(new MicroVmError.InvalidSpec({ faults }))
+    })
+  )
 
 /** What a boot would fail with too. */
 const failsBootToo = ({ _tag, reason }: WarmError): boolean =>

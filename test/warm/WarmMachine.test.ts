@@ -49,6 +49,22 @@ describe("a warm machine", () => {
       ])
     }))
 
+  it.effect("says all that is wrong with its options before anything is done", () =>
+    Effect.gen(function*() {
+      const { launch, phases } = yield* makeWorld()
+      const told = (options: Partial<WarmMachine.Options>) =>
+        Effect.map(Effect.flip(launch({ id: "one", ...options })), ({ reason }) =>
+          reason._tag === "InvalidSpec" ? reason.faults.map(({ field }) => field) : reason._tag)
+      assert.deepStrictEqual(
+        yield* told({ id: "-", slots: 0, bootWithin: Number.NaN, answerWithin: -1 }),
+        ["id", "hostname", "slots", "bootWithin", "answerWithin"]
+      )
+      for (const slots of [Number.NaN, -1, 1.5, 65, Infinity]) {
+        assert.deepStrictEqual(yield* told({ slots }), ["slots"])
+      }
+      assert.deepStrictEqual(phases, [])
+    }))
+
   it.effect("is itself: its clock, its names and its random numbers are its own", () =>
     Effect.gen(function*() {
       const { guests, launch } = yield* makeWorld()
