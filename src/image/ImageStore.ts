@@ -153,7 +153,12 @@ const make = Effect.fnUntraced(function*(options: StoreOptions) {
     effect: Effect.Effect<A, ImageError.ImageError | OwnerLock.LockHeld | PlatformError.PlatformError, R>
   ) =>
     Effect.mapError(effect, (error) => {
-      if (error._tag === "ImageError") return error
+      if (error._tag === "ImageError") {
+        // What apt or dpkg were filling is gone by now.
+        return error.reason._tag === "NoSpace"
+          ? ImageError.fromReason(ImageError.ImageErrorReason.NoSpace({ path: options.directory }), error.cause)
+          : error
+      }
       if (error._tag === "PlatformError") return toImageError(error, options.directory)
       return ImageError.fromReason(ImageError.ImageErrorReason.Busy({ pid: error.pid, path: error.path }), error)
     })

@@ -517,6 +517,7 @@ describe("ImageStore", () => {
         const error = yield* using(store(directory, debian), (images) => Effect.flip(images.ensure()))
         expect(error.reason._tag).toBe(reason)
         for (const part of says) expect(error.message).toContain(part)
+        if (error.reason._tag === "NoSpace") expect(error.reason.path).toBe(directory)
         expect(yield* leftovers(directory)).toEqual([])
       })))
   }
