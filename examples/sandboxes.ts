@@ -60,7 +60,8 @@ const make = Effect.gen(function*() {
   })
 
   const run = Effect.fn("Sandboxes.run")(function*(script: string) {
-    const { agent, machine, slots } = yield* pool.take
+    const sandbox = yield* pool.take
+    const { agent, machine, slots } = sandbox
     const { exit, stderr, stdin, stdout } = yield* GuestCommand.run(agent, slots, {
       command: "sh",
       args: ["-c", script]
@@ -68,9 +69,16 @@ const make = Effect.gen(function*() {
     // Added last, so it comes first: the machine goes with the script in it.
     yield* Effect.addFinalizer(() => Effect.ignore(machine.shutdown({ policy: Machine.killPolicy })))
     yield* Effect.forkScoped(Stream.run(Stream.empty, stdin))
-    const told = <E>(event: Told["event"], bytes: Stream.Stream<Uint8Array, E>) =>
-      Stream.map(Stream.decodeText(bytes), (data): Told => ({ event, data }))
-    const end = Effect.map(exit, (status): Told => ({ event: "exit", data: ExitStatus.format(status) }))
+    const told = (event: Told["event"], bytes: GuestCommand.GuestCommand["stdout"]) =>
+      Stream.decodeText(bytes).pipe(
+        Stream.map((data): Told => ({ event, data })),
+        // The machine is gone: `end` says how.
+        Stream.catchReason("GuestError", "Closed", () => Stream.empty)
+      )
+    const end = Effect.map(
+      WarmMachine.whileAlive(sandbox, exit),
+      (status): Told => ({ event: "exit", data: ExitStatus.format(status) })
+    )
     return Stream.merge(told("stdout", stdout), told("stderr", stderr)).pipe(
       Stream.concat(Stream.fromEffect(end)),
       Stream.interruptWhen(Effect.delay(Effect.fail(new TimeOver({ limit })), limit))

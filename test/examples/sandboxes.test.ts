@@ -65,6 +65,15 @@ it.effect("who takes too long is told so", () =>
     expect((yield* killed).length).toBe(1)
   }).pipe(Effect.provide(live)))
 
+it.effect("a script that ends its machine is told how that was", () =>
+  Effect.gen(function*() {
+    const run = yield* runs
+    const driver = yield* MemoryDriver.MemoryDriver
+    const panic = Effect.flatMap(driver.guest("sandbox-1"), (guest) => guest.panic)
+    const panics = Stream.tap(run("hang"), () => panic)
+    expect((yield* settle(Effect.flip(Stream.runDrain(panics)))).message).toMatch(/the guest's kernel panicked/)
+  }).pipe(Effect.provide(make({ SANDBOX_READY: "0", SANDBOX_MOST: "1" }))))
+
 it.effect("who hangs up ends it", () =>
   Effect.gen(function*() {
     const run = yield* runs
