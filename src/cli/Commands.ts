@@ -247,7 +247,9 @@ const runCommand = Command.make(
         if (flags.dryRun) return yield* dryRun(options, flags.json)
         if (options.backend === "auto") yield* reporter.note(`backend ${taken}: ${backendDetail}`)
         const onStarted = detach.tell({ _tag: "Ready" })
-        const report = yield* Run.run(options, { backendDetail, json: flags.json, onStarted }).pipe(
+        // Machines in the background are kept for who asks for them.
+        const onPlace = options.detach ? () => Effect.void : detach.bequeath
+        const report = yield* Run.run(options, { backendDetail, json: flags.json, onPlace, onStarted }).pipe(
           Effect.provideService(Reporter, reporter)
         )
         yield* conclude(report, flags.json)

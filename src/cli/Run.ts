@@ -181,6 +181,8 @@ export interface Context {
   readonly resume?: ((recovered: Supervisor.Recovered) => Effect.Effect<void>) | undefined
   /** Told when the command runs, not when it could not be executed. By default, nobody. */
   readonly onStarted?: Effect.Effect<void> | undefined
+  /** What is to be done once the run's place is ours, and undone before it is given up. Not before: somebody else's has the same id. */
+  readonly onPlace?: ((id: string) => Effect.Effect<void, never, Scope.Scope>) | undefined
 }
 
 /**
@@ -324,6 +326,7 @@ export const run = Effect.fn("Run.run")(function*(
         Scope.provide(outer)
       )
       place = opened
+      yield* context.onPlace?.(id).pipe(Scope.provide(outer)) ?? Effect.void
       yield* listen
       const coming = { id, options, place: opened, phase, onMachine }
       const found = yield* resumes ? resume(coming, (one) => void (recovered = one)) : launch(coming)

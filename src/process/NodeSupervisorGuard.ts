@@ -31,7 +31,10 @@ const toLine: (what: Watched) => string = Watched.$match({
   CGroup: ({ path }) => `cgroup ${encode(path)}`,
   Group: ({ pgid, startTime }) => `group ${pgid} ${startTime}`,
   File: ({ path }) => `file ${encode(path)}`,
-  Directory: ({ path }) => `directory ${encode(path)}`
+  Directory: ({ path }) => `directory ${encode(path)}`,
+  Program: ({ args, command, cwd, env }) =>
+    ["program", cwd, ...Object.entries(env).map(([name, value]) => `${name}=${value}`), command, ...args]
+      .map((word) => encode(word) || "\\c").join(" ")
 })
 
 /** It is going to be removed with all in it, without asking: it had better be meant. */
@@ -43,6 +46,20 @@ const check = (what: Watched): Effect.Effect<void, ProcessError> => {
         field: "pgid",
         why: `${what.pgid} is no process group to kill: give a number from 2 on`
       })))
+  }
+  if (what._tag === "Program") {
+    const { args, command, cwd, env } = what
+    const names = Object.keys(env)
+    const invalid = (field: string, why: string) =>
+      Effect.fail(fromReason(ProcessErrorReason.InvalidArgument({ field, why })))
+    if (!NodePath.isAbsolute(cwd)) return invalid("cwd", `${JSON.stringify(cwd)} is relative: give an absolute path`)
+    if (/^$|=/.test(command)) {
+      return invalid("command", `env(1) cannot run ${JSON.stringify(command)}: give a name without "="`)
+    }
+    if (names.some((name) => /^$|=/.test(name))) return invalid("env", "a name is not empty and has no =: rename it")
+    return [cwd, command, ...args, ...names, ...Object.values(env)].some((word) => word.includes("\0"))
+      ? invalid("args", "one of its words holds a NUL character, which ends a C string: remove it")
+      : Effect.void
   }
   const { path } = what
   const isMeant = NodePath.isAbsolute(path) && NodePath.normalize(path) === path && NodePath.dirname(path) !== path &&
@@ -175,7 +192,7 @@ const make = Effect.gen(function*() {
  * The guard for our process. It starts with the first thing to watch, keeps no event loop alive, and ends with the layer;
  * what is still watched then is left alone, because we are there to see to it.
  *
- * Needs `/bin/sh` and the POSIX tools cat, find, grep, head, printf, rm, rmdir and sleep.
+ * Needs `/bin/sh` and the POSIX tools cat, env, find, grep, head, printf, rm, rmdir and sleep.
  *
  * **Gotchas**
  *

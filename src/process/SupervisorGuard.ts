@@ -17,8 +17,10 @@ import type { ProcessError } from "./ProcessError.ts"
  * - `Group`: a process group is killed, while its leader is the one that started at `startTime` (or, after the leader,
  *   while a member carries our mark).
  * - `File`: is unlinked. `Directory`: is removed with all in it; symbolic links are not followed.
+ * - `Program`: is run, in a directory and with an environment of its own, for what takes more than to kill and to remove. Nobody hears
+ *   what it says.
  *
- * Processes go first, paths after them.
+ * Processes go first, paths after them, and programs last, one after the other.
  *
  * @category models
  * @since 0.1.0
@@ -28,6 +30,14 @@ export type Watched = Data.TaggedEnum<{
   Group: { readonly pgid: number; readonly startTime: number }
   File: { readonly path: string }
   Directory: { readonly path: string }
+  Program: {
+    /** An absolute path, or a name that is looked for in the PATH of `env`. */
+    readonly command: string
+    readonly args: ReadonlyArray<string>
+    /** An absolute path. */
+    readonly cwd: string
+    readonly env: Readonly<Record<string, string>>
+  }
 }>
 
 /**

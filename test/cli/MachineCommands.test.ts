@@ -448,7 +448,7 @@ describe("stop and rm", () => {
       assert.strictEqual(lines.length, 2)
       assert.match(
         lines.toSorted().join(),
-        /^machine stuck could not be ended: still there after 9s: ,there is no machine/
+        /^machine stuck could not be ended: still there after 9s,there is no machine/
       )
       const how = [{ grace: undefined, force: true }]
       assert.deepStrictEqual([stuck.stops, stops], [how, how])

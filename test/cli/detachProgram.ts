@@ -1,8 +1,10 @@
 /** A program that starts itself in the background, which writes down what it still has of us, and stays a moment. */
 import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
 import * as NodeFs from "node:fs"
 import * as NodePath from "node:path"
 import { Detach, layer } from "../../src/cli/NodeDetach.ts"
+import { layerNone } from "../../src/process/SupervisorGuard.ts"
 
 const file = process.env["DETACHED_FILE"] ?? ""
 
@@ -28,4 +30,4 @@ const program = Effect.gen(function*() {
   NodeFs.renameSync(`${file}.new`, file)
 })
 
-await Effect.runPromise(Effect.provide(program, layer))
+await Effect.runPromise(Effect.provide(program, Layer.provide(layer, layerNone)))

@@ -167,6 +167,13 @@ export class Executable implements AsyncDisposable {
     return ended
   }
 
+  /** What is written of its machine, until all that it had of this host is gone. */
+  records(): ReadonlyArray<string> {
+    const { MICROVM_STATE_DIR = "" } = process.env
+    const machines = NodePath.join(MICROVM_STATE_DIR, "runs", this.machine, "journal", "machines")
+    return list(machines).map((file) => NodePath.join(machines, file))
+  }
+
   /** What there is of it: processes, cgroups, sockets and files. `born` are processes that it had started. */
   traces(born: ReadonlyArray<Process> = []): ReadonlyArray<string> {
     const now = processes()
@@ -271,3 +278,12 @@ const cgroupsOf = (pid: number): ReadonlyArray<string> => {
 /** Resident memory in MiB (proc_pid_status(5)). */
 export const residentMiB = (pid: number): number =>
   Number(/^VmRSS:\s+(\d+) kB$/m.exec(readText(`/proc/${pid}/status`))?.[1] ?? 0) / 1024
+
+/** Nobody is left then who clears up after it. A guard would be replaced, so it is stopped first. */
+export const killWithGuard = (pid: number): void => {
+  process.kill(pid, "SIGSTOP")
+  for (const guard of descendants(pid).filter(({ line }) => line.includes("microvm-guard"))) {
+    process.kill(guard.pid, "SIGKILL")
+  }
+  process.kill(pid, "SIGKILL")
+}

@@ -268,6 +268,7 @@ describe.skipIf(lacks(qemu))("a signal", () => {
     await until(`${what}: nothing left but the guard`, () => running.traces(others).length === 0, 5_000)
     const gone = took()
     await until(`${what}: nothing left`, () => running.traces(born).length === 0, 10_000)
+    assert.deepStrictEqual(running.records(), [], what)
     return { gone, log: `${born.length} processes, gone after ${gone} ms, the last one after ${took()} ms` }
   }
 

@@ -6,7 +6,7 @@ import * as NodeChildProcess from "node:child_process"
 import * as NodeFs from "node:fs"
 import * as NodeOs from "node:os"
 import * as NodePath from "node:path"
-import { descendants, makeCache, sleep, until } from "../cli/executable.ts"
+import { descendants, killWithGuard, makeCache, sleep, until } from "../cli/executable.ts"
 import { type Done, install, noRuns, Runs, text } from "./background.ts"
 
 if (noRuns !== undefined) console.warn(`SKIPPED tests of recovery: ${noRuns}`)
@@ -239,7 +239,7 @@ describe.skipIf(noRuns !== undefined)("microvm recover", () => {
     const foreground = runs.name()
     const front = runs.start(["run", "--name", foreground, "--", "sh", "-c", "echo up; sleep 99"])
     await front.says("up")
-    kill(front.pid)
+    killWithGuard(front.pid)
     const holders = [unheld, dead].map((id) => runs.holder(id))
     const vmm = descendants(runs.holder(dead)).find(({ command }) => command.startsWith("qemu"))
     assert.isDefined(vmm)

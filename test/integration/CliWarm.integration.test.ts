@@ -152,6 +152,7 @@ describe.skipIf(!hasQemu)("microvm run, warm", () => {
       await until(`${what}: nothing left but the guard`, () => running.traces(others).length === 0, 5_000)
       gone.push(performance.now() - killed)
       await until(`${what}: nothing left`, () => running.traces(born).length === 0, 10_000)
+      assert.deepStrictEqual(running.records(), [], what)
     }
     console.log(`SIGKILL after so many ms: ${moments.join(", ")}`)
     // Within a second, but for one that another test on this machine has held up.

@@ -258,6 +258,49 @@ describe("the guard", () => {
     40_000
   )
 
+  it.live("runs a program when it has cleared all else away, and only if we were killed", () =>
+    withDirectory((base) =>
+      Effect.gen(function*() {
+        const start = (...how: ReadonlyArray<string>) => {
+          const child = spawn(process.execPath, [fixture("heir.ts"), base, ...how], {
+            stdio: ["ignore", "pipe", "inherit"]
+          })
+          let said = ""
+          child.stdout.on("data", (data) => {
+            said += String(data)
+          })
+          return { child, watches: eventually(() => said === "watched\n", 20_000) }
+        }
+        const inOrder = start("ended")
+        yield* died(inOrder.child)
+        expect(readdirSync(base)).toEqual([])
+        writeFileSync(`${base}/first`, "")
+        const { child, watches } = start()
+        expect(yield* watches).toBe(true)
+        child.kill("SIGKILL")
+        expect(yield* eventually(() => existsSync(`${base}/told`), 10_000)).toBe(true)
+        expect(readFileSync(`${base}/told`, "utf8").split("|")).toEqual(
+          ["", base, "x y=z", "TERM", "a b", "", "é\n%s\\0101 $(id) `id` ;", "-n", ""]
+        )
+      })
+    ))
+
+  it.live("refuses to run what cannot be run", () =>
+    Effect.gen(function*() {
+      const guard = yield* SupervisorGuard
+      const program = { command: "true", args: [], cwd: "/", env: {} }
+      const refused = {
+        cwd: { cwd: "here" },
+        command: { command: "" },
+        env: { env: { "A=B": "" } },
+        args: { args: ["a\0b"] }
+      }
+      for (const [field, fault] of Object.entries(refused)) {
+        const error = yield* Effect.flip(Effect.scoped(guard.watch(Watched.Program({ ...program, ...fault }))))
+        expect(error.reason).toMatchObject({ _tag: "InvalidArgument", field })
+      }
+    }).pipe(Effect.provide(NodeSupervisorGuard.layer)))
+
   it.live("kills a whole group whose leader is gone, as long as a member carries the mark", () =>
     Effect.gen(function*() {
       const { guardScript } = yield* Effect.promise(() => import("../../src/process/internal/guardScript.ts"))

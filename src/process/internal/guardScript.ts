@@ -5,8 +5,8 @@ import * as Mark from "../Mark.ts"
  *
  * It reads lines `SLOT KIND ARGUMENT…` (remember), `SLOT` (forget) and `bye` (all is well); anything else is passed over.
  * The end of the input without a `bye` is our death. Then it goes round until nothing was found several times in a row:
- * a child that was being made at that moment carries its mark only from its execve(2) on. Paths come with unusual bytes as
- * octal escapes, so that no path can break a line.
+ * a child that was being made at that moment carries its mark only from its execve(2) on. Paths and words come with unusual bytes as
+ * octal escapes, so that none can break a line.
  *
  * A process can say that its environment is as long as it likes (PR_SET_MM_MAP of prctl(2)). A search that takes a second of the
  * processor is ended, and from then on a start of each is looked at, which takes longer where all is well.
@@ -83,6 +83,18 @@ kill_marked() {
   done
 }
 
+run_program() {
+  left=$#
+  while [ "$left" -gt 0 ]; do
+    word=$(printf '%b.' "$1")
+    shift
+    set -- "$@" "\${word%.}"
+    left=$((left - 1))
+  done
+  trap - HUP INT QUIT TERM PIPE USR1 USR2 ALRM TSTP TTIN TTOU
+  cd -- "$1" && shift && exec env -i -- "$@"
+}
+
 clear() {
   slot=0
   while [ "$slot" -lt "$last" ]; do
@@ -96,12 +108,20 @@ clear() {
       'processes group') kill_group "$3" "$4" ;;
       'paths file') rm -f -- "$path" ;;
       'paths directory') rm -rf -- "$path" ;;
+      'programs program') (shift 2 && run_program "$@") ;;
     esac
   done
 }
 
+run_programs() {
+  [ "$ran" = 0 ] || return 0
+  ran=1
+  clear programs
+}
+
 quiet=0
 rounds=0
+ran=0
 while [ "$quiet" -lt 6 ] && [ "$rounds" -lt 200 ]; do
   found=0
   groups=
@@ -109,8 +129,10 @@ while [ "$quiet" -lt 6 ] && [ "$rounds" -lt 200 ]; do
   kill_marked
   if [ "$found" = 0 ]; then quiet=$((quiet + 1)); else quiet=0; fi
   [ "$quiet" = 1 ] && clear paths
+  [ "$quiet" = 3 ] && run_programs
   rounds=$((rounds + 1))
   sleep 0.05 || sleep 1
 done
 clear paths
+run_programs
 `
