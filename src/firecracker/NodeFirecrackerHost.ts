@@ -326,10 +326,15 @@ export const layer: Layer.Layer<
       }
       const cpuinfo = yield* Effect.promise(() => NodeFs.readFile("/proc/cpuinfo", "utf8"))
       const binary = yield* find(options.binary ?? "firecracker", binaryRemedy)
+      const version = yield* Effect.cached(ask(binary, "--version", binaryRemedy, FirecrackerVersion.parse))
       const { digest, jailer, ...seen } = yield* Effect.all({
         digest: Effect.orElseSucceed(NodeFileDigest.sha256(binary), () => undefined),
-        version: ask(binary, "--version", binaryRemedy, FirecrackerVersion.parse),
-        snapshotFormat: ask(binary, "--snapshot-version", binaryRemedy, parseSnapshotFormat),
+        version,
+        // What is no Firecracker is told by what it says it is, whichever answer comes first.
+        snapshotFormat: Effect.tapError(
+          ask(binary, "--snapshot-version", binaryRemedy, parseSnapshotFormat),
+          () => version
+        ),
         kvm: Effect.promise(() => lookAtKvm(architecture, cpuinfo)),
         jailer: options.jailer === undefined ? Effect.undefined : lookAtJailer(options.jailer)
       }, { concurrency: "unbounded" })

@@ -143,6 +143,8 @@ layer(host, { excludeTestServices: true })("a host", (it) => {
   it.effect("with something else under that name says what that is", () =>
     Effect.gen(function*() {
       assert.match(yield* refusal({ binary: "env" }), /env --version says "env /)
+      const slow = "#!/bin/sh\n[ $1 = --version ] && sleep 0.5\necho other\n"
+      assert.match(yield* refusal({ binary: write("other", slow, 0o755) }), /other --version says "other/)
       assert.match(yield* refusal({ binary: program("Firecracker v1.16.1", "?") }), /--snapshot-version says "\?/)
     }))
 })
