@@ -271,9 +271,16 @@ describe.concurrent("no planted secret comes out, at the level that tells most",
   it.live("telemetry really arrives, with the header in its place", () =>
     Effect.gen(function*() {
       for (const [, output] of formats) {
-        const seen = yield* Effect.scoped(run({ program: "ends", code: 0 }, output))
+        // What is left at the end has a second, which a busy machine may need for other things. Then it is said.
+        const seen = yield* Effect.scoped(run({ program: "ends", code: 0 }, output)).pipe(
+          Effect.repeat({
+            until: ({ stderr, stdout }) => !(stdout + stderr).includes("Telemetry does not arrive"),
+            times: 4
+          })
+        )
         const words = ["tellAll", "this is known", "Service.init"]
-        expect(words.filter((word) => !seen.telemetry.includes(word))).toEqual([])
+        const absent = words.filter((word) => !seen.telemetry.includes(word))
+        if (absent.length > 0) throw new Error(`${absent.join(", ")} did not arrive: ${told(seen)}`)
         expect(new Set(seen.keys)).toEqual(new Set([header]))
         expect(leaks(seen)).toEqual([])
       }
