@@ -295,7 +295,10 @@ export const platform = ({ accelerator, architecture, cpu, digest, version }: Se
     `${spec.memoryMib} MiB`,
     "console",
     boards[architecture].pvpanic,
-    ...spec.channels.map((name) => `channel ${name}`),
+    ...spec.channels.flatMap((name, index) => [
+      ...(index > 0 && index % portsOfDevice === 0 ? ["serial device"] : []),
+      `channel ${name}`
+    ]),
     ...(spec.networks ?? []).map(() => "network card"),
     ...(spec.drives ?? []).map(({ name, readOnly }) => `disk ${name}${readOnly ? ":read-only" : ""}`)
   ].join(", ")

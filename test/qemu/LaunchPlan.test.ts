@@ -458,6 +458,14 @@ describe("a restored machine", () => {
 })
 
 describe("the platform", () => {
+  it("tells which channels are on another device, as QEMU does not load the state of one that has more or fewer", () => {
+    const channels = Array.from({ length: 16 }, (_, index) => `c${index}`)
+    const devicesOf = (count: number) =>
+      LaunchPlan.platform(own, { ...spec, channels: channels.slice(0, count) }).devices
+    assert.notInclude(devicesOf(15), "serial device")
+    assert.match(devicesOf(16), /channel c14, serial device, channel c15$/)
+  })
+
   const { id: _, ...spec } = specOf({ channels: ["agent"] })
 
   it("is the same for all machines of a spec, wherever their files and users are", () => {
