@@ -13,7 +13,7 @@ import * as GuestAgent from "../../src/guest/GuestAgent.ts"
 import * as GuestSlots from "../../src/guest/GuestSlots.ts"
 import * as ImageError from "../../src/image/ImageError.ts"
 import type { Progress } from "../../src/image/ImageProgress.ts"
-import { type Image } from "../../src/image/ImageStore.ts"
+import { type Image, type ImageStore } from "../../src/image/ImageStore.ts"
 import * as ExitStatus from "../../src/lifecycle/ExitStatus.ts"
 import { RunReport } from "../../src/lifecycle/RunReport.ts"
 import * as ShutdownOutcome from "../../src/lifecycle/ShutdownOutcome.ts"
@@ -378,6 +378,17 @@ describe("run", () => {
     Effect.gen(function*() {
       const ended = yield* microvm(["run", "--cold", "--", "cat"], { qemu: yield* makeQemu, stdin: "to and fro\n" })
       assert.deepInclude(ended, { code: 0, patient: true, stdout: "to and fro\n", stderr: [took] })
+    }).pipe(Effect.provide(TestConsole.layer)))
+
+  it.live("says that an image is built again, and why", () =>
+    Effect.gen(function*() {
+      const images: ImageStore["Service"] = {
+        ...imageStore(Effect.succeed(image)),
+        ensure: (_, { onProgress = () => Effect.void } = {}) =>
+          Effect.as(onProgress({ _tag: "Rebuilding", why: "its kernel has changed" }), image)
+      }
+      const ended = yield* microvm(["run", "--cold", "--", "true"], { images, qemu: yield* makeQemu })
+      assert.deepInclude(ended, { code: 0, stdout: "", stderr: [took, "building again: its kernel has changed"] })
     }).pipe(Effect.provide(TestConsole.layer)))
 
   it.live("says nothing with --quiet, but what is wrong", () =>

@@ -42,7 +42,8 @@ interface Coming {
 
 /** Of all steps, these are worth a line that stays; the others are what the live line is for. */
 const isWorthALine = ({ _tag }: WarmProgress.Progress): boolean =>
-  _tag === "Making" || _tag === "Remaking" || _tag === "WaitingForMaker" || _tag === "BootingCold"
+  _tag === "Making" || _tag === "Remaking" || _tag === "WaitingForMaker" || _tag === "BootingCold" ||
+  _tag === "Rebuilding"
 
 /** A network card more than there is to be, or one less, is no fault of the snapshot where nothing else is amiss. */
 const withFlag = ({ network }: RunOptions) => (error: WarmMachine.WarmError): WarmMachine.WarmError => {
