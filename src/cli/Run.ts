@@ -353,7 +353,9 @@ export const run = Effect.fn("Run.run")(function*(
             command: program,
             args,
             env: options.env,
-            cwd: Option.getOrUndefined(options.workdir)
+            cwd: Option.getOrUndefined(options.workdir),
+            // It ends with the machine, which is not to wait for a guest that does not tell whether it has started.
+            closeWithin: Duration.zero
           })
           : yield* GuestCommand.attach(ready.agent, ready.slots, left)
         isOurs = true

@@ -60,7 +60,7 @@ export interface EndOptions {
    * themselves as long as no process that the command left behind holds them open. Default 1 second.
    */
   readonly drain?: Duration.Input | undefined
-  /** The longest that closing the scope may take. Default 2 seconds. */
+  /** The longest that closing the scope may take; an interruption while it starts may take it twice. Default 2 seconds. */
   readonly closeWithin?: Duration.Input | undefined
 }
 

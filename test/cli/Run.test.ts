@@ -20,6 +20,7 @@ import type { Signal } from "../../src/lifecycle/Signal.ts"
 import { obey } from "../../src/microvm/MemoryDriver.ts"
 import * as MicroVmError from "../../src/microvm/MicroVmError.ts"
 import type { MachineRequest } from "../../src/microvm/MicroVmProvider.ts"
+import * as FakeGuestAgent from "../../src/testing/FakeGuestAgent.ts"
 import type { Program } from "../../src/testing/FakeGuestProgram.ts"
 import { broken, commandStarts, nothing, optionsOf, run, type Setting, start, takes, Written } from "./world.ts"
 
@@ -360,6 +361,28 @@ describe("a signal", () => {
         assert.deepStrictEqual(left, nothing)
       })
   )
+
+  it.effect("while the command starts is not held up by a guest that says nothing", () =>
+    Effect.gen(function*() {
+      const started = yield* after(commandStarts + 500, {
+        ...forever,
+        machine: {
+          program: (guest) =>
+            Effect.scoped(Effect.gen(function*() {
+              yield* Effect.sleep(takes.boot)
+              const onShutdown = () => guest.background(Effect.delay(guest.powerOff, 500))
+              const { inject } = yield* FakeGuestAgent.serve(guest.channel, { onShutdown })
+              yield* inject({ _tag: "Ignore" })
+              return yield* Effect.never
+            }))
+        }
+      })
+      yield* started.signal("SIGINT")
+      const { code, left, phases } = yield* started.end
+      assert.strictEqual(code, 130)
+      assert.strictEqual(phases[3], "command 500")
+      assert.deepStrictEqual(left, nothing)
+    }))
 
   it.effect("does not change what was told before it", () =>
     Effect.gen(function*() {
