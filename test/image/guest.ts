@@ -79,13 +79,21 @@ export const boot = async (
   const [monitor, agentPort, stdin, stdout, stderr] = sockets
   if (!(monitor && agentPort && stdin && stdout && stderr)) throw new Error("QEMU has not the pipes it was given")
   const qmp = jsonLines(monitor, (message) => "QMP" in message || "event" in message)
-  const agent = jsonLines(agentPort, () => false)
+  // No other answer is a number of this size.
+  const firstGreeting = 1_000_000
+  const agent = jsonLines(agentPort, (message) => Number(message["return"]) >= firstGreeting)
   await qmp.ask("qmp_capabilities")
   const silent = (why: string) => new Error(`the guest does not answer: ${why}. Its console:\n${console.slice(-4096)}`)
   let late: NodeJS.Timeout | undefined
+  // Waits in the socket until the agent opens its port; it has been seen to be lost on the way.
+  const greeted = async () => {
+    for (let turn = 0; agent.events.length === 0 && qemu.exitCode === null && qemu.signalCode === null; turn++) {
+      if (turn % 250 === 0) agent.send("guest-sync", { id: firstGreeting + turn })
+      await new Promise((resolve) => setTimeout(resolve, 20))
+    }
+  }
   await Promise.race([
-    // Waits in the socket until the agent opens its port.
-    agent.ask("guest-sync", { id: 1 }),
+    greeted(),
     exited.then((status) => Promise.reject(silent(`QEMU ended with ${status.join(" ")}`))),
     new Promise((_, reject) => {
       late = setTimeout(() => {
