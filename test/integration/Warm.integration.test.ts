@@ -275,4 +275,32 @@ layer(services, { excludeTestServices: true, timeout: "2 minutes" })("machines f
       assert.deepStrictEqual(monitors, [])
       assert.deepStrictEqual(readdirSync(join(store, "tmp")), [])
     }), 60_000)
+
+  it.effect(
+    "with as many slots as there can be is restored, saved and restored again, and each slot is one",
+    () =>
+      Effect.gen(function*() {
+        const useAll = Effect.fnUntraced(function*({ agent, slots }: WarmMachine.WarmMachine) {
+          const told = yield* Effect.forEach(
+            Array.from({ length: 9 }, (_, nth) => `${nth}`),
+            (nth) =>
+              Effect.scoped(Effect.gen(function*() {
+                const cat = yield* GuestCommand.run(agent, slots, { command: "cat" })
+                yield* Stream.run(Stream.encodeText(Stream.make(nth)), cat.stdin)
+                return yield* Stream.mkString(Stream.decodeText(cat.stdout))
+              })),
+            { concurrency: "unbounded" }
+          )
+          assert.strictEqual(told.join(""), "012345678")
+          assert.deepStrictEqual(yield* slots.usage, { free: 9, inUse: 0, retired: 0 })
+        })
+        const one = yield* WarmMachine.launch({ id: "one", slots: 9 })
+        assert.strictEqual(one.start._tag, "Restored")
+        yield* useAll(one)
+        yield* WarmMachine.save(one, "nine")
+        yield* kill(one.machine)
+        yield* useAll(yield* WarmMachine.launch({ id: "two", start: { from: "nine" } }))
+      }),
+    60_000
+  )
 })
