@@ -119,6 +119,8 @@ const defaultEnv = { PATH: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 const slowPoll = { first: 100, longest: 2000 }
 /** The same once the streams have ended: the end is there, or about to be. */
 const quickPoll = { first: 1, longest: 500 }
+/** For output that has come and is still to be passed on, once the channels are closed. */
+const lastReading = "1 second"
 /** How many odd answers in a row are taken for a bad moment. */
 const maxFaults = 8
 
@@ -438,7 +440,8 @@ const toExit = ({ status, stderr }: ProgramEnd): Effect.Effect<ExitStatus.ExitSt
 /**
  * Connects a command to streams of ours, waits for its end and gives its status. The command's input ends with `stdin`, which
  * is given up when the command ends first. When one of the streams fails, as at a broken pipe, this fails with its error;
- * then close the command's scope, which kills it.
+ * then close the command's scope, which kills it. When the machine ends, what has come of the output is passed on before this
+ * fails with `Closed`, for a second at most.
  *
  * ```ts import.meta.vitest
  * import { GuestAgent, GuestCommand, GuestSlots } from "effect-microvm-runtime/guest"
@@ -470,12 +473,24 @@ export const connect = Effect.fn("GuestCommand.connect")(function*<E1, R1, E2, R
     readonly stderr: Sink.Sink<unknown, Uint8Array, unknown, E3, R3>
   }
 ): Effect.fn.Return<ExitStatus.ExitStatus, E1 | E2 | E3 | GuestError.GuestError, R1 | R2 | R3> {
-  const output = Effect.all([
-    Stream.run(self.stdout, streams.stdout),
-    Stream.run(self.stderr, streams.stderr),
-    self.exit
-  ], { concurrency: "unbounded" })
-  const input = Effect.andThen(Stream.run(streams.stdin, self.stdin), Effect.never)
-  const [, , status] = yield* Effect.raceFirst(output, input)
-  return status
+  const closed = yield* Deferred.make<never, GuestError.GuestError>()
+  const read = <E, R>(output: GuestCommand["stdout"], sink: Sink.Sink<unknown, Uint8Array, unknown, E, R>) =>
+    Stream.run(Stream.catch(output, (error) => Stream.fromEffectDrain(Deferred.fail(closed, error))), sink)
+  const output = Effect.all([read(self.stdout, streams.stdout), read(self.stderr, streams.stderr)], {
+    concurrency: "unbounded"
+  }).pipe(
+    Effect.andThen(Effect.suspend(() => Deferred.isDoneUnsafe(closed) ? Deferred.await(closed) : self.exit))
+  )
+  const input = Stream.run(streams.stdin, self.stdin)
+  const failures = Effect.all([Deferred.await(closed), self.exit, input], { concurrency: "unbounded" })
+  return yield* Effect.raceFirst(
+    output,
+    Effect.andThen(Effect.catch(failures, lastly), Effect.never)
+  )
 })
+
+/** A machine that ends takes all channels along. What has come of the output is passed on before that is told. */
+const lastly = <E>(error: E): Effect.Effect<never, E> =>
+  error instanceof GuestError.GuestError && error.reason._tag === "Closed"
+    ? Effect.delay(Effect.fail(error), lastReading)
+    : Effect.fail(error)

@@ -317,7 +317,8 @@ describe("--timeout", () => {
         stdout: () => Sink.forEach(() => Effect.never)
       })
       assert.strictEqual(code, 124)
-      assert.isAtMost(took, commandStarts + 3500)
+      // Somebody might still have read what was written: that may take a second.
+      assert.strictEqual(took, commandStarts + 4500)
       assert.deepStrictEqual(left, nothing)
     }))
 

@@ -670,6 +670,35 @@ describe("connected to streams of ours", () => {
       expect((yield* Effect.flip(connect(Stream.fail(new BrokenPipe()), "cat")))._tag).toBe("BrokenPipe")
       expect(yield* connect(Stream.never, "false")).toMatchObject({ code: 1 })
     }))
+
+  it.effect.each([[200, "1 2 3 down"], [Infinity, ""]] as const)(
+    "what was written before the machine ended is passed on first, for a second at most: one piece in %d ms",
+    ([pace, expected]) =>
+      Effect.gen(function*() {
+        const over = yield* Deferred.make<void>()
+        const { guest, start } = yield* setUp({
+          programs: {
+            powerOff: ({ write }) =>
+              Effect.gen(function*() {
+                for (const nth of ["1", "2", "3"]) yield* Effect.andThen(write("stdout", nth), Effect.sleep(10))
+                yield* write("stderr", "down")
+                yield* Effect.delay(Deferred.succeed(over, undefined), 10)
+                return yield* Effect.never
+              })
+          }
+        })
+        yield* background(Effect.andThen(Deferred.await(over), guest.hangUp))
+        const passed: Array<string> = []
+        const sink = Sink.forEach((bytes: Uint8Array) =>
+          Effect.delay(Effect.sync(() => void passed.push(new TextDecoder().decode(bytes))), pace)
+        )
+        const error = yield* background(Effect.flip(Effect.scoped(Effect.flatMap(start("powerOff"), (command) =>
+          GuestCommand.connect(command, { stdin: Stream.never, stdout: sink, stderr: sink })))))
+        yield* TestClock.adjust("3 seconds")
+        expect(yield* Fiber.join(error)).toMatchObject({ reason: { _tag: "Closed" } })
+        expect(passed.toSorted().join(" ")).toBe(expected)
+      })
+  )
 })
 
 /** A channel that is dead to one of its users from some moment on, as all channels are to a process that was killed. */
