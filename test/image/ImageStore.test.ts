@@ -280,6 +280,30 @@ describe("ImageStore", () => {
       )
     })))
 
+  it.effect("gives up on a mirror that says nothing, and does not ask it for lists", () =>
+    withDirectory(Effect.fnUntraced(function*(directory) {
+      const fs = yield* FileSystem.FileSystem
+      const debian = fakeDebian({
+        answer: (command, args) =>
+          command === "apt-get" && args.includes("download") && !args.includes("--print-uris")
+            ? Effect.never
+            : Effect.succeed(undefined)
+      })
+      const { onProgress, steps } = recorder()
+      const fiber = yield* Effect.forkChild(
+        using(store(directory, debian), (images) => Effect.flip(images.ensure("default", { onProgress })))
+      )
+      // Each look at the files is real input, so virtual time has to be given again and again.
+      const error = yield* Effect.raceFirst(
+        Fiber.join(fiber),
+        Effect.forever(Effect.andThen(TestClock.adjust("200 millis"), TestClock.withLive(Effect.sleep("1 millis"))))
+      )
+      expect(error.message).toContain("nothing has come for a minute")
+      expect(steps.filter(({ _tag }) => _tag === "Downloading").length).toBeGreaterThanOrEqual(300)
+      expect(debian.calls.some((call) => call.endsWith("update"))).toBe(false)
+      expect(yield* fs.readDirectory(join(directory, "tmp"))).toEqual([])
+    })))
+
   it.effect("of two builders one builds and the other waits for it", () =>
     withDirectory(Effect.fnUntraced(function*(directory) {
       const started = yield* Deferred.make<void>()

@@ -163,14 +163,22 @@ export const build = Effect.fnUntraced(function*(request: Request) {
   yield* Effect.forEach([debs, root, directory], OwnedFiles.ensureDirectory)
   yield* Debian.checkArchitecture
   // Lists that are absent, or so old that what they name has left the mirror, are the common cause of either failure.
-  const fetched = yield* Effect.catchIf(
-    fetch(request, debs),
-    (error) => error._tag === "ImageError" && /^(PackageMissing|DownloadFailed)$/.test(error.reason._tag),
-    (error) =>
-      say({ _tag: "UpdatingLists" }).pipe(
-        Effect.andThen(Debian.updateLists),
-        Effect.flatMap((updated) => updated ? fetch(request, debs) : Effect.fail(error))
-      )
+  const fetched = yield* fetch(request, debs).pipe(
+    Effect.catchIf(
+      (error) => error._tag === "ImageError" && /^(PackageMissing|DownloadFailed)$/.test(error.reason._tag),
+      (error) =>
+        say({ _tag: "UpdatingLists" }).pipe(
+          Effect.andThen(Debian.updateLists),
+          Effect.flatMap((updated) => updated ? fetch(request, debs) : Effect.fail(error))
+        )
+    ),
+    Effect.catchTag("Silent", () =>
+      ImageError.fromReason(
+        ImageError.ImageErrorReason.DownloadFailed({
+          command: "apt-get download",
+          output: "the mirror, or the proxy, is silent: nothing has come for a minute"
+        })
+      ))
   )
   if (Option.isNone(fetched)) return Option.none()
   const { kernel, packages } = fetched.value

@@ -1,7 +1,9 @@
 /** Debian packages: which ones, where from, what is inside. apt checks signatures and digests; nothing is installed. */
+import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
+import * as Option from "effect/Option"
 import * as Path from "effect/Path"
 import * as Schedule from "effect/Schedule"
 import type { ProcessSpawner } from "../../process/ProcessSpawner.ts"
@@ -19,6 +21,13 @@ export interface Package {
 }
 
 const LISTS = "/var/lib/apt/lists/partial"
+
+/** Nothing has come for a minute. By itself apt waits half a minute for an answer, three times for each package, one after the other. */
+export class Silent extends Data.TaggedError("Silent") {}
+
+const LOOK = Duration.millis(200)
+/** Looks, and not a time: a host may sleep meanwhile. */
+const patience = Duration.toMillis("1 minute") / Duration.toMillis(LOOK)
 
 export const supported = ["amd64"]
 
@@ -41,7 +50,13 @@ export const updateLists: Effect.Effect<
 > = Effect.gen(function*() {
   const fs = yield* FileSystem.FileSystem
   const allowed = yield* Effect.isSuccess(fs.access(LISTS, { writable: true }))
-  return allowed && (yield* Command.run("apt-get", ["-qq", "update"])).code === 0
+  if (!allowed) return false
+  // A mirror that says nothing is waited for half a minute, for each of its lists, and each time again.
+  const ended = yield* Effect.timeoutOption(
+    Command.run("apt-get", ["-qq", "-o", "Acquire::Retries=1", "update"]),
+    "5 minutes"
+  )
+  return Option.isSome(ended) && ended.value.code === 0
 })
 
 const missing = (packages: ReadonlyArray<string>, output: string) =>
@@ -101,7 +116,7 @@ export const resolve = Effect.fnUntraced(function*(
   return absent.length === 0 ? { kernel, packages } : yield* missing(absent, stdout.slice(0, 1024))
 })
 
-/** Fetches the packages into a directory and says every now and then how many bytes have come. */
+/** Fetches the packages into a directory and says every now and then how many bytes have come. Fails with `Silent` when none do. */
 export const download = Effect.fnUntraced(function*(
   packages: ReadonlyArray<Package>,
   directory: string,
@@ -112,11 +127,17 @@ export const download = Effect.fnUntraced(function*(
   const total = packages.reduce((sum, { size }) => sum + size, 0)
   const sizeOf = (file: string) =>
     fs.stat(path.join(directory, file)).pipe(Effect.map(({ size }) => Number(size)), Effect.orElseSucceed(() => 0))
-  const watch = Effect.forEach(packages, ({ file }) => sizeOf(file)).pipe(
-    Effect.flatMap((sizes) => received(sizes.reduce((sum, size) => sum + size, 0))),
-    Effect.repeat(Schedule.spaced(Duration.millis(200))),
-    Effect.andThen(Effect.never)
-  )
+  let before = -1
+  let looks = 0
+  const look = Effect.gen(function*() {
+    const bytes = (yield* Effect.forEach(packages, ({ file }) => sizeOf(file))).reduce((sum, size) => sum + size, 0)
+    // A file that is fetched again begins anew.
+    looks = bytes === before ? looks + 1 : 0
+    before = bytes
+    if (looks >= patience) return yield* new Silent()
+    yield* received(bytes)
+  })
+  const watch = Effect.andThen(Effect.repeat(look, Schedule.spaced(LOOK)), Effect.never)
   // Files of a temporary directory of ours are out of the reach of apt's own unprivileged user.
   const args = ["-qq", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=2", "download"]
   const { code, stderr } = yield* Effect.raceFirst(
