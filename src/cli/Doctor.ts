@@ -6,6 +6,7 @@
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
+import * as Path from "effect/Path"
 import * as ChildProcess from "effect/process/ChildProcess"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
@@ -18,13 +19,16 @@ import * as JailPlan from "../firecracker/JailPlan.ts"
 import { PageServer } from "../firecracker/PageServer.ts"
 import * as HostChecks from "../host/HostChecks.ts"
 import { HostFacts } from "../host/HostFacts.ts"
-import { ImageStore } from "../image/ImageStore.ts"
+import * as ImageError from "../image/ImageError.ts"
+import { cacheDirectory, ImageStore } from "../image/ImageStore.ts"
 import { MicroVmError } from "../microvm/MicroVmError.ts"
 import * as KillScope from "../process/KillScope.ts"
 import { ProcessSpawner } from "../process/ProcessSpawner.ts"
 import * as UserMap from "../process/UserMap.ts"
 import * as QemuHost from "../qemu/QemuHost.ts"
 import * as QemuProvider from "../qemu/QemuProvider.ts"
+import { FileSeals } from "../warm/FileSeals.ts"
+import * as GoldenMachines from "../warm/GoldenMachines.ts"
 import * as Backend from "./Backend.ts"
 import { FirecrackerHere } from "./FirecrackerHere.ts"
 import { addressesIn, networkConfig } from "./internal/networkConfig.ts"
@@ -250,15 +254,33 @@ const killScope = Effect.gen(function*() {
 
 const otherCache = "export MICROVM_CACHE_DIR=DIRECTORY"
 
+/** What lacks in the cache, where that is known: directories are made when they are needed, so the nearest one that is there counts. */
+const lackingRoom = Effect.fnUntraced(function*(below: ReadonlyArray<string>, needed: number) {
+  const path = yield* Path.Path
+  const { room } = yield* FileSeals
+  const roomAt = (directory: string): ReturnType<typeof room> =>
+    Effect.catchIf(
+      room(directory),
+      ({ reason }) => reason._tag === "NotFound" && path.dirname(directory) !== directory,
+      () => roomAt(path.dirname(directory))
+    )
+  const directory = path.join(yield* cacheDirectory, ...below)
+  const free = yield* roomAt(directory)
+  const [has, takes] = [free, needed].map((bytes) => `${Math.floor(bytes / 1e6)} MB`)
+  return free < needed ? Option.some(`it takes up to ${takes} in ${directory}, and ${has} are free`) : Option.none()
+}, Effect.orElseSucceed(() => Option.none<string>()))
+
 /** What the golden machine of the default size needs: a place for its snapshot, and memory that is a file. */
 const warm = Effect.gen(function*() {
   const store = yield* ImageStore
   const host = yield* QemuHost.QemuHost
-  const lacking = (remedy: string) => ({ message }: Error) =>
+  const lacking = (remedy: string) => ({ message }: { readonly message: string }) =>
     failed("warm start", false, `${message}, so each machine boots, which takes longer`, remedy)
   yield* Effect.mapError(store.writable, lacking(otherCache))
+  const full = yield* lackingRoom(["snapshots"], GoldenMachines.usualMib * 1024 * 1024)
+  if (Option.isSome(full)) return lacking(otherCache)({ message: full.value })
   yield* Effect.mapError(
-    host.makeRam(256 * 1024 * 1024),
+    host.makeRam(GoldenMachines.usualMib * 1024 * 1024),
     lacking("nothing to type: see to it that there is memory for the file of one")
   )
   return passed("warm start", false, "machines can be restored from a golden one")
@@ -277,6 +299,10 @@ const image = Effect.gen(function*() {
       `default is not built, and cannot be: ${closed.value.message}`,
       otherCache
     )
+  }
+  const full = yield* lackingRoom([], ImageError.roomToBuild)
+  if (Option.isSome(full)) {
+    return failed("image", true, `default is not built, and cannot be: ${full.value}`, otherCache)
   }
   const spawner = yield* ProcessSpawner
   const apt = yield* Effect.option(Effect.scoped(

@@ -332,7 +332,7 @@ export const evaluate = (
       "room for disks",
       "advisory",
       room(facts, ROOM.wanted),
-      "images, snapshots and disks of machines take it"
+      "disks of machines, and what their commands write, take it"
     ),
     check("virtualisation", "advisory", virtualization(facts), "without it, guests run emulated, ten times as slow"),
     check("limits", "advisory", limits(facts), "one machine can take what all others need"),

@@ -6,6 +6,14 @@
 import * as Data from "effect/Data"
 
 /**
+ * What it takes to build an image, in bytes: its packages, what is in them, and the image, a quarter of it, which stays.
+ *
+ * @category constants
+ * @since 0.1.0
+ */
+export const roomToBuild = 250_000_000
+
+/**
  * Every reason, by tag.
  *
  * Before anything was made:
@@ -68,7 +76,8 @@ const describe: (reason: ImageErrorReason) => string = ImageErrorReason.$match({
     withOutput(`${command} failed: check the network, run "sudo apt-get update", and try again`, output),
   UnpackFailed: ({ file, output }) => withOutput(`${file} could not be unpacked`, output),
   UnexpectedContent: ({ file, why }) => `${file}: ${why}: this version of the package cannot make an image`,
-  NoSpace: ({ path }) => `${path}: no space left: free some 300 MB, or name another directory in MICROVM_CACHE_DIR`,
+  NoSpace: ({ path }) =>
+    `${path}: no space left: free some ${roomToBuild / 1e6} MB, or name another directory in MICROVM_CACHE_DIR`,
   Busy: ({ path, pid }) => `process ${pid} is still building an image: wait for it, or end it (its claim is ${path})`,
   Corrupt: ({ path, why }) => `${path} ${why}: the image has to be built again`
 })

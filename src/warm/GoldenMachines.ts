@@ -130,8 +130,14 @@ const inMemory = (): NonNullable<Options["collected"]> => {
   return { read: Effect.sync(() => last), write: (now) => Effect.sync(() => void (last = now)) }
 }
 
-/** A guest that has just booted has not written to more of its memory than this, however much it has. */
-const usualMib = 256
+/**
+ * A guest that has just booted has not written to more of its memory than this, in MiB, however much it has; so a golden machine takes no
+ * more room on the disk.
+ *
+ * @category constants
+ * @since 0.1.0
+ */
+export const usualMib = 256
 
 /** Says how many network cards there are. Where it is absent, there are none. */
 const cardsLabel = "cards"

@@ -17,7 +17,7 @@ import * as QemuHost from "../../src/qemu/QemuHost.ts"
 import * as ScriptedProcess from "../../src/testing/ScriptedProcess.ts"
 import { goodFacts, layerHostFacts } from "../host/hostFacts.ts"
 import { microvm } from "./commandLine.ts"
-import { firecracker as firecrackerOf, image, imageStore, observations, qemuHost } from "./world.ts"
+import { fileSeals, firecracker as firecrackerOf, image, imageStore, observations, qemuHost } from "./world.ts"
 
 const stored: StoredImage = {
   digest: image.digest,
@@ -35,6 +35,8 @@ interface Host {
   /** Programs that are not there. */
   readonly missing?: ReadonlyArray<string>
   readonly cache?: Effect.Effect<void, ImageError.ImageError>
+  /** Bytes that may still be written to the cache. */
+  readonly free?: number
   readonly cgroups?: boolean
   /** Is there room for the memory of a machine? Default true. */
   readonly memory?: boolean
@@ -55,6 +57,7 @@ const diagnose = (
     env = {},
     facts,
     firecracker,
+    free = 2 ** 40,
     forFirecracker = { jails: Effect.succeed(jails) },
     images = Effect.succeed([stored]),
     memory = true,
@@ -74,9 +77,12 @@ const diagnose = (
     }),
     firecrackerOf(firecracker, forFirecracker),
     layerHostFacts(facts),
+    fileSeals(free, (directory) => directory === "/cache"),
     NodePath.layer,
     Layer.succeed(ImageStore, { ...imageStore(Effect.succeed(image)), list: images, writable: cache }),
-    ConfigProvider.layer(ConfigProvider.fromEnv({ env: { MICROVM_STATE_DIR: "/state", ...env } })),
+    ConfigProvider.layer(
+      ConfigProvider.fromEnv({ env: { MICROVM_STATE_DIR: "/state", MICROVM_CACHE_DIR: "/cache", ...env } })
+    ),
     ScriptedProcess.layer({
       cgroups,
       script: ({ executable: program }) =>
@@ -196,6 +202,20 @@ describe("diagnose", () => {
       true,
       ["kvm", "warm start"],
       /there is no room, so each machine boots.*\n.*→ nothing to type/
+    ],
+    [
+      "room for a golden machine's snapshot",
+      { free: 268e6 },
+      true,
+      ["kvm", "warm start"],
+      /warm start: it takes up to 268 MB in \/cache\/snapshots, and 268 MB are free.*\n.*→ export MICROVM_CACHE_DIR=DIRECTORY$/m
+    ],
+    [
+      "room for an image that is not built",
+      { free: 249e6, images: Effect.succeed([]) },
+      false,
+      ["kvm", "image", "warm start"],
+      /image: default is not built, and cannot be: it takes up to 250 MB in \/cache, and 249 MB are free\n.*→ export MICROVM_CACHE_DIR=DIRECTORY$/m
     ],
     ["an image, with apt", { images: Effect.succeed([]) }, true, ["kvm"], /not built yet; the first run/],
     [

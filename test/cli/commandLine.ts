@@ -27,7 +27,7 @@ import * as QemuHost from "../../src/qemu/QemuHost.ts"
 import * as ScriptedProcess from "../../src/testing/ScriptedProcess.ts"
 import { layerHostFacts } from "../host/hostFacts.ts"
 import * as MemoryRunHost from "./memoryRunHost.ts"
-import { firecracker, image, imageStore, makeSignals, qemuHost, Written } from "./world.ts"
+import { fileSeals, firecracker, image, imageStore, makeSignals, qemuHost, Written } from "./world.ts"
 
 export interface Host {
   readonly env?: Record<string, string>
@@ -86,6 +86,7 @@ export const microvm = Effect.fnUntraced(function*(args: ReadonlyArray<string>, 
         Layer.succeed(QemuHost.QemuHost, qemuHost(observed === undefined ? undefined : Effect.fail(observed))),
         firecracker(host.firecracker),
         layerHostFacts(host.facts),
+        fileSeals(2 ** 40),
         Layer.succeed(SnapshotStore, host.snapshots ?? noSnapshots),
         host.control === undefined ? Control.layerMemory : Layer.succeed(Control, host.control),
         Layer.effect(Detach, Effect.map(Detach, (none) => ({ ...none, ...host.detach }))).pipe(

@@ -42,6 +42,7 @@ import { MicroVmProvider } from "../../src/microvm/MicroVmProvider.ts"
 import { SnapshotStore } from "../../src/microvm/SnapshotStore.ts"
 import * as QemuHost from "../../src/qemu/QemuHost.ts"
 import * as FakeGuestAgent from "../../src/testing/FakeGuestAgent.ts"
+import { FileSeals } from "../../src/warm/FileSeals.ts"
 import * as GoldenMachines from "../../src/warm/GoldenMachines.ts"
 import * as MemoryRunHost from "./memoryRunHost.ts"
 
@@ -92,6 +93,15 @@ export const image: Image = {
     }
   }
 }
+
+/** A host on which so many bytes may still be written below directories that are there. */
+export const fileSeals = (free: number, isThere: (directory: string) => boolean = () => true) =>
+  Layer.mock(FileSeals, {
+    room: (directory) =>
+      isThere(directory)
+        ? Effect.succeed(free)
+        : PlatformError.systemError({ _tag: "NotFound", module: "FileSystem", method: "statfs" })
+  })
 
 export const imageStore = (
   ensure: Effect.Effect<Image, ImageError.ImageError>,

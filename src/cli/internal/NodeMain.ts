@@ -29,6 +29,7 @@ import * as NodeSupervisorGuard from "../../process/NodeSupervisorGuard.ts"
 import * as ProcessSpawner from "../../process/ProcessSpawner.ts"
 import * as NodeQemuHost from "../../qemu/NodeQemuHost.ts"
 import * as NodeDiskSnapshotStore from "../../warm/NodeDiskSnapshotStore.ts"
+import * as NodeFileSeals from "../../warm/NodeFileSeals.ts"
 import * as Backend from "../Backend.ts"
 import * as Commands from "../Commands.ts"
 import { HostSignals } from "../HostSignals.ts"
@@ -64,6 +65,7 @@ const random = Layer.succeed(SecureRandom.SecureRandom, SecureRandom.make((size)
 const services = Layer.mergeAll(
   NodeImageStore.layer,
   NodeDiskSnapshotStore.layer,
+  NodeFileSeals.layer,
   qemuHost,
   NodeFirecrackerHere.layer,
   NodeControl.layer,
