@@ -116,7 +116,7 @@ clear() {
 run_programs() {
   [ "$ran" = 0 ] || return 0
   ran=1
-  clear programs
+  clear programs &
 }
 
 quiet=0
@@ -135,4 +135,5 @@ while [ "$quiet" -lt 6 ] && [ "$rounds" -lt 200 ]; do
 done
 clear paths
 run_programs
+wait
 `
