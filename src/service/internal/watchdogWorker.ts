@@ -4,7 +4,8 @@
  *
  * Its clock counts its own turns: when the whole process has been stopped or starved, both threads have, and nobody is
  * blamed. On a machine that has too much to do, a thread that sleeps gets its turn all the same, and one that works does not:
- * of the time for which the main thread waited for a processor, a quarter counts, so that there is an end. While all is well the thread sleeps on the shared cells and has no event loop to turn.
+ * of the time for which the main thread waited for a processor, a quarter counts, so that there is an end. While all is well
+ * the thread sleeps on the shared cells and has no event loop to turn.
  */
 
 /** Index into the shared cells. Times are in milliseconds. */
