@@ -220,6 +220,18 @@ describe("a process that is held", () => {
     }))
 
   world(
+    "is lost to who has let go of it when its holder stands still, which is not said to be killed",
+    ({ holder, spawn }) =>
+      Effect.gen(function*() {
+        const held = yield* Effect.scoped(spawn("sleep 1000"))
+        process.kill(holder(), "SIGSTOP")
+        yield* held.signal("SIGKILL")
+        const why = "its holder has not written it down within 1 second"
+        expect(yield* held.exit).toEqual(ExitStatus.lost(why, "identity"))
+      })
+  )
+
+  world(
     "writes as much as it likes: the oldest is dropped, and it says how much",
     ({ spawn }) =>
       Effect.gen(function*() {

@@ -221,9 +221,11 @@ export const make = Effect.fnUntraced(function*(
     yield* Effect.timeoutOption(pollUntil(Effect.zipWith(isHolderGone, isWritten, (a, b) => a || b)), lastWriting)
     const after = yield* readEnd
     if (after !== undefined) return statusOf(after)
-    return identity.bootId === host.bootId
-      ? ExitStatus.lost("its holder was killed", "identity")
-      : ExitStatus.lost("the host was started anew since", "identity")
+    if (identity.bootId !== host.bootId) return ExitStatus.lost("the host was started anew since", "identity")
+    const why = (yield* isHolderGone)
+      ? "its holder was killed"
+      : `its holder has not written it down within ${lastWriting}`
+    return ExitStatus.lost(why, "identity")
   })
   const settle = Effect.gen(function*() {
     return (hand === undefined ? undefined : yield* heard(hand.socket)) ?? (yield* found)
