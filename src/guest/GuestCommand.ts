@@ -212,7 +212,6 @@ export const attach = Effect.fn("GuestCommand.attach")(function*(
   }
   return yield* Effect.uninterruptible(Effect.gen(function*() {
     const slot = yield* slots.takeSlot(description.slot)
-    yield* Effect.addFinalizer(() => slot.release("retire"))
     return yield* connectTo(agent, slot, description, { ...ending(options), left: true })
   }))
 })
@@ -232,10 +231,7 @@ const start = Effect.fnUntraced(function*(
   const nonce = yield* makeNonce
   const slot = yield* slots.take
 
-  const own = Effect.fnUntraced(function*(pid: number) {
-    yield* Effect.addFinalizer(() => slot.release("retire"))
-    return yield* connectTo(agent, slot, { pid, slot: slot.slot, nonce }, { ...times, left: false })
-  })
+  const own = (pid: number) => connectTo(agent, slot, { pid, slot: slot.slot, nonce }, { ...times, left: false })
 
   const asking = yield* agent.spawn({
     path: GuestStdio.program,
@@ -305,11 +301,23 @@ const connectTo = Effect.fnUntraced(function*(
     yield* openInput
     yield* endInput
   }
+  // Comes last, when nobody else reads any more.
+  yield* Effect.addFinalizer(() => slot.release("retire", Effect.suspend(() => rest)))
   const stdout = yield* pump(slot.pullStdout, nonce, patience, {
     mark: left ? "perhaps" : "expected",
     onMark: openInput
   })
   const stderr = yield* pump(slot.pullStderr, nonce, patience, { mark: "none", onMark: Effect.void })
+  const isClean = () => stdout.clean() && stderr.clean()
+  // What it has left behind may hold its streams open for long. Its input ends only where it has begun.
+  const rest = Effect.suspend(() =>
+    Deferred.isDoneUnsafe(opened)
+      ? endInput.pipe(
+        Effect.andThen(Effect.all([stdout.rest, stderr.rest], { concurrency: 2 })),
+        Effect.map(isClean)
+      )
+      : Effect.succeed(false)
+  )
   const streamsEnded = Effect.andThen(stdout.ended, stderr.ended)
 
   // The ends of the streams may have come to whoever is gone, so they are not waited for without end.
@@ -335,7 +343,7 @@ const connectTo = Effect.fnUntraced(function*(
       yield* Effect.andThen(over, streamsEnded)
     }).pipe(Effect.timeoutOption(closeWithin), Effect.ignore)
     yield* Deferred.succeed(exit, ExitStatus.lost("its scope was closed before its end was known", "agent"))
-    if (stdout.clean() && stderr.clean() || (yield* isUntouched(over))) yield* slot.release("clean")
+    if (isClean() || (yield* isUntouched(over))) yield* slot.release("clean")
   }))
 
   return {

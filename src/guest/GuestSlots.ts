@@ -1,8 +1,8 @@
 /**
  * Slots: triples of ports, each of which carries the streams of one command at a time.
  *
- * A slot goes back to the free ones when all that its command can still send has come; else it is retired, for what is left in
- * its ports would end up in the next command's streams.
+ * A slot goes back to the free ones when all that its command can still send has come; until then it is retired, for what is left
+ * in its ports would end up in the next command's streams.
  *
  * @since 0.1.0
  */
@@ -46,8 +46,11 @@ export interface Slot {
   readonly post: (bytes: Uint8Array) => Effect.Effect<void>
   readonly pullStdout: Effect.Effect<Arr.NonEmptyReadonlyArray<Uint8Array>, GuestError.GuestError>
   readonly pullStderr: Effect.Effect<Arr.NonEmptyReadonlyArray<Uint8Array>, GuestError.GuestError>
-  /** Gives the slot back; `clean` says that all of the command's streams have come. Only the first call counts. */
-  readonly release: (how: "clean" | "retire") => Effect.Effect<void>
+  /**
+   * Gives the slot back; `clean` says that all of the command's streams have come. Only the first call counts. One that is retired
+   * is free again when `rest`, which goes on behind, has found that all has come after all.
+   */
+  readonly release: (how: "clean" | "retire", rest?: Effect.Effect<boolean>) => Effect.Effect<void>
 }
 
 /**
@@ -124,6 +127,7 @@ const open = Effect.fnUntraced(function*(ports: Ports) {
 export const make = Effect.fn("GuestSlots.make")(function*(
   slots: ReadonlyArray<Ports>
 ): Effect.fn.Return<GuestSlots, GuestError.GuestError, Scope.Scope> {
+  const scope = yield* Effect.scope
   const free = yield* Effect.forEach(slots, open)
   let inUse = 0
   let retired = 0
@@ -132,13 +136,22 @@ export const make = Effect.fn("GuestSlots.make")(function*(
     let released = false
     return {
       ...opened,
-      release: (how) =>
-        Effect.sync(() => {
-          if (released) return
+      release: (how, rest = Effect.succeed(false)) =>
+        Effect.suspend(() => {
+          if (released) return Effect.void
           released = true
           inUse--
-          if (how === "clean") free.push(opened)
-          else retired++
+          if (how === "clean") {
+            free.push(opened)
+            return Effect.void
+          }
+          retired++
+          const reclaim = Effect.map(rest, (isClean) => {
+            if (!isClean) return
+            retired--
+            free.push(opened)
+          })
+          return Effect.asVoid(Effect.forkIn(reclaim, scope))
         })
     }
   }

@@ -318,7 +318,7 @@ describe("output that does not end with the command", () => {
       )
   }
 
-  it.effect("the end is known soon; the streams end after a bounded time, and the slot is retired", () =>
+  it.effect("the end is known soon; the streams end after a bounded time, and the slot is retired until all has come", () =>
     Effect.gen(function*() {
       const { slots, start } = yield* setUp({ programs: daemon })
       const fiber = yield* background(Effect.zip(runAll(start("daemon")), Clock.currentTimeMillis))
@@ -332,6 +332,9 @@ describe("output that does not end with the command", () => {
         _tag: "NoFreeSlot",
         retired: 1
       })
+      yield* TestClock.adjust("31 seconds")
+      expect(yield* slots.usage).toEqual({ free: 1, inUse: 0, retired: 0 })
+      expect((yield* runAll(start("cat"), ["fresh"])).stdout).toBe("fresh")
     }))
 
   it.effect("`drain` says how long they may go on", () =>
@@ -406,7 +409,7 @@ describe("output that does not end with the command", () => {
 
   it.effect("a process that never stops writing does not hold the end up", () =>
     Effect.gen(function*() {
-      const { start } = yield* setUp({
+      const { slots, start } = yield* setUp({
         programs: {
           noise: ({ leaveBehind, write }) =>
             Effect.as(leaveBehind(Effect.forever(write("stdout", new Uint8Array(65536)))), 0)
@@ -418,6 +421,8 @@ describe("output that does not end with the command", () => {
         yield* TestClock.adjust("1 minute")
         expect(yield* Fiber.join(fiber)).toBeLessThan(32 * megabyte)
       }))
+      yield* TestClock.adjust("1 minute")
+      expect(yield* slots.usage).toEqual({ free: 0, inUse: 0, retired: 1 })
     }))
 })
 
@@ -479,10 +484,14 @@ describe("closing the scope", () => {
       const command = yield* Scope.provide(start("sleep", "60"), scope)
       yield* guest.pause
       const fiber = yield* background(Effect.andThen(Scope.close(scope, Exit.void), Clock.currentTimeMillis))
-      yield* TestClock.adjust("1 minute")
+      yield* TestClock.adjust("59 seconds")
       expect(yield* Fiber.join(fiber)).toBe(2000)
       expect(yield* command.exit).toMatchObject({ _tag: "Lost" })
       expect(yield* slots.usage).toEqual({ free: 0, inUse: 0, retired: 1 })
+      yield* guest.resume
+      yield* TestClock.adjust("1 second")
+      expect(yield* slots.usage).toEqual({ free: 1, inUse: 0, retired: 0 })
+      expect((yield* runAll(start("cat"), ["fresh"])).stdout).toBe("fresh")
     }))
 
   it.effect("ends streams that are still read, and the input", () =>

@@ -18,6 +18,8 @@ export interface Pump {
   readonly clean: () => boolean
   /** Nobody reads from now on. */
   readonly discard: Effect.Effect<void>
+  /** Takes what still comes once the scope is closed, for nobody: `clean` then says whether that was all. */
+  readonly rest: Effect.Effect<void>
 }
 
 /** Batches of chunks that are read ahead. */
@@ -114,6 +116,14 @@ export const pump = Effect.fnUntraced(function*(
       // Ended first, so that a reader sees an end and no interruption. Offers to it are then done at once.
       Queue.endUnsafe(queue)
       Queue.shutdownUnsafe(queue)
-    })
+    }),
+    rest: Effect.gen(function*() {
+      for (let bytes = 0; !decoder.ended() && bytes <= maxDrainBytes;) {
+        for (const chunk of yield* pull) {
+          bytes += chunk.length
+          decoder.push(chunk)
+        }
+      }
+    }).pipe(Effect.ignore)
   }
 })
