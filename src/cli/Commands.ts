@@ -6,7 +6,6 @@
  *
  * @since 0.1.0
  */
-import * as Argument from "effect/cli/Argument"
 import * as CliError from "effect/cli/CliError"
 import * as CliOutput from "effect/cli/CliOutput"
 import * as Command from "effect/cli/Command"
@@ -17,8 +16,6 @@ import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as EgressRule from "../host/EgressRule.ts"
-import * as ImageProgress from "../image/ImageProgress.ts"
-import { ImageStore } from "../image/ImageStore.ts"
 import * as ExitCode from "../lifecycle/ExitCode.ts"
 import { type RunEnd, RunReport } from "../lifecycle/RunReport.ts"
 import * as MachineSpec from "../microvm/MachineSpec.ts"
@@ -28,13 +25,14 @@ import { SnapshotStore } from "../microvm/SnapshotStore.ts"
 import * as GoldenMachines from "../warm/GoldenMachines.ts"
 import * as Backend from "./Backend.ts"
 import { orSignal } from "./HostSignals.ts"
+import { image } from "./ImageCommands.ts"
 import { commandArgument, envFlag, fillEnv, workdirFlag } from "./internal/commandFlags.ts"
 import { exitWith, jsonFlag, print, untilSignal } from "./internal/handlers.ts"
 import { tell } from "./internal/tellReport.ts"
 import * as MachineCommands from "./MachineCommands.ts"
 import { Detach } from "./NodeDetach.ts"
 import * as RecoverCommand from "./RecoverCommand.ts"
-import { formatTook, Reporter } from "./Reporter.ts"
+import { Reporter } from "./Reporter.ts"
 import * as Run from "./Run.ts"
 import * as RunOptions from "./RunOptions.ts"
 import { snapshot } from "./SnapshotCommands.ts"
@@ -335,39 +333,6 @@ const doctor = Command.make(
     ].join("\n  ")
   ),
   Command.withShortDescription("Check what this host has for machines, and what it lacks")
-)
-
-const build = Command.make(
-  "build",
-  {
-    name: Argument.String("name").pipe(Argument.withDefault("default"), Argument.withDescription("The image's name"))
-  },
-  Effect.fnUntraced(function*({ name }) {
-    const store = yield* ImageStore
-    const reporter = yield* Reporter
-    let last = ""
-    const onProgress = (progress: ImageProgress.Progress): Effect.Effect<void> => {
-      // Bytes are for a live line; of the rest, each step is told once.
-      const text = progress._tag === "Downloading" ? "downloading packages" : ImageProgress.format(progress)
-      if (text === last) return Effect.void
-      last = text
-      return reporter.line(text)
-    }
-    yield* Effect.timed(store.ensure(name, { onProgress })).pipe(
-      Effect.flatMap(([took, image]) =>
-        last === "" ? Effect.void : reporter.line(`image ${image.name} built in ${formatTook(took)}`)
-      ),
-      Effect.catch((error) =>
-        Effect.andThen(reporter.line(error.message), exitWith(ExitCode.fromRun(Run.toEnd(error))))
-      ),
-      untilSignal
-    )
-  })
-).pipe(Command.withDescription("Build a guest image, unless it is there already"))
-
-const image = Command.make("image").pipe(
-  Command.withDescription("Guest images"),
-  Command.withSubcommands([build])
 )
 
 /**

@@ -250,6 +250,68 @@ describe("doctor", () => {
     }))
 })
 
+describe("image ls and rm", () => {
+  const old = "a".repeat(63)
+  const stored = [
+    { digest: `${old}1`, names: [], kernelRelease: "", directory: "/1", bytes: 0 },
+    { digest: `${old}2`, names: [], kernelRelease: "6.1.0", directory: "/2", bytes: 1 },
+    { digest: "b".repeat(64), names: ["default", "other"], kernelRelease: "6.2.0", directory: "/3", bytes: 60 << 20 }
+  ]
+  /** As the store: names and whole ids. */
+  const keeping = () => {
+    const removed: Array<string> = []
+    const is = (given: string) => stored.some(({ digest, names }) => digest === given || names.includes(given))
+    const images = {
+      ...imageStore(Effect.succeed(image)),
+      list: Effect.succeed(stored),
+      remove: (given: string) => Effect.sync(() => is(given) && removed.push(given) > 0)
+    }
+    return { images, removed }
+  }
+
+  it.effect("lists what there is, for people and for programs", () =>
+    Effect.gen(function*() {
+      const { images } = keeping()
+      assert.strictEqual(
+        (yield* microvm(["image", "ls"], { images })).stdout,
+        [
+          "NAME           ID            KERNEL      SIZE",
+          "               aaaaaaaaaaaa  unreadable  0 MiB",
+          "               aaaaaaaaaaaa  6.1.0       1 MiB",
+          "default,other  bbbbbbbbbbbb  6.2.0       60 MiB",
+          ""
+        ].join("\n")
+      )
+      const { stdout } = yield* microvm(["image", "ls", "--json"], { images })
+      assert.strictEqual(stdout, `${JSON.stringify(stored, null, 2)}\n`)
+    }))
+
+  const cases: ReadonlyArray<
+    readonly [given: ReadonlyArray<string>, removed: ReadonlyArray<string>, code: number, told: ReadonlyArray<string>]
+  > = [
+    [["default"], ["default"], 0, []],
+    [["bbbbbbbb"], ["b".repeat(64)], 0, []],
+    [["bbbbbbb", `${old}1`], [`${old}1`], 1, ["there is no image \"bbbbbbb\""]],
+    [["aaaaaaaa"], [], 1, ["image \"aaaaaaaa\" is not possible: give more of it, as 2 ids begin so"]]
+  ]
+  it.effect.each(cases)("removes %j", ([given, expected, code, told]) =>
+    Effect.gen(function*() {
+      const { images, removed } = keeping()
+      const ended = yield* microvm(["image", "rm", ...given], { images })
+      assert.deepStrictEqual([removed, ended.code, ended.stderr], [expected, code, told])
+    }))
+
+  it.effect("tells what the store cannot do", () =>
+    Effect.gen(function*() {
+      const error = ImageError.fromReason(ImageError.ImageErrorReason.CacheUnusable({ path: "/c", why: "EROFS" }))
+      const images = { ...keeping().images, list: Effect.fail(error), remove: () => Effect.fail(error) }
+      for (const args of [["ls"], ["rm", "default"]]) {
+        const ended = yield* microvm(["image", ...args], { images })
+        assert.deepStrictEqual([ended.code, ended.stderr], [125, [error.message]])
+      }
+    }))
+})
+
 describe("image build", () => {
   const building = (steps: ReadonlyArray<Progress>, end: Effect.Effect<Image, ImageError.ImageError>) => ({
     ...imageStore(end),
