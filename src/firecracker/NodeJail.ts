@@ -71,12 +71,25 @@ const readPid = async ({ pidFile }: JailPlan.JailPlan): Promise<number | undefin
   }
 }
 
+/** The id is among the first arguments. A process can say that its arguments are as long as it likes (PR_SET_MM_MAP of prctl(2)). */
+const longestArguments = 2 ** 17
+
+const readArguments = async (pid: number): Promise<ReadonlyArray<string>> => {
+  try {
+    await using handle = await NodeFs.open(`/proc/${pid}/cmdline`)
+    const { buffer, bytesRead } = await handle.read(Buffer.alloc(longestArguments), 0, longestArguments, 0)
+    return buffer.toString("utf8", 0, bytesRead).split("\0")
+  } catch {
+    return []
+  }
+}
+
 /**
  * Is the process one of this jail? It says so in its arguments, as the jailer did before it; and its root is the jail's, or the
  * directory it works in.
  */
 const isInmate = async (pid: number, { id, root }: JailPlan.JailPlan): Promise<boolean> => {
-  const args = (await NodeFs.readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "")).split("\0")
+  const args = await readArguments(pid)
   return args.some((arg, index) => arg === "--id" && args[index + 1] === id)
     && (await JailFiles.areSame(`/proc/${pid}/root/.`, root) || await JailFiles.areSame(`/proc/${pid}/cwd/.`, root))
 }
