@@ -28,7 +28,7 @@ export const Elapsed = Schema.DurationFromMillis.check(
  */
 export const Survivor = Schema.Struct({
   pid: Schema.Int,
-  /** The command name the kernel knows (proc_pid_comm(5)), or what else is known of it. */
+  /** The command name the kernel knows (proc_pid_comm(5)), its control characters as escapes, or what else is known of it. */
   command: Schema.String,
   /** Why it is still there: `"outside the process group"`, `"uninterruptible sleep (D)"`. */
   why: Schema.String

@@ -3,6 +3,7 @@
  *
  * @since 0.1.0
  */
+import * as Printable from "./internal/printable.ts"
 
 /**
  * The end of one stream.
@@ -52,13 +53,14 @@ export const truncated = "[truncated]…"
 export const marked = ({ omittedBytes, text }: StreamTail): string => omittedBytes > 0 ? `${truncated}${text}` : text
 
 const formatStream = (name: string, { omittedBytes, text }: StreamTail): ReadonlyArray<string> => {
-  const trimmed = text.trimEnd()
+  const trimmed = Printable.lines(text).trimEnd()
   if (trimmed === "") return []
   return [omittedBytes > 0 ? `${name} (after ${omittedBytes} more bytes):` : `${name}:`, trimmed]
 }
 
 /**
- * Both tails as text, stderr first; empty when there was no output.
+ * Both tails as text, stderr first; empty when there was no output. Colours are left out, and other control characters stand as
+ * escapes: the text goes into messages and logs, where a child is not to steer the terminal.
  *
  * ```ts import.meta.vitest
  * import { OutputTail } from "effect-microvm-runtime/process"

@@ -218,10 +218,10 @@ describe("kill scopes", () => {
       expect(outcome).toMatchObject({
         _tag: "Survivors",
         status: ExitStatus.signaled("SIGTERM"),
-        survivors: [{ command: "escapee", why: "outside the process group" }]
+        survivors: [{ command: "escapee\\u{1b}c", why: "outside the process group" }]
       })
-      expect((yield* (yield* ScriptedProcess.Driver).table).map((info) => info.command)).toEqual(["escapee"])
-    }).pipe(withScript({ children: [{ setsid: true, command: "escapee" }] })))
+      expect((yield* (yield* ScriptedProcess.Driver).table).map((info) => info.command)).toEqual(["escapee\u{1b}c"])
+    }).pipe(withScript({ children: [{ setsid: true, command: "escapee\u{1b}c" }] })))
 
   it.effect("group: is never signalled once its number is another's", () =>
     Effect.gen(function*() {

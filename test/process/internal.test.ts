@@ -7,7 +7,9 @@ import { join } from "node:path"
 import * as ByteTail from "../../src/process/internal/byteTail.ts"
 import { commandLine } from "../../src/process/internal/commandLine.ts"
 import * as Client from "../../src/process/internal/NodeHolderClient.ts"
+import * as Printable from "../../src/process/internal/printable.ts"
 import * as ProcStat from "../../src/process/internal/procStat.ts"
+import * as OutputTail from "../../src/process/OutputTail.ts"
 
 describe("a line of /proc/PID/stat", () => {
   const rest = "S 1 20 30 0 -1 4194560 100 0 0 0 1 2 0 0 20 0 1 0 987654 1000 200 184467440737095516"
@@ -29,6 +31,17 @@ describe("a line of /proc/PID/stat", () => {
       expect(ProcStat.parse(line)).toBeUndefined()
     })
   }
+})
+
+describe("what a child chooses to be shown", () => {
+  it("has no power over a terminal", () => {
+    expect(Printable.onOneLine("é\u{1b}]0;x\u{7}\n\u{9b}1m\u{202e}b")).toBe(
+      "é\\u{1b}]0;x\\u{7}\\u{a}\\u{9b}1m\\u{202e}b"
+    )
+    const stderr = { text: "\u{1b}[1;31mno\tdisk\u{1b}[0m\r\n\u{1b}[2J50 %\r\u{8}", omittedBytes: 0 }
+    expect(OutputTail.format({ stderr, stdout: { text: "", omittedBytes: 0 } }))
+      .toBe("stderr:\nno\tdisk\n\\u{1b}[2J50 %\\u{d}\\u{8}")
+  })
 })
 
 describe("a tail of bytes", () => {

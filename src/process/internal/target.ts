@@ -6,17 +6,18 @@ import type { Signal } from "../../lifecycle/Signal.ts"
 import type { KillScope } from "../KillScope.ts"
 import type { ProcessError } from "../ProcessError.ts"
 import { isAlive, type ProcessHost, type ProcessInfo } from "../ProcessHost.ts"
+import * as Printable from "./printable.ts"
 import * as Reach from "./reach.ts"
 
 const inReach = ({ command, pid, state }: ProcessInfo): Survivor => ({
   pid,
-  command,
+  command: Printable.onOneLine(command),
   why: state === "D" ? "uninterruptible sleep (D)" : `did not end (state ${state})`
 })
 
 const outOfReach = (killScope: KillScope) => ({ command, pid }: ProcessInfo): Survivor => ({
   pid,
-  command,
+  command: Printable.onOneLine(command),
   why: killScope._tag === "Group" ? "outside the process group" : "a descendant; the kill scope was the process alone"
 })
 
