@@ -22,6 +22,8 @@ const reason = {
  *
  * **Gotchas**
  *
+ * - What has left its group and cleared its environment carries no mark any more: with `Process` and `Group` it is neither named,
+ *   nor found by the guard when we are killed. For programs that nobody trusts, ask for `"cgroup"`.
  * - Whoever may write to another `cgroup.procs` (root, the user that cgroups are delegated to, and systemd for a session or a
  *   unit that it starts) can move a process out of its cgroup. It is neither killed nor named then; the guard finds it by its
  *   mark when we are killed.
