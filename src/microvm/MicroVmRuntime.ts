@@ -382,6 +382,11 @@ export const make = Effect.fnUntraced(function*(
             new MicroVmError.OperationFailed({ id: entry.id, operation: "destroy", cause })
           )
         }
+        // One that could not be killed when the runtime was closed has nobody who sees it end later.
+        if (entry.life === life) {
+          entry.end = yield* life.machine.poll
+          entry.life = undefined
+        }
       }
       const done = yield* entry.turn.withPermit(Effect.sync(() => {
         if (entry.life !== undefined) return false

@@ -614,6 +614,22 @@ describe("the scope of the runtime", () => {
       expect(yield* Fiber.join(stop)).toMatchObject({ _tag: "Unkillable" })
       expect(yield* driver.claims).toEqual([])
     }).pipe(host))
+
+  it.effect("forgets what could not be killed then, and has ended since", () =>
+    Effect.gen(function*() {
+      const { close, guest, runtime, stateOf } = yield* setUp(deaf)
+      yield* runtime.create(wanted("m"))
+      yield* runtime.start("m")
+      const closed = yield* fork(close)
+      yield* pass("1 hour")
+      yield* Fiber.join(closed)
+      expect(yield* stateOf("m")).toEqual(Option.some("stopping"))
+      yield* Effect.flatMap(guest("m"), (one) => one.kill("SIGKILL"))
+      const destroyed = yield* fork(runtime.destroy("m"))
+      yield* pass(0)
+      expect(isDone(destroyed)).toBe(true)
+      expect(yield* stateOf("m")).toEqual(Option.some("destroyed"))
+    }).pipe(host))
 })
 
 /** A runtime with a machine `m` that runs and has the snapshot `s`. */
