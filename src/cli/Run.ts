@@ -181,7 +181,7 @@ export interface Context {
   readonly resume?: ((recovered: Supervisor.Recovered) => Effect.Effect<void>) | undefined
   /** Told when the command runs, not when it could not be executed. By default, nobody. */
   readonly onStarted?: Effect.Effect<void> | undefined
-  /** What is to be done once the run's place is ours, and undone before it is given up. Not before: somebody else's has the same id. */
+  /** Done once the run's place is ours, and undone before it is given up. Until then, the id may be that of somebody else's run. */
   readonly onPlace?: ((id: string) => Effect.Effect<void, never, Scope.Scope>) | undefined
 }
 

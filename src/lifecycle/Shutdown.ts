@@ -125,10 +125,7 @@ export interface Shutdown {
   readonly stage: Effect.Effect<Option.Option<string>>
 }
 
-/**
- * Timers count whole milliseconds. So a deadline is kept to half of one, before or after it: never before it would be up to a whole one
- * late, whatever else happens.
- */
+/** Timers count whole milliseconds: what may never be early is up to one late, and what may be early by half of one is at most half late. */
 const timely = 0.5
 
 /** Throws for what is no duration, and NaN is none: taken for zero, it would be the harshest request of all. */

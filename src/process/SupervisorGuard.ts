@@ -18,7 +18,7 @@ import type { ProcessError } from "./ProcessError.ts"
  *   while a member carries our mark).
  * - `File`: is unlinked. `Directory`: is removed with all in it; symbolic links are not followed.
  * - `Program`: is run, in a directory and with an environment of its own, for what takes more than to kill and to remove. Nobody hears
- *   what it says.
+ *   what it says, and the guard stays until it has ended. Its words stand in a command line for a moment, for all to read.
  *
  * Processes go first, paths after them, and programs last, one after the other.
  *

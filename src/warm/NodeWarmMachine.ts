@@ -27,7 +27,7 @@ import * as NodeDiskSnapshotStore from "./NodeDiskSnapshotStore.ts"
  */
 export type Services = GoldenMachines.GoldenMachines | Hasher | ImageStore | SecureRandom.SecureRandom | SnapshotStore
 
-/** What has to be there: a backend, Node's services, and `NodeProcessSpawner.layer`. */
+/** What has to be there: a backend, and Node's services. */
 type Needs = FileSystem.FileSystem | MicroVmProvider | Path.Path
 
 const base = Layer.mergeAll(NodeImageStore.layer, NodeHasher.layer, SecureRandom.layerWebCrypto)

@@ -63,13 +63,33 @@ const withDirectory = <A, E, R>(
     return yield* use(yield* fs.makeTempDirectoryScoped({ prefix: "image-store-" }))
   })).pipe(Effect.provide(files))
 
+type Alive = Parameters<typeof processes>[0]
+
+/** What a store needs of its host. */
+const host = (
+  debian: ReturnType<typeof fakeDebian>,
+  fileSystem: Layer.Layer<FileSystem.FileSystem> = NodeFileSystem.layer,
+  alive?: Alive
+) =>
+  Layer.mergeAll(
+    debian.layer,
+    SupervisorGuard.layerNone,
+    processes(alive),
+    NodeHasher.layer,
+    fileSystem,
+    NodePath.layer
+  )
+
 const store = (
   directory: string,
   debian: ReturnType<typeof fakeDebian>,
-  options: Partial<ImageStore.StoreOptions> & { readonly alive?: Parameters<typeof processes>[0] } = {}
+  { alive, fileSystem, ...options }: Partial<ImageStore.StoreOptions> & {
+    readonly alive?: Alive
+    readonly fileSystem?: Layer.Layer<FileSystem.FileSystem>
+  } = {}
 ) =>
   ImageStore.layerAt({ directory, recipes: { default: recipe }, ...options }).pipe(
-    Layer.provide([debian.layer, SupervisorGuard.layerNone, processes(options.alive), NodeHasher.layer, files])
+    Layer.provide(host(debian, fileSystem, alive))
   )
 
 /** Runs against a store of its own. */
@@ -398,16 +418,7 @@ describe("ImageStore", () => {
               ? PlatformError.systemError({ _tag: "Unknown", module: "FileSystem", method: "makeTempDirectory" })
               : fs.makeTempDirectory(options))
       })
-      const layer = ImageStore.layerAt({ directory, recipes: { default: recipe } }).pipe(
-        Layer.provide([
-          fakeDebian().layer,
-          SupervisorGuard.layerNone,
-          processes(),
-          NodeHasher.layer,
-          full,
-          NodePath.layer
-        ])
-      )
+      const layer = store(directory, fakeDebian(), { fileSystem: full })
       expect((yield* using(layer, (images) => images.ensure())).name).toBe("default")
       expect(yield* leftovers(directory)).toEqual([])
     })))
@@ -444,16 +455,7 @@ describe("ImageStore", () => {
             )
             : fs.remove(path, options)
       })
-      const layer = ImageStore.layerAt({ directory, recipes: { default: recipe } }).pipe(
-        Layer.provide([
-          fakeDebian().layer,
-          SupervisorGuard.layerNone,
-          processes(),
-          NodeHasher.layer,
-          busy,
-          NodePath.layer
-        ])
-      )
+      const layer = store(directory, fakeDebian(), { fileSystem: busy })
       const fiber = yield* Effect.forkChild(using(layer, (images) => images.ensure()))
       yield* Deferred.await(tried)
       yield* TestClock.adjust("1 minute")
@@ -576,16 +578,7 @@ describe("ImageStore", () => {
         }))
       ).pipe(Layer.provide(NodeFileSystem.layer))
       const { onProgress, steps } = recorder()
-      const layer = ImageStore.layerAt({ directory, recipes: { default: recipe } }).pipe(
-        Layer.provide([
-          debian.layer,
-          SupervisorGuard.layerNone,
-          processes(),
-          NodeHasher.layer,
-          mayWriteLists,
-          NodePath.layer
-        ])
-      )
+      const layer = store(directory, debian, { fileSystem: mayWriteLists })
       yield* using(layer, (images) => images.ensure("default", { onProgress }))
       expect(steps.map(({ _tag }) => _tag).slice(0, 4)).toEqual([
         "Resolving",
@@ -613,16 +606,7 @@ describe("ImageStore", () => {
         ).pipe(Layer.provide(NodeFileSystem.layer))
       const errorWith = (fileSystem: Layer.Layer<FileSystem.FileSystem>) =>
         using(
-          ImageStore.layerAt({ directory, recipes: { default: recipe } }).pipe(
-            Layer.provide([
-              fakeDebian().layer,
-              SupervisorGuard.layerNone,
-              processes(),
-              NodeHasher.layer,
-              fileSystem,
-              NodePath.layer
-            ])
-          ),
+          store(directory, fakeDebian(), { fileSystem }),
           (images) => Effect.flip(images.ensure())
         )
       expect((yield* errorWith(breaking("rename", "ENOSPC"))).reason).toEqual({ _tag: "NoSpace", path: directory })
@@ -652,14 +636,7 @@ describe("ImageStore", () => {
         readDirectory: (path) => Effect.sync(() => (asked.push(path), []))
       })
       const layer = ImageStore.layer.pipe(
-        Layer.provide([
-          fakeDebian().layer,
-          SupervisorGuard.layerNone,
-          processes(),
-          NodeHasher.layer,
-          fs,
-          NodePath.layer
-        ]),
+        Layer.provide(host(fakeDebian(), fs)),
         Layer.provide(ConfigProvider.layer(ConfigProvider.fromEnv({ env })))
       )
       yield* ImageStore.ImageStore.use((images) => images.list).pipe(Effect.provide(layer))
