@@ -22,6 +22,7 @@ import * as FileSystem from "effect/FileSystem"
 import * as Option from "effect/Option"
 import * as Path from "effect/Path"
 import type * as PlatformError from "effect/PlatformError"
+import { hasProperty } from "effect/Predicate"
 import * as Schema from "effect/Schema"
 import { MachineId, MachineRecord } from "../journal/MachineRecord.ts"
 import * as ExitCode from "../lifecycle/ExitCode.ts"
@@ -224,9 +225,8 @@ export const fail = (reason: RunDirectoryError["reason"]): Effect.Effect<never, 
   Effect.fail(new RunDirectoryError({ reason }))
 
 type Services = FileSystem.FileSystem | Path.Path | ProcessHost
+type Failure = RunDirectoryError | PlatformError.PlatformError | OwnerLock.LockHeld
 
-/** One who is making a directory has not written into it yet. */
-const makeWithin = Duration.seconds(10)
 const lockWithin = Duration.seconds(10)
 
 const why = (error: PlatformError.PlatformError | OwnerLock.LockHeld): string => {
@@ -238,7 +238,7 @@ const why = (error: PlatformError.PlatformError | OwnerLock.LockHeld): string =>
 /** All that goes wrong with the files themselves. */
 const usable = (directory: string) =>
 <A, R>(
-  effect: Effect.Effect<A, RunDirectoryError | PlatformError.PlatformError | OwnerLock.LockHeld, R>
+  effect: Effect.Effect<A, Failure, R>
 ): Effect.Effect<A, RunDirectoryError, R> =>
   Effect.mapError(effect, (error) =>
     error._tag === "RunDirectoryError"
@@ -431,37 +431,47 @@ export const ensurePrivate = Effect.fnUntraced(function*(directory: string) {
   )
 })
 
-/** One who removes at a time, so that nobody removes what another has just made in its place. */
-const locked = <A, E, R>(state: string, effect: Effect.Effect<A, E, R>) =>
-  Effect.scoped(Effect.gen(function*() {
-    const path = yield* Path.Path
-    const temporary = path.join(state, "tmp")
-    yield* ensurePrivate(temporary)
-    const own = yield* OwnedFiles.temporaryDirectory(temporary)
-    yield* OwnerLock.acquire({ file: path.join(state, "runs.lock"), own, patience: lockWithin })
-    return yield* effect
-  }))
-
-const writeInfo = (file: string, info: RunInfo) =>
-  Effect.flatMap(
-    Effect.orDie(Schema.encodeEffect(Schema.fromJsonString(RunInfo))(info)),
-    (text) => put(file, text, false)
-  )
-
-/** Is somebody making it just now? */
-const isNew = Effect.fnUntraced(function*(directory: string) {
-  const made = yield* modifiedAt(directory)
-  // The clock may have been set back since.
-  return made !== undefined && Math.abs((yield* Clock.currentTimeMillis) - made) < Duration.toMillis(makeWithin)
+/** A directory of ours alone for what is made and for what goes; those of the dead are removed. */
+const workplace = Effect.fnUntraced(function*(state: string) {
+  const temporary = (yield* Path.Path).join(state, "tmp")
+  yield* ensurePrivate(state)
+  yield* ensurePrivate(temporary)
+  yield* OwnedFiles.sweep(temporary)
+  return yield* OwnedFiles.temporaryDirectory(temporary)
 })
+
+/** One who removes at a time, so that nobody removes what another has just made in its place. */
+const lock = Effect.fnUntraced(function*(state: string, own: string) {
+  const file = (yield* Path.Path).join(state, "runs.lock")
+  yield* OwnerLock.acquire({ file, own, patience: lockWithin })
+})
+
+const encodeInfo = (info: RunInfo) => Effect.orDie(Schema.encodeEffect(Schema.fromJsonString(RunInfo))(info))
 
 /** What keeps a run from being removed. */
 const obstacle = Effect.fnUntraced(function*(state: string, id: string) {
   const run = yield* inspect(state, id)
-  const paths = yield* pathsOf(state, id)
-  if (run?.state === "up" || (run === undefined && (yield* isNew(paths.directory)))) return new StillUp({ id })
-  return (yield* remains(paths)) ? new LeftBehind({ id }) : undefined
+  if (run?.state === "up") return new StillUp({ id })
+  return (yield* remains(yield* pathsOf(state, id))) ? new LeftBehind({ id }) : undefined
 })
+
+/** Whoever removes has the lock. A run goes in one step: what is seen of one is whole, or it would be taken for another's. */
+const removeOver = Effect.fnUntraced(function*(state: string, id: string, own: string) {
+  const fs = yield* FileSystem.FileSystem
+  const path = yield* Path.Path
+  const inTheWay = yield* obstacle(state, id)
+  if (inTheWay !== undefined) return yield* fail(inTheWay)
+  const aside = yield* fs.makeTempDirectory({ directory: own })
+  yield* Effect.catchIf(
+    fs.rename((yield* pathsOf(state, id)).directory, path.join(aside, "run")),
+    (error) => error.reason._tag === "NotFound",
+    () => Effect.void
+  )
+})
+
+/** rename(2) puts a directory where there is none, or an empty one. */
+const isTaken = ({ reason: { cause } }: PlatformError.PlatformError): boolean =>
+  hasProperty(cause, "code") && (cause.code === "ENOTEMPTY" || cause.code === "EEXIST" || cause.code === "ENOTDIR")
 
 /**
  * Makes the directory of a run of this process. One of the same id that is over is removed. Fails with `StillUp` and `LeftBehind`.
@@ -474,33 +484,26 @@ export const begin = Effect.fn("RunDirectory.begin")(function*(
   info: Omit<RunInfo, "format" | "startedAt" | "supervisor">
 ): Effect.fn.Return<Paths, RunDirectoryError, Services> {
   const fs = yield* FileSystem.FileSystem
+  const path = yield* Path.Path
   const paths = yield* pathsOf(state, info.id)
-  const make = fs.makeDirectory(paths.directory, { mode: 0o700 })
-  const replace = locked(
-    state,
-    Effect.gen(function*() {
-      const inTheWay = yield* obstacle(state, info.id)
-      if (inTheWay !== undefined) return yield* fail(inTheWay)
-      yield* OwnedFiles.removeTree(paths.directory)
-      yield* make
-    })
-  )
-  return yield* usable(state)(Effect.gen(function*() {
-    yield* ensurePrivate(state)
-    yield* ensurePrivate(yield* runsOf(state))
-    yield* Effect.catchIf(
-      make,
-      (error) => error.reason._tag === "AlreadyExists",
-      () => Effect.as(replace, undefined)
+  const make = Effect.gen(function*() {
+    const own = yield* workplace(state)
+    yield* ensurePrivate(path.dirname(paths.directory))
+    const whole = path.join(own, "run")
+    yield* fs.makeDirectory(whole, { mode: 0o700 })
+    const startedAt = new Date(yield* Clock.currentTimeMillis).toISOString()
+    const text = yield* encodeInfo({ ...info, format: 1, supervisor: yield* ProcessIdentity.self, startedAt })
+    yield* fs.writeFileString(path.join(whole, path.basename(paths.options)), text)
+    // Nobody waits for those who remove; who was quicker is in the way.
+    const place: Effect.Effect<void, Failure, Services> = Effect.catchIf(
+      fs.rename(whole, paths.directory),
+      isTaken,
+      () => Effect.andThen(Effect.scoped(Effect.andThen(lock(state, own), removeOver(state, info.id, own))), place)
     )
-    yield* writeInfo(paths.options, {
-      ...info,
-      format: 1,
-      supervisor: yield* ProcessIdentity.self,
-      startedAt: new Date(yield* Clock.currentTimeMillis).toISOString()
-    }).pipe(Effect.onError(() => Effect.ignore(OwnedFiles.removeTree(paths.directory))))
+    yield* place
     return paths
-  }))
+  })
+  return yield* usable(state)(Effect.scoped(make))
 })
 
 /**
@@ -516,7 +519,7 @@ export const adopt = Effect.fn("RunDirectory.adopt")(function*(
   const run = yield* inspect(state, id)
   if (run === undefined) return yield* fail(new NoSuchRun({ id, there: yield* usable(state)(ids(state)) }))
   const info = { ...run.info, supervisor: yield* ProcessIdentity.self }
-  yield* usable(state)(writeInfo(run.paths.options, info))
+  yield* usable(state)(put(run.paths.options, yield* encodeInfo(info), false))
   return { ...run, info }
 })
 
@@ -545,14 +548,12 @@ export const remove = Effect.fn("RunDirectory.remove")(function*(
   state: string,
   id: string
 ): Effect.fn.Return<void, RunDirectoryError, Services> {
-  yield* usable(state)(locked(
-    state,
-    Effect.gen(function*() {
-      const inTheWay = yield* obstacle(state, id)
-      if (inTheWay !== undefined) return yield* fail(inTheWay)
-      yield* OwnedFiles.removeTree((yield* pathsOf(state, id)).directory)
-    })
-  ))
+  const gone = Effect.gen(function*() {
+    const own = yield* workplace(state)
+    yield* lock(state, own)
+    yield* removeOver(state, id, own)
+  })
+  yield* usable(state)(Effect.scoped(gone))
 })
 
 /**
@@ -580,16 +581,11 @@ export const prune = Effect.fn("RunDirectory.prune")(function*(
     .toSorted((one, other) => other.endedAt - one.endedAt)
     .filter(({ endedAt }, index) => index >= keep || endedAt < oldest)
   if (old.length === 0) return []
-  return yield* usable(state)(locked(
-    state,
-    Effect.gen(function*() {
-      const gone: Array<string> = []
-      for (const { id } of old) {
-        if ((yield* obstacle(state, id)) !== undefined) continue
-        yield* OwnedFiles.removeTree((yield* pathsOf(state, id)).directory)
-        gone.push(id)
-      }
-      return gone
-    })
-  ))
+  const gone = Effect.gen(function*() {
+    const own = yield* workplace(state)
+    yield* lock(state, own)
+    const removed = yield* Effect.filter(old, ({ id }) => Effect.isSuccess(removeOver(state, id, own)))
+    return removed.map(({ id }) => id)
+  })
+  return yield* usable(state)(Effect.scoped(gone))
 })

@@ -3,7 +3,9 @@ import * as NodeServices from "@effect/platform-node/NodeServices"
 import { assert, describe, it } from "@effect/vitest"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
+import * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
+import type * as PlatformError from "effect/PlatformError"
 import * as NodeFs from "node:fs"
 import * as NodePath from "node:path"
 import * as RunDirectory from "../../src/cli/RunDirectory.ts"
@@ -172,20 +174,57 @@ describe("a run", () => {
       }
     }).pipe(Effect.provide(layer)))
 
-  it.live("whose files are not to be read is passed over, and makes room once it is old", () =>
+  it.live("whose files are not to be read is passed over, and makes room", () =>
     Effect.gen(function*() {
       const state = yield* makeState
-      const { directory, options } = yield* RunDirectory.begin(state, infoOf("dev"))
+      const { options } = yield* RunDirectory.begin(state, infoOf("dev"))
       NodeFs.writeFileSync(options, "{")
       assert.deepStrictEqual(yield* RunDirectory.all(state), [])
-      // It may be that it is being made just now.
-      assert.strictEqual((yield* refusal(RunDirectory.begin(state, infoOf("dev"))))[0], "StillUp")
-      age(directory, 60)
       yield* RunDirectory.begin(state, infoOf("dev"))
-      // The clock was set back.
-      NodeFs.writeFileSync(options, "{")
-      age(directory, -60)
-      yield* RunDirectory.begin(state, infoOf("dev"))
+      assert.strictEqual((yield* RunDirectory.find(state, "dev")).state, "up")
+    }).pipe(Effect.provide(layer)))
+
+  it.live("is there whole or not at all, whenever the one that makes it is killed, and the next one cleans up", () =>
+    Effect.gen(function*() {
+      const state = yield* makeState
+      const runs = NodePath.join(state, "runs")
+      const tmp = NodePath.join(state, "tmp")
+      // What has been seen of the run, before each step of the one that makes it.
+      const seen: Array<ReadonlyArray<string>> = []
+      const watched = Layer.effect(
+        FileSystem.FileSystem,
+        Effect.map(FileSystem.FileSystem, (fs) => {
+          const before = <A>(effect: Effect.Effect<A, PlatformError.PlatformError>) =>
+            Effect.andThen(
+              Effect.sync(() => {
+                const there = NodeFs.existsSync(runs) ? NodeFs.readdirSync(runs, { recursive: true }) : []
+                seen.push(there.map(String).toSorted())
+              }),
+              effect
+            )
+          return FileSystem.FileSystem.of({
+            ...fs,
+            makeDirectory: (...args) => before(fs.makeDirectory(...args)),
+            writeFileString: (...args) => before(fs.writeFileString(...args)),
+            rename: (...args) => before(fs.rename(...args)),
+            remove: (...args) => before(fs.remove(...args))
+          })
+        })
+      )
+      const begin = RunDirectory.begin(state, infoOf("dev")).pipe(Effect.provide(watched))
+      yield* begin
+      yield* kill(state, "dev")
+      yield* begin
+      const whole = ["dev", "dev/options.json"]
+      for (const there of seen) assert.include([[], whole].map(String), String(there))
+      assert.isAbove(seen.length, 8)
+      // One who was killed meanwhile: no process of this boot has begun at its very start.
+      const { bootId } = yield* ProcessIdentity.self
+      const dead = NodePath.join(tmp, `${bootId}.${process.pid}.1.abcdef`)
+      NodeFs.mkdirSync(NodePath.join(dead, "run"), { recursive: true })
+      NodeFs.writeFileSync(NodePath.join(dead, "run", "options.json"), "{")
+      yield* RunDirectory.begin(state, infoOf("web"))
+      assert.deepStrictEqual(NodeFs.readdirSync(tmp), [])
     }).pipe(Effect.provide(layer)))
 })
 

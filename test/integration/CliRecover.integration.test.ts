@@ -327,7 +327,8 @@ describe.skipIf(noRuns !== undefined)("microvm recover", () => {
     }))
     console.log(told.join("\n"))
     assert.deepStrictEqual(failures, [])
-    // Who was killed while it had no machine has left the note of its lease beside what is kept of the run: it goes with it.
+    // Who was killed while it had no machine has left the note of its lease, or half a file, beside what is kept of the run: it goes
+    // with it, and what is left of who was killed before goes with whatever is removed or begun next.
     const ids = (await runs.listed("--all")).map(({ id }) => id)
     assert.deepInclude(await runs.microvm("rm", ...ids), { code: 0 })
     await runs.nothingLeft()

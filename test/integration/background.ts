@@ -215,10 +215,10 @@ export class Runs implements AsyncDisposable {
     return [...new Map(all.map((one) => [one.pid, one])).values()]
   }
 
-  /** All that there is beside what is kept of runs that are over. */
+  /** All that there is beside what is kept of runs that are over, with the half of a file of who was killed while it wrote. */
   traces(): ReadonlyArray<string> {
     const kept =
-      /^(control-key|tmp|users|users\/(next|slots)|runs|runs\/[^/]+(\/(options\.json|report\.json|(output|console)\.\d+\.log|journal(\/(lease|held|machines|tmp|quarantine))?))?)$/
+      /^(control-key|tmp|users|users\/(next|slots)|runs|runs\/[^/]+(\/((options|report)\.json(\.new)?|(output|console)\.\d+\.log|journal(\/(lease|held|machines|tmp(\/[^/]+)?|quarantine))?))?)$/
     return [
       ...this.processes().map(({ command, pid }) => `${command}[${pid}]`),
       ...text("/proc/net/unix").split("\n").filter((line) => line.includes(this.prefix)),
