@@ -127,13 +127,15 @@ const make = Effect.gen(function*() {
 
   const alive = (pid: number) => Effect.map(host.inspect(pid), Option.filter(isAlive))
 
-  /** The process of the pid file, if that is one of the jail that runs. */
+  /** The process of the pid file, if that is one of the jail that runs. What was looked at was that one only if it is still there. */
   const inmate = (plan: JailPlan.JailPlan) =>
     Effect.gen(function*() {
       const pid = yield* Effect.promise(() => readPid(plan))
-      return pid !== undefined && Option.isSome(yield* alive(pid)) && (yield* Effect.promise(() => isInmate(pid, plan)))
-        ? pid
-        : undefined
+      if (pid === undefined) return undefined
+      const before = yield* alive(pid)
+      if (Option.isNone(before) || !(yield* Effect.promise(() => isInmate(pid, plan)))) return undefined
+      const after = yield* alive(pid)
+      return Option.exists(after, ({ startTime }) => startTime === before.value.startTime) ? pid : undefined
     })
 
   const running = (plan: JailPlan.JailPlan): Effect.Effect<ReadonlyArray<number>> =>
@@ -148,8 +150,9 @@ const make = Effect.gen(function*() {
       const pids = yield* running(plan)
       if (pids.length === 0) return true
       yield* Effect.forEach(cgroups(plan), (cgroup) => Effect.ignore(cgroup.kill))
-      // Cgroups of version 1 cannot be killed as one. The pids were the jail's a moment ago.
-      yield* Effect.forEach(pids, (pid) => Effect.ignore(host.kill(pid, "SIGKILL")))
+      // It may have been moved out of them, or not be in them yet. The pids of the others may be somebody else's by now.
+      const pid = yield* inmate(plan)
+      if (pid !== undefined) yield* Effect.ignore(host.kill(pid, "SIGKILL"))
       return false
     })
 

@@ -306,7 +306,12 @@ const make = Effect.gen(function*() {
         yield* Effect.ignore(host.kill(-claim.child.pid, "SIGKILL"))
       }
     }
-    for (const { pid } of yield* marked(claim)) yield* Effect.ignore(host.kill(pid, "SIGKILL"))
+    // A look takes milliseconds, in which one that has ended may have left its pid to somebody else.
+    for (const { pid, startTime } of yield* marked(claim)) {
+      if (yield* Held.lives(host, { bootId: host.bootId, pid, startTime })) {
+        yield* Effect.ignore(host.kill(pid, "SIGKILL"))
+      }
+    }
   })
   /** With the mark of the holder itself, a child that was just being made. */
   const marked = ({ holder, mark }: HolderSchema.Claim) =>

@@ -69,6 +69,19 @@ describe("on a scripted host", () => {
       expect(yield* driver.delivered).toEqual([])
     }).pipe(withScript({ exitAfter: "100 millis" })))
 
+  for (const lived of [100, 0]) {
+    it.effect(`sends nothing to a group that has the number from the tick on in which it ended, ${lived} ms old`, () =>
+      Effect.gen(function*() {
+        const driver = yield* ScriptedProcess.Driver
+        const process = yield* spawn("group")
+        yield* TestClock.adjust(lived)
+        expect(yield* process.poll).toMatchObject({ _tag: "Some" })
+        yield* driver.intrude(process.pid, { children: [{}] })
+        expect(yield* process.shutdown()).toMatchObject({ _tag: "AlreadyExited" })
+        expect(yield* driver.delivered).toEqual([])
+      }).pipe(withScript({ exitAfter: lived })))
+  }
+
   it.effect("signals nobody for a group that stands for more", () =>
     Effect.gen(function*() {
       const driver = yield* ScriptedProcess.Driver

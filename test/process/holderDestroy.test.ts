@@ -15,6 +15,9 @@ import { ProcessHost, type ProcessInfo } from "../../src/process/ProcessHost.ts"
 const holderPid = 4_100_001
 const childPid = 4_100_002
 
+/** A look at all processes found it before its end, and its pid has passed to somebody else's since. */
+const reusedPid = 4_100_003
+
 const infoOf = (pid: number): ProcessInfo => ({
   pid,
   startTime: 1,
@@ -27,7 +30,7 @@ const infoOf = (pid: number): ProcessInfo => ({
 })
 
 /** A process and its holder, of which each is gone so long after its SIGKILL, and the holder as long after its child's end. */
-const destroyed = (dying: `${number} seconds`, leaving: `${number} seconds`) =>
+const destroyed = (dying: `${number} seconds`, leaving: `${number} seconds`, lastFound = 0) =>
   Effect.gen(function*() {
     const real = yield* ProcessHost
     const directory = yield* Effect.acquireRelease(
@@ -48,12 +51,14 @@ const destroyed = (dying: `${number} seconds`, leaving: `${number} seconds`) =>
         note: ""
       })
     )
-    const there = new Set([holderPid, childPid])
+    const there = new Set([holderPid, childPid, reusedPid])
+    let looks = 0
     const killed: Array<number> = []
     const host = ProcessHost.of({
       ...real,
       inspect: (pid) => Effect.sync(() => there.has(pid) ? Option.some(infoOf(pid)) : Option.none()),
-      started: () => Effect.succeed([]),
+      started: () =>
+        Effect.sync(() => looks++ < lastFound ? [{ ...infoOf(reusedPid), startTime: 0, mark: "held-test.1" }] : []),
       kill: (target) =>
         Effect.gen(function*() {
           const pid = Math.abs(target)
@@ -89,6 +94,11 @@ describe("a process that is held, when it is destroyed", () => {
         fate: { _tag: "Destroyed" },
         killed: [childPid, holderPid]
       })
+    }))
+
+  it.effect("ends nobody who has the pid of one that ended while all were looked at", () =>
+    Effect.gen(function*() {
+      expect(yield* destroyed("1 seconds", "1 seconds", 2)).toEqual({ fate: { _tag: "Destroyed" }, killed: [childPid] })
     }))
 
   it.effect("is stuck if it is still there after that", () =>

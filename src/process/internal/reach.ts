@@ -68,14 +68,19 @@ const group = (host: ProcessHost["Service"], leader: Leader, pgid: number, mark:
   /**
    * Live members, if the group is the one we made. Its number cannot be given away while a member is there, dead or
    * alive; so it is ours while the leader is not reaped, and later as long as one member started before that or carries
-   * our mark. A tick is 10 ms, so a member can start in the very one in which the leader is reaped.
+   * our mark. A tick is 10 ms, so a member can start in the very one in which the leader is reaped; and so can somebody
+   * else's process that is given the number, for which the group has to be without any member.
    */
   const members = Effect.gen(function*() {
     if (!(yield* host.groupExists(pgid))) return []
+    const hadEnded = leader.pinnedUntil() !== undefined
     const all = (yield* host.list(leader.startTime)).filter((info) => info.group === pgid)
     const pinnedUntil = leader.pinnedUntil()
-    const isOurs = pinnedUntil === undefined ||
-      all.some((info) => info.startTime <= pinnedUntil || (mark !== undefined && info.mark === mark))
+    const isAnothers = all.some((info) =>
+      info.pid === pgid && (info.startTime !== leader.startTime || (hadEnded && isAlive(info)))
+    )
+    const isOurs = !isAnothers && (pinnedUntil === undefined ||
+      all.some((info) => info.startTime <= pinnedUntil || (mark !== undefined && info.mark === mark)))
     return isOurs ? all.filter(isAlive) : []
   })
   const isEmpty = Effect.map(members, (found) => found.length === 0)
