@@ -6,7 +6,8 @@ import * as Exit from "effect/Exit"
 import * as Schema from "effect/Schema"
 import { readdirSync, rmSync } from "node:fs"
 import { join } from "node:path"
-import { type JournalService, leftovers, machine, stepping, systemError, tap, using, withDirectory } from "./support.ts"
+import { stepping, systemError } from "../files.ts"
+import { type JournalService, leftovers, machine, tap, using, withDirectory } from "./support.ts"
 
 // Any sequence of changes, with the supervisor dying, or the file system refusing, before each thing that is done to a file:
 // a record is the old one or the new one, and what was acknowledged is there.
@@ -201,10 +202,10 @@ it.live("what is done to make a write last, in this order", () =>
             "open tmp/a.json",
             "write tmp/a.json",
             "write on tmp/a.json",
-            "sync tmp/a.json ",
+            "sync tmp/a.json",
             "rename tmp/a.json machines/a.json",
             "open machines",
-            "sync machines "
+            "sync machines"
           ])
         }), files)
     })

@@ -21,6 +21,7 @@ import {
   writeFileSync
 } from "node:fs"
 import { dirname, join } from "node:path"
+import { stepping, systemError } from "../files.ts"
 import {
   inMemory,
   journalAt,
@@ -28,8 +29,6 @@ import {
   leftovers,
   machine,
   reason,
-  stepping,
-  systemError,
   tap,
   using,
   withDirectory

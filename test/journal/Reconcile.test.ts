@@ -6,7 +6,8 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Schema from "effect/Schema"
 import * as TestClock from "effect/testing/TestClock"
-import { inMemory, type JournalService, machine, stepping, systemError, using, withDirectory } from "./support.ts"
+import { stepping, systemError } from "../files.ts"
+import { inMemory, type JournalService, machine, using, withDirectory } from "./support.ts"
 
 const { Absent, Foreign, Released, Stuck } = ResourceKind.Verdict
 

@@ -11,7 +11,8 @@ import * as Layer from "effect/Layer"
 import { existsSync, mkdirSync } from "node:fs"
 import { join } from "node:path"
 import { image } from "../cli/world.ts"
-import { leftovers, stepping, systemError, withCache } from "./diskSupport.ts"
+import { stepping, systemError } from "../files.ts"
+import { leftovers, withCache } from "./diskSupport.ts"
 
 /** Whoever is told this had its turn. */
 const wanting = ImageError.fromReason(ImageError.ImageErrorReason.NoSpace({ path: "/as/the/test/wants/it" }))
