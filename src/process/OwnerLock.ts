@@ -102,10 +102,11 @@ export const acquire: (options: Options) => Effect.Effect<
     Effect.asSome,
     Effect.catchIf((error) => error.reason._tag === "NotFound", () => Effect.succeedNone)
   )
+  const right = `${file}.takeover`
   /** Only who has the right to removes a dead owner's lock, so it is still that one when it is removed. */
   const remove = (dead: string) =>
     Effect.scoped(Effect.gen(function*() {
-      yield* acquire({ ...options, file: `${file}.takeover` })
+      yield* acquire({ ...options, file: right })
       if (Option.contains(yield* read, dead)) yield* fs.remove(file)
     }))
   const deadline = (yield* Clock.currentTimeMillis) + Duration.toMillis(patience)
@@ -130,4 +131,10 @@ export const acquire: (options: Options) => Effect.Effect<
   }
   // It is the lock itself now, by another name: nobody is to write to it.
   yield* fs.remove(claim)
+  // Who was killed with the right, and had removed the dead owner's lock, has left it to nobody.
+  const taker = yield* Effect.option(OwnedFiles.readSmall(right))
+  if (Option.isNone(taker)) return
+  const owner = Schema.decodeOption(Owner)(new TextDecoder().decode(taker.value))
+  if (Option.isSome(owner) && (yield* ProcessIdentity.isAlive(owner.value))) return
+  yield* Effect.ignore(Effect.scoped(acquire({ ...options, file: right, patience: 0 })))
 })

@@ -72,7 +72,11 @@ describe("OwnerLock", () => {
     "the lock of another boot": { lock: text(101, 7, "another-boot") },
     "an empty lock": { lock: "" },
     "the lock of a dead process, that died when it took over another's": { lock: dead, "lock.takeover": text(51) },
-    "three of them": { lock: dead, "lock.takeover": text(51), "lock.takeover.takeover": text(52) }
+    "three of them": { lock: dead, "lock.takeover": text(51), "lock.takeover.takeover": text(52) },
+    "what one leaves that died when it had taken over": {
+      "lock.takeover": text(51),
+      "lock.takeover.takeover": text(52)
+    }
   }
   for (const [what, lock] of Object.entries(found)) {
     it.live(`of twenty processes that find ${what}, one at a time has it`, () =>
