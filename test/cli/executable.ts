@@ -77,7 +77,8 @@ let count = 0
 
 /** `microvm run` with a machine of its own name and a directory of its own for temporary files. */
 export class Executable implements AsyncDisposable {
-  readonly machine = `cli-${process.pid}-${++count}`
+  /** None is the beginning of another's. */
+  readonly machine = `cli-${process.pid}-${++count}-run`
   readonly temporary = NodeFs.mkdtempSync(NodePath.join(NodeOs.tmpdir(), "microvm-cli-test-"))
   readonly child: NodeChildProcess.ChildProcess
   readonly ended: Promise<Ended>

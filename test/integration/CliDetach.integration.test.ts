@@ -23,12 +23,17 @@ describe.skipIf(noRuns !== undefined)("microvm run --detach", () => {
 
   it("goes on, is followed, and is over with its exit code, its logs and its report", async () => {
     await using runs = new Runs(bin)
+    // It ends once it is told to: however long we take on a busy host, it is there.
     const id = await runs.sh(
-      "echo told >/dev/console; i=0; while [ $i -lt 10 ]; do echo line $i; echo err >&2; i=$((i+1)); sleep 0.1; done; exit 7"
+      "echo told >/dev/console; i=0; while [ $i -lt 10 ]; do echo line $i; echo err >&2; i=$((i+1)); sleep 0.1; done; " +
+        "while [ ! -e /run/end ]; do sleep 0.1; done; exit 7"
     )
     assert.deepInclude(await runs.look(id), { id, state: "up", backend: "qemu", vcpus: 1, memoryMib: 256 })
     const follower = runs.start(["logs", "--follow", id])
     const waited = runs.microvm("wait", id)
+    await follower.says("line 9")
+    // The machine may be gone before we are told how that went.
+    await runs.microvm("exec", id, "--", "touch", "/run/end")
     assert.deepStrictEqual(await waited, { code: 7, stdout: "7\n", stderr: "" })
     const lines = Array.from({ length: 10 }, (_, i) => `line ${i}`)
     const followed = await follower.end
@@ -148,7 +153,7 @@ describe.skipIf(noRuns !== undefined)("microvm run --detach", () => {
 
     // A caller that is killed takes its command along.
     const gone = async (what: string) => {
-      for (const deadline = Date.now() + 10_000;; await sleep(100)) {
+      for (const deadline = Date.now() + 60_000;; await sleep(100)) {
         // Brackets keep what looks from seeing itself.
         const { stdout } = await runs.microvm(...exec(`ps | grep -c '[s]leep ${what}'`))
         if (stdout === "0\n") return
@@ -189,19 +194,16 @@ describe.skipIf(noRuns !== undefined)("microvm run --detach", () => {
   it("ends in each way that it can be ended in", async () => {
     await using runs = new Runs(bin)
     const deaf = "trap '' TERM INT HUP; while :; do sleep 1; done"
-    const [forced, timed, told] = await Promise.all([
-      runs.sh(deaf),
-      runs.up(["--timeout", "2s", "--", "sh", "-c", forever]),
-      runs.sh(forever)
-    ])
+    const [forced, told] = await Promise.all([runs.sh(deaf), runs.sh(forever)])
     // Whoever breaks out of one of them can do nothing to the others.
     const monitors = runs.processes().filter(({ command }) => command.startsWith("qemu-system"))
     const users = new Set(monitors.map(({ pid }) => /^Uid:\t(\d+)/m.exec(text(`/proc/${pid}/status`))?.[1]))
-    assert.lengthOf(monitors, 3)
+    assert.lengthOf(monitors, 2)
     if (process.geteuid?.() === 0) {
-      assert.strictEqual(users.size, 3, [...users].join(" "))
+      assert.strictEqual(users.size, 2, [...users].join(" "))
       for (const user of users) assert.isAtLeast(Number(user), 2_000_000_000)
     } else console.warn("skipped: that each machine has a user of its own: it takes root")
+    const timed = await runs.up(["--timeout", "2s", "--", "sh", "-c", forever])
     const stopped = runs.microvm("stop", "--force", forced)
     process.kill(runs.supervisor(told), "SIGTERM")
     assert.deepInclude(await stopped, { code: 0, stderr: "" })

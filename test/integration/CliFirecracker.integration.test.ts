@@ -48,7 +48,7 @@ const runIn = async (
   })
   await act(running)
   const ended = await running.end()
-  await until(`nothing left of ${args.join(" ")}`, () => [...running.traces(), ...place.left()].length === 0, 10_000)
+  await until(`nothing left of ${args.join(" ")}`, () => [...running.traces(), ...place.left()].length === 0)
   return { ...ended, stdout: running.stdout, stderr: running.stderr }
 }
 

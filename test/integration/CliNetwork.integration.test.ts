@@ -119,7 +119,7 @@ class Host implements AsyncDisposable {
       said += bytes.toString()
       if (name === this.internet) this.asked = said
     })
-    await until("the server", () => said.includes("up"), 10_000)
+    await until("the server", () => said.includes("up"))
   }
 
   /** Links and rules, as they are told. */

@@ -125,7 +125,7 @@ layer(services, { excludeTestServices: true, timeout: "2 minutes" })("machines f
         assert.match(told.join(), /memory/)
         assert.notStrictEqual(join(yield* only, "memory"), memory)
       }),
-    60_000
+    180_000
   )
 
   it.effect(
@@ -148,7 +148,7 @@ layer(services, { excludeTestServices: true, timeout: "2 minutes" })("machines f
         yield* Effect.forEach([one, two], ({ machine }) => kill(machine))
         yield* SnapshotStore.use(({ remove }) => remove("mine"))
       }).pipe(Effect.scoped),
-    60_000
+    180_000
   )
 
   it.effect(
@@ -180,7 +180,7 @@ layer(services, { excludeTestServices: true, timeout: "2 minutes" })("machines f
         }).pipe(Effect.provide(other))
         yield* SnapshotStore.use(({ remove }) => remove("of-another"))
       }).pipe(Effect.scoped),
-    60_000
+    180_000
   )
 
   it.effect(
@@ -245,7 +245,7 @@ layer(services, { excludeTestServices: true, timeout: "2 minutes" })("machines f
         assert.deepInclude(yield* off(two), { _tag: "Graceful", stage: "guest power-off" })
         assert.include(yield* two.machine.consoleTail, "reboot: Power down")
       }).pipe(Effect.scoped),
-    60_000
+    180_000
   )
 
   it.effect("a pool hands each machine out once, and leaves nothing", () =>
@@ -274,7 +274,7 @@ layer(services, { excludeTestServices: true, timeout: "2 minutes" })("machines f
       const monitors = children.filter((pid) => readFileSync(`/proc/${pid}/comm`, "utf8").startsWith("qemu"))
       assert.deepStrictEqual(monitors, [])
       assert.deepStrictEqual(readdirSync(join(store, "tmp")), [])
-    }), 60_000)
+    }), 180_000)
 
   it.effect(
     "with as many slots as there can be is restored, saved and restored again, and each slot is one",
@@ -301,6 +301,6 @@ layer(services, { excludeTestServices: true, timeout: "2 minutes" })("machines f
         yield* kill(one.machine)
         yield* useAll(yield* WarmMachine.launch({ id: "two", start: { from: "nine" } }))
       }),
-    60_000
+    180_000
   )
 })

@@ -45,7 +45,7 @@ export interface StartOptions {
   /** A command line that runs what comes after it. Default that of the runs. */
   readonly within?: ReadonlyArray<string>
   readonly env?: Readonly<Record<string, string>>
-  /** After how long is it killed. Default one minute. */
+  /** After how long is it killed. Default two minutes: it may have to make a golden machine first. */
   readonly timeout?: number
 }
 
@@ -115,7 +115,7 @@ export class Runs implements AsyncDisposable {
   }
 
   start(args: ReadonlyArray<string>, options: StartOptions = {}): Started {
-    const { env = {}, stdin = "", timeout = 60_000, within = this.within } = options
+    const { env = {}, stdin = "", timeout = 120_000, within = this.within } = options
     const [program = "", ...rest] = [...within, process.execPath, this.bin, ...args]
     const child = NodeChildProcess.spawn(program, rest, {
       env: { ...process.env, MICROVM_STATE_DIR: this.state, TMPDIR: this.temporary, ...this.env, ...env },
@@ -230,7 +230,7 @@ export class Runs implements AsyncDisposable {
     ]
   }
 
-  async nothingLeft(within = 10_000): Promise<void> {
+  async nothingLeft(within = 60_000): Promise<void> {
     let left = this.traces()
     for (const deadline = Date.now() + within; left.length > 0; left = this.traces()) {
       if (Date.now() > deadline) throw new Error(`left: ${left.join(", ")}`)
@@ -260,7 +260,7 @@ export class Runs implements AsyncDisposable {
           // It has ended by itself.
         }
       }
-      await until("the end of what was started", () => this.processes().length === 0, 10_000)
+      await until("the end of what was started", () => this.processes().length === 0)
     }
     NodeFs.rmSync(this.directory, { recursive: true, force: true })
   }
