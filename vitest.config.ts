@@ -12,8 +12,9 @@ export default defineConfig({
   resolve,
   ssr: { resolve },
   test: {
-    testTimeout: 30_000,
-    hookTimeout: 30_000,
+    // Only what hangs comes to them: a busy host, and a first start from source, take many times what is usual.
+    testTimeout: 120_000,
+    hookTimeout: 120_000,
     // By itself, Vitest leaves a processor free; tests wait more than they work.
     maxWorkers: "100%",
     env: {
@@ -52,7 +53,6 @@ export default defineConfig({
           include: ["test/house/**/*.test.ts"],
           // What these start is in a new place each time: what was compiled of it would not be found again, and never go.
           env: { NODE_DISABLE_COMPILE_CACHE: "1" },
-          testTimeout: 120_000,
           sequence: { groupOrder: 2 }
         }
       },

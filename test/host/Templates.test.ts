@@ -1,4 +1,4 @@
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, it, vi } from "@effect/vitest"
 import { DiskFiles, type HostError, NodeDiskFiles, Templates } from "effect-microvm-runtime/host"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
@@ -255,7 +255,7 @@ describe("Templates", () => {
           ])
         })
       ),
-    60_000
+    180_000
   )
 
   it.live("are where MICROVM_ROOTFS_TEMPLATE_DIR says, or else in /var/lib/microvm", () =>
@@ -328,7 +328,9 @@ describe("DiskFiles on this host", () => {
         const path = join(directory, "file")
         writeFileSync(path, "one")
         const facts = (at = path) => files((disk) => disk.facts(at))
-        const first = yield* facts()
+        // As at that very moment, however long we take to look.
+        const now = vi.spyOn(Date, "now").mockReturnValue(statSync(path).ctimeMs)
+        const first = yield* Effect.ensuring(facts(), Effect.sync(() => now.mockRestore()))
         assert.isFalse(first.isSettled)
         yield* settle
         assert.deepStrictEqual(yield* facts(), { ...first, isSettled: true })

@@ -1,4 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
+import * as Clock from "effect/Clock"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -9,6 +11,7 @@ import { longestText } from "../../src/host/internal/keptKinds.ts"
 import * as KeptProgram from "../../src/host/internal/keptProgram.ts"
 import * as NodeScript from "../../src/host/internal/NodeScript.ts"
 import { NodeProcessHost } from "../../src/process/index.ts"
+import { otherSleep } from "../otherSleep.ts"
 import { isAlive, runWith } from "./fakePrograms.ts"
 
 /**
@@ -51,12 +54,37 @@ const kept = (scripts: Readonly<Record<string, string>>) =>
     return { run, pids, read, close: Scope.close(scope, Exit.void) }
   })
 
-const test = (
+type Made = Effect.Success<ReturnType<typeof kept>>
+
+/** However slow this host is, no command waits too long for an answer, or for those before it. */
+const unhurried = ({ run, ...others }: Made): Made => ({
+  ...others,
+  run: (command) =>
+    Effect.flatMap(Clock.Clock, (clock) =>
+      Effect.provideService(
+        run(command),
+        Clock.Clock,
+        otherSleep(clock, (duration) => clock.sleep(Duration.times(duration, 100)))
+      ))
+})
+
+const testWith = (by: (made: Made) => Made) =>
+(
   title: string,
   scripts: Readonly<Record<string, string>>,
-  body: (made: Effect.Success<ReturnType<typeof kept>>) => Effect.Effect<unknown, unknown>
+  body: (made: Made) => Effect.Effect<unknown, unknown>
 ) =>
-  it.live(title, () => Effect.scoped(Effect.flatMap(kept(scripts), body)).pipe(Effect.provide(NodeProcessHost.layer)))
+  it.live(
+    title,
+    () =>
+      Effect.scoped(Effect.flatMap(kept(scripts), (made) => body(by(made)))).pipe(
+        Effect.provide(NodeProcessHost.layer)
+      )
+  )
+
+const test = testWith(unhurried)
+/** What is about its deadlines. */
+const testInTime = testWith((made) => made)
 
 const messageOf = (run: Effect.Effect<string, Error>) => Effect.map(Effect.flip(run), ({ message }) => message)
 
@@ -121,7 +149,7 @@ describe("a program that is kept", () => {
       })
   )
 
-  test(
+  testInTime(
     "that hangs is killed when its time is over",
     { nft: nft(`test "$text" = hang && exec sleep 60`) },
     ({ pids, run }) =>
@@ -149,7 +177,7 @@ describe("a program that is kept", () => {
       assert.lengthOf(pids(), 2)
     }))
 
-  test(
+  testInTime(
     "that hangs holds up nobody else for long",
     { nft: nft(`test "$text" = hang && exec sleep 60`) },
     ({ run }) =>
@@ -204,7 +232,7 @@ describe("a program that is kept", () => {
       assert.lengthOf(pids(), 1)
     }))
 
-  test(
+  testInTime(
     "is followed by one for this command alone when it finds nothing",
     { nft: nft(":", ":") },
     ({ run }) =>
@@ -263,7 +291,7 @@ describe("a program that is kept", () => {
     ] as const
   ) {
     const one = `case "$*" in *-i) echo $$ >> "$0.pids"; ${script} ;; *) echo "alone: $*" ;; esac`
-    test(`is none that ${what}`, { nft: one }, ({ pids, run }) =>
+    testInTime(`is none that ${what}`, { nft: one }, ({ pids, run }) =>
       Effect.gen(function*() {
         assert.strictEqual(yield* run(change), "alone: -f -\n")
         assert.strictEqual(yield* run(change), "alone: -f -\n")
