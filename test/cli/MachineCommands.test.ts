@@ -334,7 +334,7 @@ describe("logs", () => {
       yield* host.here(RunDirectory.conclude(host.state, reportOf("dev", 0)))
       const { code, lines, stdout } = yield* Effect.timeout(Fiber.join(following), "10 seconds")
       assert.deepStrictEqual([code, lines, stdout.text], [0, [], all])
-    }), 30_000)
+    }), 180_000)
 
   it.live("stops to follow what was left behind, and says so", () =>
     Effect.gen(function*() {
@@ -392,7 +392,7 @@ describe("wait", () => {
         assert.deepStrictEqual([code, lines], [1, ["there is no machine \"dev\": there is dev-2"]])
         assert.strictEqual((yield* Effect.timeout(Fiber.join(following), "5 seconds")).code, 0)
       }),
-    30_000
+    180_000
   )
 
   it.live("does not wait for what nobody will bring to its end", () =>

@@ -170,7 +170,7 @@ describe("a log", () => {
         assert.isTrue(all.endsWith(read.slice(-500)))
         assert.isTrue(dropped > 0 || read === all)
       }).pipe(Effect.scoped, Effect.provide(NodeServices.layer)),
-    30_000
+    180_000
   )
 
   it.live("is followed to its last byte by one who is faster", () =>

@@ -385,7 +385,7 @@ describe("a connection to the guest", () => {
         yield* Effect.timeoutOption(writer.write(new Uint8Array(8 << 20)), "50 millis")
       }))
       yield* until(() => isClosed)
-    })), 10_000)
+    })), 180_000)
 
   it.live("is made anew by each reader of a socket", () =>
     live(Effect.gen(function*() {

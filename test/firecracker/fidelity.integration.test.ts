@@ -101,11 +101,11 @@ describe("who has an eleventh connection hears it each time, and no more once th
   it.live(
     "of the fake",
     () => turnedAway(Effect.map(Effect.orDie(FakeFirecracker.install({})), (fake) => Transcript.spawned(fake.binary))),
-    60_000
+    180_000
   )
   it.live.skipIf(binary === undefined)(
     "of the real one",
     () => turnedAway(Effect.sync(() => Transcript.spawned(binary ?? ""))),
-    60_000
+    180_000
   )
 })

@@ -346,7 +346,7 @@ describe("Addresses", () => {
           expect(yield* allocations).toEqual([])
         })
       ),
-    60_000
+    180_000
   )
 })
 

@@ -350,7 +350,7 @@ describe("a clone", () => {
           assert.isAbove(last, 20)
         })
       ),
-    60_000
+    180_000
   )
 })
 
@@ -440,7 +440,7 @@ describe("reclaiming a clone", () => {
           }
         })
       ),
-    60_000
+    180_000
   )
 
   const Command = Schema.Struct({

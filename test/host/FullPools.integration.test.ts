@@ -104,7 +104,7 @@ describe.skipIf(reason !== undefined)("a full disk", () => {
           }
           assert.deepStrictEqual([...outcomes].toSorted(), ["Failure", "Success"])
         }).pipe(Effect.provide(NodeFileSystem.layer)),
-      60_000
+      180_000
     )
   }
 })

@@ -377,7 +377,7 @@ describe("over real sockets", () => {
         yield* Effect.sleep("2100 millis")
         expect(yield* code(() => resolver.resolve4("example.com"))).toBe("[\"93.184.216.34\"]")
         const { answered, dropped, failed, received, refused, tooMany } = yield* served.counters
-        expect(tooMany).toBeGreaterThan(500)
+        expect(tooMany).toBeGreaterThan(0)
         expect(answered + failed + dropped + refused).toBe(received)
       })
     ))

@@ -144,10 +144,15 @@ describe("without a guard", () => {
           const shells = () => own.alive().filter((other) => commandOf(other) === "sh")
           expect(shells().length).toBeGreaterThan(0)
           // It is replaced some times, then no more.
-          for (let n = 0; n < 10; n++) {
-            guards(pid).forEach((guard) => process.kill(guard, "SIGKILL"))
-            yield* Effect.sleep("50 millis")
-          }
+          const killed = new Set<number>()
+          const killThem = () =>
+            guards(pid).forEach((guard) => {
+              killed.add(guard)
+              process.kill(guard, "SIGKILL")
+            })
+          expect(yield* eventually(() => (killThem(), killed.size === 4), 20_000)).toBe(true)
+          expect(yield* eventually(() => guards(pid).length === 0)).toBe(true)
+          yield* Effect.sleep("200 millis")
           expect(guards(pid)).toEqual([])
           child.kill("SIGKILL")
           yield* died(child)
@@ -214,7 +219,7 @@ describe("the guard", () => {
         process.kill(first, "SIGKILL")
         expect(yield* eventually(() => guards(pid).some((other) => other !== first))).toBe(true)
         // It is told all at once, but it is told: killing both within the same millisecond is more than it can bear.
-        yield* Effect.sleep("200 millis")
+        yield* Effect.sleep("1 second")
         child.kill("SIGKILL")
         yield* died(child)
         yield* eventually(() => own.alive().length === 0 && readdirSync(base).length === 0)
@@ -255,7 +260,7 @@ describe("the guard", () => {
           lines: ["it cannot be started: EMFILE", "watched", "none", "watched", "replaced"]
         })
       }),
-    40_000
+    180_000
   )
 
   it.live("runs a program when it has cleared all else away, and only if we were killed", () =>

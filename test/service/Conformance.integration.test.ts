@@ -54,6 +54,6 @@ describe.concurrent("each row", () => {
         const runs = yield* cases.get(row.number) ?? Effect.die("no case")
         expect(runs.length).toBeGreaterThan(0)
         expect(judge(row, runs).join("\n\n")).toBe("")
-      }), 90_000)
+      }), 180_000)
   }
 })

@@ -265,7 +265,7 @@ describe.concurrent("no planted secret comes out, at the level that tells most",
           if (!all.includes(one.shows ?? "")) throw new Error(`it does not show ${one.shows}: ${told(seen)}`)
           expect(JSON.parse(seen.termination)).toMatchObject({ code: one.code })
         }
-      }), 60_000)
+      }), 180_000)
   }
 
   it.live("telemetry really arrives, with the header in its place", () =>
@@ -284,7 +284,7 @@ describe.concurrent("no planted secret comes out, at the level that tells most",
         expect(new Set(seen.keys)).toEqual(new Set([header]))
         expect(leaks(seen)).toEqual([])
       }
-    }), 60_000)
+    }), 180_000)
 })
 
 describe.concurrent("at every other level", () => {
@@ -297,7 +297,7 @@ describe.concurrent("at every other level", () => {
         )
         expect(seen.code).toBe(151)
         expect(leaks(seen)).toEqual([])
-      }), 60_000)
+      }), 180_000)
   }
 })
 
@@ -309,7 +309,7 @@ describe.concurrent("what is only printed", () => {
         expect([seen.code, seen.stderr]).toEqual([0, ""])
         expect(seen.stdout).toContain(argument === "--help" ? "SERVICE_API_KEY" : "leaky")
         expect(leaks(seen)).toEqual([])
-      }), 60_000)
+      }), 180_000)
   }
 })
 
@@ -333,7 +333,7 @@ describe.concurrent("files of secrets", () => {
           if (seen.code !== code || !(seen.stdout + seen.stderr).includes(name)) throw new Error(told(seen))
           expect(leaks(seen)).toEqual([])
         }
-      }), 60_000)
+      }), 180_000)
   }
 })
 
@@ -348,6 +348,6 @@ describe("on purpose", () => {
         const where = leaks(seen).map((leak) => leak.slice(0, leak.indexOf(":")))
         expect(where).toEqual(expect.arrayContaining(["stderr", "termination"]))
       }),
-    60_000
+    180_000
   )
 })

@@ -11,7 +11,7 @@ import { eventually, fixture, isRoot, start, startAsInit, startFixture } from ".
 /** What the fixture allows, in milliseconds, and the reserve after it; the machine may be busy with other things. */
 const budget = 1000
 const reserve = 2000
-const slack = 3000
+const slack = 20_000
 
 describe("a blocked event loop", () => {
   it.each([
@@ -27,9 +27,10 @@ describe("a blocked event loop", () => {
     const end = await run.end
     const took = performance.now() - began
     assert.deepStrictEqual([end.code, end.signal], [11, null], end.stderr)
-    assert.match(end.stderr, /the event loop has been blocked for/)
+    // By its own clock: it was blocked before we had read that it was ready.
+    const [, blocked] = /the event loop has been blocked for ([\d.]+) s/.exec(end.stderr) ?? []
+    assert.isAtLeast(Number(blocked), budget / 1000, end.stderr)
     assert.match(end.stderr, new RegExp(`at ${place} \\(file:.*/fixtures/edge\\.ts:\\d+:\\d+\\)`))
-    assert.isAbove(took, budget - 100)
     assert.isBelow(took, budget + reserve + slack)
   })
 

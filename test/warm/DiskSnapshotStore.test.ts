@@ -885,7 +885,7 @@ describe("DiskSnapshotStore, used by many", () => {
         expect(leftovers(cache)).toEqual([])
         expect(readdirSync(join(cache, "snapshots"))).toEqual(["tmp"])
       })
-    ), 60_000)
+    ), 180_000)
 
   it.live(
     "a name that is moved again and again always opens",
@@ -908,7 +908,7 @@ describe("DiskSnapshotStore, used by many", () => {
           })
         )
       ),
-    60_000
+    180_000
   )
 
   it.live("a difference is told with all that is wrong with what it stands on", () =>
