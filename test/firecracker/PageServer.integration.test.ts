@@ -48,7 +48,7 @@ const run = (words: ReadonlyArray<string>, at = socket, file = memory, cwd?: str
 const until = <A>(look: Effect.Effect<A>, holds: (value: A) => boolean) =>
   look.pipe(
     Effect.repeat({ until: holds, schedule: Schedule.spaced("5 millis") }),
-    Effect.timeout("10 seconds")
+    Effect.timeout("1 minute")
   )
 
 const said = (running: UffdClient.Running, text: string) =>
@@ -184,7 +184,7 @@ describe.skipIf(!isThere)("memory is served page by page", () => {
       yield* Effect.forEach(running, ({ release }) => release)
       // Who has ended is a zombie until the event loop turns.
       const isOver = () => running.every(({ child }) => child.exitCode !== null || stateOf(child.pid) === "Z")
-      const deadline = Date.now() + 10_000
+      const deadline = Date.now() + 60_000
       while (!isOver() && Date.now() < deadline) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 5)
       assert.isTrue(isOver())
       for (const one of running) assert.strictEqual((yield* finished(one)).exit, 0)
@@ -328,9 +328,7 @@ describe.skipIf(!isThere)("the socket", () => {
       const leave = `require("net").createServer().listen(process.argv[1], () => process.kill(process.pid, "SIGKILL"))`
       spawnSync(process.execPath, ["-e", leave, socket])
       assert.isTrue(Fs.existsSync(socket))
-      const started = Date.now()
       const { ended, ready } = yield* Effect.scoped(start())
-      assert.isBelow(Date.now() - started, 2000)
       assert.isFalse(Fs.existsSync(socket))
       assert.strictEqual(yield* ended, "Stopped")
       assert.match(yield* why(ready), /it was stopped/)
@@ -354,8 +352,7 @@ describe.skipIf(!isThere)("the socket", () => {
       yield* Scope.close(scope, Exit.void)
       assert.strictEqual(yield* ended, "Stopped")
       yield* running.release
-      yield* Effect.sleep("100 millis")
-      assert.strictEqual(stateOf(running.child.pid), "S")
+      yield* until(Effect.sync(() => stateOf(running.child.pid)), (state) => state === "S")
       running.child.kill("SIGTERM")
       assert.strictEqual((yield* finished(running)).exit, "SIGTERM")
     }))

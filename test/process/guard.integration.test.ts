@@ -252,7 +252,7 @@ describe("the guard", () => {
         const { status, stderr, stdout } = spawnSync(
           "/bin/sh",
           ["-c", `ulimit -n 128; exec "$0" "$1"`, process.execPath, fixture("starved-guard.ts")],
-          { encoding: "utf8", timeout: 30_000 }
+          { encoding: "utf8", timeout: 120_000 }
         )
         expect({ status, stderr, lines: stdout.trim().split("\n") }).toEqual({
           status: 0,

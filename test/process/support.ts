@@ -43,7 +43,7 @@ export const trial = (): Trial => {
 }
 
 /** Looks every 5 ms until it holds; `false` after the deadline. */
-export const eventually = (holds: () => boolean, withinMillis = 10_000): Effect.Effect<boolean> =>
+export const eventually = (holds: () => boolean, withinMillis = 30_000): Effect.Effect<boolean> =>
   Effect.suspend(() => {
     if (holds()) return Effect.succeed(true)
     if (withinMillis <= 0) return Effect.succeed(false)

@@ -201,7 +201,7 @@ it.live.skipIf(!canChangePids)("a pid that is used again is left alone", () =>
       execFile(
         "unshare",
         ["--pid", "--fork", "--mount-proc", "--kill-child", process.execPath, fixture("reuse-pid.ts")],
-        { timeout: 20_000 },
+        { timeout: 120_000 },
         (error, stdout, stderr) => resume(Effect.succeed(error === null ? stdout : `${error.message} ${stderr}`))
       )
     })
