@@ -27,7 +27,7 @@ import * as Backend from "./Backend.ts"
 import { orSignal } from "./HostSignals.ts"
 import { image } from "./ImageCommands.ts"
 import { commandArgument, envFlag, fillEnv, workdirFlag } from "./internal/commandFlags.ts"
-import { exitWith, jsonFlag, print, untilSignal } from "./internal/handlers.ts"
+import { exitWith, jsonFlag, print, printJson, untilSignal } from "./internal/handlers.ts"
 import { tell } from "./internal/tellReport.ts"
 import * as MachineCommands from "./MachineCommands.ts"
 import { Detach } from "./NodeDetach.ts"
@@ -54,7 +54,7 @@ const failedBefore = (options: RunOptions.RunOptions, end: RunEnd): RunReport =>
 const conclude = Effect.fnUntraced(function*(report: RunReport, asJson: boolean) {
   const reporter = yield* Reporter
   yield* Effect.forEach(tell(report), reporter.line, { discard: true })
-  if (asJson) yield* print(JSON.stringify(yield* Effect.orDie(Schema.encodeEffect(RunReport)(report)), null, 2))
+  if (asJson) yield* printJson(yield* Effect.orDie(Schema.encodeEffect(RunReport)(report)))
   const isWhole = report.end._tag === "Completed"
   yield* exitWith(report.exitCode, { patient: isWhole, isWhole })
 })
@@ -108,12 +108,11 @@ const dryRun = Effect.fnUntraced(function*(options: RunOptions.RunOptions, asJso
       }`
     ])
   ]
-  yield* print(
-    asJson
-      ? JSON.stringify({ backend, detail, start: options.start, spec, description, argv }, null, 2)
-      : [`${backend}: ${detail}`, how, ...description.map((line) => `- ${line}`), argv.map(quote).join(" ")]
-        .join("\n")
-  )
+  yield* asJson
+    ? printJson({ backend, detail, start: options.start, spec, description, argv })
+    : print(
+      [`${backend}: ${detail}`, how, ...description.map((line) => `- ${line}`), argv.map(quote).join(" ")].join("\n")
+    )
 })
 
 const quote = (word: string): string =>
@@ -321,7 +320,7 @@ const doctor = Command.make(
         machines,
         fix: fix ? { forwarding } : undefined
       })
-      yield* print(json ? JSON.stringify(diagnosis, null, 2) : Doctor.format(diagnosis))
+      yield* (json ? printJson(diagnosis) : print(Doctor.format(diagnosis)))
       yield* exitWith(diagnosis.usable ? 0 : ExitCode.run.noBackend)
     }).pipe(untilSignal)
   })

@@ -10,7 +10,7 @@ import type * as ImageError from "../image/ImageError.ts"
 import * as ImageProgress from "../image/ImageProgress.ts"
 import { ImageStore, type StoredImage } from "../image/ImageStore.ts"
 import * as ExitCode from "../lifecycle/ExitCode.ts"
-import { exitWith, jsonFlag, print, untilSignal } from "./internal/handlers.ts"
+import { exitWith, jsonFlag, print, printJson, untilSignal } from "./internal/handlers.ts"
 import { table } from "./internal/tables.ts"
 import { formatTook, Reporter } from "./Reporter.ts"
 import * as Run from "./Run.ts"
@@ -63,7 +63,7 @@ const ls = Command.make(
   { json: jsonFlag },
   Effect.fnUntraced(function*({ json }) {
     const { list } = yield* ImageStore
-    yield* Effect.flatMap(list, (images) => print(json ? JSON.stringify(images, null, 2) : format(images))).pipe(
+    yield* Effect.flatMap(list, (images) => json ? printJson(images) : print(format(images))).pipe(
       Effect.catch(fail),
       untilSignal
     )

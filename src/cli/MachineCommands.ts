@@ -36,10 +36,11 @@ import {
   workdirFaults,
   workdirFlag
 } from "./internal/commandFlags.ts"
-import { exitWith, jsonFlag, print, untilSignal } from "./internal/handlers.ts"
+import { exitWith, jsonFlag, print, printJson, untilSignal } from "./internal/handlers.ts"
 import { ago, table } from "./internal/tables.ts"
 import { tell as tellReport } from "./internal/tellReport.ts"
-import { Reporter } from "./Reporter.ts"
+import { reset, toTerminal } from "./internal/terminalText.ts"
+import { Reporter, say } from "./Reporter.ts"
 import * as Run from "./Run.ts"
 import * as RunDirectory from "./RunDirectory.ts"
 import * as RunLog from "./RunLog.ts"
@@ -189,7 +190,7 @@ export const toListed = (run: RunDirectory.Run): Listed => {
 
 const widest = 40
 
-/** What is in a column keeps to it: a command may hold anything. */
+/** A command may be of any length. */
 const shown = (command: ReadonlyArray<string>): string => {
   const text = JSON.stringify(command.join(" ")).slice(1, -1)
   return text.length > widest ? `${text.slice(0, widest - 1)}…` : text
@@ -250,11 +251,9 @@ const ps = Command.make(
       const listed = runs.map(toListed).filter(({ state }) => all || state !== "over")
       if (quiet) return yield* Effect.forEach(listed, ({ id }) => print(id), { discard: true })
       const encode = Schema.encodeEffect(Schema.Array(Listed))
-      yield* print(
-        json
-          ? JSON.stringify(yield* Effect.orDie(encode(listed)), null, 2)
-          : format(listed, yield* Clock.currentTimeMillis)
-      )
+      yield* json
+        ? printJson(yield* Effect.orDie(encode(listed)))
+        : print(format(listed, yield* Clock.currentTimeMillis))
     }).pipe(Effect.catch(fail), untilSignal)
   })
 ).pipe(
@@ -296,7 +295,8 @@ const logs = Command.make(
       const again = RunDirectory.find(state, id, { whole: true })
       const isUp = Effect.map(again, (run) => run.state === "up")
       const services = yield* Effect.context<Effect.Services<typeof isUp>>()
-      yield* RunLog.read({ directory: paths.directory, name: console ? "console" : "output" }, {
+      const isTerminal = yield* stdio.stdoutIsTerminal
+      const written = RunLog.read({ directory: paths.directory, name: console ? "console" : "output" }, {
         lines,
         // One that was removed meanwhile is over.
         until: follow
@@ -307,7 +307,10 @@ const logs = Command.make(
           )
           : undefined,
         onDropped: (bytes) => reporter.line(`${bytes} bytes that came before are not kept any more`)
-      }).pipe(Stream.run(stdio.stdout()))
+      })
+      yield* isTerminal
+        ? Effect.onInterrupt(Stream.run(toTerminal(written), stdio.stdout()), () => say(stdio.stdout(), reset))
+        : Stream.run(written, stdio.stdout())
       const run = yield* Effect.option(again)
       if (follow && Option.isSome(run) && run.value.state === "left behind" && run.value.report === undefined) {
         return yield* RunDirectory.fail(new RunDirectory.LeftBehind({ id }))
@@ -318,7 +321,8 @@ const logs = Command.make(
   describe(
     exitCodes,
     "Print what a machine's command has written to stdout and stderr, as it came. Of each log, the last 8 to 16 MiB are kept,",
-    "also for a while after the end."
+    "also for a while after the end. A terminal is shown text and colours, with other control characters as escapes; a file or a pipe",
+    "gets every byte."
   ),
   Command.withShortDescription("Print what a command has written")
 )
@@ -339,17 +343,11 @@ const wait = Command.make(
         for (const text of report === undefined || json ? [] : tellReport(report)) {
           yield* reporter.line(`${id}: ${text}`)
         }
-        yield* print(
-          !json
-            ? String(code)
-            : JSON.stringify(
-              report === undefined
-                ? { id, exitCode: code }
-                : yield* Effect.orDie(Schema.encodeEffect(RunReport)(report)),
-              null,
-              2
-            )
-        )
+        yield* !json
+          ? print(String(code))
+          : printJson(
+            report === undefined ? { id, exitCode: code } : yield* Effect.orDie(Schema.encodeEffect(RunReport)(report))
+          )
       }
       yield* exitWith(code)
     }).pipe(Effect.catch(fail), untilSignal)

@@ -21,7 +21,7 @@ import * as ExitCode from "../lifecycle/ExitCode.ts"
 import * as Supervisor from "../supervisor/Supervisor.ts"
 import * as GoldenMachines from "../warm/GoldenMachines.ts"
 import * as Backend from "./Backend.ts"
-import { exitWith, jsonFlag, print, untilSignal } from "./internal/handlers.ts"
+import { exitWith, jsonFlag, print, printJson, untilSignal } from "./internal/handlers.ts"
 import { noBackend } from "./internal/noBackend.ts"
 import { Detach } from "./NodeDetach.ts"
 import { Reporter } from "./Reporter.ts"
@@ -130,7 +130,7 @@ const recoverAll = Effect.fnUntraced(function*(
   return runs.flatMap((run) => byRun.get(run) ?? [])
 })
 
-const Report = Schema.fromJsonString(Schema.Array(Supervisor.Recovered), { space: 2 })
+const Report = Schema.Array(Supervisor.Recovered)
 
 const recover = Command.make(
   "recover",
@@ -160,7 +160,7 @@ const recover = Command.make(
         : yield* Effect.forEach(ids, (id) => RunDirectory.find(state, id))
       const left = wanted.filter((run) => run.state === "left behind")
       const recovered = yield* recoverAll(left, { dryRun, mode: kill ? "kill" : "adopt" })
-      if (json) yield* print(yield* Effect.orDie(Schema.encodeEffect(Report)(recovered)))
+      if (json) yield* printJson(yield* Effect.orDie(Schema.encodeEffect(Report)(recovered)))
       else if (recovered.length === 0) yield* reporter.line("nothing was left behind")
       else yield* print(recovered.map((one) => describe(one, dryRun)).join("\n"))
       yield* exitWith(recovered.some(({ action }) => action === "Left") ? 1 : 0)

@@ -1,5 +1,5 @@
 /**
- * What a person sees while a run is under way. All of it goes to stderr.
+ * What a person sees while a run is under way. All of it goes to stderr, and what of it others have chosen does not steer the terminal.
  *
  * On a terminal: one live line with the current phase and its time, gone when the phase is. Elsewhere: a plain line for a
  * phase that takes longer than two seconds, so that logs of quick runs stay empty. The guest's command may share the
@@ -16,6 +16,7 @@ import * as Layer from "effect/Layer"
 import * as Sink from "effect/Sink"
 import * as Stdio from "effect/Stdio"
 import * as Stream from "effect/Stream"
+import * as Printable from "../lifecycle/Printable.ts"
 
 const frames = ["⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"]
 const clear = "\r\u001B[2K"
@@ -91,7 +92,8 @@ export class Reporter extends Context.Service<Reporter, {
         unfinished = false
         return before
       }
-      const line = (text: string): Effect.Effect<void> => Effect.suspend(() => write(`${fresh()}microvm: ${text}\n`))
+      const line = (text: string): Effect.Effect<void> =>
+        Effect.suspend(() => write(`${fresh()}microvm: ${Printable.lines(text)}\n`))
 
       const live = (label: string): Effect.Effect<never> =>
         Effect.suspend(() => {
@@ -102,7 +104,7 @@ export class Reporter extends Context.Service<Reporter, {
             yield* Effect.sleep(unfinished ? "2 seconds" : "200 millis")
             for (let frame = 0;; frame++) {
               const seconds = Number((yield* Clock.monotonicTimeNanos) - start) / 1e9
-              const text = `${frames[frame % frames.length]} ${label} ${seconds.toFixed(1)} s`
+              const text = `${frames[frame % frames.length]} ${Printable.onOneLine(label)} ${seconds.toFixed(1)} s`
               yield* Effect.suspend(() => write(`${fresh()}${onOneRow(text)}`))
               shown = true
               yield* Effect.sleep("100 millis")

@@ -33,6 +33,7 @@ import type { ImageStore } from "../image/ImageStore.ts"
 import type { Entry } from "../journal/Journal.ts"
 import * as ExitCode from "../lifecycle/ExitCode.ts"
 import * as ExitStatus from "../lifecycle/ExitStatus.ts"
+import * as Printable from "../lifecycle/Printable.ts"
 import type { MachineStart, Phase, RunEnd, RunReport } from "../lifecycle/RunReport.ts"
 import type { ShutdownOutcome } from "../lifecycle/ShutdownOutcome.ts"
 import type * as ShutdownPolicy from "../lifecycle/ShutdownPolicy.ts"
@@ -114,16 +115,21 @@ export const toEnd = (error: unknown): RunEnd => {
 }
 
 const shownLines = 50
+const shownWidth = 500
 
 /**
- * A text with the last of a machine's console below it, where the guest's kernel says what is wrong.
+ * A text with the last of a machine's console below it, where the guest's kernel says what is wrong. The guest's lines are indented, and
+ * do not steer the terminal.
  *
  * @category conversions
  * @since 0.1.0
  */
 export const withConsole = (text: string, consoleTail: string): string => {
-  const lines = consoleTail.replaceAll("\r", "").trimEnd().split("\n").slice(-shownLines)
-  return lines.join("") === "" ? text : [text, "--- the end of its console ---", ...lines, "---"].join("\n")
+  const lines = Printable.lines(consoleTail).trimEnd().split("\n").slice(-shownLines)
+  if (lines.join("") === "") return text
+  // A guest may write `---`, and whatever is to look as if it came from us.
+  const told = lines.map((line) => `  ${line.length > shownWidth ? `${line.slice(0, shownWidth - 1)}…` : line}`)
+  return [text, "--- the end of its console ---", ...told, "---"].join("\n")
 }
 
 /** The shell's words for a command that cannot be executed, or is not there. */

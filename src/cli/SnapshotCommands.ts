@@ -15,7 +15,7 @@ import * as MicroVmError from "../microvm/MicroVmError.ts"
 import { SnapshotStore } from "../microvm/SnapshotStore.ts"
 import * as GoldenMachines from "../warm/GoldenMachines.ts"
 import { Control, type ControlError } from "./Control.ts"
-import { exitWith, jsonFlag, print, untilSignal } from "./internal/handlers.ts"
+import { exitWith, jsonFlag, print, printJson, untilSignal } from "./internal/handlers.ts"
 import { formatTook, Reporter } from "./Reporter.ts"
 import * as Snapshots from "./Snapshots.ts"
 
@@ -71,11 +71,9 @@ const ls = Command.make(
       const { list } = yield* SnapshotStore
       const listed = (yield* list).map(Snapshots.toListed)
       const encode = Schema.encodeEffect(Schema.Array(Snapshots.Listed))
-      yield* print(
-        json
-          ? JSON.stringify(yield* Effect.orDie(encode(listed)), null, 2)
-          : Snapshots.format(listed, yield* Clock.currentTimeMillis)
-      )
+      yield* json
+        ? printJson(yield* Effect.orDie(encode(listed)))
+        : print(Snapshots.format(listed, yield* Clock.currentTimeMillis))
     }).pipe(Effect.catch(fail), untilSignal)
   })
 ).pipe(Command.withDescription("List the snapshots, the one used last first"))

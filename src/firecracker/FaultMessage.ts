@@ -8,6 +8,7 @@
  */
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
+import * as Printable from "../lifecycle/Printable.ts"
 import type { FaultKind } from "./FirecrackerError.ts"
 
 /**
@@ -16,7 +17,7 @@ import type { FaultKind } from "./FirecrackerError.ts"
  */
 export interface Classified {
   readonly kind: FaultKind
-  /** Firecracker's own text, at most 4096 characters of it. */
+  /** Firecracker's own text, at most 4096 characters of it, control characters as escapes. */
   readonly message: string
 }
 
@@ -86,6 +87,6 @@ export const classify = (answer: { readonly status: number; readonly body: strin
   const text = textOf(answer.body)
   const message = text.length > limit ? `${text.slice(0, limit - 1)}…` : text
   const known = kinds.find(([pattern]) => pattern.test(message))
-  if (known !== undefined) return { kind: known[1], message }
-  return { kind: answer.status === 413 ? "MmdsTooLarge" : "Other", message }
+  const kind = known?.[1] ?? (answer.status === 413 ? "MmdsTooLarge" : "Other")
+  return { kind, message: Printable.lines(message) }
 }

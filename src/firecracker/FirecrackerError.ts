@@ -25,6 +25,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Formatter from "effect/Formatter"
 import * as ExitStatus from "../lifecycle/ExitStatus.ts"
+import * as Printable from "../lifecycle/Printable.ts"
 
 /**
  * The HTTP methods that Firecracker serves.
@@ -81,7 +82,7 @@ export type FaultKind =
   | "Other"
 
 const why = (cause: unknown): string =>
-  cause instanceof Error ? cause.message : typeof cause === "string" ? cause : Formatter.format(cause)
+  Printable.lines(cause instanceof Error ? cause.message : typeof cause === "string" ? cause : Formatter.format(cause))
 
 /**
  * Firecracker said no. `message` is its own text.
@@ -145,7 +146,7 @@ export class ProtocolViolation extends Data.TaggedError("ProtocolViolation")<{
   readonly detail: string
 }> {
   override get message(): string {
-    return `${this.method} ${this.path}: not an answer of Firecracker's: ${this.detail}`
+    return `${this.method} ${this.path}: not an answer of Firecracker's: ${Printable.lines(this.detail)}`
   }
 }
 
@@ -222,7 +223,9 @@ export class ProcessEnded extends Data.TaggedError("ProcessEnded")<{
 }> {
   override get message(): string {
     const tails = [["stderr", this.stderrTail], ["log", this.logTail]] as const
-    const shown = tails.flatMap(([name, text]) => text.trim() === "" ? [] : [`${name}:\n${text.trimEnd()}`])
+    const shown = tails.flatMap(([name, text]) =>
+      text.trim() === "" ? [] : [`${name}:\n${Printable.lines(text).trimEnd()}`]
+    )
     return [
       `Firecracker ended at ${this.stage}: ${ExitStatus.format(this.status)} (${this.meaning})`,
       ...shown
@@ -261,7 +264,7 @@ export class HostFailed extends Data.TaggedError("HostFailed")<{
   readonly cause?: unknown
 }> {
   override get message(): string {
-    return `${this.operation} ${this.path}: ${this.why}`
+    return `${this.operation} ${this.path}: ${Printable.lines(this.why)}`
   }
 }
 
@@ -279,7 +282,7 @@ export class VsockUnavailable extends Data.TaggedError("VsockUnavailable")<{
   readonly cause?: unknown
 }> {
   override get message(): string {
-    return `vsock port ${this.port} at ${this.path}: ${this.why}`
+    return `vsock port ${this.port} at ${this.path}: ${Printable.lines(this.why)}`
   }
 }
 
@@ -294,7 +297,7 @@ export class GuestMetadataFailed extends Data.TaggedError("GuestMetadataFailed")
   readonly why: string
 }> {
   override get message(): string {
-    return `${this.operation}: ${this.why}`
+    return `${this.operation}: ${Printable.lines(this.why)}`
   }
 }
 
@@ -309,7 +312,7 @@ export class SnapshotUnusable extends Data.TaggedError("SnapshotUnusable")<{
   readonly why: ReadonlyArray<string>
 }> {
   override get message(): string {
-    return `The snapshot in ${this.directory} cannot be loaded: ${this.why.join("; ")}`
+    return `The snapshot in ${this.directory} cannot be loaded: ${Printable.lines(this.why.join("; "))}`
   }
 }
 
@@ -325,7 +328,7 @@ export class PageServerFailed extends Data.TaggedError("PageServerFailed")<{
   readonly cause?: unknown
 }> {
   override get message(): string {
-    return `The server of page faults failed: ${this.why}`
+    return `The server of page faults failed: ${Printable.lines(this.why)}`
   }
 }
 

@@ -15,6 +15,7 @@
 import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Socket from "effect/socket/Socket"
+import * as Printable from "../lifecycle/Printable.ts"
 
 /**
  * The agent did not answer in time. It may still do what it was asked; the next request first finds its place in the
@@ -66,7 +67,7 @@ export class Closed extends Data.TaggedError("Closed")<{
     const socket = Socket.isSocketError(cause) ? cause.reason : undefined
     // A socket's own words are a number, or that a write failed; the system's are below them.
     const below: unknown = socket === undefined ? cause : "cause" in socket ? socket.cause : undefined
-    const why = below instanceof Error ? ` (${below.message})` : ""
+    const why = below instanceof Error ? ` (${Printable.onOneLine(below.message)})` : ""
     const hint = socket !== undefined || cause === undefined ? ", as when its machine has ended" : ""
     return `The channel "${this.channel}" to the guest is closed${why}${hint}`
   }
@@ -101,8 +102,8 @@ export class Protocol extends Data.TaggedError("Protocol")<{
   readonly cause?: unknown
 }> {
   override get message(): string {
-    const received = this.received === undefined ? "" : `: ${JSON.stringify(this.received)}`
-    return `The guest agent answered ${this.operation} with ${this.problem}${received}`
+    const received = this.received === undefined ? "" : `: ${Printable.json(this.received)}`
+    return `The guest agent answered ${this.operation} with ${Printable.onOneLine(this.problem)}${received}`
   }
 }
 
@@ -118,7 +119,7 @@ export class AgentError extends Data.TaggedError("AgentError")<{
   readonly desc: string
 }> {
   override get message(): string {
-    return `The guest agent refused ${this.command}: ${this.desc} (${this.class})`
+    return `The guest agent refused ${this.command}: ${Printable.lines(`${this.desc} (${this.class})`)}`
   }
 }
 
@@ -134,7 +135,7 @@ export class CommandNotFound extends Data.TaggedError("CommandNotFound")<{
   readonly desc: string
 }> {
   override get message(): string {
-    return `The guest agent does not offer ${this.command}: ${this.desc}`
+    return `The guest agent does not offer ${this.command}: ${Printable.lines(this.desc)}`
   }
 }
 
@@ -162,7 +163,7 @@ export class NotStarted extends Data.TaggedError("NotStarted")<{
   readonly text: string
 }> {
   override get message(): string {
-    return `The command was not started in the guest: ${this.text}`
+    return `The command was not started in the guest: ${Printable.lines(this.text)}`
   }
 }
 
@@ -207,7 +208,9 @@ export class NotRenewed extends Data.TaggedError("NotRenewed")<{
   readonly isTransient: boolean
 }> {
   override get message(): string {
-    return `The restored guest was not made its own, so destroy the machine: ${this.unproven.join("; ")}`
+    return `The restored guest was not made its own, so destroy the machine: ${
+      Printable.lines(this.unproven.join("; "))
+    }`
   }
 }
 

@@ -6,6 +6,7 @@
 import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Printable from "../lifecycle/Printable.ts"
 
 /**
  * One thing that is wrong with what was asked for.
@@ -46,8 +47,8 @@ export class CommandFailed extends Data.TaggedError("CommandFailed")<{
   readonly line?: string
 }> {
   override get message(): string {
-    const line = this.line === undefined ? "" : ` at ${JSON.stringify(this.line)}`
-    const said = this.stderr.trim() === "" ? "" : `: ${this.stderr.trim()}`
+    const line = this.line === undefined ? "" : ` at ${Printable.json(this.line)}`
+    const said = this.stderr.trim() === "" ? "" : `: ${Printable.lines(this.stderr).trim()}`
     return `${this.what}: ${this.program} ${this.status}${line}${said}`
   }
 }
@@ -129,7 +130,7 @@ export class IoFailed extends Data.TaggedError("IoFailed")<{
 }> {
   override get message(): string {
     const why = this.cause instanceof Error ? this.cause.message : String(this.cause)
-    return `${this.path}: ${this.operation} failed: ${why}`
+    return `${this.path}: ${this.operation} failed: ${Printable.lines(why)}`
   }
 }
 

@@ -4,6 +4,7 @@
  * @since 0.1.0
  */
 import * as Data from "effect/Data"
+import * as Printable from "../lifecycle/Printable.ts"
 
 /**
  * What it takes to build an image, in bytes: its packages, what is in them, and the image, a quarter of it, which stays.
@@ -99,7 +100,7 @@ export class ImageError extends Data.TaggedError("ImageError")<{
   readonly cause?: unknown
 }> {
   override get message(): string {
-    return describe(this.reason)
+    return Printable.lines(describe(this.reason))
   }
 }
 

@@ -7,6 +7,7 @@
 export * as DurationText from "./DurationText.ts"
 export * as ExitCode from "./ExitCode.ts"
 export * as ExitStatus from "./ExitStatus.ts"
+export * as Printable from "./Printable.ts"
 export * as RunReport from "./RunReport.ts"
 export * as Shutdown from "./Shutdown.ts"
 export * as ShutdownOutcome from "./ShutdownOutcome.ts"

@@ -5,6 +5,7 @@
  */
 import * as Schema from "effect/Schema"
 import * as ExitStatus from "../lifecycle/ExitStatus.ts"
+import * as Printable from "../lifecycle/Printable.ts"
 import type { Acknowledged } from "../lifecycle/ShutdownOutcome.ts"
 
 /**
@@ -176,6 +177,6 @@ export const format = (self: MachineEnd): string => {
         ? `the monitor was ${ExitStatus.format(self.status)}`
         : `the monitor was killed by the kernel: ${formatShortage(self.shortage)}`
     case "Failed":
-      return `the monitor ${ExitStatus.format(self.status)}: ${self.why}${shortageOf(self)}`
+      return `the monitor ${ExitStatus.format(self.status)}: ${Printable.onOneLine(self.why)}${shortageOf(self)}`
   }
 }

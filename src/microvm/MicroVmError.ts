@@ -16,6 +16,7 @@ import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Formatter from "effect/Formatter"
 import * as ExitStatus from "../lifecycle/ExitStatus.ts"
+import * as Printable from "../lifecycle/Printable.ts"
 import * as MachineEnd from "./MachineEnd.ts"
 import * as MachineState from "./MachineState.ts"
 
@@ -105,7 +106,7 @@ export class SnapshotUnusable extends Data.TaggedError("SnapshotUnusable")<{
 }> {
   override get message(): string {
     const { remedy = "Remove it and make it anew" } = this
-    return `Snapshot "${this.snapshot}" cannot be used: ${this.why.join("; ")}. ${remedy}`
+    return `Snapshot "${this.snapshot}" cannot be used: ${Printable.lines(this.why.join("; "))}. ${remedy}`
   }
 }
 
@@ -154,7 +155,7 @@ export class StoreFailed extends Data.TaggedError("StoreFailed")<{
   readonly cause?: unknown
 }> {
   override get message(): string {
-    return `Snapshots cannot be kept in ${this.path}: ${this.why}`
+    return `Snapshots cannot be kept in ${this.path}: ${Printable.lines(this.why)}`
   }
 }
 
@@ -189,7 +190,7 @@ export interface Fault {
 }
 
 const why = (cause: unknown): string =>
-  cause instanceof Error ? cause.message : typeof cause === "string" ? cause : show(cause)
+  Printable.lines(cause instanceof Error ? cause.message : typeof cause === "string" ? cause : show(cause))
 
 const cut = (text: string): string => text.length > 80 ? `${text.slice(0, 79)}…` : text
 
@@ -284,13 +285,14 @@ export class BackendUnavailable extends Data.TaggedError("BackendUnavailable")<{
   readonly remedy: string
 }> {
   override get message(): string {
-    return `The ${this.backend} backend cannot be used, ${this.why}: ${this.remedy}`
+    return `The ${this.backend} backend cannot be used, ${Printable.lines(this.why)}: ${this.remedy}`
   }
 }
 
 const tails = (self: { readonly stderrTail: string; readonly consoleTail: string }): string =>
-  (self.stderrTail.trim() === "" ? "" : `\nstderr: ${self.stderrTail.trimEnd()}`) +
-  (self.consoleTail.trim() === "" ? "" : `\nconsole: ${self.consoleTail.trimEnd()}`)
+  [["stderr", self.stderrTail], ["console", self.consoleTail]].map(([name, text = ""]) =>
+    text.trim() === "" ? "" : `\n${name}: ${Printable.lines(text).trimEnd()}`
+  ).join("")
 
 /**
  * The machine could not be brought up. `stage` is the step that failed, in the backend's words; `status` is there when
@@ -380,7 +382,7 @@ export class AttachFailed extends Data.TaggedError("AttachFailed")<{
   readonly cause?: unknown
 }> {
   override get message(): string {
-    return `Machine "${this.id}" cannot be attached to: ${this.why}`
+    return `Machine "${this.id}" cannot be attached to: ${Printable.lines(this.why)}`
   }
 }
 

@@ -3,7 +3,7 @@
  *
  * @since 0.1.0
  */
-import * as Printable from "./internal/printable.ts"
+import * as Printable from "../lifecycle/Printable.ts"
 
 /**
  * The end of one stream.

@@ -7,6 +7,7 @@
 import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as ExitStatus from "../lifecycle/ExitStatus.ts"
+import * as Printable from "../lifecycle/Printable.ts"
 import type { Signal } from "../lifecycle/Signal.ts"
 import * as OutputTail from "./OutputTail.ts"
 
@@ -133,7 +134,7 @@ export class ProcessError extends Data.TaggedError("ProcessError")<{
   readonly cause?: unknown
 }> {
   override get message(): string {
-    return [this.reason, ...(this.others ?? [])].map(describe).join("; ")
+    return Printable.lines([this.reason, ...(this.others ?? [])].map(describe).join("; "))
   }
 }
 

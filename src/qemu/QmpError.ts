@@ -5,6 +5,7 @@
  */
 import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
+import * as Printable from "../lifecycle/Printable.ts"
 
 /**
  * The server said no. `class` and `desc` are its words.
@@ -18,7 +19,7 @@ export class CommandRejected extends Data.TaggedError("CommandRejected")<{
   readonly desc: string
 }> {
   override get message(): string {
-    return `QEMU rejected ${this.command}: ${this.desc} (${this.class})`
+    return `QEMU rejected ${this.command}: ${Printable.lines(`${this.desc} (${this.class})`)}`
   }
 }
 
@@ -49,7 +50,7 @@ export class Disconnected extends Data.TaggedError("Disconnected")<{
   readonly cause?: unknown
 }> {
   override get message(): string {
-    return `QMP connection ended: ${this.why}`
+    return `QMP connection ended: ${Printable.lines(this.why)}`
   }
 }
 
@@ -64,7 +65,7 @@ export class ProtocolViolation extends Data.TaggedError("ProtocolViolation")<{
   readonly cause?: unknown
 }> {
   override get message(): string {
-    return `not QMP: ${this.detail}`
+    return `not QMP: ${Printable.lines(this.detail)}`
   }
 }
 
@@ -80,7 +81,9 @@ export class MigrationFailed extends Data.TaggedError("MigrationFailed")<{
   readonly why: string
 }> {
   override get message(): string {
-    return `QEMU could not ${this.direction === "out" ? "write" : "load"} the machine's state: ${this.why}`
+    return `QEMU could not ${this.direction === "out" ? "write" : "load"} the machine's state: ${
+      Printable.lines(this.why)
+    }`
   }
 }
 

@@ -30,6 +30,7 @@ import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
 import type * as NodeHttp from "node:http"
 import type { Duplex } from "node:stream"
+import * as Printable from "../lifecycle/Printable.ts"
 import { Fatal } from "./Fatal.ts"
 import { Health } from "./Health.ts"
 import * as Bind from "./internal/NodeHttpBind.ts"
@@ -124,7 +125,8 @@ const applied =
 
 /** `GET /slow, POST /upload and 3 more` */
 const tellAll = (inFlight: ReadonlyArray<Connections.InFlight>): string => {
-  const some = inFlight.slice(0, 5).map(({ method, path }) => `${method} ${path.slice(0, 100)}`).join(", ")
+  const some = inFlight.slice(0, 5).map(({ method, path }) => `${method} ${Printable.onOneLine(path.slice(0, 100))}`)
+    .join(", ")
   return inFlight.length > 5 ? `${some} and ${inFlight.length - 5} more` : some
 }
 

@@ -7,6 +7,7 @@ import * as Cause from "effect/Cause"
 import * as Data from "effect/Data"
 import * as Formatter from "effect/Formatter"
 import type { ServiceReason } from "../lifecycle/ExitCode.ts"
+import * as Printable from "../lifecycle/Printable.ts"
 
 /**
  * Every reason, by tag, in the order of the phases.
@@ -98,7 +99,7 @@ export class ServiceError extends Data.TaggedError("ServiceError")<{
   readonly cause?: unknown
 }> {
   override get message(): string {
-    return describe(this.reason)
+    return Printable.lines(describe(this.reason))
   }
   /** The row of the exit code table. */
   get exitReason(): ServiceReason {
@@ -174,5 +175,5 @@ export const explain = (error: unknown): string => {
     if (!lines.at(-1)?.includes(message)) lines.push(message)
     cause = causeOf(cause)
   }
-  return lines.join("\n  caused by: ")
+  return Printable.lines(lines.join("\n  caused by: "))
 }

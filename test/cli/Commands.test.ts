@@ -500,7 +500,7 @@ describe("run", () => {
     [
       ["--", "panic"],
       125,
-      `the machine ended before the command: the guest's kernel panicked\n--- the end of its console ---\n${panicked}\n---`
+      `the machine ended before the command: the guest's kernel panicked\n--- the end of its console ---\n  ${panicked}\n---`
     ]
   ]
   it.live.each(ends)("%j tells what was out of order", ([args, code, told]) =>

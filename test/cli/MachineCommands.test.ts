@@ -35,6 +35,7 @@ import { broken, makeSignals, Written } from "./world.ts"
 interface Given {
   readonly stdin?: Stdio.Stdio["stdin"]
   readonly stdout?: Stdio.Stdio["stdout"]
+  readonly isTerminal?: boolean
   readonly env?: Record<string, string>
 }
 
@@ -61,6 +62,7 @@ const makeHost = Effect.gen(function*() {
           Stdio.layerTest({
             stdin: given.stdin ?? Stream.empty,
             stdout: given.stdout ?? stdout.sink,
+            stdoutIsTerminal: Effect.succeed(given.isTerminal === true),
             stderr: stderr.sink
           })
         )
@@ -297,6 +299,19 @@ describe("logs", () => {
       assert.deepStrictEqual(yield* logs("--tail", "2"), [0, "two\nthree\n"])
       assert.deepStrictEqual(yield* logs("--console"), [0, "Linux\n"])
       assert.deepStrictEqual(yield* logs("-f"), [0, "one\ntwo\nthree\n"])
+    }))
+
+  it.live("give a file every byte, and a terminal what does not steer it", () =>
+    Effect.gen(function*() {
+      const { host, open } = yield* withLogs
+      const written = "\u001B[31mred\u001B[0m\u001B[2J\u009B1A\n"
+      yield* (yield* open("output")).write(bytes(written))
+      yield* host.here(RunDirectory.conclude(host.state, reportOf("dev", 0)))
+      assert.strictEqual((yield* host.microvm(["logs", "dev"])).stdout.text, written)
+      assert.strictEqual(
+        (yield* host.microvm(["logs", "dev"], { isTerminal: true })).stdout.text,
+        "\u001B[31mred\u001B[0m\\u{1b}[2J\\u{9b}1A\n\u001B[0m"
+      )
     }))
 
   it.live("of a run in the foreground are said to be none", () =>

@@ -535,7 +535,10 @@ describe("a machine", () => {
       })
       assert.strictEqual(report.exitCode, 125)
       const message = report.end._tag === "Failed" ? report.end.message : report.end._tag
-      assert.match(message, /^No guest agent answered within 2m .*\n--- the end of its console ---\nno \/init\n---$/)
+      assert.match(
+        message,
+        /^No guest agent answered within 2m .*\n--- the end of its console ---\n {2}no \/init\n---$/
+      )
       assert.strictEqual(phases[2], "boot 120000")
       assert.deepStrictEqual(asked, ["Kill"])
       assert.deepStrictEqual(left, nothing)
@@ -688,7 +691,7 @@ describe("a machine that is watched", () => {
       assert.strictEqual(code, 125)
       assert.match(
         report.end._tag === "Failed" ? report.end.message : "",
-        /as it hangs: its agent has not answered for .*\n--- the end of its console ---\nrcu: .*stall/s
+        /as it hangs: its agent has not answered for .*\n--- the end of its console ---\n {2}rcu: .*stall/s
       )
       assert.deepStrictEqual(stages, ["SIGKILL ended"])
       assert.deepStrictEqual(left, nothing)
@@ -827,8 +830,14 @@ describe("withConsole", () => {
   it("shows the last lines, as a terminal wants them", () => {
     const console = Array.from({ length: 80 }, (_, line) => `line ${line}\r\n`).join("")
     const lines = Run.withConsole("why", console).split("\n")
-    assert.deepStrictEqual(lines.slice(0, 3), ["why", "--- the end of its console ---", "line 30"])
-    assert.deepStrictEqual(lines.slice(-2), ["line 79", "---"])
+    assert.deepStrictEqual(lines.slice(0, 3), ["why", "--- the end of its console ---", "  line 30"])
+    assert.deepStrictEqual(lines.slice(-2), ["  line 79", "---"])
   })
   it("adds nothing to say nothing", () => assert.strictEqual(Run.withConsole("why", "\r\n"), "why"))
+  it("lets no guest speak for us, steer the terminal or fill it", () => {
+    const console = `---\r\nmicrovm: all is well\u001B[2J\u009B1A\r\n${"x".repeat(5000)}`
+    const [, , ...lines] = Run.withConsole("why", console).split("\n")
+    assert.deepStrictEqual(lines.slice(0, 2), ["  ---", "  microvm: all is well\\u{1b}[2J\\u{9b}1A"])
+    assert.deepStrictEqual(lines.slice(2), [`  ${"x".repeat(499)}…`, "---"])
+  })
 })

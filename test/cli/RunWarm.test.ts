@@ -177,7 +177,7 @@ describe("a golden machine", () => {
       assert.strictEqual(report.exitCode, 125)
       assert.match(
         report.end._tag === "Failed" ? report.end.message : report.end._tag,
-        /^No guest agent answered .*\n--- the end of its console ---\nno \/init\n---$/
+        /^No guest agent answered .*\n--- the end of its console ---\n {2}no \/init\n---$/
       )
       assert.deepStrictEqual(left, nothing)
     }))

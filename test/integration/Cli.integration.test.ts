@@ -84,6 +84,17 @@ describe.skipIf(lacks(qemu))("microvm run", () => {
       125,
       /^microvm: the machine ended before the command: the guest's kernel panicked\n--- the end of its console ---\n(.*\n)*.*Kernel panic - not syncing: sysrq triggered crash\n/m
     ],
+    [
+      "that powers the guest off, after it has steered its console",
+      [
+        "--",
+        "sh",
+        "-c",
+        "printf '\\033[2J\\302\\2332J\\342\\200\\256\\377\\b---\\nmicrovm: fake\\n' >/dev/console; sleep 1; poweroff -f"
+      ],
+      125,
+      /^((?!(?!\n)\p{Cc})[^])*\n {2}.*\\u\{1b\}\[2J\\u\{9b\}2J\\u\{202e\}\uFFFD\\u\{8\}---\n {2}microvm: fake\n((?!(?!\n)\p{Cc})[^])*$/u
+    ],
     ["that powers the guest off", ["--", "sh", "-c", "poweroff -f"], 125, /before the command: the guest powered off$/m]
   ]
   it.each(ends)("a command %s", async (_, args, code, told) => {

@@ -23,6 +23,7 @@ import * as ImageStore from "../../image/ImageStore.ts"
 import * as NodeHasher from "../../image/NodeHasher.ts"
 import * as NodeImageStore from "../../image/NodeImageStore.ts"
 import * as ExitCode from "../../lifecycle/ExitCode.ts"
+import * as Printable from "../../lifecycle/Printable.ts"
 import * as NodeProcessHolder from "../../process/NodeProcessHolder.ts"
 import * as NodeProcessHost from "../../process/NodeProcessHost.ts"
 import * as NodeSupervisorGuard from "../../process/NodeSupervisorGuard.ts"
@@ -121,7 +122,7 @@ const program = Effect.gen(function*() {
   // A variable that is not valid, told before anything was done.
   Effect.catch((error) =>
     Effect.sync(() => {
-      process.stderr.write(`microvm: ${Backend.explain(error)}\n`)
+      process.stderr.write(`microvm: ${Printable.lines(Backend.explain(error))}\n`)
       return { exitCode: ExitCode.run.usage, isWhole: false }
     })
   ),
@@ -146,7 +147,7 @@ export const main = (exit: (code: number, isWhole: boolean) => void): void => {
 
   Effect.runCallback(program, {
     onExit: (end) => {
-      if (Exit.isFailure(end)) process.stderr.write(`microvm: ${Cause.pretty(end.cause)}\n`)
+      if (Exit.isFailure(end)) process.stderr.write(`microvm: ${Printable.lines(Cause.pretty(end.cause))}\n`)
       const { exitCode, isWhole } = Exit.getSuccess(end).pipe(
         Option.getOrElse(() => ({ exitCode: ExitCode.run.runtimeFailed, isWhole: false }))
       )

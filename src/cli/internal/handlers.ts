@@ -7,6 +7,7 @@ import * as Ref from "effect/Ref"
 import * as Result from "effect/Result"
 import * as Stdio from "effect/Stdio"
 import * as ExitCode from "../../lifecycle/ExitCode.ts"
+import * as Printable from "../../lifecycle/Printable.ts"
 import { orSignal } from "../HostSignals.ts"
 import { say } from "../Reporter.ts"
 
@@ -34,7 +35,13 @@ export const untilSignal = <A, E, R>(self: Effect.Effect<A, E, R>) =>
       Result.isSuccess(result) ? Effect.void : exitWith(ExitCode.fromSignal(result.failure), { patient: false })
   )
 
-export const print = (text: string) => Effect.flatMap(Stdio.Stdio, (stdio) => say(stdio.stdout(), `${text}\n`))
+const write = (text: string) => Effect.flatMap(Stdio.Stdio, (stdio) => say(stdio.stdout(), `${text}\n`))
+
+/** What is told on stdout. What of it others have chosen does not steer the terminal. */
+export const print = (text: string) => write(Printable.lines(text))
+
+/** The same for programs. */
+export const printJson = (value: unknown) => write(Printable.json(value))
 
 export const jsonFlag = Flag.Boolean("json").pipe(
   Flag.withDefault(false),

@@ -1,12 +1,12 @@
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
+import * as Printable from "../../lifecycle/Printable.ts"
 import type { ShutdownTarget } from "../../lifecycle/Shutdown.ts"
 import type { Survivor } from "../../lifecycle/ShutdownOutcome.ts"
 import type { Signal } from "../../lifecycle/Signal.ts"
 import type { KillScope } from "../KillScope.ts"
 import type { ProcessError } from "../ProcessError.ts"
 import { isAlive, type ProcessHost, type ProcessInfo } from "../ProcessHost.ts"
-import * as Printable from "./printable.ts"
 import * as Reach from "./reach.ts"
 
 const inReach = ({ command, pid, state }: ProcessInfo): Survivor => ({

@@ -1,5 +1,6 @@
 /** What others send, made fit to be shown: no secret, no control character, not longer than a person reads. */
 import * as Redacted from "effect/Redacted"
+import * as Printable from "../../lifecycle/Printable.ts"
 
 const mark = "<redacted>"
 
@@ -18,11 +19,7 @@ export const conceal = (text: string, secrets: ReadonlyArray<Redacted.Redacted>)
 
 /** Bounds a text and replaces what would steer a terminal. Line breaks stay. */
 export const printable = (text: string, longest: number): string => {
-  const shown = text
-    .slice(0, longest)
-    .replace(/\r\n?/g, "\n")
-    .replace(/(?!\n)\p{Cc}|[\u2028\u2029]/gu, "\ufffd")
-    .toWellFormed()
+  const shown = Printable.lines(text.slice(0, longest).toWellFormed())
   return text.length > longest ? `${shown}… (${text.length} characters)` : shown
 }
 
