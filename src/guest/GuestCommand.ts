@@ -60,7 +60,10 @@ export interface EndOptions {
    * themselves as long as no process that the command left behind holds them open. Default 1 second.
    */
   readonly drain?: Duration.Input | undefined
-  /** The longest that closing the scope may take; an interruption while it starts may take it twice. Default 2 seconds. */
+  /**
+   * The longest that closing the scope may take; an interruption while it starts may take it twice. Default 2 seconds. A guest that has
+   * not answered by then, as one that is paused, is asked to kill the command when it answers again.
+   */
   readonly closeWithin?: Duration.Input | undefined
 }
 
@@ -336,12 +339,16 @@ const connectTo = Effect.fnUntraced(function*(
   })
 
   yield* Effect.addFinalizer(Effect.fnUntraced(function*() {
+    let isAsked = false
     yield* Effect.gen(function*() {
       yield* Effect.andThen(stdout.discard, stderr.discard)
       if (!Deferred.isDoneUnsafe(exit)) yield* agent.kill(pid, "SIGKILL")
+      isAsked = true
       yield* endInput
       yield* Effect.andThen(over, streamsEnded)
     }).pipe(Effect.timeoutOption(closeWithin), Effect.ignore)
+    // It ends with the agent's channel, if not before.
+    if (!isAsked) yield* Effect.forkDetach(insist(agent, pid))
     yield* Deferred.succeed(exit, ExitStatus.lost("its scope was closed before its end was known", "agent"))
     if (isClean() || (yield* isUntouched(over))) yield* slot.release("clean")
   }))
@@ -365,6 +372,23 @@ const connectTo = Effect.fnUntraced(function*(
     kill: Effect.fn("GuestCommand.kill")(function*(signal) {
       if (!Deferred.isDoneUnsafe(exit)) yield* agent.kill(pid, signal)
     })
+  }
+})
+
+/**
+ * Kills what could not be killed in time. A guest that stands still, as while it is saved, or starves, goes on some day, and what runs
+ * there with it. So it is asked until it answers, or is gone.
+ */
+const insist = Effect.fnUntraced(function*(agent: GuestAgent, pid: number) {
+  for (let faults = 0; faults <= maxFaults;) {
+    // One that has ended may have left its number to another.
+    const kill = Effect.flatMap(agent.poll(pid), (end) => Option.isSome(end) ? Effect.void : agent.kill(pid, "SIGKILL"))
+    const killed = yield* Effect.result(kill)
+    if (Result.isSuccess(killed)) return
+    const { reason } = killed.failure
+    if (reason._tag === "UnknownProcess" || reason._tag === "Closed") return
+    if (isFault(reason)) faults++
+    yield* Effect.sleep(slowPoll.longest)
   }
 })
 

@@ -84,6 +84,24 @@ const formatPath = (searched: ReadonlyArray<string>): string => {
   return ["…", ...whole].join(":")
 }
 
+/** fork(2) and execve(2), in words, with what to do. */
+const refusals: Readonly<Record<string, string>> = {
+  EAGAIN: "no more processes may be started: end some, or raise the limit of the user (ulimit -u), " +
+    "of the cgroup (pids.max) or of the kernel (kernel.pid_max, kernel.threads-max)",
+  ENOMEM:
+    "memory is short: free some, raise the limit of the cgroup (memory.max), or let the kernel promise more (vm.overcommit_memory)",
+  EMFILE: "this process has as many files open as it may: close some, or raise its limit (ulimit -n)",
+  ENFILE:
+    "all processes together have as many files open as they may: close some, or raise the limit (sysctl fs.file-max)",
+  ETXTBSY: "somebody has the file open to write: start it when it is closed, or put it in place by a rename",
+  E2BIG:
+    "its arguments and variables are too long, 128 KiB each or all together (a quarter of ulimit -s): pass them in a file or on stdin"
+}
+const whyNot = (code: string): string => {
+  const why = refusals[code]
+  return why === undefined ? code : `${why} (${code})`
+}
+
 const describe: (reason: ProcessErrorReason) => string = ProcessErrorReason.$match({
   InvalidArgument: ({ field, why }) => `${field}: ${why}`,
   NotFound: ({ command, searched }) =>
@@ -94,7 +112,7 @@ const describe: (reason: ProcessErrorReason) => string = ProcessErrorReason.$mat
   BadWorkingDirectory: ({ path, why }) => `cwd ${path}: ${why}`,
   ScopeUnavailable: ({ killScope, why }) =>
     `kill scope "${killScope}" cannot be had: ${why}: use "auto" to take what can`,
-  SpawnFailed: ({ code, command }) => `${command}: could not be started: ${code}`,
+  SpawnFailed: ({ code, command }) => `${command}: could not be started: ${whyNot(code)}`,
   SignalFailed: ({ code, signal, target }) => `${signal} could not be sent to ${target}: ${code}`,
   OutputDropped: ({ bytes, stream }) =>
     `${stream}: ${bytes} bytes were dropped before it was read: read it from the start, or keep a longer tail`,

@@ -494,6 +494,26 @@ describe("closing the scope", () => {
       expect((yield* runAll(start("cat"), ["fresh"])).stdout).toBe("fresh")
     }))
 
+  it.effect("of one in a guest that stands still kills it when the guest goes on, whenever that is", () =>
+    Effect.gen(function*() {
+      for (const still of ["3 seconds", "1 hour"] as const) {
+        const { guest, start } = yield* setUp()
+        const scope = yield* Scope.make()
+        yield* Scope.provide(start("sleep", "1000000"), scope)
+        yield* guest.pause
+        // By now the agent is being asked for its end.
+        yield* TestClock.adjust("5 seconds")
+        const closing = yield* background(Scope.close(scope, Exit.void))
+        yield* TestClock.adjust(still)
+        yield* Fiber.join(closing)
+        expect(yield* guest.running).toHaveLength(1)
+        yield* guest.resume
+        // It is greeted every 30 seconds by then.
+        yield* TestClock.adjust("1 minute")
+        expect(yield* guest.running).toEqual([])
+      }
+    }))
+
   it.effect("ends streams that are still read, and the input", () =>
     Effect.gen(function*() {
       const { start } = yield* setUp()
