@@ -20,7 +20,8 @@ import {
   writeFileSync
 } from "node:fs"
 import { join } from "node:path"
-import { addBase, image, inDirectory, layer, owner, systemError, tree, whole, type World } from "./diskSupport.ts"
+import { systemError } from "../files.ts"
+import { addBase, image, inDirectory, layer, owner, tree, whole, type World } from "./diskSupport.ts"
 
 const SIZE = 65_536
 

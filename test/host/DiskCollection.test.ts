@@ -4,7 +4,8 @@ import * as Effect from "effect/Effect"
 import * as TestClock from "effect/testing/TestClock"
 import { cpSync, mkdirSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
-import { addBase, image, inDirectory, layer, owner, systemError, tree, type World } from "./diskSupport.ts"
+import { systemError } from "../files.ts"
+import { addBase, image, inDirectory, layer, owner, tree, type World } from "./diskSupport.ts"
 
 const at = (id: string) => ({ id, token: owner.token })
 

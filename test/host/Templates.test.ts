@@ -21,7 +21,8 @@ import {
   writeFileSync
 } from "node:fs"
 import { join } from "node:path"
-import { addBase, image, inDirectory, layer, systemError, tree, type World } from "./diskSupport.ts"
+import { systemError } from "../files.ts"
+import { addBase, image, inDirectory, layer, tree, type World } from "./diskSupport.ts"
 
 const using = <A>(
   directory: string,

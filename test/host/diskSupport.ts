@@ -1,5 +1,4 @@
 /** Templates and clones in a directory of their own, on a host of which every step can be watched, and can be the last. */
-import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
 import * as NodePath from "@effect/platform-node/NodePath"
 import {
   DiskClones,
@@ -13,10 +12,9 @@ import { NodeProcessHost, ProcessHost } from "effect-microvm-runtime/process"
 import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
-import * as PlatformError from "effect/PlatformError"
 import { copyFileSync, existsSync, lstatSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs"
-import { tmpdir } from "node:os"
 import { join } from "node:path"
+import { scratch, stepping } from "../files.ts"
 
 export const owner = { id: "vm-1", token: "0123456789abcdef" }
 
@@ -40,19 +38,9 @@ export const image = (
   return bytes
 }
 
-export const systemError = (code: string) =>
-  PlatformError.systemError({
-    _tag: "Unknown",
-    module: "FileSystem",
-    method: "test",
-    cause: Object.assign(new Error(`${code}: as the test wants it`), { code })
-  })
-
-export type Hook = (step: string) => Effect.Effect<void>
-
 export interface World {
   /** Told of each step before it is made. What dies here is not made. */
-  readonly hook?: Hook
+  readonly hook?: (step: string) => Effect.Effect<void>
   /** In place of a program. By default cp(1) copies, and the others do nothing. */
   readonly program?:
     | ((command: HostCommands.HostCommand) => Effect.Effect<string, HostError.HostError> | undefined)
@@ -91,31 +79,8 @@ const doomed = Layer.effect(
 const fileSystem = ({ files, hook = () => Effect.void }: World) =>
   Layer.effect(
     FileSystem.FileSystem,
-    Effect.map(FileSystem.FileSystem, (fs): FileSystem.FileSystem => {
-      const step = <Args extends ReadonlyArray<unknown>, A, R>(
-        name: string,
-        run: (...args: Args) => Effect.Effect<A, PlatformError.PlatformError, R>
-      ) =>
-      (...args: Args) => Effect.andThen(hook(`${name} ${args.map(String).join(" ")}`), run(...args))
-      return {
-        ...fs,
-        chmod: step("chmod", fs.chmod),
-        copyFile: step("copyFile", fs.copyFile),
-        makeDirectory: step("makeDirectory", fs.makeDirectory),
-        makeTempDirectory: step("makeTempDirectory", fs.makeTempDirectory),
-        open: step("open", fs.open),
-        readDirectory: step("readDirectory", fs.readDirectory),
-        readFileString: step("readFileString", fs.readFileString),
-        remove: step("remove", fs.remove),
-        rename: step("rename", fs.rename),
-        stat: step("stat", fs.stat),
-        truncate: step("truncate", fs.truncate),
-        utimes: step("utimes", fs.utimes),
-        writeFileString: step("writeFileString", fs.writeFileString),
-        ...files?.(fs)
-      }
-    })
-  ).pipe(Layer.provide(NodeFileSystem.layer))
+    Effect.map(FileSystem.FileSystem, (fs): FileSystem.FileSystem => ({ ...fs, ...files?.(fs) }))
+  ).pipe(Layer.provide(stepping(hook)))
 
 const diskFiles = ({ hook = () => Effect.void, reflink = () => Effect.succeed(false), room }: World) =>
   Layer.effect(
@@ -159,7 +124,7 @@ export const layer = (directory: string, world: World = {}) =>
 export const inDirectory = <A, E>(use: (directory: string) => Effect.Effect<A, E>): Effect.Effect<A, E> =>
   Effect.acquireUseRelease(
     Effect.sync(() => {
-      const directory = mkdtempSync(join(tmpdir(), "disks-"))
+      const directory = mkdtempSync(join(scratch, "disks-"))
       writeFileSync(join(directory, "base.img"), image(65_536))
       return directory
     }),
