@@ -129,7 +129,7 @@ const open = Effect.fnUntraced(function*(
     supervisor,
     resources: yield* resources(state, options),
     ...(options.detach ? { logs: yield* logs } : {}),
-    conclude: (report) => Effect.ignore(Effect.provideContext(RunDirectory.conclude(state, report), context)),
+    conclude: (...args) => Effect.ignore(Effect.provideContext(RunDirectory.conclude(state, ...args), context)),
     // Once, though another machine may follow the first. Neither waits for the other to go well. Both look at one run after the other,
     // as what the guest says meanwhile is to be heard at once, and its processor is ours.
     tidy: yield* Effect.cached(

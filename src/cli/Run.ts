@@ -236,6 +236,17 @@ export const run = Effect.fn("Run.run")(function*(
   const staysAsItIs = ({ _tag }: RunEnd): boolean =>
     !isOurs && recovered?.released === undefined && _tag !== "MachineEnded" && _tag !== "TimedOut"
   let isLeft = false
+  const reportOf = (end: RunEnd, outcome?: ShutdownOutcome): RunReport => ({
+    id,
+    backend,
+    backendDetail: context.backendDetail,
+    command: options.command,
+    end,
+    exitCode: ExitCode.fromRun(end, outcome),
+    phases: [...phases],
+    ...(cameUp === undefined ? {} : { start: cameUp }),
+    ...(outcome === undefined ? {} : { shutdown: outcome })
+  })
   const { end, outcome } = yield* Effect.scoped(Effect.gen(function*() {
     const cut = yield* Deferred.make<RunEnd>()
     let machine: Machine.Machine | undefined
@@ -453,6 +464,8 @@ export const run = Effect.fn("Run.run")(function*(
       }
     }
     if (machine === undefined || isLeft) return { end: ended, outcome: undefined }
+    // The guest has told the end of its command, and tells it once.
+    yield* place?.conclude(reportOf(ended), { stops: true }) ?? Effect.void
     const { capabilities, shutdown } = machine
     const grace = stopGrace ?? options.grace
     const { stages: [first, ...rest] } = Machine.defaultPolicy(capabilities)
@@ -477,17 +490,7 @@ export const run = Effect.fn("Run.run")(function*(
   })).pipe(Effect.catchCause((cause) => Effect.succeed({ end: toEnd(Cause.squash(cause)), outcome: undefined })))
 
   yield* Deferred.succeed(gone, outcome)
-  const report: RunReport = {
-    id,
-    backend,
-    backendDetail: context.backendDetail,
-    command: options.command,
-    end,
-    exitCode: ExitCode.fromRun(end, outcome),
-    phases,
-    ...(cameUp === undefined ? {} : { start: cameUp }),
-    ...(outcome === undefined ? {} : { shutdown: outcome })
-  }
+  const report = reportOf(end, outcome)
   if (recovered !== undefined) yield* context.resume?.(recovered) ?? Effect.void
   if (place !== undefined) {
     if (!isLeft && !staysAsItIs(end)) yield* place.conclude(report)

@@ -6,6 +6,7 @@
  *                 journal/           what its machine has of this host; there is a record as long as anything is left
  *                 output.N.log       what its command has said, see RunLog
  *                 console.N.log      what its machine's console has said
+ *                 end.json           the same, while its machine still stops
  *                 report.json        how it ended, once it has
  * ```
  *
@@ -22,7 +23,6 @@ import * as FileSystem from "effect/FileSystem"
 import * as Option from "effect/Option"
 import * as Path from "effect/Path"
 import type * as PlatformError from "effect/PlatformError"
-import { hasProperty } from "effect/Predicate"
 import * as Schema from "effect/Schema"
 import { MachineId, MachineRecord } from "../journal/MachineRecord.ts"
 import * as ExitCode from "../lifecycle/ExitCode.ts"
@@ -32,7 +32,7 @@ import * as OwnedFiles from "../process/OwnedFiles.ts"
 import * as OwnerLock from "../process/OwnerLock.ts"
 import type { ProcessHost } from "../process/ProcessHost.ts"
 import * as ProcessIdentity from "../process/ProcessIdentity.ts"
-import { modifiedAt, put, readJson } from "./internal/runFiles.ts"
+import { isTaken, modifiedAt, put, readJson } from "./internal/runFiles.ts"
 
 /**
  * What a run was asked for. `supervisor` is the process that it belongs to; `startedAt` is in ISO 8601, UTC; of `env` there are
@@ -75,6 +75,7 @@ export interface Paths {
   readonly directory: string
   readonly journal: string
   readonly options: string
+  readonly end: string
   readonly report: string
 }
 
@@ -276,7 +277,13 @@ export const pathsOf = (state: string, id: string): Effect.Effect<Paths, never, 
   Effect.map(Path.Path, (path) => {
     const directory = path.join(state, "runs", id)
     const at = (name: string) => path.join(directory, name)
-    return { directory, journal: at("journal"), options: at("options.json"), report: at("report.json") }
+    return {
+      directory,
+      journal: at("journal"),
+      options: at("options.json"),
+      end: at("end.json"),
+      report: at("report.json")
+    }
   })
 
 /** Is anything of its machine left, whether or not its record can be read? */
@@ -339,7 +346,9 @@ const inspect: (
     (before !== undefined && (yield* ProcessIdentity.isAlive(before.supervisor)))
   // Read now: what a supervisor leaves, it has left before it is gone.
   const record = isAlive ? before : yield* readJson(MachineRecord, recordFile)
-  const report = yield* readJson(RunReport, paths.report)
+  // Who was killed while its machine stopped has not come to the report.
+  const report = (yield* readJson(RunReport, paths.report)) ??
+    (isAlive ? undefined : yield* readJson(RunReport, paths.end))
   const endedAt = yield* modifiedAt(report === undefined ? paths.options : paths.report)
   const common = { id, paths, info, record, report }
   if (isAlive) {
@@ -469,10 +478,6 @@ const removeOver = Effect.fnUntraced(function*(state: string, id: string, own: s
   )
 })
 
-/** rename(2) puts a directory where there is none, or an empty one. */
-const isTaken = ({ reason: { cause } }: PlatformError.PlatformError): boolean =>
-  hasProperty(cause, "code") && (cause.code === "ENOTEMPTY" || cause.code === "EEXIST" || cause.code === "ENOTDIR")
-
 /**
  * Makes the directory of a run of this process. One of the same id that is over is removed. Fails with `StillUp` and `LeftBehind`.
  *
@@ -524,18 +529,20 @@ export const adopt = Effect.fn("RunDirectory.adopt")(function*(
 })
 
 /**
- * Leaves the report of a run, which is over with that. It is on the disk when this is done.
+ * Leaves the report of a run, which is over with that. It is on the disk when this is done. While the machine of one that has ended
+ * still `stops`, the report is for whoever comes after a supervisor that does not live to see that.
  *
  * @category operations
  * @since 0.1.0
  */
 export const conclude = Effect.fn("RunDirectory.conclude")(function*(
   state: string,
-  report: RunReport
+  report: RunReport,
+  { stops = false }: { readonly stops?: boolean } = {}
 ): Effect.fn.Return<void, RunDirectoryError, Services> {
-  const { report: file } = yield* pathsOf(state, report.id)
+  const paths = yield* pathsOf(state, report.id)
   const text = yield* Effect.orDie(Schema.encodeEffect(Schema.fromJsonString(RunReport))(report))
-  yield* usable(state)(put(file, text, true))
+  yield* usable(state)(put(stops ? paths.end : paths.report, text, !stops))
 })
 
 /**

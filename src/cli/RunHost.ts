@@ -35,8 +35,8 @@ export interface Place {
     /** Adds what of the console's last text nobody has written there: while its machine had no supervisor. */
     readonly catchUp: (console: string) => Effect.Effect<void>
   }
-  /** Leaves the report, for `microvm wait`. */
-  readonly conclude: (report: RunReport) => Effect.Effect<void>
+  /** Leaves the report, for `microvm wait`; while the machine still `stops`, for the case that we are killed meanwhile. */
+  readonly conclude: (report: RunReport, options?: { readonly stops?: boolean }) => Effect.Effect<void>
   /** Sees to what runs that were killed have left, once, however often it is run. It is for when there is nothing else to do. */
   readonly tidy: Effect.Effect<void>
 }

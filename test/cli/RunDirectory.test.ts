@@ -80,6 +80,24 @@ describe("a run", () => {
       assert.isDefined(left.endedAt)
     }).pipe(Effect.provide(layer)))
 
+  it.live("whose supervisor has died while its machine stopped has ended as its command has", () =>
+    Effect.gen(function*() {
+      const state = yield* makeState
+      yield* RunDirectory.begin(state, infoOf("dev"))
+      yield* leaveRecord(state, "dev")
+      yield* RunDirectory.conclude(state, reportOf("dev", 7), { stops: true })
+      const stopping = yield* RunDirectory.find(state, "dev")
+      assert.deepStrictEqual([stopping.state, RunDirectory.exitCodeOf(stopping)], ["up", undefined])
+      yield* kill(state, "dev")
+      const left = yield* RunDirectory.find(state, "dev")
+      assert.deepStrictEqual([left.state, RunDirectory.exitCodeOf(left)], ["left behind", 7])
+      NodeFs.rmSync(left.paths.journal, { recursive: true })
+      const over = yield* RunDirectory.find(state, "dev")
+      assert.deepStrictEqual([over.state, RunDirectory.exitCodeOf(over)], ["over", 7])
+      yield* RunDirectory.conclude(state, reportOf("dev", 137))
+      assert.strictEqual(RunDirectory.exitCodeOf(yield* RunDirectory.find(state, "dev")), 137)
+    }).pipe(Effect.provide(layer)))
+
   it.live("that was adopted by way of its record is up, too", () =>
     Effect.gen(function*() {
       const state = yield* makeState

@@ -73,6 +73,7 @@ const leave = Effect.fnUntraced(
       resumed,
       told,
       reports: kept.reports,
+      early: kept.early,
       ready: () => ready,
       answer: () => void (answers = true),
       isThere: Effect.map(driver.claims, (claims) => claims.length === 1)
@@ -83,18 +84,21 @@ const leave = Effect.fnUntraced(
 describe("a run that was left", () => {
   it.effect("stays as it is while its guest does not answer, and is gone on with once it does", () =>
     Effect.gen(function*() {
-      const { answer, isThere, ready, reports, resumed, told } = yield* leave()
+      const { answer, early, isThere, ready, reports, resumed, told } = yield* leave()
       for (let times = 1; times <= 2; times++) {
         const { code, report } = yield* (yield* resumed).end
         assert.deepStrictEqual([code, report.shutdown, yield* isThere], [125, undefined, true])
         assert.deepStrictEqual([told.length, told.at(-1)?.action], [times, "Left"])
         assert.match(told.at(-1)?.why ?? "", /^its process lives, but nobody could go on with it, No guest agent/)
-        assert.deepStrictEqual([reports, ready()], [[], 0])
+        assert.deepStrictEqual([reports, early, ready()], [[], [], 0])
       }
       answer()
       const { report, stages } = yield* (yield* resumed).end
       assert.deepStrictEqual([report.end._tag, stages], ["Completed", ["guest power-off ended"]])
       assert.deepStrictEqual([ready(), reports.length, told.length, yield* isThere], [1, 1, 2, false])
+      // What the guest tells once is told further before its machine is stopped.
+      const { end, exitCode } = report
+      assert.deepStrictEqual(early.map((one) => [one.end, one.exitCode, one.shutdown]), [[end, exitCode, undefined]])
     }))
 
   for (const millis of [0, 1, 5000, 14_999]) {

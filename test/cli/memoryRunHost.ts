@@ -27,11 +27,13 @@ const noFiles = Layer.merge(
 export interface Kept {
   readonly journal: Layer.Layer<Journal.Journal>
   readonly reports: Array<RunReport>
+  /** Those of runs whose machine still stopped. */
+  readonly early: Array<RunReport>
 }
 
 export const makeKept: Effect.Effect<Kept, JournalError, Scope.Scope> = Effect.map(
   Layer.build(Layer.provide(Journal.layerMemory(), NodeProcessHost.layer)),
-  (context) => ({ journal: Layer.succeedContext(context), reports: [] })
+  (context) => ({ journal: Layer.succeedContext(context), reports: [], early: [] })
 )
 
 export const layerWith = (
@@ -54,7 +56,8 @@ export const layerWith = (
       return {
         supervisor: Context.get(services, Supervisor.Supervisor),
         resources: [],
-        conclude: (report: RunReport) => Effect.sync(() => void kept?.reports.push(report)),
+        conclude: (report: RunReport, { stops = false } = {}) =>
+          Effect.sync(() => void (stops ? kept?.early : kept?.reports)?.push(report)),
         tidy: yield* Effect.cached(tidy)
       }
     }),

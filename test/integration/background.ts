@@ -218,7 +218,7 @@ export class Runs implements AsyncDisposable {
   /** All that there is beside what is kept of runs that are over, with the half of a file of who was killed while it wrote. */
   traces(): ReadonlyArray<string> {
     const kept =
-      /^(control-key|tmp|users|users\/(next|slots)|runs|runs\/[^/]+(\/((options|report)\.json(\.new)?|(output|console)\.\d+\.log|journal(\/(lease|held|machines|tmp(\/[^/]+)?|quarantine))?))?)$/
+      /^(control-key|tmp|users|users\/(next|slots)|runs|runs\/[^/]+(\/((options|end|report)\.json(\.new)?|(output|console)\.\d+\.log|journal(\/(lease|held|machines|tmp(\/[^/]+)?|quarantine))?))?)$/
     return [
       ...this.processes().map(({ command, pid }) => `${command}[${pid}]`),
       ...text("/proc/net/unix").split("\n").filter((line) => line.includes(this.prefix)),

@@ -3,6 +3,8 @@ import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
 import * as Option from "effect/Option"
 import * as Path from "effect/Path"
+import type * as PlatformError from "effect/PlatformError"
+import { hasProperty } from "effect/Predicate"
 import * as Schema from "effect/Schema"
 import * as OwnedFiles from "../../process/OwnedFiles.ts"
 
@@ -31,3 +33,7 @@ export const put = Effect.fnUntraced(function*(file: string, text: string, durab
   yield* fs.rename(own, file)
   if (durable) yield* OwnedFiles.sync(path.dirname(file))
 })
+
+/** rename(2) puts a directory where there is none, or an empty one. */
+export const isTaken = ({ reason: { cause } }: PlatformError.PlatformError): boolean =>
+  hasProperty(cause, "code") && (cause.code === "ENOTEMPTY" || cause.code === "EEXIST" || cause.code === "ENOTDIR")
