@@ -449,7 +449,11 @@ describe("without a descriptor left", () => {
   })
 
   it("a start fails and leaves none open, however many there are", () => {
-    const failures = Array.from({ length: 8 }, (_, free) => `${free}: /bin/true: could not be started: EMFILE`)
+    const failures = Array.from(
+      { length: 8 },
+      (_, free) =>
+        `${free}: /bin/true: could not be started: this process has as many files open as it may: close some, or raise its limit (ulimit -n) (EMFILE)`
+    )
     expect(tell("starved-spawn.ts")).toEqual({ failures, left: 0 })
   })
 
