@@ -247,6 +247,8 @@ export const run = Effect.fn("Run.run")(function*(
     ...(cameUp === undefined ? {} : { start: cameUp }),
     ...(outcome === undefined ? {} : { shutdown: outcome })
   })
+  /** For the case that we are killed before the machine is gone. */
+  const foretell = (end: RunEnd) => place?.conclude(reportOf(end), { stops: true }) ?? Effect.void
   const { end, outcome } = yield* Effect.scoped(Effect.gen(function*() {
     const cut = yield* Deferred.make<RunEnd>()
     let machine: Machine.Machine | undefined
@@ -395,7 +397,10 @@ export const run = Effect.fn("Run.run")(function*(
         yield* left === undefined ? Effect.forkScoped(whenExecuted(started, onStarted)) : onStarted
         // While the command is waited for: until it runs, there is enough to do.
         yield* Effect.forkIn(Effect.andThen(started.begun, opened.tidy), outer)
-        return { _tag: "Completed", status: yield* Fiber.join(connected) } satisfies RunEnd
+        // The guest tells it once, and what the command has left behind may hold its output open.
+        const told = Effect.flatMap(started.exit, (status) => foretell({ _tag: "Completed", status }))
+        const [status] = yield* Effect.all([Fiber.join(connected), Effect.ignore(told)], { concurrency: "unbounded" })
+        return { _tag: "Completed", status } satisfies RunEnd
       })
       return yield* phase("command")(
         Option.match(options.timeout, {
@@ -449,6 +454,7 @@ export const run = Effect.fn("Run.run")(function*(
     const agent = isHung ? undefined : up?.agent
     up = undefined
     isStopping = true
+    if (machine !== undefined && ended._tag !== "Completed" && !staysAsItIs(ended)) yield* foretell(ended)
     yield* Scope.close(doors, Exit.void).pipe(
       Effect.forkIn(yield* Effect.scope, { startImmediately: true }),
       Effect.flatMap(Fiber.await),
@@ -464,8 +470,6 @@ export const run = Effect.fn("Run.run")(function*(
       }
     }
     if (machine === undefined || isLeft) return { end: ended, outcome: undefined }
-    // The guest has told the end of its command, and tells it once.
-    yield* place?.conclude(reportOf(ended), { stops: true }) ?? Effect.void
     const { capabilities, shutdown } = machine
     const grace = stopGrace ?? options.grace
     const { stages: [first, ...rest] } = Machine.defaultPolicy(capabilities)

@@ -349,7 +349,8 @@ const inspect: (
   // Who was killed while its machine stopped has not come to the report.
   const report = (yield* readJson(RunReport, paths.report)) ??
     (isAlive ? undefined : yield* readJson(RunReport, paths.end))
-  const endedAt = yield* modifiedAt(report === undefined ? paths.options : paths.report)
+  const endedAt = (yield* modifiedAt(paths.report)) ??
+    (yield* modifiedAt(report === undefined ? paths.options : paths.end))
   const common = { id, paths, info, record, report }
   if (isAlive) {
     return report === undefined ? { ...common, state: "up", endedAt: undefined } : { ...common, state: "over", endedAt }

@@ -94,6 +94,7 @@ describe("a run", () => {
       NodeFs.rmSync(left.paths.journal, { recursive: true })
       const over = yield* RunDirectory.find(state, "dev")
       assert.deepStrictEqual([over.state, RunDirectory.exitCodeOf(over)], ["over", 7])
+      assert.deepStrictEqual(yield* RunDirectory.prune(state), [])
       yield* RunDirectory.conclude(state, reportOf("dev", 137))
       assert.strictEqual(RunDirectory.exitCodeOf(yield* RunDirectory.find(state, "dev")), 137)
     }).pipe(Effect.provide(layer)))
