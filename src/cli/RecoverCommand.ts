@@ -96,6 +96,15 @@ const recoverOne = Effect.fnUntraced(function*(
   }
   const recovered = yield* recover(run.id, { dryRun, mode })
   if (recovered.length > 0) return mode === "adopt" ? recovered.map(dryRun ? unasked : unwatched) : recovered
+  if (!mayGoOn) {
+    // Its guard, or another one, may have been quicker.
+    const state = yield* RunDirectory.stateDirectory
+    const now = yield* Effect.option(RunDirectory.find(state, run.id, { whole: true }))
+    if (Option.isNone(now) || now.value.state !== "left behind") {
+      const kept: Supervisor.Recovered = { id: run.id, action: "Kept", why: "another process has seen to it" }
+      return [kept]
+    }
+  }
   const found: Supervisor.Recovered = mayGoOn
     ? { id: run.id, action: "Reclaimed", why: "nobody could go on with its machine" }
     : {

@@ -39,6 +39,21 @@ describe("recover", () => {
       assert.deepStrictEqual([done.code, done.stdout], [0, "dev: reclaimed, its machine has ended\n"])
     }).pipe(live))
 
+  it.live("says of a run that another process has seen to meanwhile that nothing is left", () =>
+    Effect.gen(function*() {
+      const state = yield* makeState
+      const { journal } = yield* RunDirectory.begin(state, infoOf("dev"))
+      yield* leaveRecord(state, "dev")
+      yield* kill(state, "dev")
+      const done = yield* microvm(["recover", "--kill"], {
+        env: { MICROVM_STATE_DIR: state },
+        runHost: {
+          recover: () => Effect.as(Effect.sync(() => NodeFs.rmSync(journal, { recursive: true })), [])
+        }
+      })
+      assert.deepStrictEqual([done.code, done.stdout], [0, "dev: kept, another process has seen to it\n"])
+    }).pipe(live))
+
   it.live("needs no backend to remove what is left", () =>
     Effect.gen(function*() {
       const state = yield* makeState
