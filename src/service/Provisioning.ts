@@ -149,14 +149,14 @@ const configOf = Effect.fnUntraced(function*(
     onSuccess: Json.copy
   })
   const told = [...faults]
-  // It is its own output: what would fail to be decoded later on is known now.
-  if (faults.length === 0 && resource.kind === "custom") {
-    const decoded = yield* decode(resource, json)
+  // It is its own output: what would fail to be decoded later on is known now, and told beside what is wrong on the encoded side.
+  if (resource.kind === "custom" && (faults.length === 0 || Result.isFailure(encoded))) {
+    const decoded = yield* decode(resource, faults.length === 0 ? json : input)
     if (Result.isFailure(decoded)) told.push(...faultsOf(decoded.failure))
   }
   return told.length === 0
     ? Result.succeed(json)
-    : Result.fail(told.map((fault) => `${resource.name}: ${sentence(fault)}`))
+    : Result.fail([...new Set(told.map((fault) => `${resource.name}: ${sentence(fault)}`))])
 })
 
 /**

@@ -295,6 +295,21 @@ describe("checking", () => {
       assert.deepStrictEqual(requests, [])
     }))
 
+  it.effect("faults of a custom resource that are on the encoded side are told with those of its decoding, each once", () =>
+    Effect.gen(function*() {
+      const { run } = scripted({})
+      const settings = Custom.make("settings", {
+        schema: Schema.Struct({ sender: Schema.NonEmptyString, every: Schema.DurationFromString }),
+        load: () => Effect.succeed({ sender: "", every: "often" })
+      })
+      const reason = yield* reasonOf(run([settings]))
+      assert(reason._tag === "InputInvalid")
+      assert.deepStrictEqual(reason.faults.map((fault) => fault.replace(/: .*, at /, " at ")), [
+        "settings at [\"sender\"]",
+        "settings at [\"every\"]"
+      ])
+    }))
+
   it.prop("JSON is what comes out of JSON.parse", [Schema.Json], ([value]) => {
     const { faults, json } = copy(value)
     assert.deepStrictEqual(faults, [])
