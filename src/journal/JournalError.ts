@@ -34,7 +34,8 @@ export class LeaseHeld extends Data.TaggedError("LeaseHeld")<{
  */
 export class RecordExists extends Data.TaggedError("RecordExists")<{ readonly id: string }> {
   override get message(): string {
-    return `there is a record of a machine ${this.id} already: choose another id, or recover that one first`
+    return `there is a record of a machine ${this.id} already: choose another id, end that one and wait until it is ` +
+      "released, or recover it if its supervisor is gone"
   }
 }
 
