@@ -7,7 +7,7 @@ import * as Frames from "./frames.ts"
 import { Broken, type Wire } from "./session.ts"
 
 /** The longest that a side may say before the other has read it: a line, or two frames. */
-export const maxUnread = 128 * 1024
+const maxUnread = 128 * 1024
 /** The longest line: all that a stranger can make us keep. */
 export const maxLine = 64 * 1024
 /** Windows bound what a peer who reads has not read yet. From here on, one who does not is spared what only says that we live. */

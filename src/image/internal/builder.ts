@@ -17,7 +17,7 @@ import * as Elf from "./elf.ts"
 import * as Vmlinux from "./vmlinux.ts"
 
 /** Raised when the same recipe and packages would give other files than before. */
-export const FORMAT = 1
+const FORMAT = 1
 
 const LIBRARIES = "lib/x86_64-linux-gnu"
 

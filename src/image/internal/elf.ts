@@ -20,7 +20,7 @@ interface Segment {
   readonly size: number
 }
 
-export const isElf = (bytes: Uint8Array): boolean =>
+const isElf = (bytes: Uint8Array): boolean =>
   bytes.length >= 64 && bytes[0] === 0x7f && bytes[1] === 0x45 && bytes[2] === 0x4c && bytes[3] === 0x46 &&
   bytes[4] === 2 && bytes[5] === 1
 

@@ -40,7 +40,7 @@ export const readText = (path: string): string | undefined => {
 }
 
 /** Replaces a file as a whole; only its owner may read it. */
-export const writeText = (path: string, text: string): void => {
+const writeText = (path: string, text: string): void => {
   const next = `${path}.next`
   NodeFs.rmSync(next, { force: true })
   NodeFs.writeFileSync(next, text, { mode: 0o600, flag: "wx" })
