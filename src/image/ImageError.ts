@@ -70,7 +70,12 @@ const describe: (reason: ImageErrorReason) => string = ImageErrorReason.$match({
     `there is no guest for ${architecture}: images can be built on ${supported.join(", ")}`,
   AptUnavailable: ({ command }) =>
     `${command} was not found, and images are made of Debian packages: build the image on a Debian machine and copy its cache directory (MICROVM_CACHE_DIR) here`,
-  CacheUnusable: ({ path, why }) => `${path}: ${why}: make it writable, or name another directory in MICROVM_CACHE_DIR`,
+  CacheUnusable: ({ path, why }) =>
+    `${path}: ${why}: ${
+      /^E[MN]FILE\b/.test(why)
+        ? "raise the limit of open files (ulimit -n), or do less at once"
+        : "make it writable, or name another directory in MICROVM_CACHE_DIR"
+    }`,
   PackageMissing: ({ output, packages }) =>
     withOutput(`apt knows no package ${packages.join(", ")}: run "sudo apt-get update", and try again`, output),
   DownloadFailed: ({ command, output }) =>

@@ -83,8 +83,16 @@ const lookAtFile = async (path: string, writable: boolean): Promise<FileFacts> =
   } catch (error) {
     const code = codeOf(error)
     const fault = `it cannot be opened${writable ? " for writing" : ""}: ${code}`
-    const isClosed = ["EACCES", "EPERM", "EROFS"].includes(code)
-    return { path, worldReadable: false, worldWritable: false, fault, ...(isClosed && { isClosed }) }
+    const isShort = code === "EMFILE" || code === "ENFILE"
+    const isClosed = isShort || ["EACCES", "EPERM", "EROFS"].includes(code)
+    return {
+      path,
+      worldReadable: false,
+      worldWritable: false,
+      fault,
+      ...(isClosed && { isClosed }),
+      ...(isShort && { remedy: "raise the limit of open files (ulimit -n), or do less at once" })
+    }
   }
 }
 

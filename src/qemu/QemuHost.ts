@@ -82,8 +82,10 @@ export interface FileFacts {
   readonly path: string
   /** Why it cannot be opened by us; absent when it can. */
   readonly fault?: string
-  /** Is that only for want of a right, or for a mount that is read-only? The file may be as it should, then. Default false. */
+  /** Is that only for want of a right or a descriptor, or for a mount that is read-only? The file may be as it should, then. Default false. */
   readonly isClosed?: boolean
+  /** What helps, where it is not the file that is to blame: we have too many open. */
+  readonly remedy?: string
   /** Can a user without any rights of its own read it, once it is open? */
   readonly worldReadable: boolean
   /** And can such a user write to it? */

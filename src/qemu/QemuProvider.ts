@@ -86,12 +86,14 @@ const checkFiles = Effect.fnUntraced(function*(
     ({ field, path, writable = false }) =>
       Effect.map(
         host.inspect(path, { writable }),
-        ({ fault, isClosed = false, worldReadable, worldWritable }): ReadonlyArray<MicroVmError.Fault> => {
+        (
+          { fault, isClosed = false, remedy: help, worldReadable, worldWritable }
+        ): ReadonlyArray<MicroVmError.Fault> => {
           if (fault !== undefined && isClosed && from !== undefined) {
-            closed.push(`${path}: ${fault}, ${writable ? opensForWriting : "make it readable to us"}`)
+            closed.push(`${path}: ${fault}, ${help ?? (writable ? opensForWriting : "make it readable to us")}`)
             return []
           }
-          const otherwise = from === undefined ? ": name a file that we may read" : ""
+          const otherwise = from === undefined ? `: ${help ?? "name a file that we may read"}` : ""
           if (fault !== undefined) return [{ field, value: path, remedy: `${fault}${otherwise}` }]
           if (user._tag === "Own" || field === "state" || (worldReadable && (worldWritable || !writable))) return []
           const needed = writable ? "readable and writable to all (chmod a+rw)" : "readable to all (chmod a+r)"
@@ -106,8 +108,8 @@ const checkFiles = Effect.fnUntraced(function*(
     ({ field, path, writable }) =>
       Effect.map(
         host.inspect(path, { writable }),
-        ({ fault }) =>
-          fault === undefined ? [] : [{ field, value: path, remedy: `${fault}: name a raw image that we may open` }]
+        ({ fault, remedy = "name a raw image that we may open" }) =>
+          fault === undefined ? [] : [{ field, value: path, remedy: `${fault}: ${remedy}` }]
       )
   )
   if (disks.flat().length > 0) {

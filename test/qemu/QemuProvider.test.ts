@@ -594,6 +594,17 @@ describe("restoring", () => {
         assert.strictEqual(yield* alive, 0)
       })))
 
+  it.effect("finds no fault with what cannot be opened because too much is open", () =>
+    onHost(
+      { inspect: () => ({ fault: "it cannot be opened: EMFILE", isClosed: true, remedy: "raise the limit" }) },
+      () =>
+        Effect.gen(function*() {
+          const { message, reason } = yield* Effect.flip(restore())
+          assert.strictEqual(reason._tag, "LaunchFailed")
+          assert.include(message, "/s/state: it cannot be opened: EMFILE, raise the limit; /s/memory: ")
+        })
+    ))
+
   it.effect("counts on a memory that QEMU's user may open, also for writing before 8.2, and on a state that only we may", () => {
     const asked: Array<string> = []
     const inspect = (worldReadable: boolean) => (path: string, writable: boolean) => {
