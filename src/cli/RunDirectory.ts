@@ -6,8 +6,8 @@
  *                 journal/           what its machine has of this host; there is a record as long as anything is left
  *                 output.N.log       what its command has said, see RunLog
  *                 console.N.log      what its machine's console has said
- *                 end.json           the same, while its machine still stops
  *                 report.json        how it ended, once it has
+ *                 end.json           the same as far as it is known, from the end of its command on, if its supervisor is killed
  * ```
  *
  * Nothing here is secret, and all of it is this user's alone.

@@ -24,6 +24,8 @@ const reason = {
  *
  * - What has left its group and cleared its environment carries no mark any more: with `Process` and `Group` it is neither named,
  *   nor found by the guard when we are killed. For programs that nobody trusts, ask for `"cgroup"`.
+ * - With `Process`, the child dies with us when we are killed. What it has started does so only where the guard runs, which is started
+ *   for children of another scope.
  * - Whoever may write to another `cgroup.procs` (root, the user that cgroups are delegated to, and systemd for a session or a
  *   unit that it starts) can move a process out of its cgroup. It is neither killed nor named then; the guard finds it by its
  *   mark when we are killed.

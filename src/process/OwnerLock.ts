@@ -57,6 +57,7 @@ export interface Options {
  * **Gotchas**
  *
  * - Fibers of one process keep each other out too, and taking it twice is waiting for oneself.
+ * - An owner in another pid namespace, as in another container, looks dead from here: it is not for what they share.
  *
  * ```ts import.meta.vitest
  * import * as NodeServices from "@effect/platform-node/NodeServices"
