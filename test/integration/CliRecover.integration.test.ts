@@ -297,6 +297,7 @@ describe.skipIf(noRuns !== undefined)("microvm recover", () => {
           : early + (nth - kills / 2 + next()) * (span - early) / (kills / 2)
     )
     const told: Array<string> = []
+    const unheard: Array<string> = []
     const one = async (delay: number) => {
       const id = runs.name()
       const front = runs.start(["run", "--detach", "--name", id, "--", "sh", "-c", ticking(ticks)])
@@ -318,8 +319,10 @@ describe.skipIf(noRuns !== undefined)("microvm recover", () => {
         return
       }
       const { code: exitCode } = await runs.microvm("wait", id)
-      // It was adopted, or over before, or its end is not known.
-      assert.strictEqual(exitCode, own?.action === "Adopted" || before.exitCode === 9 ? 9 : 125, tell)
+      // It was adopted, or over before, or its end is not known: the guest tells it once, and who heard it may die before it is written down.
+      const isKnown = own?.action === "Adopted" || before.exitCode === 9
+      if (isKnown && exitCode === 125) unheard.push(text(runs.file(id, "report.json")))
+      else assert.strictEqual(exitCode, isKnown ? 9 : 125, tell)
       const seen = await ticksOf(runs, id)
       if (exitCode === 9) assertOneGap(seen, ticks, tell)
       told.push(`${tell}, exit code ${exitCode}, ${seen.length} of ${ticks} ticks`)
@@ -334,6 +337,8 @@ describe.skipIf(noRuns !== undefined)("microvm recover", () => {
     }))
     console.log(told.join("\n"))
     assert.deepStrictEqual(failures, [])
+    assert.isAtMost(unheard.length, 1, unheard.join("\n"))
+    for (const report of unheard) assert.include(report, "its end was told before")
     // Who was killed while it had no machine has left the note of its lease, or half a file, beside what is kept of the run: it goes
     // with it, and what is left of who was killed before goes with whatever is removed or begun next.
     const ids = (await runs.listed("--all")).map(({ id }) => id)
@@ -431,7 +436,9 @@ describe.skipIf(noRuns !== undefined)("microvm recover", () => {
     const listed = await runs.microvm("ps", "--all")
     assert.strictEqual(listed.code, 0, listed.stderr)
     assert.include(listed.stdout, whole)
-    // Nobody has seen its end.
+    // Its end was written down before its machine stopped, too. Without that, nobody has seen it.
+    assert.deepInclude(await runs.look(report), { state: "over", exitCode: 5 })
+    NodeFs.writeFileSync(runs.file(report, "end.json"), "\0\0\0")
     assert.deepInclude(await runs.look(report), { state: "over", exitCode: 125 })
     const before = runs.digest()
     const unread = "left, what is written of its machine cannot be read, "
